@@ -1,0 +1,109 @@
+"""Power means: arithmetic, geometric, and every real exponent between and beyond."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from aggregate_po.aggregators.base import TokenAggregator
+from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.exponents import ExponentRule
+from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax
+
+
+def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion) -> PerCompletion:
+    r"""$\log M_p = \frac1p \log \frac1n \sum_t e^{p x_t}$, smooth in $p$ also at 0, where it is the mean of $x$.
+
+    Args:
+        log_values: logarithms $x$ of the values; shape `batch time`.
+        mask: True on the values that count; shape `batch time`.
+        exponent: order $p$ of each row, finite; shape `batch`.
+
+    Returns:
+        Log mean of each row, 0 where the mask is empty; shape `batch`.
+    """
+    mean = masked_mean(log_values, mask)
+    deviations = torch.where(mask, log_values - mean.unsqueeze(-1), 0)
+    spread = (exponent.unsqueeze(-1) * deviations).abs().amax(dim=-1)
+    smallest = torch.finfo(log_values.dtype).tiny / torch.finfo(log_values.dtype).eps
+    vanishing = spread <= smallest  # the correction to the mean is below rounding, and dividing by p would not be
+    divisor = torch.where(vanishing, 1.0, exponent)
+    # log1p(mean(expm1(p d))) keeps precision as p -> 0, where log(mean(exp)) / p is 0/0; beyond |p d| = 1 it would
+    # overflow, and logsumexp does not. Each branch sees harmless numbers in the rows that the other one serves.
+    near_zero = spread < 1
+    scaled = exponent.unsqueeze(-1) * deviations
+    small = torch.where(near_zero.unsqueeze(-1), scaled, 0)
+    near = torch.log1p(masked_mean(torch.expm1(small), mask))
+    far = masked_logsumexp(scaled, mask) - mask.sum(dim=-1).clamp(min=1).to(log_values.dtype).log()
+    correction = torch.where(near_zero, near, far) / divisor
+    return mean + torch.where(vanishing, 0.0, correction)
+
+
+@dataclass(frozen=True)
+class ArithmeticMean(TokenAggregator):
+    """Arithmetic mean of the token ratios (eq. 6): tokens weigh in proportion to their ratio."""
+
+    def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
+        """See `TokenAggregator.log_aggregate`."""
+        lengths = tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype)
+        log_sum = masked_logsumexp(tokens.log_ratio, tokens.response_mask)
+        return torch.where(tokens.lengths > 0, log_sum - lengths.log(), 0)
+
+    def token_weights(self, tokens: TokenRatios) -> PerToken:
+        """Softmax of the log ratios; shape `batch time`."""
+        return masked_softmax(tokens.log_ratio, tokens.response_mask)
+
+
+@dataclass(frozen=True)
+class GeometricMean(TokenAggregator):
+    """Geometric mean of the token ratios (eq. 7): every token weighs the same."""
+
+    def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
+        """See `TokenAggregator.log_aggregate`."""
+        return masked_mean(tokens.log_ratio, tokens.response_mask)
+
+    def token_weights(self, tokens: TokenRatios) -> PerToken:
+        """One over the length on every response token; shape `batch time`."""
+        return masked_softmax(torch.zeros_like(tokens.log_ratio), tokens.response_mask)
+
+
+@dataclass(frozen=True)
+class PowerMean(TokenAggregator):
+    r"""Power (Hölder) mean of the token ratios (eq. 8), $M_p = (\frac1n \sum_t r_t^p)^{1/p}$.
+
+    `p = 1` is the arithmetic mean, 0 the geometric, -1 the harmonic; large `|p|` tends to the extreme token.
+
+    Args:
+        exponent: the order `p`, any finite real number, or a rule that gives one per completion.
+
+    Raises:
+        ValueError: the exponent is not finite.
+        TypeError: the exponent is neither a number nor a rule.
+    """
+
+    exponent: float | ExponentRule
+
+    def __post_init__(self) -> None:
+        if isinstance(self.exponent, ExponentRule):
+            return
+        if isinstance(self.exponent, bool) or not isinstance(self.exponent, (int, float)):
+            raise TypeError(
+                f"`exponent` is {self.exponent!r}; pass a real number or a rule from aggregate_po.exponents."
+            )
+        if not math.isfinite(self.exponent):
+            raise ValueError(f"`exponent` is {self.exponent}; pass a finite number, such as 64 for nearly the maximum.")
+
+    def exponents(self, tokens: TokenRatios) -> PerCompletion:
+        """Order of the mean of each completion, outside the graph; shape `batch`."""
+        if isinstance(self.exponent, ExponentRule):
+            with torch.no_grad():
+                return self.exponent(tokens).to(tokens.log_ratio.dtype)
+        return torch.full_like(tokens.log_ratio[..., 0], self.exponent, requires_grad=False)
+
+    def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
+        """See `TokenAggregator.log_aggregate`."""
+        return log_power_mean(tokens.log_ratio, tokens.response_mask, self.exponents(tokens))
+
+    def token_weights(self, tokens: TokenRatios) -> PerToken:
+        """Softmax of `p` times the log ratios; shape `batch time`."""
+        return masked_softmax(self.exponents(tokens).unsqueeze(-1) * tokens.log_ratio, tokens.response_mask)

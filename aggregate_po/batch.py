@@ -1,0 +1,207 @@
+"""What the parts of an objective see: the batch, the totals of the optimiser step, and one context of log ratios."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import torch
+from einops import EinopsError, parse_shape
+from torch import Tensor
+
+from aggregate_po.masked import masked_sum
+
+PerToken = Annotated[Tensor, "batch time"]
+PerCompletion = Annotated[Tensor, "batch"]
+
+_REMEDIES = {
+    "advantages": "pass one advantage per completion (see aggregate_po.advantages)",
+    "response_mask": "pass one mask entry per token, True on the tokens that are trained",
+}
+
+
+def bind_shapes(**tensors: tuple[Any, str]) -> dict[str, int]:
+    """Check that named tensors have the named shapes and agree on every size.
+
+    Args:
+        tensors: `name=(tensor, "batch time")` for each argument, the reference first.
+
+    Returns:
+        The size of each axis name.
+
+    Raises:
+        TypeError: a value is not a tensor.
+        ValueError: a number of axes differs from its pattern, or two sizes of one name disagree.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, (tensor, pattern) in tensors.items():
+        remedy = _REMEDIES.get(name, f"pass shape `{pattern}`")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` is {type(tensor).__name__}, not a tensor; {remedy}.")
+        try:
+            shape = parse_shape(tensor, pattern)
+        except EinopsError:
+            raise ValueError(
+                f"`{name}` has shape {tuple(tensor.shape)}, but `{pattern}` was expected; {remedy}."
+            ) from None
+        for axis, size in shape.items():
+            known, owner = sizes.setdefault(axis, (size, name))
+            if size != known:
+                raise ValueError(f"`{name}` has {axis}={size}, but `{owner}` has {axis}={known}; {remedy}.")
+    return {axis: size for axis, (size, _) in sizes.items()}
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Counts over the whole optimiser step: every rank and every accumulated micro-batch.
+
+    Args:
+        completions: completions with at least one response token.
+        tokens: response tokens.
+        progress: share of the training done, from 0 to 1; read by scheduled rules.
+        reward_mean: mean reward of the step, for rules that follow the reward.
+        reward_std: standard deviation of the reward of the step, likewise.
+    """
+
+    completions: float | Tensor
+    tokens: float | Tensor
+    progress: float = 0.0
+    reward_mean: float | Tensor | None = None
+    reward_std: float | Tensor | None = None
+
+    @classmethod
+    def of(cls, response_mask: PerToken, **more: Any) -> StepTotals:
+        """Totals of a step that consists of this one batch; empty rows are not counted."""
+        return cls(completions=response_mask.any(dim=-1).sum(), tokens=response_mask.sum(), **more)
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """Completions of one micro-batch, without the log-probabilities that are being trained.
+
+    Args:
+        old_log_probs: log-probabilities under the behaviour policy; shape `batch time`.
+        response_mask: True on trained tokens; prompts, padding and tool output are False; shape `batch time`.
+        advantages: one per completion; shape `batch`.
+        totals: counts of the whole optimiser step; of this batch alone when None.
+        ref_log_probs: log-probabilities under the reference policy, for KL penalties; shape `batch time`.
+
+    Whatever stands in padding is replaced by zero, and so is the advantage of an empty completion.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: shapes disagree, or advantages are per token.
+    """
+
+    old_log_probs: PerToken
+    response_mask: PerToken
+    advantages: PerCompletion
+    totals: StepTotals = None  # type: ignore[assignment]  # filled in below, so never None to a reader
+    ref_log_probs: PerToken | None = None
+
+    def __post_init__(self) -> None:
+        per_token = {"response_mask": self.response_mask, "old_log_probs": self.old_log_probs}
+        if self.ref_log_probs is not None:
+            per_token["ref_log_probs"] = self.ref_log_probs
+        bind_shapes(
+            **{name: (tensor, "batch time") for name, tensor in per_token.items()},
+            advantages=(self.advantages, "batch"),
+        )
+        mask = self.response_mask.bool()
+        filled: dict[str, Any] = {"response_mask": mask}
+        for name in ("old_log_probs", "ref_log_probs"):
+            if getattr(self, name) is not None:
+                filled[name] = torch.where(mask, getattr(self, name), 0)
+        filled["advantages"] = torch.where(mask.any(dim=-1), self.advantages, 0)
+        if self.totals is None:
+            filled["totals"] = StepTotals.of(mask)
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+
+    def to(self, *args: Any, **kwargs: Any) -> PolicyBatch:
+        """A copy whose tensors were moved as by `Tensor.to`."""
+        moved: dict[str, Any] = {
+            name: value.to(*args, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class TokenRatios:
+    """The one context that every part of an objective receives.
+
+    Before the mean the shapes are `batch time`, after it `batch`, one entry per completion.
+
+    Args:
+        log_ratio: log ratios as this part receives them.
+        raw_log_ratio: log ratios before any transform.
+        response_mask: True on trained tokens (after the mean: on completions that have any).
+        saturated: True where an earlier transform has derivative zero.
+        lengths: response tokens of each completion; shape `batch`.
+        old_log_probs: behaviour log-probabilities (after the mean: their sum).
+        advantages: broadcast against `log_ratio`: `(batch, 1)` before the mean, `(batch,)` after it.
+        totals: counts of the optimiser step.
+    """
+
+    log_ratio: Tensor
+    raw_log_ratio: Tensor
+    response_mask: Tensor
+    saturated: Tensor
+    lengths: PerCompletion
+    old_log_probs: Tensor
+    advantages: Tensor
+    totals: StepTotals
+
+    @classmethod
+    def of(
+        cls,
+        log_ratio: PerToken,
+        response_mask: PerToken | None = None,
+        advantages: PerCompletion | None = None,
+        totals: StepTotals | None = None,
+    ) -> TokenRatios:
+        """A context made from log ratios alone, to try a part by hand; shape `batch time`.
+
+        Example:
+            >>> from aggregate_po.aggregators import GeometricMean
+            >>> GeometricMean().log_aggregate(TokenRatios.of(torch.tensor([[0.5, -0.5, 0.3]])))
+            tensor([0.1000])
+        """
+        mask = torch.ones_like(log_ratio, dtype=torch.bool) if response_mask is None else response_mask.bool()
+        ones = torch.ones_like(log_ratio[..., 0])
+        filled = torch.where(mask, log_ratio, 0)
+        return cls(
+            log_ratio=filled,
+            raw_log_ratio=filled,
+            response_mask=mask,
+            saturated=torch.zeros_like(mask),
+            lengths=mask.sum(dim=-1),
+            old_log_probs=torch.zeros_like(filled),
+            advantages=(ones if advantages is None else advantages).unsqueeze(-1),
+            totals=StepTotals.of(mask) if totals is None else totals,
+        )
+
+    def after_mean(self, log_mean: PerCompletion) -> TokenRatios:
+        """The context of a transform that acts on the completion's log ratio."""
+        nonempty = self.lengths > 0
+        return TokenRatios(
+            log_ratio=log_mean,
+            raw_log_ratio=log_mean,
+            response_mask=nonempty,
+            saturated=torch.zeros_like(nonempty),
+            lengths=self.lengths,
+            old_log_probs=masked_sum(self.old_log_probs, self.response_mask),
+            advantages=self.advantages.squeeze(-1),
+            totals=self.totals,
+        )
+
+    def requiring_grad(self) -> TokenRatios:
+        """A copy outside any graph whose `log_ratio` requires gradient; also made of inference tensors.
+
+        Call it with gradients enabled and inference mode off.
+        """
+        copies: dict[str, Any] = {
+            name: value.detach().clone() for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        copies["log_ratio"].requires_grad_()
+        return replace(self, **copies)

@@ -1,0 +1,24 @@
+"""The token objective of DAPO."""
+
+from collections.abc import Sequence
+
+from aggregate_po.aggregators import ArithmeticMean
+from aggregate_po.normalizers import TokenMean
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import Penalty
+from aggregate_po.transforms import PessimisticClip
+
+
+def dapo(clip_low: float = 0.2, clip_high: float = 0.28, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
+    """Clipped token ratios, averaged over all tokens of the optimiser step (eq. 16).
+
+    Args:
+        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: ratios are clipped at `1 + clip_high` where it is positive ("clip-higher").
+        penalties: costs taken off the objective.
+
+    Reference: Yu et al., arXiv:2503.14476.
+    """
+    return PolicyObjective(
+        ArithmeticMean(), PessimisticClip(clip_low, clip_high), normalizer=TokenMean(), penalties=penalties
+    )

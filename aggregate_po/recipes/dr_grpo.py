@@ -1,0 +1,28 @@
+"""GRPO done right: without the normalisation by length and by standard deviation."""
+
+from collections.abc import Sequence
+
+from aggregate_po.aggregators import ArithmeticMean
+from aggregate_po.normalizers import ConstantLength
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import Penalty
+from aggregate_po.transforms import PessimisticClip
+
+
+def dr_grpo(
+    max_completion_length: float, clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()
+) -> PolicyObjective:
+    """Sum of clipped token ratios over a constant (eq. 15); goes with `advantages.group_centered`.
+
+    Args:
+        max_completion_length: the constant, in tokens: the longest completion that sampling allows.
+        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: ratios are clipped at `1 + clip_high` where it is positive.
+        penalties: costs taken off the objective.
+
+    Reference: Liu et al., arXiv:2503.20783.
+    """
+    normalizer = ConstantLength(max_completion_length)
+    return PolicyObjective(
+        ArithmeticMean(), PessimisticClip(clip_low, clip_high), normalizer=normalizer, penalties=penalties
+    )

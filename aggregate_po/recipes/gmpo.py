@@ -1,0 +1,59 @@
+"""Geometric-mean policy optimisation, and the ablations of its paper."""
+
+from collections.abc import Sequence
+
+from aggregate_po.aggregators import GeometricMean, Product
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import Penalty
+from aggregate_po.transforms import PessimisticClip, TrajectoryLogClip
+
+
+def gmpo(
+    log_clip: float = 0.4, log_clip_high: float | None = None, penalties: Sequence[Penalty] = ()
+) -> PolicyObjective:
+    """Geometric mean of token ratios that are clipped in log space before the mean (eq. 18).
+
+    Args:
+        log_clip: log ratios are clipped at minus this where the advantage is negative, and at plus this where it is
+            positive, unless `log_clip_high` says otherwise.
+        log_clip_high: the upper bound, where it differs.
+        penalties: costs taken off the objective.
+
+    Reference: Zhao et al., arXiv:2507.20673.
+    """
+    clip = PessimisticClip.log(log_clip, log_clip if log_clip_high is None else log_clip_high)
+    return PolicyObjective(GeometricMean(), clip, penalties=penalties)
+
+
+def gmpo_no_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
+    """GMPO without its clip.
+
+    Reference: ablation of arXiv:2507.20673.
+    """
+    return PolicyObjective(GeometricMean(), penalties=penalties)
+
+
+def gmpo_sequence_clip(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
+    """GMPO that clips the *sum* of the log ratios, so the mean stays within `log_clip / n`, about GSPO's range.
+
+    Args:
+        log_clip: bound on the absolute summed log ratio.
+        penalties: costs taken off the objective.
+
+    Reference: ablation of arXiv:2507.20673.
+    """
+    return PolicyObjective(
+        GeometricMean(), sequence_transform=TrajectoryLogClip(log_clip, log_clip), penalties=penalties
+    )
+
+
+def gmpo_without_length_norm(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
+    """GMPO without the root: the product of the clipped token ratios.
+
+    Args:
+        log_clip: bound on the absolute log ratio of each token.
+        penalties: costs taken off the objective.
+
+    Reference: ablation of arXiv:2507.20673.
+    """
+    return PolicyObjective(Product(), PessimisticClip.log(log_clip, log_clip), penalties=penalties)

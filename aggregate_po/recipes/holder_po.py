@@ -1,0 +1,30 @@
+"""Hölder policy optimisation."""
+
+from collections.abc import Sequence
+
+from aggregate_po.aggregators import PowerMean
+from aggregate_po.exponents import ExponentRule, LinearExponent
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import Penalty
+from aggregate_po.transforms import PessimisticClip
+
+
+def holder_po(
+    exponent: float | ExponentRule = LinearExponent(2.0, -2.0),
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    penalties: Sequence[Penalty] = (),
+) -> PolicyObjective:
+    """Power mean whose exponent falls over the training, clipped after the mean (eq. 21).
+
+    Args:
+        exponent: order of the mean, or the rule that gives it; the paper's falls from 2 to -2.
+        clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: the completion's ratio is clipped at `1 + clip_high` where it is positive. The paper's bounds are
+            not known; 0.2 is this library's choice.
+        penalties: costs taken off the objective.
+
+    Reference: arXiv:2605.12058.
+    """
+    clip = PessimisticClip(clip_low, clip_high)
+    return PolicyObjective(PowerMean(exponent), sequence_transform=clip, penalties=penalties)

@@ -1,0 +1,25 @@
+"""Power-mean policy optimisation."""
+
+from collections.abc import Sequence
+
+from aggregate_po.aggregators import PowerMean
+from aggregate_po.exponents import ESSMatching
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import Penalty
+from aggregate_po.transforms import PessimisticClip
+
+
+def pmpo(
+    log_clip: float = 0.4, rule: ESSMatching = ESSMatching(), penalties: Sequence[Penalty] = ()
+) -> PolicyObjective:
+    """Power mean whose exponent makes the effective sample size follow the clipped fraction (eq. 20).
+
+    Args:
+        log_clip: bound on the absolute log ratio of each token. The paper's is not known; this is GMPO's.
+        rule: chooses the exponent of each completion. Its map from clipped fraction to target is a reconstruction,
+            see `exponents.interpolated_target`.
+        penalties: costs taken off the objective.
+
+    Reference: arXiv:2601.22521. Not the preference-based method of the same name.
+    """
+    return PolicyObjective(PowerMean(rule), PessimisticClip.log(log_clip, log_clip), penalties=penalties)
