@@ -1,0 +1,21 @@
+"""Training of language models with `aggregate_po`, on Lightning."""
+
+from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_modules.metrics import GradientWeightMetrics
+from lightning_modules.policy_module import PolicyModule
+from lightning_modules.prompts import JSONLines, PromptDataset
+from lightning_modules.report import RunReport
+from lightning_modules.rewards import boxed_answer
+from lightning_modules.rollout_data import RolloutDataModule
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "GradientWeightMetrics",
+    "JSONLines",
+    "PolicyModule",
+    "PromptDataset",
+    "RolloutDataModule",
+    "RunCheckpoint",
+    "RunReport",
+    "boxed_answer",
+]

@@ -1,0 +1,114 @@
+"""Checkpoints that survive a kill: atomic writes, the last one always whole, one more when time runs out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that an interrupted write never replaces a good checkpoint.
+
+    Lightning's own write goes through the system's temporary folder; where that is another file system, the last
+    step is a copy, and a kill during it leaves half a file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save to a local path; a remote one is left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.part")
+        with scratch.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(target)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`, every so many optimiser steps and when a signal says that time runs out.
+
+    After the signal the step in hand is finished, the checkpoint written and the run stopped; under SLURM the job is
+    queued again, and with `ckpt_path=last` in its command it goes on where it stood.
+
+    Args:
+        dirpath: folder of the checkpoint; `checkpoints` in the trainer's root folder without it.
+        every_n_train_steps: optimiser steps between checkpoints.
+        time_limit_signal: name of the signal, such as SLURM's `--signal=SIGUSR1@90` sends.
+
+    Raises:
+        ValueError: there is no signal of that name.
+    """
+
+    def __init__(
+        self, dirpath: str | None = None, every_n_train_steps: int = 50, time_limit_signal: str = "SIGUSR1"
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            save_last=True,
+            save_top_k=0,
+            every_n_train_steps=every_n_train_steps,
+            save_on_train_epoch_end=False,
+        )
+        if time_limit_signal not in signal.Signals.__members__:
+            raise ValueError(f"`time_limit_signal` is {time_limit_signal!r}; pass the name of a signal, as SIGUSR1.")
+        self._signal = signal.Signals[time_limit_signal]
+        self._previous_handler: Any = None
+        self._out_of_time = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen for the signal; Lightning leaves a signal alone that has a handler."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._previous_handler = signal.signal(self._signal, self._on_signal)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop listening."""
+        super().teardown(trainer, pl_module, stage)
+        if stage == "fit" and self._previous_handler is not None:
+            signal.signal(self._signal, self._previous_handler)
+            self._previous_handler = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save on schedule, and after the step in which the signal came."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # A signal reaches the ranks at different moments, and a checkpoint is theirs together.
+        if batch.closes_update and trainer.strategy.reduce_boolean_decision(self._out_of_time, all=False):
+            assert self.dirpath is not None
+            trainer.save_checkpoint(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+            rank_zero_info(f"{self._signal.name}: saved step {trainer.global_step}; resume with `ckpt_path=last`.")
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                _requeue()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Nothing is saved here: a signal may come in the middle of an optimiser step.
+        self._out_of_time = True
+
+
+def _requeue() -> None:
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    try:
+        result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        failure = result.stderr.strip() if result.returncode else None
+    except FileNotFoundError as error:
+        failure = str(error)
+    if failure:
+        rank_zero_warn(f"SLURM job {job} could not be queued again: {failure}")

@@ -1,0 +1,91 @@
+"""The command line: Lightning's own, with the run folder and its checkpoints set up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_modules.policy_module import PolicyModule
+from lightning_modules.progress import TrainingProgressBar
+from lightning_modules.report import RunReport
+from lightning_modules.rollout_data import RolloutDataModule
+
+_TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/run",
+    "max_epochs": -1,
+    "max_steps": 200,
+    "gradient_clip_val": 1.0,
+    "check_val_every_n_epoch": 50,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "logger": False,
+}
+
+
+class PolicyCLI(LightningCLI):
+    """`fit`, `validate` and the rest, for a `PolicyModule` and a `RolloutDataModule`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the checkpoint, in the run folder; one seed serves the whole run."""
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Write checkpoints atomically, whatever other plugins the configuration names."""
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse to write over another run.
+
+        Raises:
+            FileExistsError: the run folder has metrics, and no checkpoint to resume from was named.
+        """
+        folder = Path(self.trainer.default_root_dir)
+        if self._get(self.config, "ckpt_path") is None and (folder / "metrics.csv").exists():
+            raise FileExistsError(
+                f"`trainer.default_root_dir` is {str(folder)!r}, which already holds a run; resume it with "
+                "`--ckpt_path last`, or choose another folder with `--trainer.default_root_dir`."
+            )
+
+
+def run(arguments: list[str]) -> PolicyCLI:
+    """Run the command line with these arguments."""
+    # A user's aggregator is named by its import path, and its file usually stands in the working folder.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    return PolicyCLI(
+        PolicyModule,
+        RolloutDataModule,
+        args=arguments,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar(), RunReport()]},
+    )
+
+
+def evaluate_run(folder: str) -> None:
+    """Measure the exported model of a run on its held-out prompts and print the table.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+    """
+    run_folder = Path(folder)
+    for name in ("config.yaml", "model"):
+        if not (run_folder / name).exists():
+            raise FileNotFoundError(f"RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
+    run(["validate", f"--config={run_folder / 'config.yaml'}", f"--model.model_name={run_folder / 'model'}"])
+
+
+def _checkpoint_folder(root: str | None) -> str:
+    return str(Path(root or ".") / "checkpoints")

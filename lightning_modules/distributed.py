@@ -1,0 +1,24 @@
+"""What holds a step together when it is cut into ranks and micro-batches."""
+
+from __future__ import annotations
+
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+
+def loss_scale(trainer: Trainer) -> int:
+    """What Lightning and the gradient reduction divide a loss by.
+
+    The objective is normalised by totals of the whole optimiser step, so the gradients of its pieces must add up:
+    accumulation divides by the number of micro-batches and data parallelism by the number of ranks.
+    """
+    return trainer.world_size * trainer.accumulate_grad_batches
+
+
+def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
+    """The sum of each rank's tensor, on every rank and on the CPU."""
+    if trainer.world_size == 1:
+        return values
+    reduced = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="sum")
+    return torch.as_tensor(reduced).cpu()

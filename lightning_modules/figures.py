@@ -1,0 +1,89 @@
+"""The picture of a run, drawn from its metrics file."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+Columns = dict[str, list[float | None]]
+
+
+def read_metrics(path: str | Path) -> Columns:
+    """Columns of a metrics file by name; None where a step has no value."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = rows[0].keys() if rows else []
+    return {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
+
+
+def draw_run(metrics: str | Path, picture: str | Path) -> None:
+    """Reward, held-out accuracy, length, entropy, ratio range and clipped fraction against optimiser steps.
+
+    Args:
+        metrics: the `metrics.csv` of a run.
+        picture: file to write; its ending chooses the format.
+    """
+    columns = read_metrics(metrics)
+    figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
+    reward, accuracy, length, entropy, ratio, clipped = panels.flat
+    _curve(reward, columns, "reward", "mean reward of training completions", smooth=True)
+    for name, label in (("val/pass@1_sampled", "sampled"), ("val/pass@1_greedy", "greedy")):
+        _points(accuracy, columns, name, label)
+    accuracy.set_ylabel("held-out pass@1")
+    accuracy.set_ylim(0, 1)
+    if accuracy.lines:
+        accuracy.legend()
+    _curve(length, columns, "completions/mean_length", "completion length (tokens)", smooth=True)
+    _curve(entropy, columns, "entropy", "entropy (nats per token)", smooth=True)
+    _band(ratio, columns, "ratio/min", "ratio/max")
+    ratio.axhline(1, color="grey", linewidth=0.8)
+    ratio.set_yscale("log")
+    ratio.set_ylabel(r"token ratio $r_t$, smallest to largest")
+    _curve(clipped, columns, "clip_ratio/region_mean", "share of tokens clipped", smooth=True)
+    for panel in panels.flat:
+        panel.set_xlabel("optimiser steps")
+        panel.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def _series(columns: Columns, name: str) -> tuple[list[float], list[float]]:
+    pairs = [
+        (step, value)
+        for step, value in zip(columns.get("step", []), columns.get(name, []), strict=False)
+        if step is not None and value is not None
+    ]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _curve(panel: Axes, columns: Columns, name: str, label: str, smooth: bool) -> None:
+    steps, values = _series(columns, name)
+    panel.plot(steps, values, color="C0", alpha=0.35 if smooth else 1.0, linewidth=1)
+    if smooth and values:
+        panel.plot(steps, _running_mean(values), color="C0", linewidth=2)
+    panel.set_ylabel(label)
+
+
+def _points(panel: Axes, columns: Columns, name: str, label: str) -> None:
+    steps, values = _series(columns, name)
+    if values:
+        panel.plot(steps, values, marker="o", markersize=4, label=label)
+
+
+def _band(panel: Axes, columns: Columns, low: str, high: str) -> None:
+    (steps, lows), (_, highs) = _series(columns, low), _series(columns, high)
+    panel.fill_between(steps, lows, highs, alpha=0.4, color="C0", linewidth=0)
+
+
+def _running_mean(values: list[float], window: int = 15) -> list[float]:
+    means = []
+    for end in range(1, len(values) + 1):
+        recent = values[max(end - window, 0) : end]
+        means.append(sum(recent) / len(recent))
+    return means

@@ -1,0 +1,99 @@
+"""Diagnostics of the gradient weights, as torchmetrics: sums and counts, so any division of the work agrees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from aggregate_po import GradientWeights, PerToken, PolicyBatch, effective_sample_size, masked_sum, weight_entropy
+from aggregate_po.bounds import log_ratio_of
+
+
+class GradientWeightMetrics(Metric):
+    """How the gradient of one optimiser step was shared among tokens, and how far the policy had moved.
+
+    `compute` gives, by name: `ratio/min`, `ratio/max` and `ratio/mean` of the token ratios, `kl_old` (the k1 estimate
+    of the divergence from the behaviour policy, nats), `clip_ratio/low_mean`, `/high_mean` and `/region_mean` (share
+    of tokens whose gradient the clip made zero: pushed down, pushed up, either), `weights/overflow` (share whose
+    gradient the bound on log ratios made zero), `weights/ess_fraction` (effective sample size of the concentration
+    over the length, mean over completions) and `weights/entropy` (its entropy, nats).
+    """
+
+    full_state_update = False
+    tokens: Tensor
+    completions: Tensor
+    ratio_sum: Tensor
+    log_ratio_sum: Tensor
+    ratio_min: Tensor
+    ratio_max: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+    overflow: Tensor
+    ess_fraction: Tensor
+    entropy: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        sums = (
+            "tokens",
+            "completions",
+            "ratio_sum",
+            "log_ratio_sum",
+            "clipped_low",
+            "clipped_high",
+            "overflow",
+            "ess_fraction",
+            "entropy",
+        )
+        for name in sums:
+            self.add_state(name, torch.tensor(0.0, dtype=torch.double), dist_reduce_fx="sum")
+        self.add_state("ratio_min", torch.tensor(torch.inf, dtype=torch.double), dist_reduce_fx="min")
+        self.add_state("ratio_max", torch.tensor(0.0, dtype=torch.double), dist_reduce_fx="max")
+
+    @torch.no_grad()
+    def update(self, weights: GradientWeights, log_probs: PerToken, batch: PolicyBatch) -> None:
+        """Count one micro-batch.
+
+        Args:
+            weights: what the objective's `gradient_weights` gave.
+            log_probs: log-probabilities under the policy that is trained; shape `batch time`.
+            batch: what the objective saw.
+        """
+        assert weights.clipped is not None
+        assert weights.overflow is not None
+        mask = batch.response_mask
+        log_ratio = log_ratio_of(log_probs, batch.old_log_probs, mask)
+        ratio = log_ratio.exp()
+        clipped = weights.clipped
+        lengths = mask.sum(dim=-1)
+        share = effective_sample_size(weights.concentration) / lengths.clamp(min=1)
+        nonempty = lengths > 0
+        self.tokens += mask.sum()
+        self.completions += nonempty.sum()
+        self.ratio_sum += masked_sum(ratio, mask).sum()
+        self.log_ratio_sum += masked_sum(log_ratio, mask).sum()
+        self.clipped_low += (clipped & (weights.advantages < 0)).sum()
+        self.clipped_high += (clipped & (weights.advantages > 0)).sum()
+        self.overflow += weights.overflow.sum()
+        self.ess_fraction += share.sum()
+        self.entropy += weight_entropy(weights.concentration).sum()
+        self.ratio_min = torch.minimum(self.ratio_min, torch.where(mask, ratio, torch.inf).min().double())
+        self.ratio_max = torch.maximum(self.ratio_max, torch.where(mask, ratio, 0).max().double())
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures by name; see the class."""
+        tokens, completions = self.tokens.clamp(min=1), self.completions.clamp(min=1)
+        nothing = self.tokens == 0
+        return {
+            "ratio/min": torch.where(nothing, 1.0, self.ratio_min),
+            "ratio/max": torch.where(nothing, 1.0, self.ratio_max),
+            "ratio/mean": torch.where(nothing, 1.0, self.ratio_sum / tokens),
+            "kl_old": -self.log_ratio_sum / tokens,
+            "clip_ratio/low_mean": self.clipped_low / tokens,
+            "clip_ratio/high_mean": self.clipped_high / tokens,
+            "clip_ratio/region_mean": (self.clipped_low + self.clipped_high) / tokens,
+            "weights/overflow": self.overflow / tokens,
+            "weights/ess_fraction": self.ess_fraction / completions,
+            "weights/entropy": self.entropy / completions,
+        }

@@ -1,0 +1,54 @@
+"""`metrics.csv`: one row per optimiser step, consistent with the checkpoint that a run resumes from."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class MetricsFile:
+    """Rows of figures by step, on disk as soon as they are written.
+
+    Args:
+        path: the file.
+        keep_until: rows after this step are dropped, because a resumed run will make them again.
+    """
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        self._path = path
+        self._names: list[str] = ["step"]
+        rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if _complete(row) and int(row["step"]) <= keep_until]
+                self._names = list(reader.fieldnames or self._names)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(rows)
+
+    def append(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add the row of one step; a figure that earlier rows lack becomes a new column."""
+        row = {"step": str(step), **{name: repr(value) for name, value in sorted(figures.items())}}
+        new = [name for name in row if name not in self._names]
+        if new:
+            with self._path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            self._names += new
+            self._write([*rows, row])
+            return
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._names).writerow(row)
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        scratch = self._path.with_name(f".{self._path.name}.part")
+        with scratch.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._names)
+            writer.writeheader()
+            writer.writerows(rows)
+        scratch.replace(self._path)
+
+
+def _complete(row: Mapping[str | None, str | None]) -> bool:
+    """Whether a row was written to its end; a kill may leave half of the last one."""
+    return None not in row and None not in row.values()

@@ -1,0 +1,273 @@
+"""The Lightning module: a language model, an objective, and nothing about which objective it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from einops import rearrange
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from aggregate_po import PerToken, PolicyObjective, masked_sum
+from lightning_modules.distributed import loss_scale
+from lightning_modules.metrics import GradientWeightMetrics
+from lightning_modules.rollout_batch import RolloutBatch
+from lightning_modules.rollout_data import Evaluation
+
+
+class ModelSource(Protocol):
+    """Makes a model that does not exist yet."""
+
+    def prepare(self) -> str:
+        """Folder that `from_pretrained` loads; later calls find what the first one made."""
+
+
+class PolicyModule(LightningModule):
+    """Trains a causal language model with any `PolicyObjective`.
+
+    Args:
+        model_name: hub id or folder of a Hugging Face causal language model, or what makes one (`prepare`).
+        objective: maximised.
+        learning_rate: of AdamW, after the warm-up.
+        warmup_steps: optimiser steps over which the learning rate rises.
+        weight_decay: of AdamW.
+        max_skipped_steps: an optimiser step whose gradient is not finite is skipped; this many in a row stop the run.
+
+    Raises:
+        TypeError: `objective` is no `PolicyObjective`.
+        ValueError: a number is out of its range.
+
+    Weights are loaded in float32; `Trainer(precision="bf16-mixed")` computes in bfloat16. Remote code is never run.
+    """
+
+    def __init__(
+        self,
+        model_name: str | ModelSource,
+        objective: PolicyObjective,
+        learning_rate: float = 1e-6,
+        warmup_steps: int = 10,
+        weight_decay: float = 0.0,
+        max_skipped_steps: int = 3,
+    ) -> None:
+        super().__init__()
+        if not isinstance(objective, PolicyObjective):
+            raise TypeError(
+                f"`objective` is {objective!r}; pass a PolicyObjective, such as aggregate_po.recipes.gmpo()."
+            )
+        if not learning_rate > 0:
+            raise ValueError(f"`learning_rate` is {learning_rate}; pass a positive number.")
+        for name, number, least in (
+            ("warmup_steps", warmup_steps, 0),
+            ("weight_decay", weight_decay, 0),
+            ("max_skipped_steps", max_skipped_steps, 1),
+        ):
+            if number < least:
+                raise ValueError(f"`{name}` is {number}; pass {least} or more.")
+        self.model_name = model_name
+        self.objective = objective
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.max_skipped_steps = max_skipped_steps
+        self.model: PreTrainedModel = None  # type: ignore[assignment]  # loaded by `configure_model`
+        self.tokenizer: PreTrainedTokenizerBase = None  # type: ignore[assignment]
+        self.weight_metrics = GradientWeightMetrics()
+        self._needs_reference = objective.needs_reference
+        # In a tuple, so that it is no submodule: it is neither trained nor saved.
+        self._reference: tuple[PreTrainedModel, ...] = ()
+        self._update_sums: dict[str, float] = {}
+        self._skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._rng_states: dict[str, Any] | None = None
+
+    # Loading
+
+    def prepare_data(self) -> None:
+        """Make the model where it does not exist yet; one process per node does this."""
+        if not isinstance(self.model_name, str):
+            self.model_name.prepare()
+
+    def configure_model(self) -> None:
+        """Load tokenizer and weights, and the reference where one is needed."""
+        if self.model is not None:
+            return
+        path = self.model_name if isinstance(self.model_name, str) else self.model_name.prepare()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        if self._needs_reference:
+            reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            self._reference = (reference.requires_grad_(False),)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a frozen copy of the first policy is kept."""
+        return self._needs_reference
+
+    def keep_reference(self) -> None:
+        """Keep one although the objective reads none; to be called before the model is loaded."""
+        self._needs_reference = True
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion.
+
+        Raises:
+            ValueError: neither the tokenizer nor the model names one.
+        """
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = configured if isinstance(configured, list) else [configured]
+        found = {token for token in [*ids, self.tokenizer.eos_token_id] if token is not None}
+        if not found:
+            raise ValueError(
+                f"`model_name` {self.model_name!r} has no end-of-sequence token; set `eos_token` of its tokenizer."
+            )
+        return tuple(sorted(found))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the policy and its tokenizer as a folder that `from_pretrained` loads."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    # Log-probabilities
+
+    def log_probs(self, batch: RolloutBatch) -> PerToken:
+        """Log-probabilities of the completions under the policy, temperature applied; shape `batch time`; nats."""
+        log_probs, _ = _log_probs_and_entropy(self.model, batch)
+        return log_probs
+
+    @torch.no_grad()
+    def reference_log_probs(self, batch: RolloutBatch) -> PerToken:
+        """The same under the reference.
+
+        Raises:
+            RuntimeError: no reference is kept.
+        """
+        if not self._reference:
+            raise RuntimeError("the policy keeps no reference; call `keep_reference()` before the model is loaded.")
+        reference = cast(torch.nn.Module, self._reference[0]).to(self.device)
+        with self.trainer.precision_plugin.forward_context():
+            log_probs, _ = _log_probs_and_entropy(reference, batch)
+        return log_probs
+
+    # Training
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
+        """Negative objective of one micro-batch, scaled so that the gradients of an update's micro-batches add up."""
+        log_probs, entropy = _log_probs_and_entropy(self.model, batch)
+        objective = self.objective(log_probs, batch.policy)
+        weights = self.objective.gradient_weights(log_probs.detach(), batch.policy)
+        self.weight_metrics.update(weights, log_probs.detach(), batch.policy)
+        self._count(objective.detach(), entropy, log_probs.detach(), batch)
+        if batch.closes_update:
+            self._log_update(batch)
+        return -loss_scale(self.trainer) * objective
+
+    def _count(self, objective: Tensor, entropy: PerToken, log_probs: PerToken, batch: RolloutBatch) -> None:
+        mask = batch.policy.response_mask
+        sums = {"policy_loss": -objective, "entropy": masked_sum(entropy, mask).sum(), "tokens": mask.sum()}
+        if batch.policy.ref_log_probs is not None:
+            log_ratio = log_probs - batch.policy.ref_log_probs
+            sums["kl"] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
+        for name, value in sums.items():
+            self._update_sums[name] = self._update_sums.get(name, 0.0) + value.item()
+
+    def _log_update(self, batch: RolloutBatch) -> None:
+        sums, self._update_sums = self._update_sums, {}
+        tokens = max(sums.pop("tokens"), 1)
+        figures = {name: value if name == "policy_loss" else value / tokens for name, value in sums.items()}
+        self.log_dict(dict(batch.metrics))
+        self.log_dict({**figures, **self.weight_metrics.compute(), "skipped_steps": float(self._skipped_steps)})
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.weight_metrics.reset()
+        shown = {"reward": batch.metrics.get("reward"), "entropy": figures["entropy"]}
+        for name, value in shown.items():
+            if value is not None:
+                self.log(f"live_{name}", value, prog_bar=True, logger=False)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop a gradient that is not finite, so that the optimiser leaves parameters and its state alone."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(norm))
+        self.log("grad_norm", norm)
+        if finite:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self.max_skipped_steps:
+            raise FloatingPointError(
+                f"the gradient was not finite in {self._skipped_in_a_row} optimiser steps in a row; lower "
+                "`learning_rate`, or look at the rewards and log-probabilities of the last rollout."
+            )
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up; `--optimizer` and `--lr_scheduler` of the command line replace it."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        warmup = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / max(self.warmup_steps, 1), 1.0)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    # Evaluation
+
+    def validation_step(self, batch: Evaluation, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the mean reward of held-out completions."""
+        figures = {
+            f"val/pass@1_{batch.name}": batch.rewards.mean(),
+            f"val/mean_length_{batch.name}": batch.lengths.float().mean(),
+        }
+        self.log_dict(figures, batch_size=len(batch.rewards), on_epoch=True, add_dataloader_idx=False, sync_dist=True)
+
+    # State
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the module counts, and the global random state."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["policy_module"] = {
+            "skipped_steps": self._skipped_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back; the random state when training begins, because set-up draws from it."""
+        state = checkpoint["policy_module"]
+        self._skipped_steps = state["skipped_steps"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._rng_states = state["rng"]
+
+    def on_train_start(self) -> None:
+        """Restore the random state of a resumed run."""
+        if self._rng_states is not None:
+            torch.set_rng_state(self._rng_states["torch"].cpu())
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._rng_states["cuda"]])
+            self._rng_states = None
+
+
+def _log_probs_and_entropy(model: torch.nn.Module, batch: RolloutBatch) -> tuple[PerToken, PerToken]:
+    """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph."""
+    input_ids = torch.cat([batch.prompt_ids[batch.prompt_of], batch.completion_ids], dim=1)
+    mask = torch.cat([batch.prompt_mask[batch.prompt_of], batch.completion_mask], dim=1)
+    time = batch.completion_ids.shape[1]
+    output = model(
+        input_ids=input_ids,
+        attention_mask=mask.long(),
+        position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
+        use_cache=False,
+        logits_to_keep=time + 1,  # the token at time t is predicted one place before it
+    )
+    logits = output.logits[:, :-1].float() / batch.temperature
+    normalizer = torch.logsumexp(logits, dim=-1)
+    chosen = logits.gather(-1, rearrange(batch.completion_ids, "batch time -> batch time 1"))
+    with torch.no_grad():
+        expected = (torch.exp(logits - normalizer.unsqueeze(-1)) * logits).sum(dim=-1)
+    return rearrange(chosen, "batch time 1 -> batch time") - normalizer, normalizer.detach() - expected

@@ -1,0 +1,162 @@
+"""What a run leaves behind: metrics, picture, samples, the exported model, and a short table at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_modules.figures import draw_run
+from lightning_modules.metrics_file import MetricsFile
+from lightning_modules.policy_module import PolicyModule
+from lightning_modules.rollout_data import Evaluation, RolloutDataModule
+
+_SAMPLES = 5
+
+
+class RunReport(Callback):
+    """Writes the run folder, `Trainer(default_root_dir=...)`.
+
+    `metrics.csv` grows with each optimiser step; `samples.md`, `reward.png`, `summary.json` and the folder `model`,
+    which `from_pretrained` loads, are written when training is complete.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] | None = None
+        self._samples_before: list[list[str]] = []
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._step_started = 0.0
+        self._metrics: MetricsFile | None = None
+        self._last_step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the policy before its first update; a resumed run remembers."""
+        if self._before is None:
+            self._before, self._samples_before = evaluate(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin `metrics.csv`, or go on after the step that was resumed from."""
+        self._last_step = trainer.global_step
+        self._step_started = time.perf_counter()
+        if trainer.is_global_zero:
+            self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until=trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the row of an optimiser step."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        now = time.perf_counter()
+        seconds, self._step_started = now - self._step_started, now
+        self._seconds += seconds
+        self._tokens += batch.metrics["num_tokens"]
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if _belongs(name, "step")}
+        self._append(trainer, {**figures, "time/step": seconds})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add held-out figures, and keep their time out of the steps'."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if _belongs(name, "val")}
+        self._append(trainer, figures)
+        self._step_started = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure again, and write what is left to write; a run that was interrupted will do so after its resume."""
+        if trainer.global_step < trainer.estimated_stepping_batches:
+            return
+        after, samples_after = evaluate(trainer)
+        if not trainer.is_global_zero:
+            return
+        folder = _folder(trainer)
+        cast(PolicyModule, pl_module).save_pretrained(folder / "model")
+        draw_run(folder / "metrics.csv", folder / "reward.png")
+        before = self._before or {}
+        speed = self._tokens / self._seconds if self._seconds else 0.0
+        summary = {"before": before, "after": after, "steps": trainer.global_step, "tokens_per_second": speed}
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _write_samples(folder / "samples.md", {"before": self._samples_before, "after": samples_after})
+        print_table({"before": before, "after": after})
+        print(f"{trainer.global_step} updates, {speed:,.0f} completion tokens per second\nrun folder: {folder}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run could not find out again."""
+        return {
+            "before": self._before,
+            "samples_before": self._samples_before,
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._before = state_dict["before"]
+        self._samples_before = state_dict["samples_before"]
+        self._tokens = state_dict["tokens"]
+        self._seconds = state_dict["seconds"]
+
+    def _append(self, trainer: Trainer, figures: dict[str, float]) -> None:
+        if self._metrics is not None and figures:
+            self._metrics.append(trainer.global_step, figures)
+
+
+def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
+    """Held-out figures of the policy as it is, and a few prompts with their sampled completions.
+
+    Returns:
+        `pass@1_...` and `mean_length_...` for each way of drawing, and `[prompt, completion]` pairs; empty without
+        held-out prompts.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    figures: dict[str, float] = {}
+    samples: list[list[str]] = []
+    if not isinstance(data, RolloutDataModule):
+        return figures, samples
+    for loader in data.val_dataloader():
+        evaluations: list[Evaluation] = list(loader)
+        figures[f"pass@1_{loader.name}"] = torch.cat([one.rewards for one in evaluations]).mean().item()
+        figures[f"mean_length_{loader.name}"] = torch.cat([one.lengths for one in evaluations]).double().mean().item()
+        if loader.name == "sampled":
+            drawn = zip(evaluations[0].examples, evaluations[0].completions, strict=True)
+            samples = [[example["prompt"], text] for example, text in list(drawn)[:_SAMPLES]]
+    return figures, samples
+
+
+@rank_zero_only
+def print_table(columns: dict[str, dict[str, float]]) -> None:
+    """Print figures by name, one column for each measurement."""
+    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
+    if not names:
+        print("no held-out prompts were given (`data.validation`), so nothing was measured")
+        return
+    print("\n" + " " * 22 + "".join(f"{title:>10}" for title in columns))
+    for name in names:
+        cells = "".join(f"{figures[name]:>10.3f}" if name in figures else " " * 10 for figures in columns.values())
+        print(f"{name:<22}{cells}")
+
+
+def _belongs(name: str, kind: str) -> bool:
+    if name.startswith("live_"):
+        return False
+    return name.startswith("val/") == (kind == "val")
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir)
+
+
+def _write_samples(path: Path, samples: dict[str, list[list[str]]]) -> None:
+    lines = ["# Sampled completions of held-out prompts", ""]
+    for title, pairs in samples.items():
+        lines += [f"## {title.capitalize()} training", ""]
+        for prompt, completion in pairs:
+            lines += [f"**{prompt}**", "", "```text", completion, "```", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")

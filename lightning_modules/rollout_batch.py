@@ -1,0 +1,92 @@
+"""One micro-batch of completions, ready for the policy's forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from aggregate_po import PerToken, PolicyBatch, StepTotals
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Completions with their prompts, and what the objective needs to know of them.
+
+    Args:
+        prompt_ids: each prompt once, padded on the left; shape `prompt prompt_time`.
+        prompt_mask: True on prompt tokens; shape `prompt prompt_time`.
+        prompt_of: index of each completion's prompt; shape `batch`.
+        completion_ids: padded on the right; shape `batch time`.
+        completion_mask: True on tokens of the completion, trained or not; shape `batch time`.
+        policy: the part that the objective sees.
+        temperature: of the sampling distribution.
+        closes_update: whether this is the last micro-batch of an optimiser step.
+        metrics: figures of the rollout it was cut from.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    prompt_of: Tensor
+    completion_ids: Tensor
+    completion_mask: PerToken
+    policy: PolicyBatch
+    temperature: float = 1.0
+    closes_update: bool = True
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to(self, *args: Any, **kwargs: Any) -> RolloutBatch:
+        """A copy whose tensors were moved as by `Tensor.to`."""
+        moved: dict[str, Any] = {
+            name: value.to(*args, **kwargs)
+            for name, value in vars(self).items()
+            if isinstance(value, (Tensor, PolicyBatch))
+        }
+        return replace(self, **moved)
+
+    def select(self, rows: Tensor) -> RolloutBatch:
+        """The given completions, with the prompts that they need and padding that none of them needs cut off."""
+        prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
+        start = int(self.prompt_mask[prompts].sum(dim=-1).max())
+        time = int(self.completion_mask[rows].sum(dim=-1).max())
+        reference = self.policy.ref_log_probs
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[prompts, -start:],
+            prompt_mask=self.prompt_mask[prompts, -start:],
+            prompt_of=prompt_of,
+            completion_ids=self.completion_ids[rows, :time],
+            completion_mask=self.completion_mask[rows, :time],
+            policy=replace(
+                self.policy,
+                old_log_probs=self.policy.old_log_probs[rows, :time],
+                response_mask=self.policy.response_mask[rows, :time],
+                advantages=self.policy.advantages[rows],
+                ref_log_probs=None if reference is None else reference[rows, :time],
+            ),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, numbers and dictionaries, for a checkpoint."""
+        policy = {**vars(self.policy), "totals": dict(vars(self.policy.totals))}
+        return {**vars(self), "policy": policy, "metrics": dict(self.metrics)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RolloutBatch:
+        """The batch that `state_dict` was taken of."""
+        policy = {**state["policy"], "totals": StepTotals(**state["policy"]["totals"])}
+        return cls(**{**state, "policy": PolicyBatch(**policy)})
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Token ids padded on the left with 0, and the mask that is True on tokens; shape `prompt prompt_time`."""
+    reversed_rows = [torch.tensor(prompt, dtype=torch.long).flip(0) for prompt in prompts]
+    token_ids = pad_sequence(reversed_rows, batch_first=True).flip(1)
+    lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(-1)
+    width = token_ids.shape[1]
+    mask = torch.arange(width) >= width - lengths
+    return token_ids.to(device), mask.to(device)

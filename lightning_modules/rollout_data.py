@@ -1,0 +1,383 @@
+"""Prompts to completions to rewards to advantages to micro-batches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import torch
+from einops import rearrange, reduce
+from lightning import LightningDataModule
+from torch import Tensor
+
+from aggregate_po import PerCompletion, PolicyBatch, StepTotals, masked_sum
+from aggregate_po.advantages import group_normalized
+from lightning_modules.distributed import summed_over_ranks
+from lightning_modules.prompts import Example, JSONLines, PromptDataset, PromptOrder, derived_seed
+from lightning_modules.rewards import Reward
+from lightning_modules.rollout_batch import RolloutBatch, left_padded
+from lightning_modules.rollout_loader import RolloutLoader
+from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters, TransformersEngine
+
+if TYPE_CHECKING:
+    from lightning_modules.policy_module import PolicyModule
+
+AdvantageEstimator = Callable[[PerCompletion, int], PerCompletion]
+TruncationRule = Literal["score", "zero_reward", "mask"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Completions of held-out prompts with their rewards.
+
+    Args:
+        name: how they were drawn, "sampled" or "greedy".
+        examples: the prompts with their fields.
+        completions: one text for each.
+        rewards: shape `batch`.
+        lengths: tokens, the stop token included; shape `batch`.
+    """
+
+    name: str
+    examples: list[Example]
+    completions: list[str]
+    rewards: PerCompletion
+    lengths: PerCompletion
+
+
+class RolloutDataModule(LightningDataModule):
+    """Makes rollouts with the policy that is being trained, and cuts them into micro-batches.
+
+    One Lightning epoch is one rollout: `prompts_per_rollout * group_size` completions, used for
+    `updates_per_rollout * epochs_per_rollout` optimiser steps of `accumulate_grad_batches` micro-batches each.
+
+    Args:
+        dataset: prompts to train on: a `PromptDataset`, a list of mappings with "prompt", or a file of JSON lines.
+        reward: scores a completion, given its example.
+        validation: held-out prompts for pass@1, in the forms of `dataset`; none without it.
+        rollouts: draws the completions.
+        group_size: completions per prompt, at least 2.
+        prompts_per_rollout: prompts of one rollout, over all ranks.
+        updates_per_rollout: optimiser steps into which a rollout is divided.
+        epochs_per_rollout: how often the rollout is gone through.
+        max_completion_length: tokens after which a completion is cut off.
+        temperature: of sampling; log-probabilities are those of the distribution that it gives.
+        advantages: turns the rewards of `(prompt group)` into advantages.
+        truncated: what becomes of a completion that was cut off: "score" it as it stands, give it "zero_reward", or
+            "mask" it, so that it counts in its group's baseline only.
+        kl_in_reward: weight of the summed log ratio to the reference that is taken off each reward.
+        chat_template: whether prompts are wrapped by the tokenizer's chat template, as a user's message.
+        seed: of the order of prompts and of sampling.
+
+    Raises:
+        FileNotFoundError: the file of prompts does not exist.
+        ValueError: an argument is out of its range, or there are no prompts.
+    """
+
+    def __init__(
+        self,
+        dataset: PromptDataset | str,
+        reward: Reward,
+        validation: PromptDataset | str | None = None,
+        rollouts: RolloutEngine | None = None,
+        group_size: int = 8,
+        prompts_per_rollout: int = 16,
+        updates_per_rollout: int = 1,
+        epochs_per_rollout: int = 1,
+        max_completion_length: int = 512,
+        temperature: float = 1.0,
+        advantages: AdvantageEstimator = group_normalized,
+        truncated: TruncationRule = "zero_reward",
+        kl_in_reward: float = 0.0,
+        chat_template: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "prompts_per_rollout": prompts_per_rollout,
+            "updates_per_rollout": updates_per_rollout,
+            "epochs_per_rollout": epochs_per_rollout,
+            "max_completion_length": max_completion_length,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"`{name}` is {count}; pass 1 or more.")
+        if group_size < 2:
+            raise ValueError(
+                f"`group_size` is {group_size}; pass 2 or more, since an advantage compares completions of one prompt."
+            )
+        if not temperature > 0:
+            raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the policy itself.")
+        if not kl_in_reward >= 0:
+            raise ValueError(f"`kl_in_reward` is {kl_in_reward}; pass 0 for none, or a positive weight.")
+        self.dataset = _examples("dataset", dataset)
+        self.validation = None if validation is None else _examples("validation", validation)
+        self.reward = reward
+        self.rollouts = TransformersEngine() if rollouts is None else rollouts
+        self.group_size = group_size
+        self.prompts_per_rollout = prompts_per_rollout
+        self.updates_per_rollout = updates_per_rollout
+        self.epochs_per_rollout = epochs_per_rollout
+        self.max_completion_length = max_completion_length
+        self.temperature = temperature
+        self.advantages = advantages
+        self.truncated = truncated
+        self.kl_in_reward = kl_in_reward
+        self.chat_template = chat_template
+        self.seed = seed
+        self._order = PromptOrder(len(self.dataset), seed)
+
+    @property
+    def policy(self) -> PolicyModule:
+        """The module that the trainer trains."""
+        if self.trainer is None:
+            raise RuntimeError("the data module has no trainer; pass it to Trainer.fit or Trainer.validate.")
+        return cast("PolicyModule", self.trainer.lightning_module)
+
+    def setup(self, stage: str) -> None:
+        """Check how a rollout divides, and ask for a reference where the rewards need one."""
+        assert self.trainer is not None
+        if stage != "fit":
+            return
+        pieces = self.trainer.world_size * self.updates_per_rollout
+        if self.prompts_per_rollout % pieces:
+            raise ValueError(
+                f"`prompts_per_rollout` is {self.prompts_per_rollout}, which {self.updates_per_rollout} updates on "
+                f"{self.trainer.world_size} ranks do not divide; pass a multiple of {pieces}."
+            )
+        completions = self.prompts_per_rollout * self.group_size // pieces
+        if self.trainer.accumulate_grad_batches > completions:
+            raise ValueError(
+                f"`accumulate_grad_batches` is {self.trainer.accumulate_grad_batches}, but an update has only "
+                f"{completions} completions on each rank; pass at most that many."
+            )
+        if self.kl_in_reward > 0:
+            self.policy.keep_reference()
+
+    def train_dataloader(self) -> RolloutLoader:
+        """One rollout after another."""
+        assert self.trainer is not None
+        updates = self.updates_per_rollout * self.epochs_per_rollout
+        return RolloutLoader(self._rollout, updates * self.trainer.accumulate_grad_batches)
+
+    def val_dataloader(self) -> list[EvaluationLoader]:
+        """The held-out prompts, once sampled at the training temperature and once greedy."""
+        if self.validation is None:
+            return []
+        return [EvaluationLoader(self, "sampled", self.temperature), EvaluationLoader(self, "greedy", 0.0)]
+
+    def transfer_batch_to_device(
+        self, batch: RolloutBatch | Evaluation, device: torch.device, dataloader_idx: int
+    ) -> RolloutBatch | Evaluation:
+        """Move a micro-batch; an evaluation stays where it is."""
+        return batch.to(device) if isinstance(batch, RolloutBatch) else batch
+
+    def complete(
+        self, examples: Sequence[Example], temperature: float, seed: int, samples_per_prompt: int = 1
+    ) -> tuple[list[list[int]], Completions, list[str]]:
+        """Draw completions from the policy as it is now.
+
+        Returns:
+            Token ids of the prompts, the completions, and their texts.
+        """
+        assert self.trainer is not None
+        policy = self.policy
+        prompts = [self._prompt_ids(example) for example in examples]
+        sampling = SamplingParameters(
+            max_completion_length=self.max_completion_length,
+            stop_token_ids=policy.stop_token_ids,
+            temperature=temperature,
+            seed=seed,
+            samples_per_prompt=samples_per_prompt,
+        )
+        with self.trainer.precision_plugin.forward_context():
+            self.rollouts.load_policy(policy.model)
+            drawn = self.rollouts.generate(prompts, sampling)
+        rows = [ids[: int(length)] for ids, length in zip(drawn.token_ids, drawn.mask.sum(dim=-1), strict=True)]
+        return prompts, drawn, policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def rewards_of(self, completions: Sequence[str], examples: Sequence[Example]) -> PerCompletion:
+        """Reward of each completion; `examples` has one entry per completion.
+
+        Raises:
+            ValueError: a reward is not a finite number.
+        """
+        rewards = []
+        for completion, example in zip(completions, examples, strict=True):
+            value = self.reward(completion, example)
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"`reward` gave {value!r} for {completion!r}; it must return a finite number.")
+            rewards.append(float(value))
+        return torch.tensor(rewards)
+
+    def _prompt_ids(self, example: Example) -> list[int]:
+        if self.chat_template:
+            message = [{"role": "user", "content": example["prompt"]}]
+            text = self.policy.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            return list(self.policy.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.policy.tokenizer.encode(example["prompt"]))
+
+    def _rollout(self, number: int) -> list[RolloutBatch]:
+        """Make the rollout with this number and cut it into micro-batches."""
+        assert self.trainer is not None
+        started = time.perf_counter()
+        first = number * self.prompts_per_rollout
+        order = self._order.slice(first, first + self.prompts_per_rollout)
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        examples = [self.dataset[index] for index in order[rank::world_size]]
+        seed = derived_seed(self.seed, number, rank)
+        prompts, drawn, texts = self.complete(examples, self.temperature, seed, self.group_size)
+        repeated = [example for example in examples for _ in range(self.group_size)]
+        rewards = self.rewards_of(texts, repeated)
+        response_mask = drawn.mask
+        if self.truncated == "zero_reward":
+            rewards = torch.where(drawn.finished, rewards, 0)
+        elif self.truncated == "mask":
+            response_mask = drawn.mask & drawn.finished.unsqueeze(-1)
+
+        prompt_ids, prompt_mask = left_padded(prompts)
+        whole = RolloutBatch(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            prompt_of=torch.arange(len(prompts)).repeat_interleave(self.group_size),
+            completion_ids=drawn.token_ids,
+            completion_mask=drawn.mask,
+            policy=PolicyBatch(drawn.log_probs, response_mask, torch.zeros_like(rewards)),
+            temperature=self.temperature,
+        )
+        if self.policy.needs_reference:
+            reference = self._reference_log_probs(whole)
+            whole = replace(whole, policy=replace(whole.policy, ref_log_probs=reference))
+            log_ratio = masked_sum(whole.policy.old_log_probs - reference, response_mask)
+            rewards = rewards - self.kl_in_reward * log_ratio
+        advantages = self.advantages(rewards, self.group_size)
+        whole = replace(whole, policy=replace(whole.policy, advantages=advantages))
+        sums = _sums(rewards, drawn, self.group_size)
+        return self._cut(whole, summed_over_ranks(sums, self.trainer), time.perf_counter() - started)
+
+    def _reference_log_probs(self, whole: RolloutBatch) -> Tensor:
+        """Log-probabilities of all completions under the reference, a micro-batch at a time."""
+        assert self.trainer is not None
+        pieces = self.updates_per_rollout * self.trainer.accumulate_grad_batches
+        log_probs = torch.zeros_like(whole.policy.old_log_probs)
+        for rows in torch.arange(len(log_probs)).tensor_split(pieces):
+            piece = whole.select(rows)
+            values = self.policy.reference_log_probs(piece.to(self.policy.device)).cpu()
+            log_probs[rows, : values.shape[1]] = values
+        return log_probs
+
+    def _cut(self, whole: RolloutBatch, sums: _Sums, seconds: float) -> list[RolloutBatch]:
+        """Micro-batches of one rollout, each with the totals of its optimiser step over all ranks.
+
+        Completions that cannot contribute are left out of the forward pass; the totals count them all the same.
+        """
+        assert self.trainer is not None
+        mask = whole.policy.response_mask
+        updates = torch.arange(len(mask)).tensor_split(self.updates_per_rollout)
+        counts = torch.tensor([[mask[rows].any(dim=-1).sum(), mask[rows].sum()] for rows in updates])
+        counts = summed_over_ranks(counts.double(), self.trainer)
+        figures = _figures(sums)
+        contributes = mask.any(dim=-1)
+        if not self.policy.objective.penalties:
+            contributes = contributes & self._has_gradient(whole.policy.advantages)
+        metrics = {
+            **figures,
+            "completions/trained_ratio": contributes.double().mean().item(),
+            "time/rollout": seconds,
+        }
+        batches = []
+        for number in range(len(updates) * self.epochs_per_rollout):
+            rows, (completions, tokens) = updates[number % len(updates)], counts[number % len(updates)].tolist()
+            totals = StepTotals(
+                completions=completions,
+                tokens=tokens,
+                progress=min((self.trainer.global_step + number) / self.trainer.estimated_stepping_batches, 1.0),
+                reward_mean=figures["reward"],
+                reward_std=figures["reward_spread"],
+            )
+            kept = rows[contributes[rows]]
+            pieces = kept.tensor_split(self.trainer.accumulate_grad_batches)
+            for index, piece in enumerate(pieces):
+                # A micro-batch without completions would skip backward, which other ranks wait for.
+                batch = whole.select(piece if len(piece) else rows[:1])
+                inert = torch.zeros_like(batch.policy.response_mask) if not len(piece) else batch.policy.response_mask
+                policy = replace(batch.policy, totals=totals, response_mask=inert)
+                closes = index == len(pieces) - 1
+                batches.append(replace(batch, policy=policy, closes_update=closes, metrics=metrics))
+        return batches
+
+    def _has_gradient(self, advantages: PerCompletion) -> Tensor:
+        """True for the completions of groups in which any advantage differs from zero."""
+        groups = rearrange(advantages != 0, "(prompt group) -> prompt group", group=self.group_size)
+        return reduce(groups, "prompt group -> prompt", "max").repeat_interleave(self.group_size)
+
+
+class EvaluationLoader:
+    """Held-out prompts, completed and scored as they are asked for."""
+
+    _prompts_per_batch = 256
+
+    def __init__(self, data: RolloutDataModule, name: str, temperature: float) -> None:
+        assert data.validation is not None
+        self._data, self._examples = data, data.validation
+        self.name, self._temperature = name, temperature
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._examples) / self._prompts_per_batch)
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        for start in range(0, len(self._examples), self._prompts_per_batch):
+            stop = min(start + self._prompts_per_batch, len(self._examples))
+            examples = [self._examples[index] for index in range(start, stop)]
+            _, drawn, texts = self._data.complete(examples, self._temperature, seed=derived_seed(start))
+            yield Evaluation(
+                name=self.name,
+                examples=examples,
+                completions=texts,
+                rewards=self._data.rewards_of(texts, examples),
+                lengths=drawn.mask.sum(dim=-1),
+            )
+
+
+_Sums = Annotated[Tensor, "figure"]
+
+
+def _sums(rewards: PerCompletion, drawn: Completions, group_size: int) -> _Sums:
+    """Sums over this rank's completions, from which the figures of the rollout follow on all ranks together."""
+    groups = rearrange(rewards.double(), "(prompt group) -> prompt group", group=group_size)
+    return torch.stack(
+        [
+            torch.tensor(rewards.numel(), dtype=torch.double),
+            rewards.double().sum(),
+            rewards.double().square().sum(),
+            torch.tensor(len(groups), dtype=torch.double),
+            groups.std(dim=-1).sum(),
+            (groups.amax(dim=-1) == groups.amin(dim=-1)).double().sum(),
+            drawn.mask.double().sum(),
+            (~drawn.finished).double().sum(),
+        ]
+    )
+
+
+def _figures(sums: _Sums) -> dict[str, float]:
+    completions, total, squares, groups, stds, equal, tokens, cut_off = sums.tolist()
+    mean = total / completions
+    return {
+        "reward": mean,
+        "reward_std": stds / groups,
+        "reward_spread": math.sqrt(max(squares / completions - mean**2, 0.0)),
+        "frac_reward_zero_std": equal / groups,
+        "completions/mean_length": tokens / completions,
+        "completions/clipped_ratio": cut_off / completions,
+        "num_tokens": tokens,
+    }
+
+
+def _examples(name: str, dataset: PromptDataset | str) -> Sequence[Example]:
+    examples = JSONLines(dataset) if isinstance(dataset, str) else dataset
+    if len(examples) == 0:
+        raise ValueError(f"`{name}` is {dataset!r}, which has no prompts; pass at least one example.")
+    return examples

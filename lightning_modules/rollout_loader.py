@@ -1,0 +1,51 @@
+"""The training data loader: it makes a rollout when the last one is used up, and knows where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning_modules.rollout_batch import RolloutBatch
+
+
+class RolloutLoader:
+    """Micro-batches of one rollout after another; one Lightning epoch is one rollout.
+
+    It has a length, because without one Lightning fetches a batch ahead, which would make the next rollout with
+    weights that are a step old. It has state, so a checkpoint resumes within a rollout.
+
+    Args:
+        make_rollout: gives the micro-batches of the rollout with the given number, in order.
+        batches_per_rollout: how many it gives.
+    """
+
+    def __init__(self, make_rollout: Callable[[int], list[RolloutBatch]], batches_per_rollout: int) -> None:
+        self._make_rollout = make_rollout
+        self._batches_per_rollout = batches_per_rollout
+        self._rollouts = 0  # made so far
+        self._buffer: list[RolloutBatch] = []
+        self._cursor = 0  # batches of the buffer that were handed out
+
+    def __len__(self) -> int:
+        return self._batches_per_rollout
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        # Lightning does not run a sized loader to its end, so the next rollout is begun here and not after the loop.
+        if self._cursor == len(self._buffer):
+            self._buffer = self._make_rollout(self._rollouts)
+            self._rollouts += 1
+            self._cursor = 0
+        while self._cursor < len(self._buffer):
+            self._cursor += 1
+            yield self._buffer[self._cursor - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rollouts made, and what is left of the last one."""
+        left = self._buffer[self._cursor :]
+        return {"rollouts": self._rollouts, "left": [batch.state_dict() for batch in left]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where `state_dict` was taken."""
+        self._rollouts = state["rollouts"]
+        self._buffer = [RolloutBatch.from_state_dict(batch) for batch in state["left"]]
+        self._cursor = 0

@@ -1,0 +1,61 @@
+"""What every rollout engine takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aggregate_po import PerCompletion, PerToken
+
+TokenIds = Annotated[Tensor, "batch time"]
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How completions are drawn.
+
+    Args:
+        max_completion_length: tokens after which a completion is cut off.
+        stop_token_ids: tokens that end a completion; they belong to it.
+        temperature: divides the logits; 0 takes the most likely token.
+        seed: of the draw; the same seed, prompts and policy give the same completions.
+        samples_per_prompt: completions of each prompt.
+    """
+
+    max_completion_length: int
+    stop_token_ids: tuple[int, ...]
+    temperature: float = 1.0
+    seed: int = 0
+    samples_per_prompt: int = 1
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Completions of several prompts, those of one prompt next to each other, on the CPU.
+
+    Args:
+        token_ids: padded on the right; shape `batch time`.
+        mask: True on the completion's tokens, its stop token included; shape `batch time`.
+        log_probs: log-probabilities of the tokens under the distribution they were drawn from, temperature applied;
+            shape `batch time`; nats.
+        finished: False where the completion was cut off; shape `batch`.
+    """
+
+    token_ids: TokenIds
+    mask: PerToken
+    log_probs: PerToken
+    finished: PerCompletion
+
+
+class RolloutEngine(Protocol):
+    """Draws completions from a policy."""
+
+    def load_policy(self, model: PreTrainedModel) -> None:
+        """Draw from this policy, as it is now, until the next call."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
+        """Completions of prompts given as token ids."""
