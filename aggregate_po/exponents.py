@@ -89,13 +89,19 @@ class ESSMatching(ExponentRule):
 
         arithmetic = _ess_share(log_ratio, torch.ones_like(lengths), lengths)
         target = self.target(masked_mean(tokens.saturated.double(), mask), arithmetic)
+        exponents = (target <= arithmetic).double()
+        inside = (target > arithmetic) & (target < 1)
+        if inside.any():
+            exponents[inside] = self._bisect(log_ratio[inside], lengths[inside], target[inside])
+        return exponents.to(tokens.log_ratio.dtype)
+
+    def _bisect(self, log_ratio: PerToken, lengths: PerCompletion, target: PerCompletion) -> PerCompletion:
         low, high = torch.zeros_like(lengths), torch.ones_like(lengths)
         for _ in range(self._bisections):
             middle = (low + high) / 2
             too_even = _ess_share(log_ratio, middle, lengths) > target
             low, high = torch.where(too_even, middle, low), torch.where(too_even, high, middle)
-        solution = torch.where(target >= 1, 0.0, (low + high) / 2)
-        return torch.where(target <= arithmetic, 1.0, solution).to(tokens.log_ratio.dtype)
+        return (low + high) / 2
 
 
 def _ess_share(log_ratio: PerToken, exponent: PerCompletion, lengths: PerCompletion) -> PerCompletion:

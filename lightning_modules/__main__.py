@@ -12,7 +12,7 @@ def main() -> None:
             sys.exit("usage: aggregate-po evaluate RUN")
         evaluate_run(sys.argv[2])
     else:
-        run(sys.argv[1:])
+        run()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 200,
     "gradient_clip_val": 1.0,
-    "check_val_every_n_epoch": 50,
+    "check_val_every_n_epoch": 1_000_000,  # held-out prompts are the report's
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "logger": False,
@@ -32,7 +32,8 @@ class PolicyCLI(LightningCLI):
     """`fit`, `validate` and the rest, for a `PolicyModule` and a `RolloutDataModule`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint, in the run folder; one seed serves the whole run."""
+        """Add the report and the checkpoint, both in the run folder; one seed serves the whole run."""
+        parser.add_lightning_class_args(RunReport, "report")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -59,8 +60,8 @@ class PolicyCLI(LightningCLI):
             )
 
 
-def run(arguments: list[str]) -> PolicyCLI:
-    """Run the command line with these arguments."""
+def run(arguments: list[str] | None = None) -> PolicyCLI:
+    """Run the command line, with the arguments of the process unless others are given."""
     # A user's aggregator is named by its import path, and its file usually stands in the working folder.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
@@ -70,7 +71,7 @@ def run(arguments: list[str]) -> PolicyCLI:
         args=arguments,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar(), RunReport()]},
+        trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar()]},
     )
 
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from aggregate_po import PerToken, PolicyObjective, masked_sum
 from lightning_modules.distributed import loss_scale
@@ -148,7 +148,8 @@ class PolicyModule(LightningModule):
         """
         if not self._reference:
             raise RuntimeError("the policy keeps no reference; call `keep_reference()` before the model is loaded.")
-        reference = cast(torch.nn.Module, self._reference[0]).to(self.device)
+        reference = self._reference[0]
+        cast(torch.nn.Module, reference).to(self.device)
         with self.trainer.precision_plugin.forward_context():
             log_probs, _ = _log_probs_and_entropy(reference, batch)
         return log_probs
@@ -253,19 +254,35 @@ class PolicyModule(LightningModule):
             self._rng_states = None
 
 
-def _log_probs_and_entropy(model: torch.nn.Module, batch: RolloutBatch) -> tuple[PerToken, PerToken]:
-    """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph."""
-    input_ids = torch.cat([batch.prompt_ids[batch.prompt_of], batch.completion_ids], dim=1)
-    mask = torch.cat([batch.prompt_mask[batch.prompt_of], batch.completion_mask], dim=1)
-    time = batch.completion_ids.shape[1]
-    output = model(
-        input_ids=input_ids,
-        attention_mask=mask.long(),
-        position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
-        use_cache=False,
-        logits_to_keep=time + 1,  # the token at time t is predicted one place before it
+def _log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple[PerToken, PerToken]:
+    """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
+
+    A prompt is read once, and its keys and values serve all its completions, in the backward pass too.
+    """
+    cache = DynamicCache(config=model.config)
+    prompt_mask = batch.prompt_mask
+    prompt = model(
+        input_ids=batch.prompt_ids,
+        attention_mask=prompt_mask.long(),
+        position_ids=(prompt_mask.cumsum(dim=-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     )
-    logits = output.logits[:, :-1].float() / batch.temperature
+    # A token is predicted one place before it: the first by the prompt, the last one predicts nothing.
+    logits = prompt.logits[batch.prompt_of]
+    if batch.completion_ids.shape[1] > 1:
+        cache.batch_select_indices(batch.prompt_of)
+        mask = torch.cat([prompt_mask[batch.prompt_of], batch.completion_mask[:, :-1]], dim=1)
+        completion = model(
+            input_ids=batch.completion_ids[:, :-1],
+            attention_mask=mask.long(),
+            position_ids=mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = torch.cat([logits, completion.logits], dim=1)
+    logits = logits.float() / batch.temperature
     normalizer = torch.logsumexp(logits, dim=-1)
     chosen = logits.gather(-1, rearrange(batch.completion_ids, "batch time -> batch time 1"))
     with torch.no_grad():

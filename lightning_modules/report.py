@@ -24,9 +24,21 @@ class RunReport(Callback):
 
     `metrics.csv` grows with each optimiser step; `samples.md`, `reward.png`, `summary.json` and the folder `model`,
     which `from_pretrained` loads, are written when training is complete.
+
+    Held-out prompts are measured here and not by Lightning's validation loop, because that one runs after the
+    checkpoint of the same step: a run killed between the two would resume without the measurement.
+
+    Args:
+        evaluate_every_n_steps: optimiser steps between measurements of the held-out prompts; 0 for none in between.
+
+    Raises:
+        ValueError: the number is negative.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, evaluate_every_n_steps: int = 50) -> None:
+        if evaluate_every_n_steps < 0:
+            raise ValueError(f"`evaluate_every_n_steps` is {evaluate_every_n_steps}; pass 0 or more.")
+        self.evaluate_every_n_steps = evaluate_every_n_steps
         self._before: dict[str, float] | None = None
         self._samples_before: list[list[str]] = []
         self._tokens = 0.0
@@ -58,16 +70,13 @@ class RunReport(Callback):
         seconds, self._step_started = now - self._step_started, now
         self._seconds += seconds
         self._tokens += batch.metrics["num_tokens"]
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if _belongs(name, "step")}
-        self._append(trainer, {**figures, "time/step": seconds})
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add held-out figures, and keep their time out of the steps'."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if _belongs(name, "val")}
-        self._append(trainer, figures)
-        self._step_started = time.perf_counter()
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if not _is_live(name)}
+        if self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0:
+            measured, _ = evaluate(trainer)
+            figures |= {f"val/{name}": value for name, value in measured.items()}
+            self._step_started = time.perf_counter()
+        if self._metrics is not None:
+            self._metrics.append(trainer.global_step, {**figures, "time/step": seconds})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure again, and write what is left to write; a run that was interrupted will do so after its resume."""
@@ -102,10 +111,6 @@ class RunReport(Callback):
         self._samples_before = state_dict["samples_before"]
         self._tokens = state_dict["tokens"]
         self._seconds = state_dict["seconds"]
-
-    def _append(self, trainer: Trainer, figures: dict[str, float]) -> None:
-        if self._metrics is not None and figures:
-            self._metrics.append(trainer.global_step, figures)
 
 
 def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
@@ -143,10 +148,9 @@ def print_table(columns: dict[str, dict[str, float]]) -> None:
         print(f"{name:<22}{cells}")
 
 
-def _belongs(name: str, kind: str) -> bool:
-    if name.startswith("live_"):
-        return False
-    return name.startswith("val/") == (kind == "val")
+def _is_live(name: str) -> bool:
+    """Whether a figure is there for the progress bar, and logged under another name too."""
+    return name.startswith("live_")
 
 
 def _folder(trainer: Trainer) -> Path:
