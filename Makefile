@@ -1,0 +1,42 @@
+# `make train` runs the main job and `make test` every check; each installs what it needs the first time.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/addition-$(shell date +%Y%m%d-%H%M%S)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train test docs format clean
+
+train: .venv/trains
+	$(BIN)/aggregate-po fit --config experiments/configs/addition.yaml --trainer.default_root_dir $(RUN) $(ARGS)
+
+test: .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/pytest $(ARGS)
+
+docs: .venv/tests
+	$(BIN)/mkdocs serve
+
+format: .venv/tests
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/trains: .venv/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+.venv/tests: .venv/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable ".[test,docs]"
+	touch $@ .venv/trains
+
+clean:
+	rm -rf .venv site
