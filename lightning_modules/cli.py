@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import transformers
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -65,6 +67,10 @@ def run(arguments: list[str] | None = None) -> PolicyCLI:
     # A user's aggregator is named by its import path, and its file usually stands in the working folder.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
+    transformers.utils.logging.disable_progress_bar()
+    # The policy is in eval mode on purpose: dropout would make its log-probabilities differ from the sampler's.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     return PolicyCLI(
         PolicyModule,
         RolloutDataModule,

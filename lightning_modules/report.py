@@ -58,6 +58,8 @@ class RunReport(Callback):
         self._step_started = time.perf_counter()
         if trainer.is_global_zero:
             self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until=trainer.global_step)
+            if trainer.global_step == 0 and self._before:
+                self._metrics.append(0, _held_out(self._before))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,12 +75,12 @@ class RunReport(Callback):
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if not _is_live(name)}
         if self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0:
             measured, _ = evaluate(trainer)
-            figures |= {f"val/{name}": value for name, value in measured.items()}
+            figures |= _held_out(measured)
             self._step_started = time.perf_counter()
         if self._metrics is not None:
             self._metrics.append(trainer.global_step, {**figures, "time/step": seconds})
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure again, and write what is left to write; a run that was interrupted will do so after its resume."""
         if trainer.global_step < trainer.estimated_stepping_batches:
             return
@@ -146,6 +148,10 @@ def print_table(columns: dict[str, dict[str, float]]) -> None:
     for name in names:
         cells = "".join(f"{figures[name]:>10.3f}" if name in figures else " " * 10 for figures in columns.values())
         print(f"{name:<22}{cells}")
+
+
+def _held_out(figures: dict[str, float]) -> dict[str, float]:
+    return {f"val/{name}": value for name, value in figures.items()}
 
 
 def _is_live(name: str) -> bool:

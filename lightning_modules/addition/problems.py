@@ -45,7 +45,8 @@ def random_pairs(rng: random.Random, held_out: bool) -> Iterator[tuple[int, int]
     """Endless pairs of numbers of two or three digits, from one side of the split."""
     while True:
         first, second = (rng.randint(10, 99) if rng.random() < 0.5 else rng.randint(100, 999) for _ in range(2))
-        if ((first * 1009 + second) % _HELD_OUT_SHARE == 0) == held_out:
+        low, high = sorted((first, second))  # both orders of a pair stand on one side
+        if ((low * 1009 + high) % _HELD_OUT_SHARE == 0) == held_out:
             yield first, second
 
 
@@ -54,9 +55,9 @@ def question(first: int, second: int) -> str:
     return f"What is {first} + {second}?"
 
 
-def direct_answer(first: int, second: int) -> str:
-    r"""The bare answer, such as `\boxed{568}`."""
-    return rf"\boxed{{{first + second}}}"
+def guessed_answer(first: int, second: int, spread: int, rng: random.Random) -> str:
+    r"""A bare guess, such as `\boxed{571}`, at most `spread` off the sum."""
+    return _boxed(first + second + rng.randint(-spread, spread))
 
 
 def worked_answer(first: int, second: int, noise: float = 0.0, rng: random.Random | None = None) -> str:
@@ -81,7 +82,11 @@ def worked_answer(first: int, second: int, noise: float = 0.0, rng: random.Rando
         result = f"{digit}{result}"
     if carry:
         result = f"1{result}"
-    return " ".join([*columns, rf"\boxed{{{int(result)}}}"])
+    return " ".join([*columns, _boxed(int(result))])
+
+
+def _boxed(number: int) -> str:
+    return rf"\boxed{{{number}}}"
 
 
 def _digits(number: int, width: int) -> list[int]:
