@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import transformers
 from lightning import Trainer
@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.progress import TrainingProgressBar
-from lightning_modules.report import RunReport
+from lightning_modules.report import RunReport, print_table
 from lightning_modules.rollout_data import RolloutDataModule
 
 _TRAINER_DEFAULTS = {
@@ -30,6 +30,22 @@ _TRAINER_DEFAULTS = {
 }
 
 
+class PolicyArgumentParser(LightningArgumentParser):
+    """Says what is wrong without a page of usage around it."""
+
+    def print_usage(self, file: Any = None) -> None:
+        """Nothing: an error message must be found, and `--help` lists every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Add the remedy to the parser's account of an import path that leads nowhere."""
+        if any(sign in message for sign in ("class_path", "mport path", "No module named", "has no attribute")):
+            message += (
+                "\nPass the import path of a class or function, such as aggregate_po.recipes.gmpo; a file of your own "
+                "must stand in the working folder or be installed."
+            )
+        super().error(message, ex)
+
+
 class PolicyCLI(LightningCLI):
     """`fit`, `validate` and the rest, for a `PolicyModule` and a `RolloutDataModule`."""
 
@@ -39,6 +55,13 @@ class PolicyCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; an argument that a constructor refuses ends the program with its message alone."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, OSError) as error:
+            raise SystemExit(f"error: {error}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Write checkpoints atomically, whatever other plugins the configuration names."""
@@ -52,12 +75,12 @@ class PolicyCLI(LightningCLI):
         """Refuse to write over another run.
 
         Raises:
-            FileExistsError: the run folder has metrics, and no checkpoint to resume from was named.
+            SystemExit: the run folder has metrics, and no checkpoint to resume from was named.
         """
         folder = Path(self.trainer.default_root_dir)
         if self._get(self.config, "ckpt_path") is None and (folder / "metrics.csv").exists():
-            raise FileExistsError(
-                f"`trainer.default_root_dir` is {str(folder)!r}, which already holds a run; resume it with "
+            raise SystemExit(
+                f"error: `trainer.default_root_dir` is {str(folder)!r}, which already holds a run; resume it with "
                 "`--ckpt_path last`, or choose another folder with `--trainer.default_root_dir`."
             )
 
@@ -70,28 +93,36 @@ def run(arguments: list[str] | None = None) -> PolicyCLI:
     transformers.utils.logging.disable_progress_bar()
     # The policy is in eval mode on purpose: dropout would make its log-probabilities differ from the sampler's.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     return PolicyCLI(
         PolicyModule,
         RolloutDataModule,
+        parser_class=PolicyArgumentParser,
         args=arguments,
         seed_everything_default=0,
+        auto_configure_optimizers=False,  # the parameters exist only once the trainer has loaded the model
+        parser_kwargs={"prog": "aggregate-po"},
         save_config_kwargs={"overwrite": True},
         trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar()]},
     )
 
 
-def evaluate_run(folder: str) -> None:
-    """Measure the exported model of a run on its held-out prompts and print the table.
+def evaluate_run(folder: str) -> dict[str, float]:
+    """Measure the exported model of a run on its held-out prompts, and print the table.
 
     Raises:
-        FileNotFoundError: the folder holds no finished run.
+        SystemExit: the folder holds no finished run.
     """
     run_folder = Path(folder)
     for name in ("config.yaml", "model"):
         if not (run_folder / name).exists():
-            raise FileNotFoundError(f"RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
-    run(["validate", f"--config={run_folder / 'config.yaml'}", f"--model.model_name={run_folder / 'model'}"])
+            raise SystemExit(f"error: RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
+    config, model = run_folder / "config.yaml", run_folder / "model"
+    cli = run(["validate", f"--config={config}", f"--model.model_name={model}", "--verbose=false"])
+    figures = {name.removeprefix("val/"): value.item() for name, value in cli.trainer.callback_metrics.items()}
+    print_table({"measured": figures})
+    return figures
 
 
 def _checkpoint_folder(root: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from einops import rearrange
 from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,8 +34,9 @@ class PolicyModule(LightningModule):
         model_name: hub id or folder of a Hugging Face causal language model, or what makes one (`prepare`).
         objective: maximised.
         learning_rate: of AdamW, after the warm-up.
-        warmup_steps: optimiser steps over which the learning rate rises.
+        warmup_steps: optimiser steps over which the learning rate rises, of whichever optimiser.
         weight_decay: of AdamW.
+        optimizer: makes another optimiser from the parameters; it then has its own learning rate and weight decay.
         max_skipped_steps: an optimiser step whose gradient is not finite is skipped; this many in a row stop the run.
 
     Raises:
@@ -51,6 +53,7 @@ class PolicyModule(LightningModule):
         learning_rate: float = 1e-6,
         warmup_steps: int = 10,
         weight_decay: float = 0.0,
+        optimizer: OptimizerCallable | None = None,
         max_skipped_steps: int = 3,
     ) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class PolicyModule(LightningModule):
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
+        self.optimizer = optimizer
         self.max_skipped_steps = max_skipped_steps
         self.model: PreTrainedModel = None  # type: ignore[assignment]  # loaded by `configure_model`
         self.tokenizer: PreTrainedTokenizerBase = None  # type: ignore[assignment]
@@ -209,9 +213,12 @@ class PolicyModule(LightningModule):
             parameter.grad = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a linear warm-up; `--optimizer` and `--lr_scheduler` of the command line replace it."""
+        """AdamW, or the optimiser that was asked for, with a linear warm-up."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        if self.optimizer is not None:
+            optimizer = self.optimizer(trained)
+        else:
+            optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / max(self.warmup_steps, 1), 1.0)
         )

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
@@ -377,6 +378,8 @@ def _figures(sums: _Sums) -> dict[str, float]:
 
 
 def _examples(name: str, dataset: PromptDataset | str) -> Sequence[Example]:
+    if isinstance(dataset, str) and not Path(dataset).is_file():
+        raise FileNotFoundError(f"`{name}` is {dataset!r}, which is not a file; pass a file of JSON lines.")
     examples = JSONLines(dataset) if isinstance(dataset, str) else dataset
     if len(examples) == 0:
         raise ValueError(f"`{name}` is {dataset!r}, which has no prompts; pass at least one example.")
