@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import transformers
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.policy_module import PolicyModule
@@ -44,6 +44,15 @@ class PolicyArgumentParser(LightningArgumentParser):
                 "must stand in the working folder or be installed."
             )
         super().error(message, ex)
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Keeps the configuration that a run was trained with; measuring it later leaves the file alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file at the beginning of a fit."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class PolicyCLI(LightningCLI):
@@ -103,6 +112,7 @@ def run(arguments: list[str] | None = None) -> PolicyCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,  # the parameters exist only once the trainer has loaded the model
         parser_kwargs={"prog": "aggregate-po"},
+        save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar()]},
     )

@@ -82,18 +82,17 @@ class GradientWeightMetrics(Metric):
         self.ratio_max = torch.maximum(self.ratio_max, torch.where(mask, ratio, 0).max().double())
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures by name; see the class."""
-        tokens, completions = self.tokens.clamp(min=1), self.completions.clamp(min=1)
+        """The figures by name, NaN where no token was counted; see the class."""
         nothing = self.tokens == 0
         return {
-            "ratio/min": torch.where(nothing, 1.0, self.ratio_min),
-            "ratio/max": torch.where(nothing, 1.0, self.ratio_max),
-            "ratio/mean": torch.where(nothing, 1.0, self.ratio_sum / tokens),
-            "kl_old": -self.log_ratio_sum / tokens,
-            "clip_ratio/low_mean": self.clipped_low / tokens,
-            "clip_ratio/high_mean": self.clipped_high / tokens,
-            "clip_ratio/region_mean": (self.clipped_low + self.clipped_high) / tokens,
-            "weights/overflow": self.overflow / tokens,
-            "weights/ess_fraction": self.ess_fraction / completions,
-            "weights/entropy": self.entropy / completions,
+            "ratio/min": torch.where(nothing, torch.nan, self.ratio_min),
+            "ratio/max": torch.where(nothing, torch.nan, self.ratio_max),
+            "ratio/mean": self.ratio_sum / self.tokens,
+            "kl_old": -self.log_ratio_sum / self.tokens,
+            "clip_ratio/low_mean": self.clipped_low / self.tokens,
+            "clip_ratio/high_mean": self.clipped_high / self.tokens,
+            "clip_ratio/region_mean": (self.clipped_low + self.clipped_high) / self.tokens,
+            "weights/overflow": self.overflow / self.tokens,
+            "weights/ess_fraction": self.ess_fraction / self.completions,
+            "weights/entropy": self.entropy / self.completions,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,8 +29,9 @@ class MetricsFile:
         self._write(rows)
 
     def append(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add the row of one step; a figure that earlier rows lack becomes a new column."""
-        row = {"step": str(step), **{name: repr(value) for name, value in sorted(figures.items())}}
+        """Add the row of one step: a new column for a figure that earlier rows lack, an empty cell for NaN."""
+        cells = {name: "" if math.isnan(value) else repr(value) for name, value in sorted(figures.items())}
+        row = {"step": str(step), **cells}
         new = [name for name in row if name not in self._names]
         if new:
             with self._path.open(newline="", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from aggregate_po import PerToken, PolicyObjective, masked_sum
-from lightning_modules.distributed import loss_scale
+from lightning_modules.distributed import loss_scale, summed_over_ranks
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.rollout_batch import RolloutBatch
 from lightning_modules.rollout_data import Evaluation
@@ -83,7 +84,8 @@ class PolicyModule(LightningModule):
         self._needs_reference = objective.needs_reference
         # In a tuple, so that it is no submodule: it is neither trained nor saved.
         self._reference: tuple[PreTrainedModel, ...] = ()
-        self._update_sums: dict[str, float] = {}
+        # Tokens, loss, entropy and divergence from the reference, summed over the micro-batches of an update.
+        self._update_sums = torch.zeros(4, dtype=torch.double)
         self._skipped_steps = 0
         self._skipped_in_a_row = 0
         self._rng_states: dict[str, Any] | None = None
@@ -173,25 +175,27 @@ class PolicyModule(LightningModule):
 
     def _count(self, objective: Tensor, entropy: PerToken, log_probs: PerToken, batch: RolloutBatch) -> None:
         mask = batch.policy.response_mask
-        sums = {"policy_loss": -objective, "entropy": masked_sum(entropy, mask).sum(), "tokens": mask.sum()}
+        sums = [mask.sum(), -objective, masked_sum(entropy, mask).sum(), torch.zeros_like(objective)]
         if batch.policy.ref_log_probs is not None:
             log_ratio = log_probs - batch.policy.ref_log_probs
-            sums["kl"] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
-        for name, value in sums.items():
-            self._update_sums[name] = self._update_sums.get(name, 0.0) + value.item()
+            sums[-1] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
+        self._update_sums += torch.stack([value.detach().double().cpu() for value in sums])
 
     def _log_update(self, batch: RolloutBatch) -> None:
-        sums, self._update_sums = self._update_sums, {}
-        tokens = max(sums.pop("tokens"), 1)
-        figures = {name: value if name == "policy_loss" else value / tokens for name, value in sums.items()}
-        self.log_dict(dict(batch.metrics))
+        """Log the figures of one optimiser step; NaN where no token was trained."""
+        sums = summed_over_ranks(self._update_sums, self.trainer).tolist()
+        self._update_sums = torch.zeros_like(self._update_sums)
+        tokens, loss, entropy, divergence = sums
+        per_token = 1 / tokens if tokens else math.nan
+        figures = {**batch.metrics, "policy_loss": loss, "entropy": entropy * per_token}
+        if batch.policy.ref_log_probs is not None:
+            figures["kl"] = divergence * per_token
         self.log_dict({**figures, **self.weight_metrics.compute(), "skipped_steps": float(self._skipped_steps)})
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.weight_metrics.reset()
-        shown = {"reward": batch.metrics.get("reward"), "entropy": figures["entropy"]}
-        for name, value in shown.items():
-            if value is not None:
-                self.log(f"live_{name}", value, prog_bar=True, logger=False)
+        for name in ("reward", "entropy"):
+            if name in figures:
+                self.log(f"live_{name}", figures[name], prog_bar=True, logger=False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop a gradient that is not finite, so that the optimiser leaves parameters and its state alone."""

@@ -57,8 +57,10 @@ class RunReport(Callback):
         self._last_step = trainer.global_step
         self._step_started = time.perf_counter()
         if trainer.is_global_zero:
-            self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until=trainer.global_step)
-            if trainer.global_step == 0 and self._before:
+            fresh = trainer.global_step == 0
+            keep_until = -1 if fresh else trainer.global_step
+            self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until)
+            if fresh and self._before:
                 self._metrics.append(0, _held_out(self._before))
 
     def on_train_batch_end(

@@ -1,0 +1,82 @@
+"""A run that was stopped and resumed ends as one that was not: the same parameters and metrics, bit for bit."""
+
+import csv
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def never_stopped() -> dict[str, Path]:
+    """Run folders of undisturbed runs by objective, shared by the tests of this module."""
+    return {}
+
+
+def metrics(run_folder: Path) -> list[dict[str, str]]:
+    """Rows of the metrics, without what measures time."""
+    with (run_folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def assert_same_end(resumed: Path, undisturbed: Path) -> None:
+    assert metrics(resumed) == metrics(undisturbed)
+    assert [int(row["step"]) for row in metrics(resumed)] == list(range(11))
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (resumed, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def undisturbed(never_stopped, run, small_fit, tmp_path) -> Path:
+    if "folder" not in never_stopped:
+        folder = tmp_path / "undisturbed"
+        status, output = run([*small_fit, f"--trainer.default_root_dir={folder}"])
+        assert status == 0, output
+        never_stopped["folder"] = folder
+    return never_stopped["folder"]
+
+
+def wait_for_rows(folder: Path, rows: int, process) -> None:
+    """Until the metrics have this many rows, or the process has ended."""
+    file = folder / "metrics.csv"
+    while process.poll() is None:
+        if file.exists() and len(file.read_text().splitlines()) > rows:
+            return
+        time.sleep(0.002)
+
+
+# Steps after which the process is killed: within a rollout, at its end, right after a checkpoint, before any.
+@pytest.mark.parametrize("rows", [3, 5, 8, 10])
+def test_killed_and_resumed(rows, undisturbed, start, run, small_fit, tmp_path):
+    folder = tmp_path / "killed"
+    arguments = [*small_fit, f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
+    process = start(arguments)
+    wait_for_rows(folder, rows, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    status, output = run(arguments)
+    assert status == 0, output
+    assert_same_end(folder, undisturbed)
+
+
+def test_time_limit_signal_and_resumed(undisturbed, start, run, small_fit, tmp_path):
+    folder = tmp_path / "signalled"
+    arguments = [*small_fit, f"--trainer.default_root_dir={folder}", "--checkpoint.every_n_train_steps=1000"]
+    process = start(arguments)
+    wait_for_rows(folder, 3, process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "resume with `ckpt_path=last`" in output
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert not (folder / "model").exists()
+    assert int(metrics(folder)[-1]["step"]) < 10
+    status, output = run([*arguments, "--ckpt_path=last"])
+    assert status == 0, output
+    assert_same_end(folder, undisturbed)
