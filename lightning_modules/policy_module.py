@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from aggregate_po import PerToken, PolicyObjective, masked_sum
+from aggregate_po.bounds import working_precision
 from lightning_modules.distributed import loss_scale, summed_over_ranks
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.rollout_batch import RolloutBatch
@@ -293,7 +294,7 @@ def _log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple
             use_cache=True,
         )
         logits = torch.cat([logits, completion.logits], dim=1)
-    logits = logits.float() / batch.temperature
+    logits = working_precision(logits) / batch.temperature
     normalizer = torch.logsumexp(logits, dim=-1)
     chosen = logits.gather(-1, rearrange(batch.completion_ids, "batch time -> batch time 1"))
     with torch.no_grad():

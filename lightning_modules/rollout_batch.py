@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from aggregate_po import PerToken, PolicyBatch, StepTotals
 
 
-@dataclass(frozen=True)
 class RolloutBatch:
     """Completions with their prompts, and what the objective needs to know of them.
+
+    Not a dataclass, because Lightning takes those apart to convert their numbers for some precisions, and refuses
+    frozen ones such as `PolicyBatch`.
 
     Args:
         prompt_ids: each prompt once, padded on the left; shape `prompt prompt_time`.
@@ -29,15 +31,31 @@ class RolloutBatch:
         metrics: figures of the rollout it was cut from.
     """
 
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    prompt_of: Tensor
-    completion_ids: Tensor
-    completion_mask: PerToken
-    policy: PolicyBatch
-    temperature: float = 1.0
-    closes_update: bool = True
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    def __init__(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        prompt_of: Tensor,
+        completion_ids: Tensor,
+        completion_mask: PerToken,
+        policy: PolicyBatch,
+        temperature: float = 1.0,
+        closes_update: bool = True,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        self.prompt_ids = prompt_ids
+        self.prompt_mask = prompt_mask
+        self.prompt_of = prompt_of
+        self.completion_ids = completion_ids
+        self.completion_mask = completion_mask
+        self.policy = policy
+        self.temperature = temperature
+        self.closes_update = closes_update
+        self.metrics = {} if metrics is None else metrics
+
+    def replace(self, **changes: Any) -> RolloutBatch:
+        """A copy with some fields changed."""
+        return RolloutBatch(**{**vars(self), **changes})
 
     def to(self, *args: Any, **kwargs: Any) -> RolloutBatch:
         """A copy whose tensors were moved as by `Tensor.to`."""
@@ -46,7 +64,7 @@ class RolloutBatch:
             for name, value in vars(self).items()
             if isinstance(value, (Tensor, PolicyBatch))
         }
-        return replace(self, **moved)
+        return self.replace(**moved)
 
     def select(self, rows: Tensor) -> RolloutBatch:
         """The given completions, with the prompts that they need and padding that none of them needs cut off."""
@@ -54,8 +72,7 @@ class RolloutBatch:
         start = int(self.prompt_mask[prompts].sum(dim=-1).max())
         time = int(self.completion_mask[rows].sum(dim=-1).max())
         reference = self.policy.ref_log_probs
-        return replace(
-            self,
+        return self.replace(
             prompt_ids=self.prompt_ids[prompts, -start:],
             prompt_mask=self.prompt_mask[prompts, -start:],
             prompt_of=prompt_of,

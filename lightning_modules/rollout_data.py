@@ -251,11 +251,11 @@ class RolloutDataModule(LightningDataModule):
         )
         if self.policy.needs_reference:
             reference = self._reference_log_probs(whole)
-            whole = replace(whole, policy=replace(whole.policy, ref_log_probs=reference))
+            whole = whole.replace(policy=replace(whole.policy, ref_log_probs=reference))
             log_ratio = masked_sum(whole.policy.old_log_probs - reference, response_mask)
             rewards = rewards - self.kl_in_reward * log_ratio
         advantages = self.advantages(rewards, self.group_size)
-        whole = replace(whole, policy=replace(whole.policy, advantages=advantages))
+        whole = whole.replace(policy=replace(whole.policy, advantages=advantages))
         sums = _sums(rewards, drawn, self.group_size)
         return self._cut(whole, summed_over_ranks(sums, self.trainer), time.perf_counter() - started)
 
@@ -307,7 +307,7 @@ class RolloutDataModule(LightningDataModule):
                 inert = torch.zeros_like(batch.policy.response_mask) if not len(piece) else batch.policy.response_mask
                 policy = replace(batch.policy, totals=totals, response_mask=inert)
                 closes = index == len(pieces) - 1
-                batches.append(replace(batch, policy=policy, closes_update=closes, metrics=metrics))
+                batches.append(batch.replace(policy=policy, closes_update=closes, metrics=metrics))
         return batches
 
     def _has_gradient(self, advantages: PerCompletion) -> Tensor:

@@ -82,7 +82,8 @@ class _Decoding:
         batch = len(prompts) * sampling.samples_per_prompt
         self.stop = torch.tensor(sampling.stop_token_ids, device=device)
         self.token_ids = torch.zeros(batch, sampling.max_completion_length, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(batch, sampling.max_completion_length, device=device)
+        precision = torch.promote_types(model.dtype, torch.float32)
+        self.log_probs = torch.zeros(batch, sampling.max_completion_length, dtype=precision, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=device)
         self.rows = torch.arange(batch, device=device)  # the completions that still stand in the model's batch
@@ -130,7 +131,7 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[:, -1].float()
+        return output.logits[:, -1].to(self.log_probs.dtype)
 
     def _draw(self, logits: Tensor, time: int) -> Tensor:
         """Draw the next token of each completion that still runs, and note it."""
