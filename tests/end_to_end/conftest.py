@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
-
-from lightning_modules.addition.warm_start import make_model, make_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "experiments" / "configs" / "addition.yaml"
@@ -37,18 +34,6 @@ class LehmerMean(TokenAggregator):
         return masked_logsumexp(self.order * x, mask) - masked_logsumexp((self.order - 1) * x, mask)
 ''',
 }
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
-    """Folder of a randomly initialised model, small enough for tests of everything but learning."""
-    folder = tmp_path_factory.mktemp("tiny_model")
-    tokenizer = make_tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        make_model(tokenizer, hidden_size=32, layers=2).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
