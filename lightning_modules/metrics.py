@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from aggregate_po import GradientWeights, PerToken, PolicyBatch, effective_sample_size, masked_sum, weight_entropy
-from aggregate_po.bounds import log_ratio_of
+from aggregate_po.bounds import bounded, log_ratio_of
 
 
 class GradientWeightMetrics(Metric):
@@ -64,7 +64,7 @@ class GradientWeightMetrics(Metric):
         assert weights.overflow is not None
         mask = batch.response_mask
         log_ratio = log_ratio_of(log_probs, batch.old_log_probs, mask)
-        ratio = log_ratio.exp()
+        ratio = bounded(log_ratio).exp()
         clipped = weights.clipped
         lengths = mask.sum(dim=-1)
         share = effective_sample_size(weights.concentration) / lengths.clamp(min=1)

@@ -277,21 +277,22 @@ class RolloutDataModule(LightningDataModule):
         """
         assert self.trainer is not None
         mask = whole.policy.response_mask
-        updates = torch.arange(len(mask)).tensor_split(self.updates_per_rollout)
-        counts = torch.tensor([[mask[rows].any(dim=-1).sum(), mask[rows].sum()] for rows in updates])
-        counts = summed_over_ranks(counts.double(), self.trainer)
-        figures = _figures(sums)
-        contributes = mask.any(dim=-1)
+        trained = mask.any(dim=-1)
+        contributes = trained
         if not self.policy.objective.penalties:
             contributes = contributes & self._has_gradient(whole.policy.advantages)
+        updates = torch.arange(len(mask)).tensor_split(self.updates_per_rollout)
+        counts = torch.stack([trained, mask.sum(dim=-1), contributes], dim=-1).double()
+        counts = summed_over_ranks(torch.stack([counts[rows].sum(dim=0) for rows in updates]), self.trainer)
+        figures = _figures(sums)
         metrics = {
             **figures,
-            "completions/trained_ratio": contributes.double().mean().item(),
+            "completions/trained_ratio": counts[:, 2].sum().item() / sums[0].item(),
             "time/rollout": seconds,
         }
         batches = []
         for number in range(len(updates) * self.epochs_per_rollout):
-            rows, (completions, tokens) = updates[number % len(updates)], counts[number % len(updates)].tolist()
+            rows, (completions, tokens, _) = updates[number % len(updates)], counts[number % len(updates)].tolist()
             totals = StepTotals(
                 completions=completions,
                 tokens=tokens,
