@@ -35,9 +35,11 @@ def group_normalized(rewards: PerCompletion, group_size: int, *, ddof: int = 1, 
     if ddof not in (0, 1):
         raise ValueError(f"`ddof` is {ddof}; pass 1 for the unbiased standard deviation or 0 for the population's.")
     groups = _grouped(rewards, group_size)
+    centered = _centered(groups)
     if group_size == 1:
-        return torch.zeros_like(rewards)
-    return _flat(_centered(groups) / (groups.std(dim=-1, keepdim=True, correction=ddof) + delta))
+        return _flat(centered)
+    scaled = centered / (groups.std(dim=-1, keepdim=True, correction=ddof) + delta)
+    return _flat(torch.where(centered == 0, 0, scaled))  # with delta = 0, equal rewards would give 0/0
 
 
 def group_centered(rewards: PerCompletion, group_size: int) -> PerCompletion:
@@ -84,6 +86,7 @@ def _grouped(rewards: PerCompletion, group_size: int) -> Grouped:
             f"`rewards` has batch={len(rewards)}, which `group_size`={group_size} does not divide; pass whole groups, "
             "the completions of one prompt next to each other."
         )
+    rewards = rewards if rewards.is_floating_point() else rewards.float()
     return rearrange(rewards, "(prompt group) -> prompt group", group=group_size)
 
 

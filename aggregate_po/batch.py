@@ -40,7 +40,7 @@ def bind_shapes(**tensors: tuple[Any, str]) -> dict[str, int]:
             raise TypeError(f"`{name}` is {type(tensor).__name__}, not a tensor; {remedy}.")
         try:
             shape = parse_shape(tensor, pattern)
-        except EinopsError:
+        except (EinopsError, RuntimeError):  # einops raises either, by the kind of mismatch
             raise ValueError(
                 f"`{name}` has shape {tuple(tensor.shape)}, but `{pattern}` was expected; {remedy}."
             ) from None
@@ -134,7 +134,7 @@ class TokenRatios:
 
     Args:
         log_ratio: log ratios as this part receives them.
-        raw_log_ratio: log ratios before any transform.
+        raw_log_ratio: log ratios before any transform, a constant to the gradient.
         response_mask: True on trained tokens (after the mean: on completions that have any).
         saturated: True where an earlier transform has derivative zero.
         lengths: response tokens of each completion; shape `batch`.
@@ -172,7 +172,7 @@ class TokenRatios:
         filled = torch.where(mask, log_ratio, 0)
         return cls(
             log_ratio=filled,
-            raw_log_ratio=filled,
+            raw_log_ratio=filled.detach(),
             response_mask=mask,
             saturated=torch.zeros_like(mask),
             lengths=mask.sum(dim=-1),
@@ -186,7 +186,7 @@ class TokenRatios:
         nonempty = self.lengths > 0
         return TokenRatios(
             log_ratio=log_mean,
-            raw_log_ratio=log_mean,
+            raw_log_ratio=log_mean.detach(),
             response_mask=nonempty,
             saturated=torch.zeros_like(nonempty),
             lengths=self.lengths,
@@ -200,8 +200,10 @@ class TokenRatios:
 
         Call it with gradients enabled and inference mode off.
         """
-        copies: dict[str, Any] = {
-            name: value.detach().clone() for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        copies = _cloned(self)
         copies["log_ratio"].requires_grad_()
-        return replace(self, **copies)
+        return replace(self, **copies, totals=replace(self.totals, **_cloned(self.totals)))
+
+
+def _cloned(fields: TokenRatios | StepTotals) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in vars(fields).items() if isinstance(value, Tensor)}

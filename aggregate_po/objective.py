@@ -176,11 +176,13 @@ class PolicyObjective:
         bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
         mask = batch.response_mask
         lengths = mask.sum(dim=-1)
+        # Once, so that a gradient in half precision is rounded once.
+        log_probs = torch.where(mask, working_precision(log_probs), 0)
         raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
         log_ratio = bounded(raw)
         entering = TokenRatios(
             log_ratio=log_ratio,
-            raw_log_ratio=log_ratio,
+            raw_log_ratio=log_ratio.detach(),
             response_mask=mask,
             saturated=torch.zeros_like(mask),
             lengths=lengths,
@@ -191,9 +193,10 @@ class PolicyObjective:
         tokens = _transformed(self.token_transform, entering)
         log_mean = self.aggregator.log_aggregate(tokens)
         sequences = entering.after_mean(torch.where(lengths > 0, log_mean, 0))
-        weights = self.normalizer(lengths, batch.totals).to(log_ratio.dtype)
+        # In working precision, because counts that are divided as integers give single precision.
+        weights = self.normalizer(lengths.to(log_ratio.dtype), batch.totals).to(log_ratio.dtype)
         return _Trace(
-            log_probs=torch.where(mask, working_precision(log_probs), 0),
+            log_probs=log_probs,
             within=raw.detach().abs() <= MAX_LOG_RATIO,
             entering=entering,
             tokens=tokens,

@@ -120,6 +120,11 @@ class TrajectoryLogClip(OneSidedClip):
 
     def log_bounds(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
         """See `OneSidedClip`."""
+        if ratios.log_ratio.ndim != 1:
+            raise ValueError(
+                f"`log_ratio` has shape {tuple(ratios.log_ratio.shape)}, but TrajectoryLogClip bounds completions; "
+                "pass it as `sequence_transform`, to act after the mean."
+            )
         lengths = ratios.lengths.clamp(min=1).to(ratios.log_ratio.dtype)
         return -self.log_clip_low / lengths, self.log_clip_high / lengths
 
