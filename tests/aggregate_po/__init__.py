@@ -1,0 +1,1 @@
+"""Oracles: numbers worked by hand, one file per module of the core."""

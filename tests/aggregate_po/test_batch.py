@@ -1,0 +1,124 @@
+"""The batch: what it checks, what it fills in."""
+
+import pytest
+import torch
+
+from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, TokenRatios
+from aggregate_po.aggregators import GeometricMean
+from aggregate_po.batch import bind_shapes
+
+
+def fields(**changes):
+    return {
+        "old_log_probs": torch.zeros(8, 5),
+        "response_mask": torch.ones(8, 5),
+        "advantages": torch.zeros(8),
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"advantages": torch.zeros(7)},
+            "`advantages` has batch=7, but `response_mask` has batch=8; pass one advantage per completion "
+            "(see aggregate_po.advantages).",
+        ),
+        (
+            {"advantages": torch.zeros(8, 5)},
+            "`advantages` has shape (8, 5), but `batch` was expected; pass one advantage per completion "
+            "(see aggregate_po.advantages).",
+        ),
+        (
+            {"old_log_probs": torch.zeros(8, 6)},
+            "`old_log_probs` has time=6, but `response_mask` has time=5; pass shape `batch time`.",
+        ),
+        (
+            {"old_log_probs": torch.zeros(9, 5)},
+            "`old_log_probs` has batch=9, but `response_mask` has batch=8; pass shape `batch time`.",
+        ),
+        (
+            {"ref_log_probs": torch.zeros(8, 4)},
+            "`ref_log_probs` has time=4, but `response_mask` has time=5; pass shape `batch time`.",
+        ),
+        (
+            {"response_mask": torch.ones(8)},
+            "`response_mask` has shape (8,), but `batch time` was expected; pass one mask entry per token, True on the "
+            "tokens that are trained.",
+        ),
+    ],
+    ids=["batch size", "per-token advantages", "time", "batch size of a policy", "time of the reference", "axes"],
+)
+def test_errors_name_the_argument_the_sizes_and_the_remedy(changes, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
+        PolicyBatch(**fields(**changes))
+    assert str(error.value) == message
+
+
+def test_values_that_are_not_tensors():
+    with pytest.raises(TypeError) as error:
+        PolicyBatch(**fields(advantages=[0.0] * 8))
+    assert str(error.value) == (
+        "`advantages` is list, not a tensor; pass one advantage per completion (see aggregate_po.advantages)."
+    )
+
+
+def test_log_probs_are_checked_against_the_batch():
+    objective, batch = PolicyObjective(GeometricMean()), PolicyBatch(**fields())
+    for method in (objective, objective.gradient_weights):
+        with pytest.raises(ValueError, match=r"^`log_probs` has time=6, but `response_mask` has time=5; pass shape"):
+            method(torch.zeros(8, 6), batch)
+
+
+def test_bind_shapes_returns_the_sizes():
+    assert bind_shapes(a=(torch.zeros(2, 3), "batch time"), b=(torch.zeros(3), "time")) == {"batch": 2, "time": 3}
+
+
+def test_totals_are_filled_in_without_empty_rows():
+    mask = torch.tensor([[True, False, True], [False] * 3, [True, True, True]])
+    totals = PolicyBatch(torch.zeros(3, 3), mask, torch.zeros(3)).totals
+    assert (int(totals.completions), int(totals.tokens), totals.progress) == (2, 5, 0.0)
+
+
+def test_totals_that_are_given_stay():
+    totals = StepTotals(100, 1000, progress=0.5)
+    assert PolicyBatch(**fields(totals=totals)).totals is totals
+
+
+def test_padding_is_replaced_by_zero():
+    nan = float("nan")
+    batch = PolicyBatch(
+        old_log_probs=torch.tensor([[-1.0, nan], [nan, nan]]),
+        response_mask=torch.tensor([[1, 0], [0, 0]]),
+        advantages=torch.tensor([2.0, nan]),
+        ref_log_probs=torch.tensor([[-2.0, nan], [nan, nan]]),
+    )
+    assert batch.response_mask.tolist() == [[True, False], [False, False]]
+    assert batch.old_log_probs.tolist() == [[-1.0, 0.0], [0.0, 0.0]]
+    assert batch.ref_log_probs.tolist() == [[-2.0, 0.0], [0.0, 0.0]]
+    assert batch.advantages.tolist() == [2.0, 0.0]
+
+
+def test_batch_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        PolicyBatch(**fields()).advantages = torch.ones(8)
+
+
+def test_to_moves_every_tensor_and_keeps_the_totals():
+    totals = StepTotals(100, 1000)
+    moved = PolicyBatch(**fields(totals=totals, ref_log_probs=torch.zeros(8, 5))).to(torch.float64)
+    assert {moved.old_log_probs.dtype, moved.ref_log_probs.dtype, moved.advantages.dtype} == {torch.float64}
+    assert moved.response_mask.dtype == torch.bool
+    assert moved.totals is totals
+
+
+def test_context_after_the_mean_has_one_entry_per_completion():
+    mask = torch.tensor([[True, True, False], [False] * 3])
+    tokens = TokenRatios.of(torch.ones(2, 3), mask, advantages=torch.tensor([2.0, 3.0]))
+    assert tokens.advantages.tolist() == [[2.0], [3.0]]
+    assert tokens.lengths.tolist() == [2, 0]
+    after = tokens.after_mean(torch.tensor([0.5, 0.0]))
+    assert after.advantages.tolist() == [2.0, 3.0]
+    assert after.response_mask.tolist() == [True, False]
+    assert after.log_ratio.tolist() == [0.5, 0.0]

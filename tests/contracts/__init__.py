@@ -1,0 +1,1 @@
+"""Laws that every aggregator, transform, normaliser, penalty and recipe obeys."""

@@ -1,0 +1,175 @@
+"""Law: closed-form gradient weights equal autograd, for every composition of the parts."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregate_po import (
+    ArithmeticMean,
+    GeometricMean,
+    Penalty,
+    PessimisticClip,
+    PolicyBatch,
+    PolicyObjective,
+    PowerMean,
+    Product,
+    RatioTransform,
+    StepTotals,
+    TokenAggregator,
+    TokenRatios,
+    TrajectoryLogClip,
+)
+from aggregate_po import recipes as published
+from aggregate_po.transforms import OneSidedClip
+from tests.contracts.strategies import (
+    AGGREGATORS,
+    COMPOSITIONS,
+    NORMALIZERS,
+    ON_BOUNDS,
+    PENALTIES,
+    RECIPES,
+    SEQUENCE_TRANSFORMS,
+    TOKEN_TRANSFORMS,
+    assert_rows_close,
+    batches,
+    differentiate,
+    exponents,
+    label,
+    objectives,
+    scale_of,
+    token_ratios,
+)
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """One batch with every kind of row: both signs, none, empty, holes, extremes, points exactly on the bounds."""
+    generator = torch.Generator().manual_seed(1)
+    moderate = 0.4 * torch.randn(6, 9, generator=generator, dtype=torch.float64)
+    on_bounds = torch.tensor([*ON_BOUNDS, 0.0], dtype=torch.float64)
+    extremes = torch.tensor([80.0, -80.0, 25.0, -25.0, 19.0, -19.0, 0.1, 0.0, 1e-9], dtype=torch.float64)
+    constant = torch.full((2, 9), 0.1, dtype=torch.float64)
+    log_ratio = torch.cat([moderate, on_bounds.expand(2, 9), extremes.expand(2, 9), constant])
+    mask = torch.rand(12, 9, generator=generator) < 0.7
+    mask[5], mask[6:10] = False, True
+    advantages = torch.tensor([1.0, -1.0, 0.7, -2.0, 0.0, 1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    totals = StepTotals(completions=20, tokens=150, progress=0.3)
+    zeros = torch.zeros(12, 9, dtype=torch.float64)
+    return log_ratio, PolicyBatch(zeros, mask, advantages, totals, ref_log_probs=log_ratio.flip(0) / 2)
+
+
+@pytest.mark.parametrize("sequence_transform", SEQUENCE_TRANSFORMS, ids=label)
+@pytest.mark.parametrize("token_transform", TOKEN_TRANSFORMS, ids=label)
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=label)
+def test_every_composition(everything, aggregator, token_transform, sequence_transform):
+    for normalizer in NORMALIZERS:
+        for penalties in ((), PENALTIES):
+            objective = PolicyObjective(aggregator, token_transform, sequence_transform, normalizer, penalties)
+            _, gradient, weights = differentiate(objective, *everything)
+            assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_every_recipe(everything, recipe):
+    for penalties in ((), *((penalty,) for penalty in PENALTIES)):
+        _, gradient, weights = differentiate(recipe(penalties=penalties), *everything)
+        assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
+
+
+def test_no_recipe_is_left_out():
+    assert set(RECIPES) == set(published.__all__)
+
+
+@given(objectives(), batches())
+def test_closed_form_equals_autograd(objective, case):
+    _, gradient, weights = differentiate(objective, *case)
+    assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
+
+
+@given(exponents(), batches())
+def test_closed_form_equals_autograd_for_every_exponent(exponent, case):
+    _, gradient, weights = differentiate(PolicyObjective(PowerMean(exponent)), *case)
+    assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
+
+
+@given(token_ratios(), exponents())
+def test_default_token_weights_equal_the_closed_forms(tokens, exponent):
+    for aggregator in (*AGGREGATORS, PowerMean(exponent)):
+        by_autograd = TokenAggregator.token_weights(aggregator, tokens)
+        assert_rows_close(aggregator.token_weights(tokens), by_autograd, rtol=1e-9, scale=1.0)
+
+
+@pytest.mark.parametrize("aggregator", [ArithmeticMean, GeometricMean, PowerMean, Product])
+def test_closed_forms_are_there_to_be_compared(aggregator):
+    assert aggregator.token_weights is not TokenAggregator.token_weights
+
+
+CLIPS = [part for part in TOKEN_TRANSFORMS if isinstance(part, OneSidedClip)]
+
+
+@given(token_ratios())
+def test_default_derivative_and_saturation_equal_those_of_the_clips(tokens):
+    for clip in CLIPS:
+        assert torch.equal(clip.derivative(tokens), RatioTransform.derivative(clip, tokens))
+        assert torch.equal(clip.saturated(tokens), RatioTransform.saturated(clip, tokens))
+
+
+@given(token_ratios(), st.sampled_from(["on the upper bound", "on the lower bound", "anywhere"]))
+def test_default_derivative_equals_that_of_a_clip_after_the_mean(tokens, where):
+    for clip in (*CLIPS, PessimisticClip(3e-4, 4e-4), TrajectoryLogClip(0.4, 0.3)):
+        after = tokens.after_mean(tokens.log_ratio[:, 0])
+        if where != "anywhere":
+            bound = clip.log_bounds(after)[where == "on the upper bound"]
+            after = tokens.after_mean(torch.zeros_like(after.log_ratio) + bound)
+        assert torch.equal(clip.derivative(after), RatioTransform.derivative(clip, after))
+        assert torch.equal(clip.saturated(after), RatioTransform.saturated(clip, after))
+
+
+@given(batches())
+def test_default_token_derivatives_equal_the_closed_forms(case):
+    log_probs, batch = case
+    mask = batch.response_mask
+    for penalty in PENALTIES:
+        closed = penalty.token_derivatives(log_probs.detach(), batch)[mask]
+        by_autograd = Penalty.token_derivatives(penalty, log_probs, batch)[mask]
+        torch.testing.assert_close(closed, by_autograd, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@given(case=batches())
+def test_no_advantage_no_gradient(objective, case):
+    log_probs, batch = case
+    parts = {name: part for name, part in vars(objective).items() if name != "penalties"}
+    objective = PolicyObjective(**parts)
+    idle = PolicyBatch(
+        batch.old_log_probs, batch.response_mask, torch.zeros_like(batch.advantages), batch.totals, batch.ref_log_probs
+    )
+    value, gradient, weights = differentiate(objective, log_probs, idle)
+    assert value == 0
+    assert (gradient == 0).all()
+    assert (weights.total == 0).all()
+
+
+@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@given(case=batches())
+def test_weights_are_the_same_in_inference_mode(objective, case):
+    log_probs, batch = case
+    expected = objective.gradient_weights(log_probs, batch).total
+    with torch.inference_mode():
+        made_inside = PolicyBatch(
+            batch.old_log_probs + 0, batch.response_mask, batch.advantages + 0, batch.totals, batch.ref_log_probs + 0
+        )
+        actual = objective.gradient_weights(log_probs + 0, made_inside).total
+    assert torch.equal(actual, expected)
+
+
+@given(token_ratios())
+def test_contexts_are_left_as_they_were(tokens):
+    """Weights by autograd ask for gradients of a copy."""
+    before = tokens.log_ratio.clone()
+    for aggregator in AGGREGATORS:
+        TokenAggregator.token_weights(aggregator, tokens)
+    assert not tokens.log_ratio.requires_grad
+    assert torch.equal(tokens.log_ratio, before)
+    assert isinstance(tokens, TokenRatios)

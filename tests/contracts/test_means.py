@@ -1,0 +1,152 @@
+"""Laws of the aggregators: what makes a mean a mean, and what orders the power means."""
+
+import math
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregate_po import ArithmeticMean, GeometricMean, PowerMean, Product, TokenRatios
+from aggregate_po.aggregators.power import log_power_mean
+from aggregate_po.recipes import gmpo_no_clip, grpo
+from tests.contracts.strategies import AGGREGATORS, HOMOGENEOUS_MEANS, MEANS, batches, exponents, label, token_ratios
+from tests.third_party import AsinhMean
+
+ROUNDING = 1e-12  # of log means of numbers up to 80, in float64
+
+
+def exponent_tensor(exponent, tokens):
+    return torch.full((len(tokens.log_ratio),), exponent, dtype=torch.float64)
+
+
+def power_mean(tokens, exponent):
+    return log_power_mean(tokens.log_ratio, tokens.response_mask, exponent_tensor(exponent, tokens))
+
+
+@pytest.mark.parametrize("mean", MEANS, ids=label)
+@given(tokens=token_ratios(empty_rows=False), level=st.floats(-80, 80))
+def test_a_constant_is_its_own_mean(mean, tokens, level):
+    constant = TokenRatios.of(torch.full_like(tokens.log_ratio, level), tokens.response_mask, totals=tokens.totals)
+    # The inverse of the asinh mean, sinh, magnifies rounding by the size of the number.
+    slack = 1e-11 if isinstance(mean, AsinhMean) else ROUNDING
+    assert (mean.log_aggregate(constant) - level).abs().max() <= slack
+
+
+@pytest.mark.parametrize("mean", MEANS, ids=label)
+@given(tokens=token_ratios(empty_rows=False))
+def test_means_lie_between_the_extreme_tokens(mean, tokens):
+    log_mean = mean.log_aggregate(tokens)
+    slack = 1e-11 if isinstance(mean, AsinhMean) else ROUNDING
+    smallest = torch.where(tokens.response_mask, tokens.log_ratio, math.inf).amin(dim=-1)
+    largest = torch.where(tokens.response_mask, tokens.log_ratio, -math.inf).amax(dim=-1)
+    assert (log_mean >= smallest - slack).all()
+    assert (log_mean <= largest + slack).all()
+
+
+@pytest.mark.parametrize("mean", HOMOGENEOUS_MEANS, ids=label)
+@given(tokens=token_ratios(limit=40), shift=st.floats(-40, 40))
+def test_a_common_factor_passes_through(mean, tokens, shift):
+    shifted = TokenRatios(**{**vars(tokens), "log_ratio": tokens.log_ratio + shift})
+    moved = (mean.log_aggregate(shifted) - mean.log_aggregate(tokens))[tokens.lengths > 0]
+    assert ((moved - shift).abs() <= ROUNDING).all()
+
+
+@pytest.mark.parametrize("mean", HOMOGENEOUS_MEANS, ids=label)
+@given(tokens=token_ratios())
+def test_so_their_weights_sum_to_one(mean, tokens):
+    sums = mean.token_weights(tokens).sum(dim=-1)
+    assert ((sums - (tokens.lengths > 0).double()).abs() <= ROUNDING).all()
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=label)
+@given(tokens=token_ratios())
+def test_values_and_weights_are_finite_and_vanish_on_padding(aggregator, tokens):
+    """Up to log ratios of 80, empty rows included."""
+    weights = aggregator.token_weights(tokens)
+    assert torch.isfinite(aggregator.log_aggregate(tokens)).all()
+    assert torch.isfinite(weights).all()
+    assert (weights[~tokens.response_mask] == 0).all()
+
+
+@given(token_ratios(), exponents(), exponents())
+def test_power_means_rise_with_the_exponent(tokens, one, other):
+    low, high = power_mean(tokens, min(one, other)), power_mean(tokens, max(one, other))
+    assert (low <= high + ROUNDING).all()
+
+
+@given(token_ratios(empty_rows=False), exponents())
+def test_power_means_leave_the_geometric_mean_at_a_bounded_rate(tokens, exponent):
+    """Hoeffding: |log M_p - log M_0| <= |p| range^2 / 8, on the side of the sign of p; so there is no jump at zero."""
+    geometric = GeometricMean().log_aggregate(tokens)
+    width = torch.where(tokens.response_mask, tokens.log_ratio, -math.inf).amax(dim=-1) - torch.where(
+        tokens.response_mask, tokens.log_ratio, math.inf
+    ).amin(dim=-1)
+    distance = (power_mean(tokens, exponent) - geometric) * math.copysign(1, exponent)
+    assert (distance >= -ROUNDING).all()
+    assert (distance <= abs(exponent) * width.square() / 8 + ROUNDING).all()
+
+
+@given(token_ratios(empty_rows=False), st.sampled_from([1e-10, 1e-8]))
+def test_power_means_are_continuous_at_zero(tokens, exponent):
+    """Their slope there is half the variance of the log ratios, the same from both sides."""
+    geometric = GeometricMean().log_aggregate(tokens)
+    variance = torch.stack(
+        [row[mask].var(correction=0) for row, mask in zip(tokens.log_ratio, tokens.response_mask, strict=True)]
+    )
+    for signed in (exponent, -exponent):
+        slope = (power_mean(tokens, signed) - geometric) / signed
+        assert ((slope - variance / 2).abs() <= 1e-13 / exponent + exponent * 160**3).all()
+
+
+@given(token_ratios(max_time=12, empty_rows=False), exponents())
+def test_power_means_equal_a_computation_in_many_digits(tokens, exponent):
+    actual = power_mean(tokens, exponent).tolist()
+    for row, mask, value in zip(tokens.log_ratio, tokens.response_mask, actual, strict=True):
+        assert abs(value - exact_log_power_mean(row[mask].tolist(), exponent)) <= 1e-13
+
+
+def exact_log_power_mean(log_values, exponent):
+    """By the definition, with digits to spare for the cancellation at small exponents."""
+    if exponent == 0:
+        return math.fsum(log_values) / len(log_values)
+    with mpmath.workdps(40 + max(0, -2 * math.frexp(exponent)[1])):
+        order = mpmath.mpf(exponent)
+        powers = [mpmath.exp(order * mpmath.mpf(value)) for value in log_values]
+        return float(mpmath.log(mpmath.fsum(powers) / len(powers)) / order)
+
+
+@given(token_ratios())
+def test_named_means_are_power_means(tokens):
+    for named, exponent in ((ArithmeticMean(), 1.0), (GeometricMean(), 0.0)):
+        power = PowerMean(exponent)
+        torch.testing.assert_close(named.log_aggregate(tokens), power.log_aggregate(tokens), rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(named.token_weights(tokens), power.token_weights(tokens), rtol=1e-11, atol=1e-300)
+
+
+@given(token_ratios())
+def test_product_is_the_geometric_mean_to_the_length(tokens):
+    expected = GeometricMean().log_aggregate(tokens) * tokens.lengths
+    torch.testing.assert_close(Product().log_aggregate(tokens), expected, rtol=1e-12, atol=1e-10)
+
+
+@given(token_ratios(), st.floats(0.1, 4))
+def test_power_means_of_opposite_order_mirror_each_other(tokens, exponent):
+    """M_-p(1 / r) = 1 / M_p(r)."""
+    mirrored = TokenRatios(**{**vars(tokens), "log_ratio": -tokens.log_ratio})
+    assert ((power_mean(mirrored, -exponent) + power_mean(tokens, exponent)).abs() <= ROUNDING).all()
+
+
+@given(batches(limit=19, empty_rows=False))
+def test_gmpo_is_no_larger_than_grpo_in_each_completion(case):
+    """Unclipped, by the inequality of the means; a group of mixed signs is another matter."""
+    log_probs, batch = case
+    values = [
+        (weights.advantages * weights.magnitude).abs()
+        for weights in (
+            gmpo_no_clip().gradient_weights(log_probs, batch),
+            grpo(1.0, math.inf).gradient_weights(log_probs, batch),
+        )
+    ]
+    assert (values[0] <= values[1] * (1 + 1e-12)).all()

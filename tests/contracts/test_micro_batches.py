@@ -1,0 +1,85 @@
+"""Law: cutting an optimiser step into micro-batches changes no gradient, when the totals are those of the step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals
+from tests.contracts.strategies import COMPOSITIONS, generators
+
+COMPLETIONS, TOKENS = 12, 10
+# Counts as numbers, as tensors, and as tensors that were summed over ranks in double precision.
+COUNTS = [int, torch.tensor, lambda count: torch.tensor(count, dtype=torch.float64)]
+
+
+@st.composite
+def steps(draw):
+    """A step of twelve completions of all lengths, some of them empty, and where it is cut."""
+    generator = draw(generators())
+    shape = (COMPLETIONS, TOKENS)
+    old = -torch.rand(shape, generator=generator, dtype=torch.float64)
+    scale = draw(st.sampled_from([0.1, 0.5, 8.0]))
+    log_probs = old + scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+    mask = torch.arange(TOKENS) < torch.randint(0, TOKENS + 1, (COMPLETIONS, 1), generator=generator)
+    ref_log_probs = old + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(COMPLETIONS, generator=generator, dtype=torch.float64)
+    kind = draw(st.sampled_from(["equal", "unequal", "one by one", "whole"]))
+    if kind == "unequal":
+        cuts = sorted(draw(st.sets(st.integers(1, COMPLETIONS - 1), min_size=1, max_size=5)))
+    else:
+        cuts = list(range(0, COMPLETIONS, {"equal": 3, "one by one": 1, "whole": COMPLETIONS}[kind]))[1:]
+    order = torch.randperm(COMPLETIONS, generator=generator)
+    return log_probs, PolicyBatch(old, mask, advantages, ref_log_probs=ref_log_probs), order.tensor_split(cuts)
+
+
+@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@given(step=steps(), count=st.sampled_from(COUNTS))
+def test_gradients_add_up(objective, step, count):
+    log_probs, batch, parts = step
+    whole = log_probs.clone().requires_grad_()
+    value = objective(whole, batch)
+    value.backward()
+    mask = batch.response_mask
+    totals = StepTotals(count(int(mask.any(dim=-1).sum())), count(int(mask.sum())))
+
+    pieces = log_probs.clone().requires_grad_()
+    weights = torch.empty_like(log_probs)
+    sum_of_values = torch.zeros_like(value)
+    for rows in parts:
+        piece = cut(batch, rows, totals)
+        part_value = objective(pieces[rows], piece)
+        part_value.backward()
+        sum_of_values = sum_of_values + part_value.detach()
+        weights[rows] = objective.gradient_weights(log_probs[rows], piece).total
+    scale = 1 + whole.grad.abs().max()
+    for actual in (pieces.grad, weights):
+        assert ((actual - whole.grad).abs() <= 1e-10 * scale).all()
+    assert (sum_of_values - value).abs() <= 1e-10 * (scale + value.abs())
+
+
+def cut(batch, rows, totals):
+    """Some completions, padded no wider than they need, with the totals of the step."""
+    return replace(
+        batch,
+        old_log_probs=batch.old_log_probs[rows],
+        response_mask=batch.response_mask[rows],
+        advantages=batch.advantages[rows],
+        ref_log_probs=batch.ref_log_probs[rows],
+        totals=totals,
+    )
+
+
+@given(step=steps())
+def test_totals_of_the_micro_batch_would_change_them(step):
+    """The law is not empty: with its own totals, a single completion counts as a whole step."""
+    log_probs, batch, _ = step
+    rows = batch.response_mask.any(dim=-1).nonzero().squeeze(-1)[:1]
+    if len(rows) == 0 or int(batch.totals.completions) == 1:
+        return
+    objective = PolicyObjective(GeometricMean())
+    whole = objective.gradient_weights(log_probs, batch).completion[rows]
+    alone = objective.gradient_weights(log_probs[rows], cut(batch, rows, None)).completion
+    torch.testing.assert_close(alone, whole * int(batch.totals.completions))

@@ -1,0 +1,135 @@
+"""Laws of arithmetic: every finite input stays finite, and single precision stays close to double."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, TokenRatios
+from aggregate_po.aggregators import TokenAggregator
+from tests.contracts.strategies import (
+    AGGREGATORS,
+    COMPOSITIONS,
+    advantages,
+    differentiate,
+    generators,
+    masks,
+    scale_of,
+    sizes,
+)
+
+EXTREMES = [800.0, -800.0, 20.0, -20.0, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30]
+
+
+@st.composite
+def finite_batches(draw, dtype):
+    """Log-probabilities of any finite size under each of the three policies."""
+    batch, time = draw(sizes(4)), draw(sizes(64))
+    generator = draw(generators())
+    palette = torch.tensor([*EXTREMES, torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=torch.float64).to(dtype)
+    palette = palette[: draw(st.integers(2, len(palette)))]
+
+    def fill():
+        return palette[torch.randint(len(palette), (batch, time), generator=generator)]
+
+    mask = draw(masks(batch, time))
+    return fill(), PolicyBatch(
+        fill() * draw(st.sampled_from([0, 1])), mask, draw(advantages(batch)).to(dtype), ref_log_probs=fill()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@given(data=st.data())
+def test_every_finite_input_gives_finite_value_weights_and_gradient(objective, dtype, data):
+    log_probs, batch = data.draw(finite_batches(dtype))
+    value, gradient, weights = differentiate(objective, log_probs, batch)
+    for result in (value, gradient, weights.total, *vars(weights).values()):
+        assert torch.isfinite(result).all()
+
+
+@st.composite
+def exact_batches(draw):
+    """Multiples of 1/8 below 32, so that even bfloat16 represents them, and their differences, exactly.
+
+    No clip bound of the parts is a multiple, so that no token is on another side of it in another precision.
+    """
+    batch, time = draw(sizes(5)), draw(sizes(64))
+    generator = draw(generators())
+    spread = draw(st.sampled_from([1, 4, 16, 120]))
+
+    def eighths():
+        return torch.randint(-spread, spread + 1, (batch, time), generator=generator).double() / 8
+
+    mask = draw(masks(batch, time))
+    totals = StepTotals.of(mask, progress=draw(st.sampled_from([0.0, 0.25, 0.5])))
+    return eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, ref_log_probs=eighths())
+
+
+# Log ratios up to 20 times exponents up to 8, to be exponentiated: 160 units of rounding of single precision.
+SINGLE = 160 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@given(case=exact_batches())
+def test_single_precision_follows_double(objective, case):
+    log_probs, batch = case
+    double = objective.gradient_weights(log_probs, batch)
+    single = objective.gradient_weights(log_probs.float(), batch.to(torch.float32))
+    # Where the mean itself falls within rounding of a bound, either side is right.
+    assume(torch.equal(single.clipped, double.clipped) and torch.equal(single.overflow, double.overflow))
+    assert ((single.total.double() - double.total).abs() <= SINGLE * scale_of(double)).all()
+    value = objective(log_probs, batch)
+    single_value = objective(log_probs.float(), batch.to(torch.float32))
+    assert (single_value.double() - value).abs() <= SINGLE * sum_of_magnitudes(objective, log_probs, batch)
+
+
+def sum_of_magnitudes(objective, log_probs, batch):
+    """What the value would be if none of its terms cancelled."""
+    unpenalised = PolicyObjective(**{name: part for name, part in vars(objective).items() if name != "penalties"})
+    rows = [torch.arange(len(log_probs)) == row for row in range(len(log_probs))]
+    values = [unpenalised(log_probs[row], only(batch, row)).abs() for row in rows]
+    shares = objective.gradient_weights(log_probs, batch).completion / batch.response_mask.sum(-1, True).clamp(min=1)
+    costs = [shares * penalty.token_costs(log_probs, batch).abs() for penalty in objective.penalties]
+    return sum(values) + sum(torch.where(batch.response_mask, cost, 0).sum() for cost in costs)
+
+
+def only(batch, rows):
+    return replace(
+        batch,
+        old_log_probs=batch.old_log_probs[rows],
+        response_mask=batch.response_mask[rows],
+        advantages=batch.advantages[rows],
+        ref_log_probs=batch.ref_log_probs[rows],
+    )
+
+
+@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@given(case=exact_batches())
+def test_bfloat16_inputs_lose_nothing_but_the_rounding_of_their_gradient(objective, case):
+    """Arithmetic on them is in single precision: the same value and weights, a gradient that is rounded once."""
+    log_probs, batch = case
+    half = batch.to(torch.bfloat16)
+    single = PolicyBatch(
+        half.old_log_probs.float(), half.response_mask, half.advantages.float(), half.totals, half.ref_log_probs.float()
+    )
+    value, gradient, weights = differentiate(objective, log_probs.float(), single)
+    half_value, half_gradient, half_weights = differentiate(objective, log_probs.bfloat16(), half)
+    assert half_gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(half_value, value, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(half_weights.total, weights.total, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(half_gradient.float(), gradient, rtol=2**-8, atol=1e-9)
+
+
+@given(exact_batches())
+def test_weights_of_aggregators_keep_their_precision(case):
+    """The closed form is as accurate as the derivative, without the bound of the objective."""
+    log_probs, batch = case
+    for aggregator in AGGREGATORS:
+        double = TokenRatios.of(2 * log_probs, batch.response_mask, totals=batch.totals)
+        single = TokenRatios.of(2 * log_probs.float(), batch.response_mask, totals=batch.totals)
+        weights = aggregator.token_weights(double)
+        row = TokenAggregator.token_weights(aggregator, double).abs().amax(dim=-1, keepdim=True)
+        assert ((aggregator.token_weights(single).double() - weights).abs() <= 4 * SINGLE * row).all()

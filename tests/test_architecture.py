@@ -1,0 +1,146 @@
+"""The structure of the repository: imports point one way, files are small, names exist, docstrings are there."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ["aggregate_po", "lightning_modules", "experiments"]  # each may import those before it
+CORE_LAYERS = [
+    ["masked", "batch", "bounds", "derivatives"],
+    ["aggregators", "exponents", "transforms", "normalizers", "penalties", "advantages", "geometry"],
+    ["objective"],
+    ["recipes"],
+    ["__init__"],
+]
+
+
+def python_files(*packages):
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported_modules(path, tree=None):
+    """Dotted names of all modules that a file imports, also inside functions; `from a import b` counts as `a.b`."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(tree or ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = package[: len(package) - node.level + 1] if node.level else []
+            base = [*origin, *(node.module.split(".") if node.module else [])]
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def core_layer(module):
+    """Layer of a module of the core, by its first name below the package; a name of the package itself is the top."""
+    names = [layer for layer, members in enumerate(CORE_LAYERS) if module in members]
+    return names[0] if names else None
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=relative)
+def test_packages_import_one_way(path):
+    allowed = PACKAGES[: PACKAGES.index(path.relative_to(ROOT).parts[0]) + 1]
+    roots = {module.split(".")[0] for module in imported_modules(path)}
+    assert roots & set(PACKAGES) <= set(allowed)
+    assert "tests" not in roots
+
+
+@pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
+def test_core_imports_point_one_way(path):
+    own = path.relative_to(ROOT).with_suffix("").parts[1]
+    layer = core_layer(own)
+    assert layer is not None, f"give {own} a place in CORE_LAYERS"
+    for module in imported_modules(path):
+        parts = module.split(".")
+        if parts[0] == "aggregate_po":
+            target = core_layer(parts[1])
+            target = len(CORE_LAYERS) - 1 if target is None else target
+            assert target <= layer, f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
+def test_core_imports_torch_einops_and_the_standard_library(path):
+    roots = {module.split(".")[0] for module in imported_modules(path)}
+    assert roots <= {"aggregate_po", "torch", "einops"} | sys.stdlib_module_names
+
+
+def test_vllm_is_imported_in_one_place():
+    places = {
+        relative(path)
+        for path in python_files(*PACKAGES)
+        if "vllm" in {module.split(".")[0] for module in imported_modules(path)}
+    }
+    assert places <= {"lightning_modules/rollouts/vllm.py"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import vllm.engine as engine", ["vllm.engine"]),
+        ("def f():\n    from aggregate_po import recipes", ["aggregate_po.recipes"]),
+        ("from . import clip", ["aggregate_po.transforms.clip"]),
+        ("from ..recipes.grpo import grpo", ["aggregate_po.recipes.grpo.grpo"]),
+    ],
+)
+def test_imports_are_found_in_every_form(source, expected):
+    path = ROOT / "aggregate_po" / "transforms" / "example.py"
+    assert list(imported_modules(path, ast.parse(source))) == expected
+
+
+@pytest.mark.parametrize("path", [p for p in python_files(*PACKAGES) if p.name == "__init__.py"], ids=relative)
+def test_public_names_are_bound(path):
+    """In the file itself, so that no package has to be imported that needs more than is installed."""
+    tree = ast.parse(path.read_text())
+    bound, public = set(), []
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.Assign):
+            bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            if "__all__" in {target.id for target in node.targets if isinstance(target, ast.Name)}:
+                public = ast.literal_eval(node.value)
+    assert set(public) <= bound
+    assert sorted(set(public)) == sorted(public)
+
+
+@pytest.mark.parametrize("path", [p for p in python_files("aggregate_po") if p.name == "__init__.py"], ids=relative)
+def test_public_names_of_the_core_exist(path):
+    module = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+    missing = [name for name in module.__all__ if not hasattr(module, name)]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
+def test_public_definitions_of_the_core_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "the module has none"
+    undocumented = [node.name for node in public_definitions(tree) if not ast.get_docstring(node)]
+    assert not undocumented
+
+
+def public_definitions(node):
+    """Public classes and functions at the top, and the public methods of those classes."""
+    for child in node.body:
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)) and not child.name.startswith("_"):
+            yield child
+            if isinstance(child, ast.ClassDef):
+                yield from public_definitions(child)
+
+
+def test_no_file_is_named_utils():
+    assert not [relative(path) for path in python_files(*PACKAGES, "tests") if path.name == "utils.py"]
+
+
+def test_files_of_the_core_are_small():
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in python_files("aggregate_po")}
+    assert len(lengths) > 10
+    assert {path: length for path, length in lengths.items() if length > 250} == {}

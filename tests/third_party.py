@@ -1,0 +1,53 @@
+"""Parts as a user would write them: values only, every derivative is left to the base class."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aggregate_po import KolmogorovMean, Penalty, PolicyBatch, RatioTransform, TokenAggregator, TokenRatios
+from aggregate_po.masked import masked_logsumexp
+
+
+@dataclass(frozen=True)
+class LehmerMean(TokenAggregator):
+    """Ratio of consecutive power sums, `sum r^p / sum r^(p-1)`."""
+
+    order: float = 2.0
+
+    def log_aggregate(self, tokens: TokenRatios) -> Tensor:
+        x, mask = tokens.log_ratio, tokens.response_mask
+        return masked_logsumexp(self.order * x, mask) - masked_logsumexp((self.order - 1) * x, mask)
+
+
+@dataclass(frozen=True)
+class AsinhMean(KolmogorovMean):
+    """Mean of `asinh(log ratio)`: the geometric mean of small changes, deaf to large ones; not homogeneous."""
+
+    def generator(self, log_ratio: Tensor) -> Tensor:
+        return torch.asinh(log_ratio)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        return torch.sinh(values)
+
+
+@dataclass(frozen=True)
+class TanhLimit(RatioTransform):
+    """Smooth bound on the absolute log ratio."""
+
+    limit: float = 2.0
+
+    def __call__(self, ratios: TokenRatios) -> Tensor:
+        return self.limit * torch.tanh(ratios.log_ratio / self.limit)
+
+
+@dataclass(frozen=True)
+class Proximity(Penalty):
+    """Huber cost of the distance from the behaviour policy, more for completions of larger advantage."""
+
+    coefficient: float = 0.1
+
+    def token_costs(self, log_probs: Tensor, batch: PolicyBatch) -> Tensor:
+        distance = (log_probs - batch.old_log_probs.to(log_probs)).clamp(-100, 100)
+        cost = torch.nn.functional.huber_loss(distance, torch.zeros_like(distance), reduction="none")
+        return self.coefficient * (1 + batch.advantages.abs().unsqueeze(-1)) * cost
