@@ -62,6 +62,7 @@ class RunCheckpoint(ModelCheckpoint):
             save_top_k=0,
             every_n_train_steps=every_n_train_steps,
             save_on_train_epoch_end=False,
+            enable_version_counter=False,
         )
         if time_limit_signal not in signal.Signals.__members__:
             raise ValueError(f"`time_limit_signal` is {time_limit_signal!r}; pass the name of a signal, as SIGUSR1.")
@@ -69,18 +70,20 @@ class RunCheckpoint(ModelCheckpoint):
         self._previous_handler: Any = None
         self._out_of_time = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen for the signal; Lightning leaves a signal alone that has a handler."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._previous_handler = signal.signal(self._signal, self._on_signal)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for the signal, in place of Lightning's own handler, which would save in the middle of a step."""
+        super().on_train_start(trainer, pl_module)
+        self._previous_handler = signal.signal(self._signal, self._on_signal)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening."""
-        super().teardown(trainer, pl_module, stage)
-        if stage == "fit" and self._previous_handler is not None:
-            signal.signal(self._signal, self._previous_handler)
-            self._previous_handler = None
+        super().on_train_end(trainer, pl_module)
+        self._stop_listening()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop listening after a failure too."""
+        super().on_exception(trainer, pl_module, exception)
+        self._stop_listening()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,6 +99,11 @@ class RunCheckpoint(ModelCheckpoint):
             if trainer.is_global_zero:
                 _requeue()
 
+    def _stop_listening(self) -> None:
+        if self._previous_handler is not None:
+            signal.signal(self._signal, self._previous_handler)
+            self._previous_handler = None
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Nothing is saved here: a signal may come in the middle of an optimiser step.
         self._out_of_time = True
@@ -107,7 +115,7 @@ def _requeue() -> None:
         return
     try:
         result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        failure = result.stderr.strip() if result.returncode else None
+        failure = (result.stderr.strip() or f"exit status {result.returncode}") if result.returncode else None
     except FileNotFoundError as error:
         failure = str(error)
     if failure:

@@ -21,10 +21,9 @@ class MetricsFile:
         self._names: list[str] = ["step"]
         rows: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if _complete(row) and int(row["step"]) <= keep_until]
-                self._names = list(reader.fieldnames or self._names)
+            reader = csv.DictReader(_whole_lines(path))
+            rows = [row for row in reader if int(row["step"]) <= keep_until]
+            self._names = list(reader.fieldnames or self._names)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write(rows)
 
@@ -51,6 +50,7 @@ class MetricsFile:
         scratch.replace(self._path)
 
 
-def _complete(row: Mapping[str | None, str | None]) -> bool:
-    """Whether a row was written to its end; a kill may leave half of the last one."""
-    return None not in row and None not in row.values()
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that were written to their end; a kill may leave part of the last one."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return lines if not lines or lines[-1].endswith("\n") else lines[:-1]

@@ -156,7 +156,7 @@ class PolicyModule(LightningModule):
         if not self._reference:
             raise RuntimeError("the policy keeps no reference; call `keep_reference()` before the model is loaded.")
         reference = self._reference[0]
-        cast(torch.nn.Module, reference).to(self.device)
+        cast(torch.nn.Module, reference).to(self.device, self.model.dtype)
         with self.trainer.precision_plugin.forward_context():
             log_probs, _ = _log_probs_and_entropy(reference, batch)
         return log_probs

@@ -34,7 +34,7 @@ class JSONLines(PromptDataset):
         if not file.is_file():
             raise FileNotFoundError(f"`path` is {path!r}, which is not a file; pass a file of JSON lines.")
         self._examples = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
             if line.strip():
                 self._examples.append(_parsed(line, f"{path}, line {number}", prompt))
 

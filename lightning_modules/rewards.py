@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from lightning_modules.prompts import Example
 
 Reward = Callable[[str, Example], float]
-
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def boxed_answer(completion: str, example: Example) -> float:
@@ -20,5 +17,19 @@ def boxed_answer(completion: str, example: Example) -> float:
         KeyError: the example has no answer.
     """
     expected: Any = example["answer"]
-    boxes = _BOXED.findall(completion)
-    return float(bool(boxes) and boxes[-1].strip() == str(expected).strip())
+    found = last_boxed(completion)
+    return float(found is not None and found.strip() == str(expected).strip())
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}` whose braces close, or None; braces within it may nest."""
+    opening = r"\boxed{"
+    start = text.rfind(opening)
+    while start >= 0:
+        depth = 1
+        for end in range(start + len(opening), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[start + len(opening) : end]
+        start = text.rfind(opening, 0, start)
+    return None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import torch
 from einops import rearrange, reduce
@@ -112,6 +112,8 @@ class RolloutDataModule(LightningDataModule):
             )
         if not temperature > 0:
             raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the policy itself.")
+        if truncated not in get_args(TruncationRule):
+            raise ValueError(f"`truncated` is {truncated!r}; pass one of {', '.join(get_args(TruncationRule))}.")
         if not kl_in_reward >= 0:
             raise ValueError(f"`kl_in_reward` is {kl_in_reward}; pass 0 for none, or a positive weight.")
         self.dataset = _examples("dataset", dataset)

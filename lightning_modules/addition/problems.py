@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from lightning_modules.prompts import PromptDataset
+from lightning_modules.prompts import PromptDataset, derived_seed
 
 _HELD_OUT_SHARE = 20  # one pair of numbers in this many is never trained on
 
@@ -45,8 +45,8 @@ def random_pairs(rng: random.Random, held_out: bool) -> Iterator[tuple[int, int]
     """Endless pairs of numbers of two or three digits, from one side of the split."""
     while True:
         first, second = (rng.randint(10, 99) if rng.random() < 0.5 else rng.randint(100, 999) for _ in range(2))
-        low, high = sorted((first, second))  # both orders of a pair stand on one side
-        if ((low * 1009 + high) % _HELD_OUT_SHARE == 0) == held_out:
+        # Both orders of a pair stand on one side, and which side says nothing about the digits.
+        if (derived_seed(*sorted((first, second))) % _HELD_OUT_SHARE == 0) == held_out:
             yield first, second
 
 

@@ -23,7 +23,7 @@ from lightning_modules.progress import progress_bar
 _Example = tuple[list[int], list[int]]  # token ids of the prompt, and of the answer with its end of sequence
 
 _WORKED_TOKENS = 16  # a guess has fewer, a worked answer more
-_FORMAT = 2  # raise it when the same arguments would give another model, so that no stale one is reused
+_FORMAT = 4  # raise it when the same arguments would give another model, so that no stale one is reused
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ def make_tokenizer(vocabulary_size: int = 271) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    # Bytes are never unknown, but the folder loads as Qwen2's tokenizer, which adds a token where none is named.
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 4) -> PreTrainedModel:
