@@ -1,0 +1,1 @@
+"""Tests of the Lightning modules, on a model of two small layers."""

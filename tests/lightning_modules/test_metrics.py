@@ -1,0 +1,138 @@
+"""The figures of an optimiser step, on numbers worked by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregate_po import GradientWeights, PolicyBatch
+from aggregate_po.recipes import dapo, gmpo, grpo, gspo, pmpo
+from lightning_modules.metrics import GradientWeightMetrics
+
+
+def worked_case():
+    """Two completions of two and three tokens; ratios 2, 1/2 and 1, 1, 4; padding that must not count."""
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    log_ratio = torch.tensor([[2.0, 0.5, 999.0], [1.0, 1.0, 4.0]]).log()
+    old = torch.full((2, 3), -1.5)
+    batch = PolicyBatch(old, mask, torch.tensor([1.0, -1.0]))
+    column = torch.ones(2, 1)
+    weights = GradientWeights(
+        completion=column,
+        advantages=torch.tensor([[1.0], [-1.0]]),
+        magnitude=column,
+        concentration=torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]),
+        gate=torch.ones(2, 3),
+        penalty=torch.zeros(2, 3),
+        clipped=torch.tensor([[True, False, False], [False, True, True]]),
+        overflow=torch.tensor([[False, True, False], [False, False, False]]),
+    )
+    return weights, old + log_ratio, batch
+
+
+EXPECTED = {
+    "ratio/min": 0.5,
+    "ratio/max": 4.0,
+    "ratio/mean": (2 + 0.5 + 1 + 1 + 4) / 5,
+    "kl_old": -math.log(4) / 5,
+    "clip_ratio/low_mean": 2 / 5,
+    "clip_ratio/high_mean": 1 / 5,
+    "clip_ratio/region_mean": 3 / 5,
+    "weights/overflow": 1 / 5,
+    "weights/ess_fraction": (2 / 2 + 1 / 3) / 2,
+    "weights/entropy": math.log(2) / 2,
+}
+NOTHING = dict.fromkeys(EXPECTED, math.nan)
+
+
+def figures_of(*updates):
+    metrics = GradientWeightMetrics()
+    for update in updates:
+        metrics.update(*update)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def test_figures_worked_by_hand():
+    assert figures_of(worked_case()) == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_clips_count_as_low_or_high_by_the_sign_of_the_advantage():
+    weights, log_probs, batch = worked_case()
+    swapped = figures_of((replace(weights, advantages=-weights.advantages), log_probs, batch))
+    assert swapped["clip_ratio/low_mean"] == pytest.approx(1 / 5)
+    assert swapped["clip_ratio/high_mean"] == pytest.approx(2 / 5)
+    neither = figures_of((replace(weights, advantages=torch.zeros(2, 1)), log_probs, batch))
+    assert neither["clip_ratio/region_mean"] == 0
+
+
+def test_clips_of_a_real_objective():
+    """Ratios above 1.2 are clipped where the advantage is positive, below 0.8 where it is negative."""
+    log_probs = torch.tensor([[1.5, 0.5, 1.0], [1.5, 0.5, 0.7]]).log()
+    batch = PolicyBatch(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, -1.0]))
+    figures = figures_of((grpo().gradient_weights(log_probs, batch), log_probs, batch))
+    assert figures["clip_ratio/high_mean"] == pytest.approx(1 / 6)
+    assert figures["clip_ratio/low_mean"] == pytest.approx(2 / 6)
+    assert figures["clip_ratio/region_mean"] == pytest.approx(3 / 6)
+
+
+def test_overflow_of_a_real_objective():
+    log_probs = torch.tensor([[0.0, 25.0, -25.0, 0.0]])
+    batch = PolicyBatch(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([1.0]))
+    figures = figures_of((gmpo().gradient_weights(log_probs, batch), log_probs, batch))
+    assert figures["weights/overflow"] == 0.5
+    assert figures["kl_old"] == 0
+
+
+@pytest.mark.parametrize("size", [1.0, 80.0, 800.0])
+def test_figures_of_finite_numbers_are_finite(size):
+    log_probs = torch.tensor([[0.0, size, -size / 2, 0.0]])
+    batch = PolicyBatch(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([1.0]))
+    figures = figures_of((gmpo().gradient_weights(log_probs, batch), log_probs, batch))
+    assert [name for name, value in figures.items() if not math.isfinite(value)] == []
+
+
+@given(
+    st.sampled_from([grpo(), dapo(), gspo(), gmpo(), pmpo()]),
+    st.integers(0, 2**32),
+    st.lists(st.integers(0, 2), min_size=7, max_size=7),
+)
+def test_any_division_into_updates_gives_the_same_figures(objective, seed, parts):
+    generator = torch.Generator().manual_seed(seed)
+    log_ratio = torch.randn(7, 5, generator=generator)
+    mask = torch.rand(7, 5, generator=generator) < 0.7
+    batch = PolicyBatch(torch.full((7, 5), -2.0), mask, torch.randn(7, generator=generator))
+    log_probs = batch.old_log_probs + log_ratio
+    whole = figures_of((objective.gradient_weights(log_probs, batch), log_probs, batch))
+    updates = []
+    for part in range(3):
+        rows = torch.tensor([index for index, owner in enumerate(parts) if owner == part], dtype=torch.long)
+        if len(rows):
+            piece = PolicyBatch(batch.old_log_probs[rows], mask[rows], batch.advantages[rows], batch.totals)
+            updates.append((objective.gradient_weights(log_probs[rows], piece), log_probs[rows], piece))
+    assert figures_of(*updates) == pytest.approx(whole, rel=1e-5, abs=1e-6)
+
+
+def empty_case():
+    _, log_probs, batch = worked_case()
+    nothing = PolicyBatch(batch.old_log_probs, torch.zeros(2, 3), batch.advantages)
+    return gmpo().gradient_weights(log_probs, nothing), log_probs, nothing
+
+
+def test_a_step_without_tokens():
+    assert figures_of(empty_case()) == pytest.approx(NOTHING, nan_ok=True)
+
+
+def test_an_empty_micro_batch_changes_nothing():
+    assert figures_of(empty_case(), worked_case(), empty_case()) == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_reset_begins_a_new_step():
+    metrics = GradientWeightMetrics()
+    metrics.update(*worked_case())
+    metrics.reset()
+    metrics.update(*empty_case())
+    again = {name: float(value) for name, value in metrics.compute().items()}
+    assert again == pytest.approx(NOTHING, nan_ok=True)
