@@ -374,6 +374,24 @@ def test_the_entropy_that_is_logged(tmp_path, model, model_folder, accumulate, t
     assert run.metrics["entropy"].item() == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
 
 
+def test_figures_are_those_of_one_update(tmp_path, model_folder):
+    """The first update on a rollout begins at ratio one, whatever came before; the second one does not."""
+    seen = []
+
+    class Figures(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch.closes_update:
+                seen.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+
+    module = PolicyModule(model_folder, gmpo(), learning_rate=1e-2, warmup_steps=0)
+    options = {"max_steps": 4, "accumulate_grad_batches": 2, "callbacks": [Figures()]}
+    fitted(tmp_path, model_folder, module=module, data=small_data(updates_per_rollout=2), **options)
+    assert [figures["ratio/max"] for figures in seen[0::2]] == pytest.approx([1, 1], abs=1e-4)
+    assert [figures["ratio/min"] for figures in seen[0::2]] == pytest.approx([1, 1], abs=1e-4)
+    assert min(figures["ratio/max"] for figures in seen[1::2]) > 1.05
+    assert [abs(figures["policy_loss"]) < 1e-4 for figures in seen] == [True, False, True, False]
+
+
 def test_an_update_without_tokens_has_no_figures_and_a_loss_of_zero(tmp_path, model_folder):
     data = small_data(max_completion_length=1, truncated="mask")
     module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3)
