@@ -168,7 +168,7 @@ class TokenRatios:
             tensor([0.1000])
         """
         mask = torch.ones_like(log_ratio, dtype=torch.bool) if response_mask is None else response_mask.bool()
-        ones = torch.ones_like(log_ratio[..., 0])
+        ones = log_ratio.new_ones(log_ratio.shape[:-1])
         filled = torch.where(mask, log_ratio, 0)
         return cls(
             log_ratio=filled,

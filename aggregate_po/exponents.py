@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
-from aggregate_po.masked import masked_mean
+from aggregate_po.masked import masked_max, masked_mean
 
 
 class ExponentRule(ABC):
@@ -26,7 +26,7 @@ class FixedExponent(ExponentRule):
 
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
         """See `ExponentRule`."""
-        return torch.full_like(tokens.log_ratio[..., 0], self.value)
+        return tokens.log_ratio.new_full(tokens.lengths.shape, self.value)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LinearExponent(ExponentRule):
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
         """See `ExponentRule`."""
         value = self.start + (self.end - self.start) * tokens.totals.progress
-        return torch.full_like(tokens.log_ratio[..., 0], value)
+        return tokens.log_ratio.new_full(tokens.lengths.shape, value)
 
 
 def interpolated_target(clipped_fraction: PerCompletion, arithmetic_ess: PerCompletion) -> PerCompletion:
@@ -83,12 +83,12 @@ class ESSMatching(ExponentRule):
         mask = tokens.response_mask
         log_ratio = torch.where(mask, tokens.log_ratio.detach().double(), -torch.inf)
         # Relative to the largest ratio no exponential overflows, and padding contributes exp(-inf) = 0.
-        largest = torch.where(mask.any(dim=-1), log_ratio.amax(dim=-1), 0.0)
-        log_ratio = log_ratio - largest.unsqueeze(-1)
+        log_ratio = log_ratio - masked_max(log_ratio, mask).unsqueeze(-1)
         lengths = tokens.lengths.clamp(min=1).double()
 
         arithmetic = _ess_share(log_ratio, torch.ones_like(lengths), lengths)
         target = self.target(masked_mean(tokens.saturated.double(), mask), arithmetic)
+        target = torch.as_tensor(target, device=lengths.device).expand_as(lengths)  # a plain number serves all alike
         exponents = (target <= arithmetic).double()
         inside = (target > arithmetic) & (target < 1)
         if inside.any():

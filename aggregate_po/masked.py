@@ -1,6 +1,6 @@
 """Reductions over the response tokens of each completion.
 
-These four functions are the only place where a mask meets a value. Padding is replaced before any arithmetic,
+These functions are the only place where a mask meets a value. Padding is replaced before any arithmetic,
 so NaN or inf there reaches neither the result nor its gradient, and an empty completion gives 0.
 """
 
@@ -34,3 +34,10 @@ def masked_softmax(values: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the response tokens, zero on padding; shapes `batch time`, `batch time` to `batch time`."""
     normalizer = masked_logsumexp(values, mask).unsqueeze(-1)
     return torch.where(mask, torch.exp(torch.where(mask, values, 0.0) - normalizer), 0.0)
+
+
+def masked_max(values: Tensor, mask: Tensor) -> Tensor:
+    """Largest of the response tokens' values; shapes `batch time`, `batch time` to `batch`."""
+    if mask.shape[-1] == 0:
+        return values.new_zeros(mask.shape[:-1])
+    return torch.where(mask.any(dim=-1), torch.where(mask, values, -torch.inf).amax(dim=-1), 0.0)

@@ -76,9 +76,15 @@ class RunCheckpoint(ModelCheckpoint):
         self._previous_handler = signal.signal(self._signal, self._on_signal)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening."""
+        """Save the last step of a run that is complete; after the signal, queue the job again."""
+        if trainer.global_step != self._last_global_step_saved:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)
         self._stop_listening()
+        if self._out_of_time:
+            rank_zero_info(f"{self._signal.name}: saved step {trainer.global_step}; resume with `ckpt_path=last`.")
+            if trainer.is_global_zero:
+                _requeue()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening after a failure too."""
@@ -88,16 +94,13 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save on schedule, and after the step in which the signal came."""
+        """Save on schedule, and stop after the step in which the signal came."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # A signal reaches the ranks at different moments, and a checkpoint is theirs together.
         if batch.closes_update and trainer.strategy.reduce_boolean_decision(self._out_of_time, all=False):
-            assert self.dirpath is not None
-            trainer.save_checkpoint(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-            rank_zero_info(f"{self._signal.name}: saved step {trainer.global_step}; resume with `ckpt_path=last`.")
+            self._out_of_time = True
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             trainer.should_stop = True
-            if trainer.is_global_zero:
-                _requeue()
 
     def _stop_listening(self) -> None:
         if self._previous_handler is not None:

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 Columns = dict[str, list[float | None]]
 
@@ -44,6 +45,9 @@ def draw_run(metrics: str | Path, picture: str | Path) -> None:
     _band(ratio, columns, "ratio/min", "ratio/max")
     ratio.axhline(1, color="grey", linewidth=0.8)
     ratio.set_yscale("log")
+    ratio.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ratio.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ratio.yaxis.set_minor_formatter(NullFormatter())
     ratio.set_ylabel(r"token ratio $r_t$, smallest to largest")
     _curve(clipped, columns, "clip_ratio/region_mean", "share of tokens clipped", smooth=True)
     for panel in panels.flat:

@@ -143,7 +143,7 @@ class PolicyModule(LightningModule):
 
     def log_probs(self, batch: RolloutBatch) -> PerToken:
         """Log-probabilities of the completions under the policy, temperature applied; shape `batch time`; nats."""
-        log_probs, _ = _log_probs_and_entropy(self.model, batch)
+        log_probs, _ = log_probs_and_entropy(self.model, batch)
         return log_probs
 
     @torch.no_grad()
@@ -158,14 +158,14 @@ class PolicyModule(LightningModule):
         reference = self._reference[0]
         cast(torch.nn.Module, reference).to(self.device, self.model.dtype)
         with self.trainer.precision_plugin.forward_context():
-            log_probs, _ = _log_probs_and_entropy(reference, batch)
+            log_probs, _ = log_probs_and_entropy(reference, batch)
         return log_probs
 
     # Training
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Negative objective of one micro-batch, scaled so that the gradients of an update's micro-batches add up."""
-        log_probs, entropy = _log_probs_and_entropy(self.model, batch)
+        log_probs, entropy = log_probs_and_entropy(self.model, batch)
         objective = self.objective(log_probs, batch.policy)
         weights = self.objective.gradient_weights(log_probs.detach(), batch.policy)
         self.weight_metrics.update(weights, log_probs.detach(), batch.policy)
@@ -191,7 +191,7 @@ class PolicyModule(LightningModule):
         figures = {**batch.metrics, "policy_loss": loss, "entropy": entropy * per_token}
         if batch.policy.ref_log_probs is not None:
             figures["kl"] = divergence * per_token
-        self.log_dict({**figures, **self.weight_metrics.compute(), "skipped_steps": float(self._skipped_steps)})
+        self.log_dict({**figures, **self.weight_metrics.compute()})
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.weight_metrics.reset()
         for name in ("reward", "entropy"):
@@ -203,19 +203,18 @@ class PolicyModule(LightningModule):
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = bool(torch.isfinite(norm))
+        self._skipped_steps += not finite
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         self.log("grad_norm", norm)
-        if finite:
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_steps += 1
-        self._skipped_in_a_row += 1
+        self.log("skipped_steps", float(self._skipped_steps))
         if self._skipped_in_a_row >= self.max_skipped_steps:
             raise FloatingPointError(
                 f"the gradient was not finite in {self._skipped_in_a_row} optimiser steps in a row; lower "
                 "`learning_rate`, or look at the rewards and log-probabilities of the last rollout."
             )
-        for parameter in self.parameters():
-            parameter.grad = None
+        if not finite:
+            for parameter in self.parameters():
+                parameter.grad = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, or the optimiser that was asked for, with a linear warm-up."""
@@ -266,7 +265,7 @@ class PolicyModule(LightningModule):
             self._rng_states = None
 
 
-def _log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple[PerToken, PerToken]:
+def log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple[PerToken, PerToken]:
     """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
 
     A prompt is read once, and its keys and values serve all its completions, in the backward pass too.

@@ -11,14 +11,14 @@ Reward = Callable[[str, Example], float]
 
 
 def boxed_answer(completion: str, example: Example) -> float:
-    r"""1 if the last `\boxed{...}` of the completion holds `example["answer"]`, else 0.
+    r"""1 if the last `\boxed{...}` of the completion holds `example["answer"]`, to the letter or as a number, else 0.
 
     Raises:
         KeyError: the example has no answer.
     """
     expected: Any = example["answer"]
     found = last_boxed(completion)
-    return float(found is not None and found.strip() == str(expected).strip())
+    return float(found is not None and _same(found.strip(), str(expected).strip()))
 
 
 def last_boxed(text: str) -> str | None:
@@ -33,3 +33,10 @@ def last_boxed(text: str) -> str | None:
                 return text[start + len(opening) : end]
         start = text.rfind(opening, 0, start)
     return None
+
+
+def _same(found: str, expected: str) -> bool:
+    try:
+        return found == expected or float(found) == float(expected)
+    except ValueError:
+        return False

@@ -1,6 +1,5 @@
 """Power means: arithmetic, geometric, and every real exponent between and beyond."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,9 @@ import torch
 from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.exponents import ExponentRule
-from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax
+from aggregate_po.masked import masked_logsumexp, masked_max, masked_mean, masked_softmax
+
+_LARGEST_EXPONENT = 1e6  # times a log ratio still far from overflow in single precision
 
 
 def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion) -> PerCompletion:
@@ -24,14 +25,14 @@ def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion
     """
     mean = masked_mean(log_values, mask)
     deviations = torch.where(mask, log_values - mean.unsqueeze(-1), 0)
-    spread = (exponent.unsqueeze(-1) * deviations).abs().amax(dim=-1)
+    scaled = exponent.unsqueeze(-1) * deviations
+    spread = masked_max(scaled.abs(), mask)
     smallest = torch.finfo(log_values.dtype).tiny / torch.finfo(log_values.dtype).eps
     vanishing = spread <= smallest  # the correction to the mean is below rounding, and dividing by p would not be
     divisor = torch.where(vanishing, 1.0, exponent)
     # log1p(mean(expm1(p d))) keeps precision as p -> 0, where log(mean(exp)) / p is 0/0; beyond |p d| = 1 it would
     # overflow, and logsumexp does not. Each branch sees harmless numbers in the rows that the other one serves.
     near_zero = spread < 1
-    scaled = exponent.unsqueeze(-1) * deviations
     small = torch.where(near_zero.unsqueeze(-1), scaled, 0)
     near = torch.log1p(masked_mean(torch.expm1(small), mask))
     far = masked_logsumexp(scaled, mask) - mask.sum(dim=-1).clamp(min=1).to(log_values.dtype).log()
@@ -74,10 +75,10 @@ class PowerMean(TokenAggregator):
     `p = 1` is the arithmetic mean, 0 the geometric, -1 the harmonic; large `|p|` tends to the extreme token.
 
     Args:
-        exponent: the order `p`, any finite real number, or a rule that gives one per completion.
+        exponent: the order `p`, any real number up to a million, or a rule that gives one per completion.
 
     Raises:
-        ValueError: the exponent is not finite.
+        ValueError: the exponent is larger, or not a number.
         TypeError: the exponent is neither a number nor a rule.
     """
 
@@ -90,15 +91,18 @@ class PowerMean(TokenAggregator):
             raise TypeError(
                 f"`exponent` is {self.exponent!r}; pass a real number or a rule from aggregate_po.exponents."
             )
-        if not math.isfinite(self.exponent):
-            raise ValueError(f"`exponent` is {self.exponent}; pass a finite number, such as 64 for nearly the maximum.")
+        if not abs(self.exponent) <= _LARGEST_EXPONENT:
+            raise ValueError(
+                f"`exponent` is {self.exponent}; pass a number within +-{_LARGEST_EXPONENT:g}, where the mean has long "
+                "become the extreme token."
+            )
 
     def exponents(self, tokens: TokenRatios) -> PerCompletion:
         """Order of the mean of each completion, outside the graph; shape `batch`."""
         if isinstance(self.exponent, ExponentRule):
             with torch.no_grad():
                 return self.exponent(tokens).to(tokens.log_ratio.dtype)
-        return torch.full_like(tokens.log_ratio[..., 0], self.exponent, requires_grad=False)
+        return tokens.log_ratio.new_full(tokens.lengths.shape, self.exponent)
 
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
         """See `TokenAggregator.log_aggregate`."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lightning_modules.prompts import PromptDataset, derived_seed
 
+_MOST_TRAINED, _MOST_HELD_OUT = 900_000, 40_000
 _HELD_OUT_SHARE = 20  # one pair of numbers in this many is never trained on
 
 
@@ -21,12 +22,13 @@ class AdditionProblems(PromptDataset):
         seed: of the draw.
 
     Raises:
-        ValueError: `size` is not positive.
+        ValueError: `size` is not positive, or more than there are pairs to draw without long search.
     """
 
     def __init__(self, size: int = 4096, held_out: bool = False, seed: int = 0) -> None:
-        if size < 1:
-            raise ValueError(f"`size` is {size}; pass the number of problems, 1 or more.")
+        most = _MOST_HELD_OUT if held_out else _MOST_TRAINED
+        if not 1 <= size <= most:
+            raise ValueError(f"`size` is {size}; pass the number of problems, from 1 to {most}.")
         draws = random_pairs(random.Random(f"problems {seed}"), held_out)
         pairs: dict[tuple[int, int], None] = {}  # a set that keeps the order of the draw
         while len(pairs) < size:

@@ -1,11 +1,12 @@
 """Aggregators on the worked completion, the abstract mean, and what an exponent may be."""
 
 import math
+import re
 
 import pytest
 import torch
 
-from aggregate_po import ArithmeticMean, GeometricMean, PowerMean, Product, TokenRatios
+from aggregate_po import ArithmeticMean, ESSMatching, GeometricMean, PowerMean, Product, TokenRatios
 from aggregate_po.aggregators.power import log_power_mean
 from tests.aggregate_po.worked_example import LOG_RATIO, close
 from tests.third_party import AsinhMean, LehmerMean
@@ -66,8 +67,22 @@ def test_rows_may_have_exponents_of_their_own():
 
 @pytest.mark.parametrize("exponent", [math.inf, -math.inf, math.nan])
 def test_exponents_are_finite(exponent):
-    with pytest.raises(ValueError, match=rf"^`exponent` is {exponent}; pass a finite number"):
+    with pytest.raises(ValueError, match=rf"^`exponent` is {re.escape(str(exponent))}; pass a number within"):
         PowerMean(exponent)
+
+
+def test_the_largest_exponents_give_the_extreme_token():
+    tokens = TokenRatios.of(torch.tensor([[20.0, -20.0, 3.0]]))
+    for exponent, extreme in ((1e6, 20.0), (-1e6, -20.0)):
+        mean = PowerMean(exponent)
+        torch.testing.assert_close(mean.log_aggregate(tokens), torch.tensor([extreme]))
+        assert mean.token_weights(tokens).tolist() == [[float(extreme > 0), float(extreme < 0), 0.0]]
+
+
+def test_a_batch_without_time():
+    tokens = TokenRatios.of(torch.zeros(2, 0))
+    for aggregator in (ArithmeticMean(), GeometricMean(), Product(), PowerMean(0.5), PowerMean(ESSMatching())):
+        assert aggregator.log_aggregate(tokens).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("exponent", ["1", None, True, torch.tensor(1.0)])

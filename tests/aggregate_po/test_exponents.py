@@ -42,6 +42,7 @@ def test_exponent_is_found_on_the_values_that_the_mean_averages():
 
 def test_effective_sample_size_meets_the_target():
     close(constant_target(0.95)(TokenRatios.of(LOG_RATIO)), [0.6110222])
+    close(ESSMatching(target=lambda clipped_fraction, arithmetic_ess: 0.95)(TokenRatios.of(LOG_RATIO)), [0.6110222])
 
 
 @pytest.mark.parametrize(

@@ -146,10 +146,10 @@ def test_problems_are_the_same_for_the_same_arguments_only():
     assert first == list(AdditionProblems(80, seed=1))[:50]
 
 
-@pytest.mark.parametrize("size", [0, -3])
-def test_problems_want_a_positive_size(size):
+@pytest.mark.parametrize(("size", "held_out"), [(0, False), (-3, False), (900_001, False), (40_001, True)])
+def test_problems_want_a_size_that_can_be_drawn(size, held_out):
     with pytest.raises(ValueError, match=rf"`size` is {size}; pass the number of problems"):
-        AdditionProblems(size)
+        AdditionProblems(size, held_out=held_out)
 
 
 def test_tokenizer_has_one_token_per_digit_and_loses_nothing():

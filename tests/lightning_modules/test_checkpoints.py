@@ -201,12 +201,14 @@ def test_checkpoints_come_on_schedule(tmp_path, model_folder, previous_handler):
     class Looks(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             path = tmp_path / "checkpoints" / "last.ckpt"
-            saved = torch.load(path, weights_only=False)["global_step"] if path.exists() else 0
+            saved = torch.load(path, weights_only=True)["global_step"] if path.exists() else 0
             seen.append((trainer.global_step, saved))
 
     run(tmp_path, model_folder, Looks(), max_steps=5, every_n_train_steps=2)
     assert sorted(set(seen)) == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4)]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    # The last step is saved although it is not on the schedule.
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
 
 
 # Under SLURM

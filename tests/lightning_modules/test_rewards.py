@@ -13,6 +13,9 @@ from lightning_modules.rewards import boxed_answer
         (r"\boxed{ 12 }", "12", 1),
         (r"\boxed{12}", " 12 ", 1),
         (r"\boxed{12} and more text", "12", 1),
+        (r"\boxed{12}", "12.0", 1),
+        (r"\boxed{1.20e1}", 12, 1),
+        (r"\boxed{12.5}", "12", 0),
         (r"\boxed{13}", "12", 0),
         (r"\boxed{112}", "12", 0),
         (r"\boxed{12", "12", 0),
@@ -22,7 +25,7 @@ from lightning_modules.rewards import boxed_answer
         ("", "12", 0),
     ],
 )
-def test_a_boxed_answer_counts_where_it_is_the_same_text(completion, answer, reward):
+def test_a_boxed_answer_counts_where_it_is_the_same_text_or_number(completion, answer, reward):
     assert boxed_answer(completion, {"prompt": "7 + 5", "answer": answer}) == reward
 
 
