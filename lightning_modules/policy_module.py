@@ -191,12 +191,11 @@ class PolicyModule(LightningModule):
         figures = {**batch.metrics, "policy_loss": loss, "entropy": entropy * per_token}
         if batch.policy.ref_log_probs is not None:
             figures["kl"] = divergence * per_token
+        shown: dict[str, Any] = {name: figures.pop(name) for name in ("reward", "entropy") if name in figures}
+        self.log_dict(shown, prog_bar=True)
         self.log_dict({**figures, **self.weight_metrics.compute()})
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.weight_metrics.reset()
-        for name in ("reward", "entropy"):
-            if name in figures:
-                self.log(f"live_{name}", figures[name], prog_bar=True, logger=False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop a gradient that is not finite, so that the optimiser leaves parameters and its state alone."""

@@ -74,7 +74,7 @@ class RunReport(Callback):
         seconds, self._step_started = now - self._step_started, now
         self._seconds += seconds
         self._tokens += batch.metrics["num_tokens"]
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if not _is_live(name)}
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0:
             measured, _ = evaluate(trainer)
             figures |= _held_out(measured)
@@ -154,11 +154,6 @@ def print_table(columns: dict[str, dict[str, float]]) -> None:
 
 def _held_out(figures: dict[str, float]) -> dict[str, float]:
     return {f"val/{name}": value for name, value in figures.items()}
-
-
-def _is_live(name: str) -> bool:
-    """Whether a figure is there for the progress bar, and logged under another name too."""
-    return name.startswith("live_")
 
 
 def _folder(trainer: Trainer) -> Path:

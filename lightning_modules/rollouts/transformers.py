@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from lightning_modules.progress import progress_bar
 from lightning_modules.rollout_batch import left_padded
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 
@@ -90,7 +91,9 @@ class _Decoding:
 
     def run(self) -> Completions:
         logits, attention_mask, positions = self._prefill()
-        for time in range(self.sampling.max_completion_length):
+        times = range(self.sampling.max_completion_length)
+        # Seen only where a rollout takes its time.
+        for time in progress_bar(iterable=times, desc="sampling", unit="token", leave=False, delay=2.0):
             tokens = self._draw(logits, time)
             ended = torch.isin(tokens, self.stop)
             self.finished[self.rows] = ended

@@ -39,19 +39,27 @@ def run(tmp_path, model_folder, **options):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_bar_ends_at_the_last_step(tmp_path, model_folder, bars, accumulate):
+def test_the_bars_end_with_the_run(tmp_path, model_folder, bars, accumulate):
     run(tmp_path, model_folder, max_steps=5, accumulate_grad_batches=accumulate)
-    (bar,) = bars
-    assert (bar.n, bar.total, bar.initial) == (5, 5, 0)
-    assert "live_reward" in bar.postfix
-    assert "live_entropy" in bar.postfix
-    assert bar.written.getvalue().endswith("\n")  # closed, so what follows stands on a line of its own
+    rollouts, updates = bars
+    assert (updates.n, updates.total, updates.initial) == (5, 5, 0)
+    assert "reward=" in updates.postfix
+    assert "entropy=" in updates.postfix
+    # Two updates to a rollout, so the third one is begun.
+    assert (rollouts.n, rollouts.total, rollouts.initial) == (3, 3, 0)
+    assert "reward=" in rollouts.postfix
+    assert "length=" in rollouts.postfix
+    for bar in bars:
+        assert bar.written.getvalue().endswith("\n")  # closed, so what follows stands on a line of its own
 
 
 def test_a_resumed_run_opens_the_bar_where_it_stands(tmp_path, model_folder, bars):
     run(tmp_path, model_folder, max_steps=3).trainer.save_checkpoint(tmp_path / "three.ckpt")
     run(tmp_path, model_folder, max_steps=5, ckpt_path=tmp_path / "three.ckpt")
-    assert (bars[1].n, bars[1].total, bars[1].initial) == (5, 5, 3)
+    rollouts, updates = bars[2:]
+    assert (updates.n, updates.total, updates.initial) == (5, 5, 3)
+    # It resumes within the second rollout and begins the third.
+    assert (rollouts.n, rollouts.total, rollouts.initial) == (3, 3, 2)
 
 
 def test_the_bar_is_closed_when_training_fails(tmp_path, model_folder, bars):
@@ -61,15 +69,14 @@ def test_the_bar_is_closed_when_training_fails(tmp_path, model_folder, bars):
 
     with pytest.raises(OSError, match="disk full"):
         run(tmp_path, model_folder, max_steps=5, callbacks=[Failure()])
-    assert bars[0].written.getvalue().endswith("\n")
+    assert all(bar.written.getvalue().endswith("\n") for bar in bars)
 
 
 def test_a_disabled_bar_is_silent(tmp_path, model_folder, bars):
     bar = TrainingProgressBar()
     bar.disable()
     fitted(tmp_path, model_folder, callbacks=[bar], enable_progress_bar=True, max_steps=2)
-    assert bars[0].disable
-    assert bars[0].written.getvalue() == ""
+    assert all(bar.disable and bar.written.getvalue() == "" for bar in bars)
 
 
 def test_a_file_gets_a_line_twice_a_minute_and_a_terminal_two_a_second(monkeypatch):
