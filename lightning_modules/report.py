@@ -11,10 +11,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_modules.evaluation import Evaluation
 from lightning_modules.figures import draw_run
 from lightning_modules.metrics_file import MetricsFile
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.rollout_data import Evaluation, RolloutDataModule
+from lightning_modules.rollout_data import RolloutDataModule
 
 _SAMPLES = 5
 

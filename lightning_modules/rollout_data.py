@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from einops import rearrange, reduce
@@ -17,9 +17,11 @@ from torch import Tensor
 from aggregate_po import PerCompletion, PolicyBatch, StepTotals, masked_sum
 from aggregate_po.advantages import group_normalized
 from lightning_modules.distributed import summed_over_ranks
+from lightning_modules.evaluation import Evaluation, EvaluationLoader
 from lightning_modules.prompts import Example, JSONLines, PromptDataset, PromptOrder, derived_seed
 from lightning_modules.rewards import Reward
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
+from lightning_modules.rollout_figures import RolloutSums, rollout_figures, rollout_sums
 from lightning_modules.rollout_loader import RolloutLoader
 from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters, TransformersEngine
 
@@ -28,25 +30,6 @@ if TYPE_CHECKING:
 
 AdvantageEstimator = Callable[[PerCompletion, int], PerCompletion]
 TruncationRule = Literal["score", "zero_reward", "mask"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Completions of held-out prompts with their rewards.
-
-    Args:
-        name: how they were drawn, "sampled" or "greedy".
-        examples: the prompts with their fields.
-        completions: one text for each.
-        rewards: shape `batch`.
-        lengths: tokens, the stop token included; shape `batch`.
-    """
-
-    name: str
-    examples: list[Example]
-    completions: list[str]
-    rewards: PerCompletion
-    lengths: PerCompletion
 
 
 class RolloutDataModule(LightningDataModule):
@@ -258,7 +241,7 @@ class RolloutDataModule(LightningDataModule):
             rewards = rewards - self.kl_in_reward * log_ratio
         advantages = self.advantages(rewards, self.group_size)
         whole = whole.replace(policy=replace(whole.policy, advantages=advantages))
-        sums = _sums(rewards, drawn, self.group_size)
+        sums = rollout_sums(rewards, drawn, self.group_size)
         return self._cut(whole, summed_over_ranks(sums, self.trainer), time.perf_counter() - started)
 
     def _reference_log_probs(self, whole: RolloutBatch) -> Tensor:
@@ -272,7 +255,7 @@ class RolloutDataModule(LightningDataModule):
             log_probs[rows, : values.shape[1]] = values
         return log_probs
 
-    def _cut(self, whole: RolloutBatch, sums: _Sums, seconds: float) -> list[RolloutBatch]:
+    def _cut(self, whole: RolloutBatch, sums: RolloutSums, seconds: float) -> list[RolloutBatch]:
         """Micro-batches of one rollout, each with the totals of its optimiser step over all ranks.
 
         Completions that cannot contribute are left out of the forward pass; the totals count them all the same.
@@ -286,7 +269,7 @@ class RolloutDataModule(LightningDataModule):
         updates = torch.arange(len(mask)).tensor_split(self.updates_per_rollout)
         counts = torch.stack([trained, mask.sum(dim=-1), contributes], dim=-1).double()
         counts = summed_over_ranks(torch.stack([counts[rows].sum(dim=0) for rows in updates]), self.trainer)
-        figures = _figures(sums)
+        figures = rollout_figures(sums)
         metrics = {
             **figures,
             "completions/trained_ratio": counts[:, 2].sum().item() / sums[0].item(),
@@ -317,67 +300,6 @@ class RolloutDataModule(LightningDataModule):
         """True for the completions of groups in which any advantage differs from zero."""
         groups = rearrange(advantages != 0, "(prompt group) -> prompt group", group=self.group_size)
         return reduce(groups, "prompt group -> prompt", "max").repeat_interleave(self.group_size)
-
-
-class EvaluationLoader:
-    """Held-out prompts, completed and scored as they are asked for."""
-
-    _prompts_per_batch = 256
-
-    def __init__(self, data: RolloutDataModule, name: str, temperature: float) -> None:
-        assert data.validation is not None
-        self._data, self._examples = data, data.validation
-        self.name, self._temperature = name, temperature
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._examples) / self._prompts_per_batch)
-
-    def __iter__(self) -> Iterator[Evaluation]:
-        for start in range(0, len(self._examples), self._prompts_per_batch):
-            stop = min(start + self._prompts_per_batch, len(self._examples))
-            examples = [self._examples[index] for index in range(start, stop)]
-            _, drawn, texts = self._data.complete(examples, self._temperature, seed=derived_seed(start))
-            yield Evaluation(
-                name=self.name,
-                examples=examples,
-                completions=texts,
-                rewards=self._data.rewards_of(texts, examples),
-                lengths=drawn.mask.sum(dim=-1),
-            )
-
-
-_Sums = Annotated[Tensor, "figure"]
-
-
-def _sums(rewards: PerCompletion, drawn: Completions, group_size: int) -> _Sums:
-    """Sums over this rank's completions, from which the figures of the rollout follow on all ranks together."""
-    groups = rearrange(rewards.double(), "(prompt group) -> prompt group", group=group_size)
-    return torch.stack(
-        [
-            torch.tensor(rewards.numel(), dtype=torch.double),
-            rewards.double().sum(),
-            rewards.double().square().sum(),
-            torch.tensor(len(groups), dtype=torch.double),
-            groups.std(dim=-1).sum(),
-            (groups.amax(dim=-1) == groups.amin(dim=-1)).double().sum(),
-            drawn.mask.double().sum(),
-            (~drawn.finished).double().sum(),
-        ]
-    )
-
-
-def _figures(sums: _Sums) -> dict[str, float]:
-    completions, total, squares, groups, stds, equal, tokens, cut_off = sums.tolist()
-    mean = total / completions
-    return {
-        "reward": mean,
-        "reward_std": stds / groups,
-        "reward_spread": math.sqrt(max(squares / completions - mean**2, 0.0)),
-        "frac_reward_zero_std": equal / groups,
-        "completions/mean_length": tokens / completions,
-        "completions/clipped_ratio": cut_off / completions,
-        "num_tokens": tokens,
-    }
 
 
 def _examples(name: str, dataset: PromptDataset | str) -> Sequence[Example]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from aggregate_po import PolicyBatch, recipes
 from lightning_modules.addition import AdditionWarmStart
-from lightning_modules.policy_module import log_probs_and_entropy
+from lightning_modules.log_probs import log_probs_and_entropy
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
 
 PROMPTS, GROUP_SIZE, LENGTH = 8, 8, 32
