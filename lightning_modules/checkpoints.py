@@ -68,7 +68,7 @@ class RunCheckpoint(ModelCheckpoint):
             raise ValueError(f"`time_limit_signal` is {time_limit_signal!r}; pass the name of a signal, as SIGUSR1.")
         self._signal = signal.Signals[time_limit_signal]
         self._previous_handler: Any = None
-        self._out_of_time = False
+        self.out_of_time = False  # whether the signal has come
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signal, in place of Lightning's own handler, which would save in the middle of a step."""
@@ -81,7 +81,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)
         self._stop_listening()
-        if self._out_of_time:
+        if self.out_of_time:
             rank_zero_info(f"{self._signal.name}: saved step {trainer.global_step}; resume with `ckpt_path=last`.")
             if trainer.is_global_zero:
                 _requeue()
@@ -97,8 +97,8 @@ class RunCheckpoint(ModelCheckpoint):
         """Save on schedule, and stop after the step in which the signal came."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # A signal reaches the ranks at different moments, and a checkpoint is theirs together.
-        if batch.closes_update and trainer.strategy.reduce_boolean_decision(self._out_of_time, all=False):
-            self._out_of_time = True
+        if batch.closes_update and trainer.strategy.reduce_boolean_decision(self.out_of_time, all=False):
+            self.out_of_time = True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             trainer.should_stop = True
 
@@ -109,7 +109,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Nothing is saved here: a signal may come in the middle of an optimiser step.
-        self._out_of_time = True
+        self.out_of_time = True
 
 
 def _requeue() -> None:

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_modules.checkpoints import RunCheckpoint
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.figures import draw_run
 from lightning_modules.metrics_file import MetricsFile
@@ -84,8 +85,8 @@ class RunReport(Callback):
             self._metrics.append(trainer.global_step, {**figures, "time/step": seconds})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure again, and write what is left to write; a run that was interrupted will do so after its resume."""
-        if trainer.global_step < trainer.estimated_stepping_batches:
+        """Measure again, and write what is left to write; a run that is out of time will do so after its resume."""
+        if any(isinstance(callback, RunCheckpoint) and callback.out_of_time for callback in trainer.callbacks):
             return
         after, samples_after = evaluate(trainer)
         if not trainer.is_global_zero:
