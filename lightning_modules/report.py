@@ -86,7 +86,8 @@ class RunReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure again, and write what is left to write; a run that is out of time will do so after its resume."""
-        if any(isinstance(callback, RunCheckpoint) and callback.out_of_time for callback in trainer.callbacks):
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+        if any(isinstance(callback, RunCheckpoint) and callback.out_of_time for callback in callbacks):
             return
         after, samples_after = evaluate(trainer)
         if not trainer.is_global_zero:
