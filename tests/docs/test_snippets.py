@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_modules.cli import run
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(
@@ -99,10 +101,9 @@ def write_files(page, folder):
 
 def parsed_config(arguments):
     """The configuration that the command line makes of its arguments, without running anything."""
-    cli = pytest.importorskip("lightning_modules.cli")
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stop:
-        cli.run([*arguments, "--print_config"])
+        run([*arguments, "--print_config"])
     assert not stop.value.code, errors.getvalue()
     return yaml.safe_load(output.getvalue())
 
