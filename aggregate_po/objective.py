@@ -157,6 +157,8 @@ class PolicyObjective:
         finite = trace.log_values <= MAX_LOG_RATIO
         overflow = mask & ~(trace.within & rearrange(finite, "batch -> batch 1"))
         clipped = trace.tokens.saturated | rearrange(completion_clipped, "batch -> batch 1")
+        concentration = self.aggregator.token_weights(trace.tokens)
+        _require_shape(self.aggregator, "token_weights", concentration, "batch time", mask.shape)
         shares = self._penalty_shares(trace, batch)
         penalty = torch.zeros_like(log_ratio)
         for part in self.penalties:
@@ -165,7 +167,7 @@ class PolicyObjective:
             completion=rearrange(trace.completion, "batch -> batch 1"),
             advantages=trace.entering.advantages,
             magnitude=rearrange(torch.where(finite, magnitude, 0), "batch -> batch 1"),
-            concentration=self.aggregator.token_weights(trace.tokens),
+            concentration=concentration,
             gate=torch.where(mask, gate, 0),
             penalty=torch.where(mask, penalty, 0),
             clipped=mask & clipped & ~overflow,
@@ -192,9 +194,11 @@ class PolicyObjective:
         )
         tokens = _transformed(self.token_transform, entering)
         log_mean = self.aggregator.log_aggregate(tokens)
+        _require_shape(self.aggregator, "log_aggregate", log_mean, "batch", lengths.shape)
         sequences = entering.after_mean(torch.where(lengths > 0, log_mean, 0))
         # In working precision, because counts that are divided as integers give single precision.
         weights = self.normalizer(lengths.to(log_ratio.dtype), batch.totals).to(log_ratio.dtype)
+        _require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
         return _Trace(
             log_probs=log_probs,
             within=raw.detach().abs() <= MAX_LOG_RATIO,
@@ -218,6 +222,17 @@ def _require(name: str, part: object, kind: type) -> None:
 def _transformed(transform: RatioTransform | None, ratios: TokenRatios) -> TokenRatios:
     if transform is None:
         return ratios
+    transformed = transform(ratios)
+    _require_shape(transform, "__call__", transformed, "that of `log_ratio`", ratios.log_ratio.shape)
     with torch.no_grad():
         saturated = transform.saturated(ratios) & ratios.response_mask
-    return TokenRatios(**{**vars(ratios), "log_ratio": transform(ratios), "saturated": saturated})
+    return TokenRatios(**{**vars(ratios), "log_ratio": transformed, "saturated": saturated})
+
+
+def _require_shape(part: object, method: str, result: Tensor, words: str, shape: torch.Size) -> None:
+    """A result of another shape could broadcast, and mix completions without a word."""
+    if result.shape != shape:
+        raise ValueError(
+            f"`{type(part).__name__}.{method}` returned shape {tuple(result.shape)}; return shape {words}, here "
+            f"{tuple(shape)}."
+        )

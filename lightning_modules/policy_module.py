@@ -62,6 +62,11 @@ class PolicyModule(LightningModule):
             raise TypeError(
                 f"`objective` is {objective!r}; pass a PolicyObjective, such as aggregate_po.recipes.gmpo()."
             )
+        if isinstance(model_name, str) and _looks_like_a_folder(model_name) and not Path(model_name).is_dir():
+            raise ValueError(
+                f"`model_name` is {model_name!r}, which is not a folder; pass one that `from_pretrained` loads, or a "
+                "hub id such as Qwen/Qwen2.5-0.5B."
+            )
         if not learning_rate > 0:
             raise ValueError(f"`learning_rate` is {learning_rate}; pass a positive number.")
         for name, number, least in (
@@ -261,3 +266,8 @@ class PolicyModule(LightningModule):
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._rng_states["cuda"]])
             self._rng_states = None
+
+
+def _looks_like_a_folder(model_name: str) -> bool:
+    """Hub ids are `name` or `owner/name`."""
+    return model_name.startswith(("/", ".", "~")) or model_name.count("/") > 1

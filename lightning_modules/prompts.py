@@ -34,7 +34,7 @@ class JSONLines(PromptDataset):
         if not file.is_file():
             raise FileNotFoundError(f"`path` is {path!r}, which is not a file; pass a file of JSON lines.")
         self._examples = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
                 self._examples.append(_parsed(line, f"{path}, line {number}", prompt))
 
@@ -50,9 +50,11 @@ def _parsed(line: str, place: str, prompt: str) -> Example:
         example = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}: not JSON ({error}); write one JSON object per line.") from None
-    if not isinstance(example, dict) or not isinstance(example.get(prompt), str):
+    if not isinstance(example, dict) or prompt not in example:
         found = sorted(example) if isinstance(example, dict) else type(example).__name__
-        raise ValueError(f"{place}: no text in the field `prompt`={prompt!r}, found {found}; name the prompt's field.")
+        raise ValueError(f"{place}: no field `prompt`={prompt!r}, found {found}; name the prompt's field.")
+    if not isinstance(example[prompt], str) or not example[prompt].strip():
+        raise ValueError(f"{place}: the prompt is {example[prompt]!r}; write a text that is not empty.")
     return {**example, "prompt": example[prompt]}
 
 

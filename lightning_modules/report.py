@@ -65,6 +65,11 @@ class RunReport(Callback):
             if fresh and self._before:
                 self._metrics.append(0, _held_out(self._before))
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the tokens of a rollout once, however many updates use them."""
+        if batch_idx == 0:
+            self._tokens += batch.metrics["num_tokens"]
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -75,7 +80,6 @@ class RunReport(Callback):
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         self._seconds += seconds
-        self._tokens += batch.metrics["num_tokens"]
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0:
             measured, _ = evaluate(trainer)
@@ -90,7 +94,7 @@ class RunReport(Callback):
         if any(isinstance(callback, RunCheckpoint) and callback.out_of_time for callback in callbacks):
             return
         after, samples_after = evaluate(trainer)
-        if not trainer.is_global_zero:
+        if self._metrics is None:  # on the other ranks, and where no step was asked for
             return
         folder = _folder(trainer)
         cast(PolicyModule, pl_module).save_pretrained(folder / "model")

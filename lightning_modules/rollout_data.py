@@ -193,7 +193,11 @@ class RolloutDataModule(LightningDataModule):
         """
         rewards = []
         for completion, example in zip(completions, examples, strict=True):
-            value = self.reward(completion, example)
+            try:
+                value = self.reward(completion, example)
+            except Exception as error:
+                error.add_note(f"raised by `reward` for the completion {completion!r} of {dict(example)!r}")
+                raise
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"`reward` gave {value!r} for {completion!r}; it must return a finite number.")
             rewards.append(float(value))

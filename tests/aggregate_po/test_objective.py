@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import aggregate_po
-from aggregate_po import GeometricMean, GradientWeights, PolicyBatch, PolicyObjective, SequenceMean
+from aggregate_po import (
+    GeometricMean,
+    GradientWeights,
+    Normalizer,
+    PolicyBatch,
+    PolicyObjective,
+    RatioTransform,
+    SequenceMean,
+    TokenAggregator,
+)
 from aggregate_po.aggregators import PowerMean
 from aggregate_po.penalties import EntropyBonus, K3Penalty
 from aggregate_po.recipes import gmpo, grpo, gspo
@@ -130,3 +139,39 @@ def callable_or_type(value):
 
 def test_the_same_class_has_one_identity():
     assert aggregate_po.PowerMean is PowerMean
+
+
+class Careless(TokenAggregator):
+    def __init__(self, result):
+        self.result = result
+
+    def log_aggregate(self, tokens):
+        return self.result(tokens.log_ratio)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [lambda x: x.mean(), lambda x: x.mean(-1, keepdim=True), lambda x: x, lambda x: x.mean(-1)[:1]],
+    ids=["dim forgotten", "dim kept", "not reduced", "too short"],
+)
+def test_an_aggregate_of_another_shape_is_an_error(result):
+    """On a square batch each of them would broadcast without a word."""
+    batch = PolicyBatch(torch.zeros(3, 3), torch.ones(3, 3), torch.ones(3))
+    with pytest.raises(ValueError, match=r"^`Careless.log_aggregate` returned .*; return shape batch, here \(3,\)"):
+        PolicyObjective(Careless(result))(torch.zeros(3, 3), batch)
+
+
+def test_other_parts_of_another_shape_are_errors():
+    class WideNormalizer(Normalizer):
+        def __call__(self, lengths, totals):
+            return torch.ones(len(lengths), 1)
+
+    class ReducingTransform(RatioTransform):
+        def __call__(self, ratios):
+            return ratios.log_ratio.mean(-1)
+
+    batch = PolicyBatch(torch.zeros(3, 3), torch.ones(3, 3), torch.ones(3))
+    with pytest.raises(ValueError, match=r"^`WideNormalizer.__call__` returned shape \(3, 1\)"):
+        PolicyObjective(GeometricMean(), normalizer=WideNormalizer())(torch.zeros(3, 3), batch)
+    with pytest.raises(ValueError, match=r"^`ReducingTransform.__call__` returned shape \(3,\)"):
+        PolicyObjective(GeometricMean(), ReducingTransform())(torch.zeros(3, 3), batch)

@@ -1,5 +1,6 @@
 """The command line: any objective by its import path, and errors that say what to do."""
 
+import csv
 import json
 
 import pytest
@@ -24,7 +25,14 @@ def test_an_aggregator_of_the_users_own_trains_by_its_import_path(run, small_fit
     assert status == 0, output
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["objective"]["init_args"]["aggregator"]["class_path"] == "my_means.LehmerMean"
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 4
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 4
+    # Each of the two rollouts is counted once, although two updates use it.
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["num_tokens"]]
+    tokens = float(rows[0]["num_tokens"]) + float(rows[2]["num_tokens"])
+    seconds = sum(float(row["time/step"]) for row in rows)
+    assert summary["tokens_per_second"] == pytest.approx(tokens / seconds)
 
 
 def test_a_run_leaves_its_folder(run, small_fit, tmp_path):

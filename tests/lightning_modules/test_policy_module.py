@@ -410,6 +410,8 @@ def test_an_update_without_tokens_has_no_figures_and_a_loss_of_zero(tmp_path, mo
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"model_name": "/not/there"}, ValueError, "`model_name` is '/not/there', which is not a folder; pass one"),
+        ({"model_name": "runs/a/model"}, ValueError, "`model_name` is 'runs/a/model', which is not a folder"),
         ({"objective": "gmpo"}, TypeError, "`objective` is 'gmpo'; pass a PolicyObjective"),
         ({"objective": gmpo}, TypeError, "`objective` is <function gmpo.*pass a PolicyObjective"),
         ({"learning_rate": 0.0}, ValueError, r"`learning_rate` is 0\.0; pass a positive number"),

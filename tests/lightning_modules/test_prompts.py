@@ -66,8 +66,8 @@ def test_missing_file(tmp_path):
     [
         ('{"prompt": "a"', r"line 3: not JSON \(.*\); write one JSON object per line"),
         ('{"question": "a", "answer": 1}', r"line 3: .*`prompt`='prompt', found \['answer', 'question'\]; name the"),
-        ('{"prompt": 7}', r"line 3: no text in the field `prompt`='prompt', found \['prompt'\]"),
-        ('["prompt"]', r"line 3: no text in the field .* found list"),
+        ('{"prompt": 7}', r"line 3: the prompt is 7; write a text"),
+        ('["prompt"]', r"line 3: no field .* found list"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
@@ -124,3 +124,16 @@ def test_derived_seeds_depend_on_the_order_and_number_of_parts():
     assert derived_seed(1, 2) == derived_seed(1, 2)
     # The first round of splitmix64 from 0, from its published reference.
     assert derived_seed(0) == 0xE220A8397B1DCDAF % 2**63
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\n')
+    assert [example["prompt"] for example in JSONLines(str(path))] == ["one"]
+
+
+def test_an_empty_prompt_is_named_by_its_line(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n{"prompt": " "}\n')
+    with pytest.raises(ValueError, match=r"line 2: the prompt is ' '; write a text"):
+        JSONLines(str(path))

@@ -595,3 +595,14 @@ def test_many_held_out_prompts_come_in_batches_drawn_with_different_seeds(tmp_pa
     assert [len(prompts) for prompts in engine.prompts] == [256, 44] * 2
     assert engine.sampling[0].seed != engine.sampling[1].seed
     assert [len(loader) for loader in data.val_dataloader()] == [2, 2]
+
+
+def test_a_reward_that_raises_says_for_which_completion(tmp_path, model_folder):
+    def failing(completion, example):
+        raise RuntimeError("no verdict")
+
+    with pytest.raises(RuntimeError, match="no verdict") as raised:
+        fitted(tmp_path, model_folder, data=small_data(reward=failing), max_steps=1)
+    (note,) = raised.value.__notes__
+    assert "raised by `reward` for the completion" in note
+    assert "'answer'" in note
