@@ -232,3 +232,9 @@ def assert_rows_close(actual, expected, rtol, scale):
     error = (actual - expected).abs()
     allowed = rtol * expected.abs() + 1e-3 * rtol * scale
     assert (error <= allowed).all(), f"{actual} differs from {expected} by up to {error.max()}"
+
+
+def some_rows(batch, rows, **changes):
+    """The batch of some completions only, with the totals of the whole unless told otherwise."""
+    per_row = ("old_log_probs", "response_mask", "advantages", "ref_log_probs")
+    return replace(batch, **{name: getattr(batch, name)[rows] for name in per_row}, **changes)

@@ -1,14 +1,12 @@
 """Law: cutting an optimiser step into micro-batches changes no gradient, when the totals are those of the step."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals
-from tests.contracts.strategies import COMPOSITIONS, generators
+from tests.contracts.strategies import COMPOSITIONS, generators, some_rows
 
 COMPLETIONS, TOKENS = 12, 10
 # Counts as numbers, as tensors, and as tensors that were summed over ranks in double precision.
@@ -49,7 +47,7 @@ def test_gradients_add_up(objective, step, count):
     weights = torch.empty_like(log_probs)
     sum_of_values = torch.zeros_like(value)
     for rows in parts:
-        piece = cut(batch, rows, totals)
+        piece = some_rows(batch, rows, totals=totals)
         part_value = objective(pieces[rows], piece)
         part_value.backward()
         sum_of_values = sum_of_values + part_value.detach()
@@ -58,18 +56,6 @@ def test_gradients_add_up(objective, step, count):
     for actual in (pieces.grad, weights):
         assert ((actual - whole.grad).abs() <= 1e-10 * scale).all()
     assert (sum_of_values - value).abs() <= 1e-10 * (scale + value.abs())
-
-
-def cut(batch, rows, totals):
-    """Some completions, padded no wider than they need, with the totals of the step."""
-    return replace(
-        batch,
-        old_log_probs=batch.old_log_probs[rows],
-        response_mask=batch.response_mask[rows],
-        advantages=batch.advantages[rows],
-        ref_log_probs=batch.ref_log_probs[rows],
-        totals=totals,
-    )
 
 
 @given(step=steps())
@@ -81,5 +67,5 @@ def test_totals_of_the_micro_batch_would_change_them(step):
         return
     objective = PolicyObjective(GeometricMean())
     whole = objective.gradient_weights(log_probs, batch).completion[rows]
-    alone = objective.gradient_weights(log_probs[rows], cut(batch, rows, None)).completion
+    alone = objective.gradient_weights(log_probs[rows], some_rows(batch, rows, totals=None)).completion
     torch.testing.assert_close(alone, whole * int(batch.totals.completions))

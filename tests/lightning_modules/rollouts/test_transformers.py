@@ -116,8 +116,8 @@ def test_greedy_completions_do_not_depend_on_what_is_drawn_beside_them(model, pr
     assert torch.allclose(together.log_probs, apart.log_probs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("max_sequences", [1, 6, 256])
-def test_no_more_completions_are_drawn_at_a_time_than_allowed(model, prompts, max_sequences):
+def batch_sizes_of(model):
+    """A list that grows by the batch size of each forward pass to come."""
     sizes = []
     forward = model.forward
 
@@ -126,6 +126,12 @@ def test_no_more_completions_are_drawn_at_a_time_than_allowed(model, prompts, ma
         return forward(*args, input_ids=input_ids, **options)
 
     model.forward = counted
+    return sizes
+
+
+@pytest.mark.parametrize("max_sequences", [1, 6, 256])
+def test_no_more_completions_are_drawn_at_a_time_than_allowed(model, prompts, max_sequences):
+    sizes = batch_sizes_of(model)
     drawn_by(model, prompts, max_sequences=max_sequences, samples_per_prompt=2, stop_token_ids=())
     at_once = max(max_sequences // 2, 1)
     assert max(sizes) == min(2 * at_once, 2 * len(prompts))
@@ -133,14 +139,7 @@ def test_no_more_completions_are_drawn_at_a_time_than_allowed(model, prompts, ma
 
 
 def test_completions_that_ended_leave_the_batch(model, prompts):
-    sizes = []
-    forward = model.forward
-
-    def counted(*args, input_ids, **options):
-        sizes.append(len(input_ids))
-        return forward(*args, input_ids=input_ids, **options)
-
-    model.forward = counted
+    sizes = batch_sizes_of(model)
     drawn = drawn_by(model, prompts, samples_per_prompt=4)
     lengths = drawn.mask.sum(dim=-1)
     # One pass over the prompts, then one for each token after the first.
