@@ -1,38 +1,82 @@
 """Token aggregation as a first-class object: group-based policy optimisation of language models."""
 
+from aggregate_po.advantages import AdvantageEstimator, GroupedRewards
 from aggregate_po.aggregators import (
     ArithmeticMean,
     GeometricMean,
+    HomogeneousMean,
     KolmogorovMean,
+    Mean,
     PowerMean,
     Product,
     TokenAggregator,
 )
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, StepTotals, TokenRatios
-from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent
+from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent, RewardExponent
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
+from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax, masked_sum
-from aggregate_po.normalizers import ConstantLength, Normalizer, SequenceMean, TokenMean
-from aggregate_po.objective import GradientWeights, PolicyObjective
-from aggregate_po.penalties import EntropyBonus, K1Penalty, K2Penalty, K3Penalty, KLPenalty, Penalty
-from aggregate_po.transforms import LogPessimisticClip, PessimisticClip, RatioTransform, TrajectoryLogClip
+from aggregate_po.normalizers import ConstantLength, LengthWeighted, Normalizer, SequenceMean, TokenMean
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import (
+    EntropyBonus,
+    ImportanceWeighted,
+    K1Penalty,
+    K2Penalty,
+    K3Penalty,
+    KLPenalty,
+    LagrangePenalty,
+    Penalty,
+    RatioVariance,
+)
+from aggregate_po.transforms import (
+    AdaptiveClip,
+    BernoulliKLMask,
+    Chain,
+    CompletionRatio,
+    GammaKernel,
+    LogPessimisticClip,
+    NegativeCap,
+    PessimisticClip,
+    RatioMask,
+    RatioTransform,
+    SigmoidGate,
+    StaleCompletionMask,
+    StraightThrough,
+    TotalVariationMask,
+    TrajectoryLogClip,
+    TwoSidedClip,
+)
 
 __all__ = [
+    "AdaptiveClip",
+    "AdvantageEstimator",
     "ArithmeticMean",
+    "BernoulliKLMask",
+    "Chain",
+    "CompletionRatio",
     "ConstantLength",
     "ESSMatching",
     "EntropyBonus",
     "ExponentRule",
     "FixedExponent",
+    "GammaKernel",
     "GeometricMean",
     "GradientWeights",
+    "GroupedRewards",
+    "HomogeneousMean",
+    "ImportanceWeighted",
     "K1Penalty",
     "K2Penalty",
     "K3Penalty",
     "KLPenalty",
     "KolmogorovMean",
+    "LagrangePenalty",
+    "LengthWeighted",
     "LinearExponent",
     "LogPessimisticClip",
+    "Mean",
+    "NegativeCap",
     "Normalizer",
     "Penalty",
     "PerCompletion",
@@ -42,13 +86,21 @@ __all__ = [
     "PolicyObjective",
     "PowerMean",
     "Product",
+    "RatioMask",
     "RatioTransform",
+    "RatioVariance",
+    "RewardExponent",
     "SequenceMean",
+    "SigmoidGate",
+    "StaleCompletionMask",
     "StepTotals",
+    "StraightThrough",
     "TokenAggregator",
     "TokenMean",
     "TokenRatios",
+    "TotalVariationMask",
     "TrajectoryLogClip",
+    "TwoSidedClip",
     "effective_sample_size",
     "gated_fraction",
     "masked_logsumexp",

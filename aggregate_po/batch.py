@@ -6,49 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
-from einops import EinopsError, parse_shape
 from torch import Tensor
 
 from aggregate_po.masked import masked_sum
+from aggregate_po.shapes import bind_shapes
 
 PerToken = Annotated[Tensor, "batch time"]
 PerCompletion = Annotated[Tensor, "batch"]
-
-_REMEDIES = {
-    "advantages": "pass one advantage per completion (see aggregate_po.advantages)",
-    "response_mask": "pass one mask entry per token, True on the tokens that are trained",
-}
-
-
-def bind_shapes(**tensors: tuple[Any, str]) -> dict[str, int]:
-    """Check that named tensors have the named shapes and agree on every size.
-
-    Args:
-        tensors: `name=(tensor, "batch time")` for each argument, the reference first.
-
-    Returns:
-        The size of each axis name.
-
-    Raises:
-        TypeError: a value is not a tensor.
-        ValueError: a number of axes differs from its pattern, or two sizes of one name disagree.
-    """
-    sizes: dict[str, tuple[int, str]] = {}
-    for name, (tensor, pattern) in tensors.items():
-        remedy = _REMEDIES.get(name, f"pass shape `{pattern}`")
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` is {type(tensor).__name__}, not a tensor; {remedy}.")
-        try:
-            shape = parse_shape(tensor, pattern)
-        except (EinopsError, RuntimeError):  # einops raises either, by the kind of mismatch
-            raise ValueError(
-                f"`{name}` has shape {tuple(tensor.shape)}, but `{pattern}` was expected; {remedy}."
-            ) from None
-        for axis, size in shape.items():
-            known, owner = sizes.setdefault(axis, (size, name))
-            if size != known:
-                raise ValueError(f"`{name}` has {axis}={size}, but `{owner}` has {axis}={known}; {remedy}.")
-    return {axis: size for axis, (size, _) in sizes.items()}
 
 
 @dataclass(frozen=True)
@@ -74,6 +38,20 @@ class StepTotals:
         """Totals of a step that consists of this one batch; empty rows are not counted."""
         return cls(completions=response_mask.any(dim=-1).sum(), tokens=response_mask.sum(), **more)
 
+    def required(self, name: str, reader: object) -> float | Tensor:
+        """The field of this name, for a part that cannot do without it.
+
+        Raises:
+            ValueError: the field is None.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(
+                f"`totals.{name}` is None, but {type(reader).__name__} follows it; pass it to StepTotals, as "
+                "RolloutDataModule does."
+            )
+        return value
+
 
 @dataclass(frozen=True)
 class PolicyBatch:
@@ -82,7 +60,8 @@ class PolicyBatch:
     Args:
         old_log_probs: log-probabilities under the behaviour policy; shape `batch time`.
         response_mask: True on trained tokens; prompts, padding and tool output are False; shape `batch time`.
-        advantages: one per completion; shape `batch`.
+        advantages: one per completion, shape `batch`; or one per token, shape `batch time`, for objectives that
+            define it.
         totals: counts of the whole optimiser step; of this batch alone when None.
         ref_log_probs: log-probabilities under the reference policy, for KL penalties; shape `batch time`.
 
@@ -90,12 +69,12 @@ class PolicyBatch:
 
     Raises:
         TypeError: an argument is not a tensor.
-        ValueError: shapes disagree, or advantages are per token.
+        ValueError: shapes disagree.
     """
 
     old_log_probs: PerToken
     response_mask: PerToken
-    advantages: PerCompletion
+    advantages: PerCompletion | PerToken
     totals: StepTotals = None  # type: ignore[assignment]  # filled in below, so never None to a reader
     ref_log_probs: PerToken | None = None
 
@@ -105,18 +84,23 @@ class PolicyBatch:
             per_token["ref_log_probs"] = self.ref_log_probs
         bind_shapes(
             **{name: (tensor, "batch time") for name, tensor in per_token.items()},
-            advantages=(self.advantages, "batch"),
+            advantages=(self.advantages, "batch time" if _ndim(self.advantages) == 2 else "batch"),
         )
         mask = self.response_mask.bool()
         filled: dict[str, Any] = {"response_mask": mask}
         for name in ("old_log_probs", "ref_log_probs"):
             if getattr(self, name) is not None:
                 filled[name] = torch.where(mask, getattr(self, name), 0)
-        filled["advantages"] = torch.where(mask.any(dim=-1), self.advantages, 0)
+        filled["advantages"] = torch.where(mask if self.has_token_advantages else mask.any(dim=-1), self.advantages, 0)
         if self.totals is None:
             filled["totals"] = StepTotals.of(mask)
         for name, value in filled.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def has_token_advantages(self) -> bool:
+        """Whether each token has an advantage of its own."""
+        return self.advantages.ndim == 2
 
     def to(self, *args: Any, **kwargs: Any) -> PolicyBatch:
         """A copy whose tensors were moved as by `Tensor.to`."""
@@ -139,7 +123,8 @@ class TokenRatios:
         saturated: True where an earlier transform has derivative zero.
         lengths: response tokens of each completion; shape `batch`.
         old_log_probs: behaviour log-probabilities (after the mean: their sum).
-        advantages: broadcast against `log_ratio`: `(batch, 1)` before the mean, `(batch,)` after it.
+        advantages: broadcast against `log_ratio`: `(batch, 1)` before the mean, or `(batch, time)` where each token has
+            its own; `(batch,)` after it.
         totals: counts of the optimiser step.
     """
 
@@ -157,7 +142,7 @@ class TokenRatios:
         cls,
         log_ratio: PerToken,
         response_mask: PerToken | None = None,
-        advantages: PerCompletion | None = None,
+        advantages: PerCompletion | PerToken | None = None,
         totals: StepTotals | None = None,
     ) -> TokenRatios:
         """A context made from log ratios alone, to try a part by hand; shape `batch time`.
@@ -168,7 +153,8 @@ class TokenRatios:
             tensor([0.1000])
         """
         mask = torch.ones_like(log_ratio, dtype=torch.bool) if response_mask is None else response_mask.bool()
-        ones = log_ratio.new_ones(log_ratio.shape[:-1])
+        if advantages is None:
+            advantages = log_ratio.new_ones(log_ratio.shape[:-1])
         filled = torch.where(mask, log_ratio, 0)
         return cls(
             log_ratio=filled,
@@ -177,12 +163,16 @@ class TokenRatios:
             saturated=torch.zeros_like(mask),
             lengths=mask.sum(dim=-1),
             old_log_probs=torch.zeros_like(filled),
-            advantages=(ones if advantages is None else advantages).unsqueeze(-1),
+            advantages=advantages if advantages.ndim == 2 else advantages.unsqueeze(-1),
             totals=StepTotals.of(mask) if totals is None else totals,
         )
 
+    def transformed(self, log_ratio: Tensor, saturated: Tensor) -> TokenRatios:
+        """The context of the next part, when a transform gave `log_ratio`, with derivative zero where `saturated`."""
+        return replace(self, log_ratio=log_ratio, saturated=self.saturated | (saturated & self.response_mask))
+
     def after_mean(self, log_mean: PerCompletion) -> TokenRatios:
-        """The context of a transform that acts on the completion's log ratio."""
+        """The context of a transform that acts on the completion's log ratio; advantages must be per completion."""
         nonempty = self.lengths > 0
         return TokenRatios(
             log_ratio=log_mean,
@@ -207,3 +197,7 @@ class TokenRatios:
 
 def _cloned(fields: TokenRatios | StepTotals) -> dict[str, Any]:
     return {name: value.detach().clone() for name, value in vars(fields).items() if isinstance(value, Tensor)}
+
+
+def _ndim(advantages: Any) -> int:
+    return getattr(advantages, "ndim", 1)

@@ -1,5 +1,6 @@
 """Rules that choose the exponent of a power mean, one per completion."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +46,38 @@ class LinearExponent(ExponentRule):
         return tokens.log_ratio.new_full(tokens.lengths.shape, value)
 
 
+@dataclass(frozen=True)
+class RewardExponent(ExponentRule):
+    r"""Falls as the mean reward of the step rises, $p = e^{-\gamma \mu_R}$.
+
+    With rewards in [0, 1] it runs from the arithmetic mean, at reward 0, towards the geometric one, which it does not
+    reach: at the default, $p = 0.449$ at reward 1.
+
+    Args:
+        gamma: how fast it falls.
+
+    Raises:
+        ValueError: `gamma` is negative, or, when it is called, the totals lack the mean reward.
+
+    Reference: APMPO, arXiv:2605.04066.
+    """
+
+    gamma: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not self.gamma >= 0:
+            raise ValueError(f"`gamma` is {self.gamma}; pass 0 or more.")
+
+    def __call__(self, tokens: TokenRatios) -> PerCompletion:
+        """See `ExponentRule`."""
+        reward = float(tokens.totals.required("reward_mean", self))
+        # Very negative rewards would overflow; by then the mean has long become the largest ratio.
+        exponent = math.exp(min(-self.gamma * reward, 10.0))
+        return tokens.log_ratio.new_full(tokens.lengths.shape, exponent)
+
+
 def interpolated_target(clipped_fraction: PerCompletion, arithmetic_ess: PerCompletion) -> PerCompletion:
-    r"""Target effective sample size, as a share of the length: $(1-f)\,\mathrm{ESS}(1)/n + f$ (eq. 12).
+    r"""Target effective sample size, as a share of the length: $(1-f)\,\mathrm{ESS}(1)/n + f$ (eq. 18).
 
     Without clipping it asks for the arithmetic mean; when every token is clipped, for the geometric one. The map is
     this library's reconstruction: the PMPO paper (arXiv:2601.22521) states these two ends, and what was readable of
@@ -61,7 +92,7 @@ def interpolated_target(clipped_fraction: PerCompletion, arithmetic_ess: PerComp
 
 @dataclass(frozen=True)
 class ESSMatching(ExponentRule):
-    r"""The $p \in [0, 1]$ at which the effective sample size of the weights meets a target (eq. 11).
+    r"""The $p \in [0, 1]$ at which the effective sample size of the weights meets a target (eq. 17).
 
     $\mathrm{ESS}(p) = (\sum_t r_t^p)^2 / \sum_t r_t^{2p}$ falls from $n$ at $p = 0$ as $p$ grows, so bisection finds
     the one solution, for all completions at once. A target that $p = 1$ already exceeds, or ratios that are all equal,
@@ -75,37 +106,69 @@ class ESSMatching(ExponentRule):
 
     target: Callable[[PerCompletion, PerCompletion], PerCompletion] = interpolated_target
 
+    def __call__(self, tokens: TokenRatios) -> PerCompletion:
+        """See `ExponentRule`."""
+        curve = ESSCurve.of(tokens.log_ratio.detach(), tokens.response_mask)
+        arithmetic = curve.share(torch.ones_like(curve.lengths))
+        target = self.target(masked_mean(tokens.saturated.double(), tokens.response_mask), arithmetic)
+        return curve.exponent(target, largest=1.0, share_at_largest=arithmetic).to(tokens.log_ratio.dtype)
+
+
+@dataclass(frozen=True)
+class ESSCurve:
+    r"""Effective sample size of the power weights against the exponent, as a share of the length (eq. 17).
+
+    For exponents above 0, where it falls from 1; all completions at once, in float64.
+
+    Args:
+        log_ratio: log ratios less the largest of the completion, -inf on padding; shape `batch time`.
+        lengths: response tokens of each completion, at least 1; shape `batch`.
+    """
+
+    log_ratio: PerToken
+    lengths: PerCompletion
+
     # Halves [0, 1] to the resolution of float64 near 1.
     _bisections = 52
 
-    def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        """See `ExponentRule`."""
-        mask = tokens.response_mask
-        log_ratio = torch.where(mask, tokens.log_ratio.detach().double(), -torch.inf)
+    @classmethod
+    def of(cls, log_ratio: PerToken, response_mask: PerToken) -> "ESSCurve":
+        """The curve of each completion; shapes `batch time`."""
+        log_ratio = torch.where(response_mask, log_ratio.double(), -torch.inf)
         # Relative to the largest ratio no exponential overflows, and padding contributes exp(-inf) = 0.
-        log_ratio = log_ratio - masked_max(log_ratio, mask).unsqueeze(-1)
-        lengths = tokens.lengths.clamp(min=1).double()
+        log_ratio = log_ratio - masked_max(log_ratio, response_mask).unsqueeze(-1)
+        return cls(log_ratio, response_mask.sum(dim=-1).clamp(min=1).double())
 
-        arithmetic = _ess_share(log_ratio, torch.ones_like(lengths), lengths)
-        target = self.target(masked_mean(tokens.saturated.double(), mask), arithmetic)
-        target = torch.as_tensor(target, device=lengths.device).expand_as(lengths)  # a plain number serves all alike
-        exponents = (target <= arithmetic).double()
-        inside = (target > arithmetic) & (target < 1)
+    def share(self, exponent: PerCompletion) -> PerCompletion:
+        """Effective sample size over the length at positive exponents, 0 where there is no token; shape `batch`."""
+        # `p = 0` would meet -inf, but the bisection only ever asks for midpoints.
+        powers = torch.exp(self.log_ratio * exponent.unsqueeze(-1))
+        squares = powers.square().sum(dim=-1).clamp(min=torch.finfo(powers.dtype).tiny)
+        return powers.sum(dim=-1).square() / squares / self.lengths
+
+    def exponent(
+        self, target: PerCompletion | float, largest: float, share_at_largest: PerCompletion | None = None
+    ) -> PerCompletion:
+        """The exponent in `[0, largest]` whose share is `target`, or the nearer end; `largest` where ratios are equal.
+
+        Args:
+            target: effective sample size over the length; a number, or one per completion, shape `batch`.
+            largest: upper end of the interval, above 0.
+            share_at_largest: the share there, if it is known already; shape `batch`.
+        """
+        ends = torch.full_like(self.lengths, largest)
+        at_largest = self.share(ends) if share_at_largest is None else share_at_largest
+        target = torch.as_tensor(target, dtype=self.lengths.dtype, device=self.lengths.device).expand_as(self.lengths)
+        exponents = torch.where(target <= at_largest, ends, 0)
+        inside = (target > at_largest) & (target < 1)
         if inside.any():
-            exponents[inside] = self._bisect(log_ratio[inside], lengths[inside], target[inside])
-        return exponents.to(tokens.log_ratio.dtype)
+            exponents[inside] = ESSCurve(self.log_ratio[inside], self.lengths[inside])._bisect(target[inside], largest)
+        return exponents
 
-    def _bisect(self, log_ratio: PerToken, lengths: PerCompletion, target: PerCompletion) -> PerCompletion:
-        low, high = torch.zeros_like(lengths), torch.ones_like(lengths)
+    def _bisect(self, target: PerCompletion, largest: float) -> PerCompletion:
+        low, high = torch.zeros_like(self.lengths), torch.full_like(self.lengths, largest)
         for _ in range(self._bisections):
             middle = (low + high) / 2
-            too_even = _ess_share(log_ratio, middle, lengths) > target
+            too_even = self.share(middle) > target
             low, high = torch.where(too_even, middle, low), torch.where(too_even, high, middle)
         return (low + high) / 2
-
-
-def _ess_share(log_ratio: PerToken, exponent: PerCompletion, lengths: PerCompletion) -> PerCompletion:
-    """Effective sample size of the power weights over the length; `log_ratio` is at most 0, -inf on padding."""
-    # `p = 0` never meets -inf here: the bisection only ever asks for midpoints.
-    powers = torch.exp(log_ratio * exponent.unsqueeze(-1))
-    return powers.sum(dim=-1).square() / powers.square().sum(dim=-1).clamp(min=torch.finfo(powers.dtype).tiny) / lengths

@@ -42,6 +42,18 @@ class TokenMean(Normalizer):
 
 
 @dataclass(frozen=True)
+class LengthWeighted(Normalizer):
+    """Every completion counts by its length: `length / completions`.
+
+    Reference: LUSPO, arXiv:2602.05261.
+    """
+
+    def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
+        """See `Normalizer`."""
+        return lengths / at_least_one(totals.completions)
+
+
+@dataclass(frozen=True)
 class ConstantLength(Normalizer):
     """Token sums over a constant: `length / (constant * completions)`.
 

@@ -1,53 +1,24 @@
-"""The objective: transform, aggregate, transform, normalise; and its gradient weights as five readable factors."""
+"""The objective: transform, aggregate, transform, normalise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from aggregate_po.aggregators.base import TokenAggregator
-from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios, bind_shapes
+from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
+from aggregate_po.gradient_weights import GradientWeights
+from aggregate_po.masked import masked_sum
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
-from aggregate_po.transforms.base import RatioTransform
-
-
-@dataclass(frozen=True)
-class GradientWeights:
-    """Weight of each token on the gradient of its log-probability, in factors (eq. 4).
-
-    Every factor broadcasts against `batch time`: those of a completion have shape `(batch, 1)`.
-
-    Args:
-        completion: normaliser's weight of the completion.
-        advantages: advantage of the completion.
-        magnitude: value of the completion times the derivative of the sequence transform.
-        concentration: share of the completion's gradient that each token receives.
-        gate: derivative of the token transform.
-        penalty: weight that the penalties add.
-        clipped: True where a clip made the gradient zero.
-        overflow: True where the bound on log ratios made the gradient zero.
-    """
-
-    completion: Tensor
-    advantages: Tensor
-    magnitude: Tensor
-    concentration: PerToken
-    gate: PerToken
-    penalty: PerToken
-    clipped: Tensor | None = None
-    overflow: Tensor | None = None
-
-    @property
-    def total(self) -> PerToken:
-        """Gradient of the objective with respect to `log_probs`; shape `batch time`."""
-        product = self.completion * self.advantages * self.magnitude * self.concentration * self.gate
-        return product + self.penalty
+from aggregate_po.shapes import bind_shapes, require_shape
+from aggregate_po.transforms.base import RatioTransform, transformed
 
 
 @dataclass(frozen=True)
@@ -58,9 +29,15 @@ class _Trace:
     within: PerToken  # log ratios inside the bound
     entering: TokenRatios  # what the token transform sees
     tokens: TokenRatios  # what the aggregator sees
-    sequences: TokenRatios  # what the sequence transform sees
+    sequences: TokenRatios | None  # what the sequence transform sees, where there is one
     log_values: PerCompletion
+    log_terms: PerToken | None  # where each token has an advantage of its own
     completion: PerCompletion
+
+    @property
+    def shares(self) -> Tensor:
+        """Weight of the cost of one token: the completion's, over its length; shape `(batch, 1)`."""
+        return rearrange(self.completion / self.entering.lengths.clamp(min=1), "batch -> batch 1")
 
 
 class PolicyObjective:
@@ -129,12 +106,9 @@ class PolicyObjective:
             ValueError: shapes disagree, or a penalty misses the reference log-probabilities.
         """
         trace = self._trace(log_probs, batch)
-        values = trace.log_values.clamp(max=MAX_LOG_RATIO).exp()
-        objective = (trace.completion * trace.sequences.advantages * values).sum()
-        shares = self._penalty_shares(trace, batch)
+        objective = (trace.completion * self._advantage_weighted(trace)).sum()
         for penalty in self.penalties:
-            costs = shares * penalty.token_costs(trace.log_probs, batch)
-            objective = objective - torch.where(batch.response_mask, costs, 0).sum()
+            objective = objective - self._average(penalty.token_costs(trace.log_probs, batch), trace)
         return objective
 
     @torch.no_grad()
@@ -149,20 +123,19 @@ class PolicyObjective:
         gate = trace.within.to(log_ratio.dtype)
         if self.token_transform is not None:
             gate = gate * self.token_transform.derivative(trace.entering)
-        completion_clipped = torch.zeros_like(trace.sequences.response_mask)
+        completion_clipped = torch.zeros_like(mask[..., :1])
         magnitude = trace.log_values.clamp(max=MAX_LOG_RATIO).exp()
-        if self.sequence_transform is not None:
+        if self.sequence_transform is not None and trace.sequences is not None:
             magnitude = magnitude * self.sequence_transform.derivative(trace.sequences)
-            completion_clipped = self.sequence_transform.saturated(trace.sequences)
+            completion_clipped = rearrange(self.sequence_transform.saturated(trace.sequences), "batch -> batch 1")
         finite = trace.log_values <= MAX_LOG_RATIO
         overflow = mask & ~(trace.within & rearrange(finite, "batch -> batch 1"))
-        clipped = trace.tokens.saturated | rearrange(completion_clipped, "batch -> batch 1")
+        clipped = trace.tokens.saturated | completion_clipped
         concentration = self.aggregator.token_weights(trace.tokens)
-        _require_shape(self.aggregator, "token_weights", concentration, "batch time", mask.shape)
-        shares = self._penalty_shares(trace, batch)
+        require_shape(self.aggregator, "token_weights", concentration, "batch time", mask.shape)
         penalty = torch.zeros_like(log_ratio)
         for part in self.penalties:
-            penalty = penalty - shares * part.token_derivatives(trace.log_probs, batch)
+            penalty = penalty - trace.shares * part.token_derivatives(trace.log_probs, batch)
         return GradientWeights(
             completion=rearrange(trace.completion, "batch -> batch 1"),
             advantages=trace.entering.advantages,
@@ -174,6 +147,40 @@ class PolicyObjective:
             overflow=overflow,
         )
 
+    @torch.no_grad()
+    def observed(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
+        """What the penalties observe, each averaged as its costs are; add up over the pieces of a step for `adapt`.
+
+        Takes what `__call__` takes and raises what it raises; one number per penalty, in their order.
+        """
+        trace = self._trace(log_probs, batch)
+        averages = [self._average(penalty.observed(trace.log_probs, batch), trace) for penalty in self.penalties]
+        return torch.stack(averages) if averages else trace.completion.new_zeros(0)
+
+    def adapt(self, observed: Sequence[float]) -> None:
+        """Let the penalties adapt, once after every optimiser step, to what `observed` amounted to over the step."""
+        for penalty, average in zip(self.penalties, observed, strict=True):
+            penalty.adapt(average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the penalties have changed since they were made."""
+        return {"penalties": [penalty.state_dict() for penalty in self.penalties]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: it was given by an objective with another number of penalties.
+        """
+        saved = state["penalties"]
+        if len(saved) != len(self.penalties):
+            raise ValueError(
+                f"`state` has {len(saved)} penalties, but the objective has {len(self.penalties)}; resume with the "
+                "objective that the state is of."
+            )
+        for penalty, own in zip(self.penalties, saved, strict=True):
+            penalty.load_state_dict(own)
+
     def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> _Trace:
         bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
         mask = batch.response_mask
@@ -182,6 +189,7 @@ class PolicyObjective:
         log_probs = torch.where(mask, working_precision(log_probs), 0)
         raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
         log_ratio = bounded(raw)
+        advantages = batch.advantages.to(log_ratio.dtype)
         entering = TokenRatios(
             log_ratio=log_ratio,
             raw_log_ratio=log_ratio.detach(),
@@ -189,50 +197,52 @@ class PolicyObjective:
             saturated=torch.zeros_like(mask),
             lengths=lengths,
             old_log_probs=batch.old_log_probs,
-            advantages=rearrange(batch.advantages.to(log_ratio.dtype), "batch -> batch 1"),
+            advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
             totals=batch.totals,
         )
-        tokens = _transformed(self.token_transform, entering)
-        log_mean = self.aggregator.log_aggregate(tokens)
-        _require_shape(self.aggregator, "log_aggregate", log_mean, "batch", lengths.shape)
-        sequences = entering.after_mean(torch.where(lengths > 0, log_mean, 0))
+        tokens = transformed(entering, self.token_transform)
+        log_values = self.aggregator.log_aggregate(tokens)
+        require_shape(self.aggregator, "log_aggregate", log_values, "batch", lengths.shape)
+        log_values = torch.where(lengths > 0, log_values, 0)
+        sequences = None
+        if self.sequence_transform is not None:
+            if batch.has_token_advantages:
+                raise ValueError(
+                    "`advantages` has shape `batch time`, but the ratio of a completion, which `sequence_transform` "
+                    f"{self.sequence_transform!r} acts on, has no advantage per token; pass one advantage per "
+                    "completion, or give each token its completion's ratio (aggregate_po.transforms.CompletionRatio)."
+                )
+            sequences = entering.after_mean(log_values)
+            log_values = transformed(sequences, self.sequence_transform).log_ratio
         # In working precision, because counts that are divided as integers give single precision.
         weights = self.normalizer(lengths.to(log_ratio.dtype), batch.totals).to(log_ratio.dtype)
-        _require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
+        require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
         return _Trace(
             log_probs=log_probs,
             within=raw.detach().abs() <= MAX_LOG_RATIO,
             entering=entering,
             tokens=tokens,
             sequences=sequences,
-            log_values=_transformed(self.sequence_transform, sequences).log_ratio,
+            log_values=log_values,
+            log_terms=self.aggregator.log_terms(tokens) if batch.has_token_advantages else None,
             completion=torch.where(lengths > 0, weights, 0),
         )
 
-    def _penalty_shares(self, trace: _Trace, batch: PolicyBatch) -> Tensor:
-        """Weight of one token's cost: the completion's, over its length; shape `(batch, 1)`."""
-        return rearrange(trace.completion / trace.entering.lengths.clamp(min=1), "batch -> batch 1")
+    def _advantage_weighted(self, trace: _Trace) -> PerCompletion:
+        """Value of each completion times its advantage, or the sum of its tokens' terms times theirs (eq. 19)."""
+        advantages, terms = trace.entering.advantages, trace.log_terms
+        if terms is None:
+            return advantages.squeeze(-1) * trace.log_values.clamp(max=MAX_LOG_RATIO).exp()
+        # The bound is on the completion's value, so all its terms shrink, and stop, together.
+        excess = rearrange((trace.log_values - MAX_LOG_RATIO).clamp(min=0), "batch -> batch 1").detach()
+        terms = torch.where(excess > 0, terms.detach() - excess, terms)
+        return masked_sum(advantages * terms.exp(), trace.entering.response_mask)
+
+    def _average(self, per_token: PerToken, trace: _Trace) -> Tensor:
+        """This batch's part of a cost's average over the optimiser step."""
+        return masked_sum(trace.shares * per_token, trace.entering.response_mask).sum()
 
 
 def _require(name: str, part: object, kind: type) -> None:
     if not isinstance(part, kind):
         raise TypeError(f"`{name}` is {part!r}; pass an instance of a subclass of aggregate_po.{kind.__name__}.")
-
-
-def _transformed(transform: RatioTransform | None, ratios: TokenRatios) -> TokenRatios:
-    if transform is None:
-        return ratios
-    transformed = transform(ratios)
-    _require_shape(transform, "__call__", transformed, "that of `log_ratio`", ratios.log_ratio.shape)
-    with torch.no_grad():
-        saturated = transform.saturated(ratios) & ratios.response_mask
-    return TokenRatios(**{**vars(ratios), "log_ratio": transformed, "saturated": saturated})
-
-
-def _require_shape(part: object, method: str, result: Tensor, words: str, shape: torch.Size) -> None:
-    """A result of another shape could broadcast, and mix completions without a word."""
-    if result.shape != shape:
-        raise ValueError(
-            f"`{type(part).__name__}.{method}` returned shape {tuple(result.shape)}; return shape {words}, here "
-            f"{tuple(shape)}."
-        )

@@ -4,6 +4,7 @@ from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.prompts import JSONLines, PromptDataset
+from lightning_modules.ratio_deviation import RatioDeviationStop
 from lightning_modules.report import RunReport
 from lightning_modules.rewards import boxed_answer
 from lightning_modules.rollout_data import RolloutDataModule
@@ -14,6 +15,7 @@ __all__ = [
     "JSONLines",
     "PolicyModule",
     "PromptDataset",
+    "RatioDeviationStop",
     "RolloutDataModule",
     "RunCheckpoint",
     "RunReport",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from lightning import Trainer
 from torch import Tensor
 
@@ -22,3 +23,11 @@ def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
         return values
     reduced = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="sum")
     return torch.as_tensor(reduced).cpu()
+
+
+def gathered_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
+    """The rows of each rank's tensor, rank after rank, on every rank and on the CPU; all ranks pass the same shape."""
+    if trainer.world_size == 1:
+        return values
+    gathered = trainer.strategy.all_gather(values.to(trainer.strategy.root_device))
+    return rearrange(gathered, "rank batch ... -> (rank batch) ...").cpu()

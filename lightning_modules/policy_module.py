@@ -91,6 +91,8 @@ class PolicyModule(LightningModule):
         self._reference: tuple[PreTrainedModel, ...] = ()
         # Tokens, loss, entropy and divergence from the reference, summed over the micro-batches of an update.
         self._update_sums = torch.zeros(4, dtype=torch.double)
+        # What the penalties observe, summed likewise.
+        self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)
         self._skipped_steps = 0
         self._skipped_in_a_row = 0
         self._rng_states: dict[str, Any] | None = None
@@ -176,6 +178,7 @@ class PolicyModule(LightningModule):
         self._count(objective.detach(), entropy, log_probs.detach(), batch)
         if batch.closes_update:
             self._log_update(batch)
+            self._adapt()
         return -loss_scale(self.trainer) * objective
 
     def _count(self, objective: Tensor, entropy: PerToken, log_probs: PerToken, batch: RolloutBatch) -> None:
@@ -185,6 +188,8 @@ class PolicyModule(LightningModule):
             log_ratio = log_probs - batch.policy.ref_log_probs
             sums[-1] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
         self._update_sums += torch.stack([value.detach().double().cpu() for value in sums])
+        if self.objective.penalties:
+            self._observed += self.objective.observed(log_probs, batch.policy).double().cpu()
 
     def _log_update(self, batch: RolloutBatch) -> None:
         """Log the figures of one optimiser step; NaN where no token was trained."""
@@ -200,6 +205,15 @@ class PolicyModule(LightningModule):
         self.log_dict({**figures, **self.weight_metrics.compute()})
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.weight_metrics.reset()
+
+    def _adapt(self) -> None:
+        """Let the penalties adapt to the update whose gradients are now known, and log what has a state."""
+        if not self.objective.penalties:
+            return
+        self.objective.adapt(summed_over_ranks(self._observed, self.trainer).tolist())
+        self._observed = torch.zeros_like(self._observed)
+        for number, state in enumerate(self.objective.state_dict()["penalties"]):
+            self.log_dict({f"penalty_{number}/{name}": float(value) for name, value in state.items()})
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop a gradient that is not finite, so that the optimiser leaves parameters and its state alone."""
@@ -249,6 +263,7 @@ class PolicyModule(LightningModule):
         checkpoint["policy_module"] = {
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "objective": self.objective.state_dict(),
             "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
         }
 
@@ -257,6 +272,7 @@ class PolicyModule(LightningModule):
         state = checkpoint["policy_module"]
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
+        self.objective.load_state_dict(state["objective"])
         self._rng_states = state["rng"]
 
     def on_train_start(self) -> None:

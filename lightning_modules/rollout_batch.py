@@ -71,7 +71,7 @@ class RolloutBatch:
         prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
         start = int(self.prompt_mask[prompts].sum(dim=-1).max())
         time = int(self.completion_mask[rows].sum(dim=-1).max())
-        reference = self.policy.ref_log_probs
+        advantages, reference = self.policy.advantages, self.policy.ref_log_probs
         return self.replace(
             prompt_ids=self.prompt_ids[prompts, -start:],
             prompt_mask=self.prompt_mask[prompts, -start:],
@@ -82,7 +82,7 @@ class RolloutBatch:
                 self.policy,
                 old_log_probs=self.policy.old_log_probs[rows, :time],
                 response_mask=self.policy.response_mask[rows, :time],
-                advantages=self.policy.advantages[rows],
+                advantages=advantages[rows] if advantages.ndim == 1 else advantages[rows, :time],
                 ref_log_probs=None if reference is None else reference[rows, :time],
             ),
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -14,9 +13,18 @@ from einops import rearrange, reduce
 from lightning import LightningDataModule
 from torch import Tensor
 
-from aggregate_po import PerCompletion, PolicyBatch, StepTotals, masked_sum
-from aggregate_po.advantages import group_normalized
-from lightning_modules.distributed import summed_over_ranks
+from aggregate_po import (
+    AdvantageEstimator,
+    GroupedRewards,
+    PerCompletion,
+    PerToken,
+    PolicyBatch,
+    StepTotals,
+    masked_sum,
+)
+from aggregate_po.advantages import GroupNormalized
+from aggregate_po.shapes import require_shape
+from lightning_modules.distributed import gathered_over_ranks, summed_over_ranks
 from lightning_modules.evaluation import Evaluation, EvaluationLoader
 from lightning_modules.prompts import Example, JSONLines, PromptDataset, PromptOrder, derived_seed
 from lightning_modules.rewards import Reward
@@ -24,11 +32,11 @@ from lightning_modules.rollout_batch import RolloutBatch, left_padded
 from lightning_modules.rollout_figures import RolloutSums, rollout_figures, rollout_sums
 from lightning_modules.rollout_loader import RolloutLoader
 from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters, TransformersEngine
+from lightning_modules.weighted_rewards import WeightedRewards
 
 if TYPE_CHECKING:
     from lightning_modules.policy_module import PolicyModule
 
-AdvantageEstimator = Callable[[PerCompletion, int], PerCompletion]
 TruncationRule = Literal["score", "zero_reward", "mask"]
 
 
@@ -40,7 +48,8 @@ class RolloutDataModule(LightningDataModule):
 
     Args:
         dataset: prompts to train on: a `PromptDataset`, a list of mappings with "prompt", or a file of JSON lines.
-        reward: scores a completion, given its example.
+        reward: scores a completion, given its example; or several that do, whose weighted sum is the reward.
+        reward_weights: of each reward in the sum; 1 for each when None.
         validation: held-out prompts for pass@1, in the forms of `dataset`; none without it.
         rollouts: draws the completions.
         group_size: completions per prompt, at least 2.
@@ -49,22 +58,25 @@ class RolloutDataModule(LightningDataModule):
         epochs_per_rollout: how often the rollout is gone through.
         max_completion_length: tokens after which a completion is cut off.
         temperature: of sampling; log-probabilities are those of the distribution that it gives.
-        advantages: turns the rewards of `(prompt group)` into advantages.
+        advantages: turns the rewards of the rollout, over all ranks, into advantages; an estimator of
+            `aggregate_po.advantages`.
         truncated: what becomes of a completion that was cut off: "score" it as it stands, give it "zero_reward", or
             "mask" it, so that it counts in its group's baseline only.
         kl_in_reward: weight of the summed log ratio to the reference that is taken off each reward.
         chat_template: whether prompts are wrapped by the tokenizer's chat template, as a user's message.
-        seed: of the order of prompts and of sampling.
+        seed: of the order of prompts, of sampling, and of estimators that draw at random.
 
     Raises:
         FileNotFoundError: the file of prompts does not exist.
+        TypeError: `advantages` is not an AdvantageEstimator, or a reward cannot be called.
         ValueError: an argument is out of its range, or there are no prompts.
     """
 
     def __init__(
         self,
         dataset: PromptDataset | str,
-        reward: Reward,
+        reward: Reward | Sequence[Reward],
+        reward_weights: Sequence[float] | None = None,
         validation: PromptDataset | str | None = None,
         rollouts: RolloutEngine | None = None,
         group_size: int = 8,
@@ -73,7 +85,7 @@ class RolloutDataModule(LightningDataModule):
         epochs_per_rollout: int = 1,
         max_completion_length: int = 512,
         temperature: float = 1.0,
-        advantages: AdvantageEstimator = group_normalized,
+        advantages: AdvantageEstimator = GroupNormalized(),
         truncated: TruncationRule = "zero_reward",
         kl_in_reward: float = 0.0,
         chat_template: bool = False,
@@ -99,9 +111,14 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"`truncated` is {truncated!r}; pass one of {', '.join(get_args(TruncationRule))}.")
         if not kl_in_reward >= 0:
             raise ValueError(f"`kl_in_reward` is {kl_in_reward}; pass 0 for none, or a positive weight.")
+        if not isinstance(advantages, AdvantageEstimator):
+            raise TypeError(
+                f"`advantages` is {advantages!r}; pass an instance of a subclass of aggregate_po.AdvantageEstimator, "
+                "such as aggregate_po.advantages.GroupCentered()."
+            )
+        self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = _examples("dataset", dataset)
         self.validation = None if validation is None else _examples("validation", validation)
-        self.reward = reward
         self.rollouts = TransformersEngine() if rollouts is None else rollouts
         self.group_size = group_size
         self.prompts_per_rollout = prompts_per_rollout
@@ -147,7 +164,8 @@ class RolloutDataModule(LightningDataModule):
         """One rollout after another."""
         assert self.trainer is not None
         updates = self.updates_per_rollout * self.epochs_per_rollout
-        return RolloutLoader(self._rollout, updates * self.trainer.accumulate_grad_batches)
+        batches = updates * self.trainer.accumulate_grad_batches
+        return RolloutLoader(self._rollout, batches, self.epochs_per_rollout)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """The held-out prompts, once sampled at the training temperature and once greedy."""
@@ -191,17 +209,7 @@ class RolloutDataModule(LightningDataModule):
         Raises:
             ValueError: a reward is not a finite number.
         """
-        rewards = []
-        for completion, example in zip(completions, examples, strict=True):
-            try:
-                value = self.reward(completion, example)
-            except Exception as error:
-                error.add_note(f"raised by `reward` for the completion {completion!r} of {dict(example)!r}")
-                raise
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"`reward` gave {value!r} for {completion!r}; it must return a finite number.")
-            rewards.append(float(value))
-        return torch.tensor(rewards)
+        return self.rewards.total(self.rewards.components(completions, examples))
 
     def _prompt_ids(self, example: Example) -> list[int]:
         if self.chat_template:
@@ -221,12 +229,13 @@ class RolloutDataModule(LightningDataModule):
         seed = derived_seed(self.seed, number, rank)
         prompts, drawn, texts = self.complete(examples, self.temperature, seed, self.group_size)
         repeated = [example for example in examples for _ in range(self.group_size)]
-        rewards = self.rewards_of(texts, repeated)
+        components = self.rewards.components(texts, repeated)
         response_mask = drawn.mask
         if self.truncated == "zero_reward":
-            rewards = torch.where(drawn.finished, rewards, 0)
+            components = torch.where(drawn.finished.unsqueeze(-1), components, 0)
         elif self.truncated == "mask":
             response_mask = drawn.mask & drawn.finished.unsqueeze(-1)
+        rewards = self.rewards.total(components)
 
         prompt_ids, prompt_mask = left_padded(prompts)
         whole = RolloutBatch(
@@ -243,10 +252,39 @@ class RolloutDataModule(LightningDataModule):
             whole = whole.replace(policy=replace(whole.policy, ref_log_probs=reference))
             log_ratio = masked_sum(whole.policy.old_log_probs - reference, response_mask)
             rewards = rewards - self.kl_in_reward * log_ratio
-        advantages = self.advantages(rewards, self.group_size)
+        advantages = self._advantages(rewards, components, drawn.mask, derived_seed(self.seed, number))
         whole = whole.replace(policy=replace(whole.policy, advantages=advantages))
-        sums = rollout_sums(rewards, drawn, self.group_size)
+        sums = rollout_sums(rewards, components, drawn, self.group_size)
         return self._cut(whole, summed_over_ranks(sums, self.trainer), time.perf_counter() - started)
+
+    def _advantages(
+        self, rewards: PerCompletion, components: Tensor, completion_mask: PerToken, seed: int
+    ) -> PerCompletion | PerToken:
+        """Advantages of this rank's completions, estimated on the rollout of all ranks."""
+        assert self.trainer is not None
+        sizes = {"rank": self.trainer.world_size, "group": self.group_size}
+        columns = [rewards.unsqueeze(-1), completion_mask.sum(dim=-1, keepdim=True), components]
+        gathered = gathered_over_ranks(torch.cat(columns, dim=-1).double(), self.trainer)
+        # Ranks take the prompts in turn; back in the order of prompts, the rollout is the same for any number of ranks.
+        table = rearrange(gathered, "(rank prompt group) column -> (prompt rank group) column", **sizes)
+        step = GroupedRewards(
+            rewards=table[:, 0].to(rewards.dtype),
+            group_size=self.group_size,
+            lengths=table[:, 1].long(),
+            components=table[:, 2:].to(components.dtype),
+            component_weights=self.rewards.weights,
+            seed=seed,
+        )
+        advantages = self.advantages(step)
+        longest = torch.Size([int(table[:, 1].max())] if advantages.ndim > 1 else [])
+        words = "`batch` or `batch time`, `time` being the longest length"
+        require_shape(self.advantages, "__call__", advantages, words, step.rewards.shape + longest)
+        mine = rearrange(advantages, "(prompt rank group) ... -> rank (prompt group) ...", **sizes)
+        mine = mine[self.trainer.global_rank]
+        if mine.ndim == 1:
+            return mine
+        # A negative width cuts: another rank's completions may be longer than any of this one's.
+        return torch.nn.functional.pad(mine, (0, completion_mask.shape[1] - mine.shape[1]))
 
     def _reference_log_probs(self, whole: RolloutBatch) -> Tensor:
         """Log-probabilities of all completions under the reference, a micro-batch at a time."""
@@ -273,7 +311,7 @@ class RolloutDataModule(LightningDataModule):
         updates = torch.arange(len(mask)).tensor_split(self.updates_per_rollout)
         counts = torch.stack([trained, mask.sum(dim=-1), contributes], dim=-1).double()
         counts = summed_over_ranks(torch.stack([counts[rows].sum(dim=0) for rows in updates]), self.trainer)
-        figures = rollout_figures(sums)
+        figures = rollout_figures(sums, self.rewards.names)
         metrics = {
             **figures,
             "completions/trained_ratio": counts[:, 2].sum().item() / sums[0].item(),
@@ -287,7 +325,7 @@ class RolloutDataModule(LightningDataModule):
                 tokens=tokens,
                 progress=min((self.trainer.global_step + number) / self.trainer.estimated_stepping_batches, 1.0),
                 reward_mean=figures["reward"],
-                reward_std=figures["reward_spread"],
+                reward_std=figures["reward_std"],
             )
             kept = rows[contributes[rows]]
             pieces = kept.tensor_split(self.trainer.accumulate_grad_batches)
@@ -300,9 +338,10 @@ class RolloutDataModule(LightningDataModule):
                 batches.append(batch.replace(policy=policy, closes_update=closes, metrics=metrics))
         return batches
 
-    def _has_gradient(self, advantages: PerCompletion) -> Tensor:
+    def _has_gradient(self, advantages: PerCompletion | PerToken) -> Tensor:
         """True for the completions of groups in which any advantage differs from zero."""
-        groups = rearrange(advantages != 0, "(prompt group) -> prompt group", group=self.group_size)
+        differs = advantages != 0 if advantages.ndim == 1 else (advantages != 0).any(dim=-1)
+        groups = rearrange(differs, "(prompt group) -> prompt group", group=self.group_size)
         return reduce(groups, "prompt group -> prompt", "max").repeat_interleave(self.group_size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -15,10 +16,17 @@ from lightning_modules.rollouts import Completions
 RolloutSums = Annotated[Tensor, "figure"]
 
 
-def rollout_sums(rewards: PerCompletion, drawn: Completions, group_size: int) -> RolloutSums:
-    """Sums over this rank's completions, from which the figures of the rollout follow on all ranks together."""
+def rollout_sums(rewards: PerCompletion, components: Tensor, drawn: Completions, group_size: int) -> RolloutSums:
+    """Sums over this rank's completions, from which the figures of the rollout follow on all ranks together.
+
+    Args:
+        rewards: total reward of each completion; shape `batch`.
+        components: the single rewards; shape `batch component`.
+        drawn: the completions.
+        group_size: completions per prompt.
+    """
     groups = rearrange(rewards.double(), "(prompt group) -> prompt group", group=group_size)
-    return torch.stack(
+    sums = torch.stack(
         [
             torch.tensor(rewards.numel(), dtype=torch.double),
             rewards.double().sum(),
@@ -30,18 +38,21 @@ def rollout_sums(rewards: PerCompletion, drawn: Completions, group_size: int) ->
             (~drawn.finished).double().sum(),
         ]
     )
+    return torch.cat([sums, components.double().sum(dim=0)])
 
 
-def rollout_figures(sums: RolloutSums) -> dict[str, float]:
-    """Figures by name; `reward_spread` is the standard deviation over all completions, `reward_std` within groups."""
-    completions, total, squares, groups, stds, equal, tokens, cut_off = sums.tolist()
+def rollout_figures(sums: RolloutSums, reward_names: Sequence[str]) -> dict[str, float]:
+    """Figures by name; `reward_std` is the standard deviation of all completions, `reward_group_std` within groups."""
+    completions, total, squares, groups, stds, equal, tokens, cut_off, *components = sums.tolist()
     mean = total / completions
+    single = {f"rewards/{name}/mean": one / completions for name, one in zip(reward_names, components, strict=True)}
     return {
         "reward": mean,
-        "reward_std": stds / groups,
-        "reward_spread": math.sqrt(max(squares / completions - mean**2, 0.0)),
+        "reward_group_std": stds / groups,
+        "reward_std": math.sqrt(max(squares / completions - mean**2, 0.0)),
         "frac_reward_zero_std": equal / groups,
         "completions/mean_length": tokens / completions,
         "completions/clipped_ratio": cut_off / completions,
         "num_tokens": tokens,
+        **single,
     }

@@ -17,11 +17,15 @@ class RolloutLoader:
     Args:
         make_rollout: gives the micro-batches of the rollout with the given number, in order.
         batches_per_rollout: how many it gives.
+        inner_epochs: how often they go through the rollout.
     """
 
-    def __init__(self, make_rollout: Callable[[int], list[RolloutBatch]], batches_per_rollout: int) -> None:
+    def __init__(
+        self, make_rollout: Callable[[int], list[RolloutBatch]], batches_per_rollout: int, inner_epochs: int = 1
+    ) -> None:
         self._make_rollout = make_rollout
         self._batches_per_rollout = batches_per_rollout
+        self._inner_epochs = inner_epochs
         self._rollouts = 0  # made so far
         self._buffer: list[RolloutBatch] = []
         self._cursor = 0  # batches of the buffer that were handed out
@@ -38,6 +42,18 @@ class RolloutLoader:
         while self._cursor < len(self._buffer):
             self._cursor += 1
             yield self._buffer[self._cursor - 1]
+
+    def next_inner_epoch(self) -> list[RolloutBatch]:
+        """The batches of the inner epoch that is about to begin; none within one, nor after the last."""
+        size = self._batches_per_rollout // self._inner_epochs
+        left = self._buffer[self._cursor :]
+        return left[:size] if len(left) % size == 0 else []
+
+    def end_rollout(self) -> int:
+        """Drop what is left of the rollout, and say how many batches that were."""
+        dropped = len(self._buffer) - self._cursor
+        self._cursor = len(self._buffer)
+        return dropped
 
     def state_dict(self) -> dict[str, Any]:
         """Rollouts made, and what is left of the last one."""

@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from lightning_modules.addition.warm_start import make_model, make_tokenizer
-
 settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)
 settings.load_profile("default")
@@ -16,6 +14,8 @@ settings.load_profile("default")
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """Folder of a randomly initialised model, small enough for tests of everything but learning."""
+    from lightning_modules.addition.warm_start import make_model, make_tokenizer  # the core is tested without
+
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():

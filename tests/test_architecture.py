@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["aggregate_po", "lightning_modules", "experiments"]  # each may import those before it
 CORE_LAYERS = [
-    ["masked", "batch", "bounds", "derivatives"],
+    ["masked", "shapes", "batch", "bounds", "derivatives"],
     ["aggregators", "exponents", "transforms", "normalizers", "penalties", "advantages", "geometry"],
-    ["objective"],
+    ["gradient_weights", "objective"],
     ["recipes"],
     ["__init__"],
+    ["testing"],  # imported by tests alone
 ]
 
 
@@ -39,7 +41,7 @@ def imported_modules(path, tree=None):
 
 
 def core_layer(module):
-    """Layer of a module of the core, by its first name below the package; a name of the package itself is the top."""
+    """Layer of a module of the core, by its first name below the package; None for a name of the package itself."""
     names = [layer for layer, members in enumerate(CORE_LAYERS) if module in members]
     return names[0] if names else None
 
@@ -61,14 +63,25 @@ def test_core_imports_point_one_way(path):
         parts = module.split(".")
         if parts[0] == "aggregate_po":
             target = core_layer(parts[1])
-            target = len(CORE_LAYERS) - 1 if target is None else target
+            target = core_layer("__init__") if target is None else target
             assert target <= layer, f"{own} imports {module}"
 
 
 @pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
 def test_core_imports_torch_einops_and_the_standard_library(path):
     roots = {module.split(".")[0] for module in imported_modules(path)}
-    assert roots <= {"aggregate_po", "torch", "einops"} | sys.stdlib_module_names
+    extra = {"hypothesis"} if "testing" in path.parts else set()
+    assert roots <= {"aggregate_po", "torch", "einops", *extra} | sys.stdlib_module_names
+
+
+def test_nothing_but_tests_imports_the_testing_kit():
+    users = {
+        relative(path)
+        for path in python_files(*PACKAGES)
+        if "testing" not in path.parts
+        and any(module.startswith("aggregate_po.testing") for module in imported_modules(path))
+    }
+    assert not users
 
 
 def test_vllm_is_imported_in_one_place():
@@ -144,3 +157,38 @@ def test_files_of_the_core_are_small():
     lengths = {relative(path): len(path.read_text().splitlines()) for path in python_files("aggregate_po")}
     assert len(lengths) > 10
     assert {path: length for path, length in lengths.items() if length > 250} == {}
+
+
+# By the words of an identifier, so that `group` or `optimizer` is none of them.
+ALGORITHMS = {
+    *("apmpo", "bnpo", "cispo", "cppo", "dapo", "dppo", "dro", "espo", "gdpo", "gmpo", "gpg", "grpo", "gspo", "hmpo"),
+    *("igrpo", "krpo", "luspo", "maxrl", "opo", "opsm", "pmpo", "ppo", "r2vpo", "reinforce", "remax", "rloo", "sapo"),
+    *("ticgrpo", "vespo"),
+}
+
+
+def identifiers(tree):
+    """Every name that a file defines or uses."""
+    for node in ast.walk(tree):
+        for attribute in ("name", "id", "attr", "arg", "asname"):
+            if isinstance(value := getattr(node, attribute, None), str):
+                yield value
+
+
+def words(identifier):
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", identifier)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in python_files("aggregate_po", "lightning_modules") if "recipes" not in path.parts],
+    ids=relative,
+)
+def test_only_recipes_name_algorithms(path):
+    named = {name for name in identifiers(ast.parse(path.read_text())) if words(name) & ALGORITHMS}
+    assert named == set()
+
+
+@pytest.mark.parametrize("identifier", ["GRPOClip", "is_gmpo", "PMPO", "TokenDAPO", "r2vpo_state", "from_ppo"])
+def test_names_of_algorithms_are_recognised(identifier):
+    assert words(identifier) & ALGORITHMS

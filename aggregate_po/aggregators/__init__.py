@@ -1,8 +1,17 @@
 """Token aggregators: how the ratios of a completion become one."""
 
-from aggregate_po.aggregators.base import TokenAggregator
+from aggregate_po.aggregators.base import HomogeneousMean, Mean, TokenAggregator
 from aggregate_po.aggregators.kolmogorov import KolmogorovMean
 from aggregate_po.aggregators.power import ArithmeticMean, GeometricMean, PowerMean
 from aggregate_po.aggregators.product import Product
 
-__all__ = ["ArithmeticMean", "GeometricMean", "KolmogorovMean", "PowerMean", "Product", "TokenAggregator"]
+__all__ = [
+    "ArithmeticMean",
+    "GeometricMean",
+    "HomogeneousMean",
+    "KolmogorovMean",
+    "Mean",
+    "PowerMean",
+    "Product",
+    "TokenAggregator",
+]

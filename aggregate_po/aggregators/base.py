@@ -26,3 +26,28 @@ class TokenAggregator(ABC):
         """
         weights = elementwise_derivative(self.log_aggregate, tokens)
         return torch.where(tokens.response_mask, weights, 0)
+
+    def log_terms(self, tokens: TokenRatios) -> PerToken:
+        """Logs of terms, one per token, whose sum is the aggregate; shape `batch time`.
+
+        A token's term can carry an advantage of its own (eq. 19). An aggregate that is no such sum, or whose terms
+        mix tokens, has no definition for advantages per token.
+
+        Raises:
+            ValueError: there are no such terms.
+        """
+        raise ValueError(
+            f"`advantages` has shape `batch time`, but {type(self).__name__} has no definition for advantages per "
+            "token: its aggregate is no sum over tokens; pass one advantage per completion, or use ArithmeticMean."
+        )
+
+
+class Mean(TokenAggregator):
+    """An aggregator that claims to be a mean: it lies between the smallest and the largest ratio.
+
+    The claim adds no code; `aggregate_po.testing` holds the subclass to it.
+    """
+
+
+class HomogeneousMean(Mean):
+    """A mean that a common factor of all ratios passes through, so that its weights sum to one."""

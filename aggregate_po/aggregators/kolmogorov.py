@@ -4,12 +4,12 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from aggregate_po.aggregators.base import TokenAggregator
+from aggregate_po.aggregators.base import Mean
 from aggregate_po.batch import PerCompletion, TokenRatios
 from aggregate_po.masked import masked_mean
 
 
-class KolmogorovMean(TokenAggregator):
+class KolmogorovMean(Mean):
     r"""Quasi-arithmetic mean, $\log M = \varphi^{-1}(\frac1n \sum_t \varphi(\log r_t))$.
 
     The generator acts on log ratios and must be strictly monotone. Nothing here guards it against overflow: a power

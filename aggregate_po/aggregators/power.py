@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aggregate_po.aggregators.base import TokenAggregator
+from aggregate_po.aggregators.base import HomogeneousMean
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.exponents import ExponentRule
 from aggregate_po.masked import masked_logsumexp, masked_max, masked_mean, masked_softmax
@@ -41,7 +41,7 @@ def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion
 
 
 @dataclass(frozen=True)
-class ArithmeticMean(TokenAggregator):
+class ArithmeticMean(HomogeneousMean):
     """Arithmetic mean of the token ratios (eq. 6): tokens weigh in proportion to their ratio."""
 
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
@@ -54,9 +54,14 @@ class ArithmeticMean(TokenAggregator):
         """Softmax of the log ratios; shape `batch time`."""
         return masked_softmax(tokens.log_ratio, tokens.response_mask)
 
+    def log_terms(self, tokens: TokenRatios) -> PerToken:
+        """The ratios over the length; shape `batch time`."""
+        lengths = tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype)
+        return tokens.log_ratio - lengths.log().unsqueeze(-1)
+
 
 @dataclass(frozen=True)
-class GeometricMean(TokenAggregator):
+class GeometricMean(HomogeneousMean):
     """Geometric mean of the token ratios (eq. 7): every token weighs the same."""
 
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
@@ -69,7 +74,7 @@ class GeometricMean(TokenAggregator):
 
 
 @dataclass(frozen=True)
-class PowerMean(TokenAggregator):
+class PowerMean(HomogeneousMean):
     r"""Power (Hölder) mean of the token ratios (eq. 8), $M_p = (\frac1n \sum_t r_t^p)^{1/p}$.
 
     `p = 1` is the arithmetic mean, 0 the geometric, -1 the harmonic; large `|p|` tends to the extreme token.

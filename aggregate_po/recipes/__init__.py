@@ -1,25 +1,51 @@
 """Published objectives as short compositions of the parts."""
 
+from aggregate_po.recipes.apmpo import apmpo
+from aggregate_po.recipes.cispo import cispo
 from aggregate_po.recipes.dapo import dapo
+from aggregate_po.recipes.dppo import dppo_kl, dppo_tv
 from aggregate_po.recipes.dr_grpo import dr_grpo
+from aggregate_po.recipes.dro import dro
+from aggregate_po.recipes.espo import espo
 from aggregate_po.recipes.gmpo import gmpo, gmpo_no_clip, gmpo_sequence_clip, gmpo_without_length_norm
-from aggregate_po.recipes.grpo import grpo, grpo_wide_clip
-from aggregate_po.recipes.gspo import gspo
+from aggregate_po.recipes.gpg import gpg
+from aggregate_po.recipes.grpo import grpo, grpo_dual_clip, grpo_off_policy_mask, grpo_wide_clip
+from aggregate_po.recipes.gspo import gspo, gspo_token
 from aggregate_po.recipes.hmpo import hmpo
 from aggregate_po.recipes.holder_po import holder_po
+from aggregate_po.recipes.luspo import luspo
 from aggregate_po.recipes.pmpo import pmpo
+from aggregate_po.recipes.r2vpo import r2vpo
+from aggregate_po.recipes.sapo import sapo
+from aggregate_po.recipes.tic_grpo import tic_grpo
+from aggregate_po.recipes.vespo import vespo
 
 __all__ = [
+    "apmpo",
+    "cispo",
     "dapo",
+    "dppo_kl",
+    "dppo_tv",
     "dr_grpo",
+    "dro",
+    "espo",
     "gmpo",
     "gmpo_no_clip",
     "gmpo_sequence_clip",
     "gmpo_without_length_norm",
+    "gpg",
     "grpo",
+    "grpo_dual_clip",
+    "grpo_off_policy_mask",
     "grpo_wide_clip",
     "gspo",
+    "gspo_token",
     "hmpo",
     "holder_po",
+    "luspo",
     "pmpo",
+    "r2vpo",
+    "sapo",
+    "tic_grpo",
+    "vespo",
 ]

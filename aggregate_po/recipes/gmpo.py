@@ -11,7 +11,10 @@ from aggregate_po.transforms import PessimisticClip, TrajectoryLogClip
 def gmpo(
     log_clip: float = 0.4, log_clip_high: float | None = None, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    """Geometric mean of token ratios that are clipped in log space before the mean (eq. 18).
+    r"""Geometric mean of token ratios that are clipped in log space before the mean (eq. 28).
+
+    Gradient weight:
+        $A_i \, S_i \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
         log_clip: log ratios are clipped at minus this where the advantage is negative, and at plus this where it is
@@ -26,7 +29,10 @@ def gmpo(
 
 
 def gmpo_no_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    """GMPO without its clip.
+    r"""GMPO without its clip.
+
+    Gradient weight:
+        $A_i \, S_i / (N n_i)$
 
     Reference: ablation of arXiv:2507.20673.
     """
@@ -34,7 +40,10 @@ def gmpo_no_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
 
 
 def gmpo_sequence_clip(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    """GMPO that clips the *sum* of the log ratios, so the mean stays within `log_clip / n`, about GSPO's range.
+    r"""GMPO that clips the *sum* of the log ratios, so the mean stays within `log_clip / n`, about GSPO's range.
+
+    Gradient weight:
+        $A_i \, S_i \, \mathbb 1_i / (N n_i)$
 
     Args:
         log_clip: bound on the absolute summed log ratio.
@@ -48,7 +57,10 @@ def gmpo_sequence_clip(log_clip: float = 0.4, penalties: Sequence[Penalty] = ())
 
 
 def gmpo_without_length_norm(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    """GMPO without the root: the product of the clipped token ratios.
+    r"""GMPO without the root: the product of the clipped token ratios.
+
+    Gradient weight:
+        $A_i \, e^{\sum_k u_{i,k}} \, \mathbb 1_{i,t} / N$
 
     Args:
         log_clip: bound on the absolute log ratio of each token.

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from aggregate_po.aggregators import ArithmeticMean
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import Penalty
-from aggregate_po.transforms import PessimisticClip
+from aggregate_po.transforms import Chain, NegativeCap, PessimisticClip, StaleCompletionMask
 
 
 def grpo(clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    """Arithmetic mean of clipped token ratios, mean over completions (eq. 14).
+    r"""Arithmetic mean of clipped token ratios, mean over completions (eq. 23).
+
+    Gradient weight:
+        $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
         clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
@@ -22,8 +25,51 @@ def grpo(clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Pena
 
 
 def grpo_wide_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    """GRPO with the bounds that GMPO's clip has as ratios, 0.67 to 1.49.
+    r"""GRPO with the bounds that GMPO's clip has as ratios, 0.67 to 1.49.
+
+    Gradient weight:
+        $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
 
     Reference: ablation in the code of GMPO, arXiv:2507.20673.
     """
     return grpo(clip_low=0.33, clip_high=0.49, penalties=penalties)
+
+
+def grpo_dual_clip(
+    clip_low: float = 0.2, clip_high: float = 0.2, max_ratio: float = 3.0, penalties: Sequence[Penalty] = ()
+) -> PolicyObjective:
+    r"""GRPO that also bounds the ratio of a token with negative advantage from above (eq. 40).
+
+    Gradient weight:
+        $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
+
+    Args:
+        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: ratios are clipped at `1 + clip_high` where it is positive.
+        max_ratio: ratios are clipped at this where the advantage is negative.
+        penalties: costs taken off the objective.
+
+    Reference: Ye et al., arXiv:1912.09729.
+    """
+    clip = Chain([PessimisticClip(clip_low, clip_high), NegativeCap(max_ratio)])
+    return PolicyObjective(ArithmeticMean(), clip, penalties=penalties)
+
+
+def grpo_off_policy_mask(
+    max_divergence: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()
+) -> PolicyObjective:
+    r"""GRPO without the completions that it would push down although the policy has left them (eq. 44).
+
+    Gradient weight:
+        $A_i \, r_{i,t} \, \mathbb 1_{i,t} \, \mathbb 1_i / (N n_i)$
+
+    Args:
+        max_divergence: largest mean of the negative log ratio of a completion with negative advantage; nats.
+        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: ratios are clipped at `1 + clip_high` where it is positive.
+        penalties: costs taken off the objective.
+
+    Reference: "off-policy sequence masking", DeepSeek-V3.2, arXiv:2512.02556. The threshold is this library's choice.
+    """
+    clip = Chain([PessimisticClip(clip_low, clip_high), StaleCompletionMask(max_divergence)])
+    return PolicyObjective(ArithmeticMean(), clip, penalties=penalties)

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
-from aggregate_po.aggregators import GeometricMean
+from aggregate_po.aggregators import ArithmeticMean, GeometricMean
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import Penalty
-from aggregate_po.transforms import PessimisticClip
+from aggregate_po.transforms import Chain, CompletionRatio, PessimisticClip
 
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    """Geometric mean of the token ratios, clipped after the mean (eq. 17).
+    r"""Geometric mean of the token ratios, clipped after the mean (eq. 26).
+
+    Gradient weight:
+        $A_i \, s_i \, \mathbb 1_i / (N n_i)$
 
     Args:
         clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
@@ -21,3 +24,20 @@ def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Pe
     return PolicyObjective(
         GeometricMean(), sequence_transform=PessimisticClip(clip_low, clip_high), penalties=penalties
     )
+
+
+def gspo_token(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
+    r"""GSPO in its token form, which takes advantages per token (eq. 27); with one per completion it is GSPO.
+
+    Gradient weight:
+        $A_{i,t} \, s_i \, \mathbb 1_{i,t} / (N n_i)$
+
+    Args:
+        clip_low: the completion's ratio is clipped at `1 - clip_low` for tokens with negative advantage.
+        clip_high: the completion's ratio is clipped at `1 + clip_high` for tokens with positive advantage.
+        penalties: costs taken off the objective.
+
+    Reference: Zheng et al., arXiv:2507.18071.
+    """
+    clip = Chain([CompletionRatio(GeometricMean()), PessimisticClip(clip_low, clip_high)])
+    return PolicyObjective(ArithmeticMean(), clip, penalties=penalties)

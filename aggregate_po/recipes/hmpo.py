@@ -9,7 +9,10 @@ from aggregate_po.transforms import PessimisticClip
 
 
 def hmpo(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    """Harmonic mean of token ratios that are clipped in log space before the mean (eq. 19).
+    r"""Harmonic mean of token ratios that are clipped in log space before the mean (eq. 29).
+
+    Gradient weight:
+        $A_i \, H_i^2 \, e^{-u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
         log_clip: bound on the absolute log ratio of each token.

@@ -15,7 +15,10 @@ def holder_po(
     clip_high: float = 0.2,
     penalties: Sequence[Penalty] = (),
 ) -> PolicyObjective:
-    """Power mean whose exponent falls over the training, clipped after the mean (eq. 21).
+    r"""Power mean whose exponent falls over the training, clipped after the mean (eq. 31).
+
+    Gradient weight:
+        $A_i \, \rho_i^{1-p} \, r_{i,t}^{\,p} \, \mathbb 1_i / (N n_i)$
 
     Args:
         exponent: order of the mean, or the rule that gives it; the paper's falls from 2 to -2.

@@ -12,7 +12,10 @@ from aggregate_po.transforms import PessimisticClip
 def pmpo(
     log_clip: float = 0.4, rule: ESSMatching = ESSMatching(), penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    """Power mean whose exponent makes the effective sample size follow the clipped fraction (eq. 20).
+    r"""Power mean whose exponent makes the effective sample size follow the clipped fraction (eq. 30).
+
+    Gradient weight:
+        $A_i \, M_{p_i}^{1-p_i} \, e^{p_i u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
         log_clip: bound on the absolute log ratio of each token. The paper's is not known; this is GMPO's.

@@ -1,6 +1,37 @@
 """Ratio transforms: what happens to a log ratio before or after the mean."""
 
 from aggregate_po.transforms.base import RatioTransform
-from aggregate_po.transforms.clip import LogPessimisticClip, OneSidedClip, PessimisticClip, TrajectoryLogClip
+from aggregate_po.transforms.clip import (
+    AdaptiveClip,
+    Clip,
+    LogPessimisticClip,
+    OneSidedClip,
+    PessimisticClip,
+    TrajectoryLogClip,
+)
+from aggregate_po.transforms.completion import CompletionRatio
+from aggregate_po.transforms.compose import Chain, StraightThrough
+from aggregate_po.transforms.gate import GammaKernel, SigmoidGate
+from aggregate_po.transforms.mask import BernoulliKLMask, RatioMask, StaleCompletionMask, TotalVariationMask
+from aggregate_po.transforms.two_sided import NegativeCap, TwoSidedClip
 
-__all__ = ["LogPessimisticClip", "OneSidedClip", "PessimisticClip", "RatioTransform", "TrajectoryLogClip"]
+__all__ = [
+    "AdaptiveClip",
+    "BernoulliKLMask",
+    "Chain",
+    "Clip",
+    "CompletionRatio",
+    "GammaKernel",
+    "LogPessimisticClip",
+    "NegativeCap",
+    "OneSidedClip",
+    "PessimisticClip",
+    "RatioMask",
+    "RatioTransform",
+    "SigmoidGate",
+    "StaleCompletionMask",
+    "StraightThrough",
+    "TotalVariationMask",
+    "TrajectoryLogClip",
+    "TwoSidedClip",
+]

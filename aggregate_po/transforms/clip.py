@@ -1,4 +1,4 @@
-"""Clips that only ever bound the objective from above, so they stop a step that has gone far enough."""
+"""Clips: bounds on the ratio of a token or of a completion."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from aggregate_po.batch import TokenRatios
 from aggregate_po.transforms.base import RatioTransform
 
 
-class OneSidedClip(RatioTransform):
-    """Bounds the log ratio from above where the advantage is positive, from below where it is negative (eq. 10).
-
-    Where the advantage is zero nothing is clipped: the gradient is zero without it.
-    """
+class Clip(RatioTransform):
+    """Holds the log ratio between two bounds; a replaced one has no gradient."""
 
     @abstractmethod
     def log_bounds(self, ratios: TokenRatios) -> tuple[float | Tensor, float | Tensor]:
@@ -25,10 +22,10 @@ class OneSidedClip(RatioTransform):
 
     def __call__(self, ratios: TokenRatios) -> Tensor:
         """See `RatioTransform`."""
-        lower, upper = self.log_bounds(ratios)
-        log_ratio, advantages = ratios.log_ratio, ratios.advantages
-        from_below = torch.where(advantages < 0, log_ratio.clamp(min=lower), log_ratio)
-        return torch.where(advantages > 0, log_ratio.clamp(max=upper), from_below)
+        lower, upper = self._tensors(ratios)
+        log_ratio = ratios.log_ratio
+        # Not `maximum`, which gives half of the gradient to a log ratio exactly on its bound.
+        return torch.where(log_ratio > upper, upper, torch.where(log_ratio < lower, lower, log_ratio))
 
     def derivative(self, ratios: TokenRatios) -> Tensor:
         """One where the log ratio stands, zero where it is clipped."""
@@ -36,9 +33,27 @@ class OneSidedClip(RatioTransform):
 
     def saturated(self, ratios: TokenRatios) -> Tensor:
         """True where the clip replaced the log ratio."""
+        lower, upper = self._tensors(ratios)
+        return (ratios.log_ratio > upper) | (ratios.log_ratio < lower)
+
+    def _tensors(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
+        """The bounds as tensors in the precision of the log ratio."""
         lower, upper = self.log_bounds(ratios)
-        log_ratio, advantages = ratios.log_ratio, ratios.advantages
-        return ((advantages > 0) & (log_ratio > upper)) | ((advantages < 0) & (log_ratio < lower))
+        dtype, device = ratios.log_ratio.dtype, ratios.log_ratio.device
+        return torch.as_tensor(lower, dtype=dtype, device=device), torch.as_tensor(upper, dtype=dtype, device=device)
+
+
+class OneSidedClip(Clip):
+    """Bounds the log ratio from above where the advantage is positive, from below where it is negative (eq. 10).
+
+    Where the advantage is zero nothing is clipped: the gradient is zero without it.
+    """
+
+    def _tensors(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
+        """Only the bound that the sign of the advantage asks for."""
+        lower, upper = super()._tensors(ratios)
+        lower = torch.where(ratios.advantages < 0, lower, -torch.inf)
+        return lower, torch.where(ratios.advantages > 0, upper, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -69,8 +84,8 @@ class PessimisticClip(OneSidedClip):
         return LogPessimisticClip(log_clip_low, log_clip_high)
 
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, float]:
-        """See `OneSidedClip`."""
-        return (math.log1p(-self.clip_low) if self.clip_low < 1 else -math.inf), math.log1p(self.clip_high)
+        """See `Clip`."""
+        return _log_lower(self.clip_low), math.log1p(self.clip_high)
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class LogPessimisticClip(OneSidedClip):
         _require_non_negative(log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
 
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, float]:
-        """See `OneSidedClip`."""
+        """See `Clip`."""
         return -self.log_clip_low, self.log_clip_high
 
 
@@ -119,7 +134,7 @@ class TrajectoryLogClip(OneSidedClip):
         _require_non_negative(log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
 
     def log_bounds(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
-        """See `OneSidedClip`."""
+        """See `Clip`."""
         if ratios.log_ratio.ndim != 1:
             raise ValueError(
                 f"`log_ratio` has shape {tuple(ratios.log_ratio.shape)}, but TrajectoryLogClip bounds completions; "
@@ -127,6 +142,47 @@ class TrajectoryLogClip(OneSidedClip):
             )
         lengths = ratios.lengths.clamp(min=1).to(ratios.log_ratio.dtype)
         return -self.log_clip_low / lengths, self.log_clip_high / lengths
+
+
+@dataclass(frozen=True)
+class AdaptiveClip(OneSidedClip):
+    r"""The clip of PPO with an upper bound that widens as rewards become high and steady.
+
+    The ratio is at least `1 - clip_low` and at most one plus `clip_high_min` to `clip_high_max`, in the proportion
+    $\tanh(\mu_R / \sigma_R)$ of the mean and the standard deviation of the step's rewards.
+
+    Args:
+        clip_low: the ratio is at least `1 - clip_low`.
+        clip_high_min: distance of the upper bound from 1 while the mean reward is 0.
+        clip_high_max: the same where the mean reward is large against its standard deviation.
+
+    Raises:
+        ValueError: a bound is negative or NaN, or, when it is called, the totals lack the rewards.
+
+    Reference: APMPO, arXiv:2605.04066.
+    """
+
+    clip_low: float = 0.2
+    clip_high_min: float = 0.2
+    clip_high_max: float = 0.4
+
+    # Rewards that are all equal have no deviation to divide by.
+    _smallest = 1e-8
+
+    def __post_init__(self) -> None:
+        _require_non_negative(**vars(self))
+
+    def log_bounds(self, ratios: TokenRatios) -> tuple[float, Tensor]:
+        """See `Clip`."""
+        mean = torch.as_tensor(ratios.totals.required("reward_mean", self), dtype=torch.float64)
+        deviation = torch.as_tensor(ratios.totals.required("reward_std", self), dtype=torch.float64)
+        stability = torch.tanh(mean / (deviation + self._smallest)).clamp(min=0)
+        clip_high = self.clip_high_min + (self.clip_high_max - self.clip_high_min) * stability
+        return _log_lower(self.clip_low), torch.log1p(clip_high)
+
+
+def _log_lower(clip_low: float) -> float:
+    return math.log1p(-clip_low) if clip_low < 1 else -math.inf
 
 
 def _require_non_negative(**bounds: float) -> None:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, TokenRatios
+from aggregate_po import AdaptiveClip, PolicyBatch, PolicyObjective, RewardExponent, StepTotals, TokenRatios
 from aggregate_po.aggregators import GeometricMean
-from aggregate_po.batch import bind_shapes
+from aggregate_po.shapes import bind_shapes
 
 
 def fields(**changes):
@@ -23,12 +23,17 @@ def fields(**changes):
         (
             {"advantages": torch.zeros(7)},
             "`advantages` has batch=7, but `response_mask` has batch=8; pass one advantage per completion "
-            "(see aggregate_po.advantages).",
+            "(see aggregate_po.advantages) or per token.",
         ),
         (
-            {"advantages": torch.zeros(8, 5)},
-            "`advantages` has shape (8, 5), but `batch` was expected; pass one advantage per completion "
-            "(see aggregate_po.advantages).",
+            {"advantages": torch.zeros(8, 6)},
+            "`advantages` has time=6, but `response_mask` has time=5; pass one advantage per completion "
+            "(see aggregate_po.advantages) or per token.",
+        ),
+        (
+            {"advantages": torch.zeros(8, 5, 1)},
+            "`advantages` has shape (8, 5, 1), but `batch` was expected; pass one advantage per completion "
+            "(see aggregate_po.advantages) or per token.",
         ),
         (
             {"old_log_probs": torch.zeros(8, 6)},
@@ -48,7 +53,7 @@ def fields(**changes):
             "tokens that are trained.",
         ),
     ],
-    ids=["batch size", "per-token advantages", "time", "batch size of a policy", "time of the reference", "axes"],
+    ids=["batch size", "per token", "per logit", "time", "batch size of a policy", "time of the reference", "axes"],
 )
 def test_errors_name_the_argument_the_sizes_and_the_remedy(changes, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
@@ -60,7 +65,8 @@ def test_values_that_are_not_tensors():
     with pytest.raises(TypeError) as error:
         PolicyBatch(**fields(advantages=[0.0] * 8))
     assert str(error.value) == (
-        "`advantages` is list, not a tensor; pass one advantage per completion (see aggregate_po.advantages)."
+        "`advantages` is list, not a tensor; pass one advantage per completion (see aggregate_po.advantages) or per "
+        "token."
     )
 
 
@@ -122,3 +128,11 @@ def test_context_after_the_mean_has_one_entry_per_completion():
     assert after.advantages.tolist() == [2.0, 3.0]
     assert after.response_mask.tolist() == [True, False]
     assert after.log_ratio.tolist() == [0.5, 0.0]
+
+
+def test_a_part_that_misses_a_field_of_the_totals_says_which():
+    tokens = TokenRatios.of(torch.zeros(1, 2))
+    for rule in (RewardExponent(), AdaptiveClip()):
+        message = rf"^`totals.reward_mean` is None, but {type(rule).__name__} follows it; pass it to StepTotals"
+        with pytest.raises(ValueError, match=message):
+            rule(tokens)

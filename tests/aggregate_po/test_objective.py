@@ -14,6 +14,7 @@ from aggregate_po import (
     PolicyObjective,
     RatioTransform,
     SequenceMean,
+    StepTotals,
     TokenAggregator,
 )
 from aggregate_po.aggregators import PowerMean
@@ -62,7 +63,8 @@ def test_total_is_the_product_of_the_factors_and_the_penalty():
 def test_batch_without_tokens_is_a_zero_attached_to_the_graph(recipe, penalties):
     log_probs = torch.full((2, 3), float("nan"), requires_grad=True)
     nan = torch.full((2, 3), float("nan"))
-    batch = PolicyBatch(nan, torch.zeros(2, 3), torch.ones(2), ref_log_probs=nan)
+    totals = StepTotals(0, 0, reward_mean=0.5, reward_std=0.5)
+    batch = PolicyBatch(nan, torch.zeros(2, 3), torch.ones(2), totals, ref_log_probs=nan)
     objective = recipe(penalties=penalties)
     value = objective(log_probs, batch)
     assert value.item() == 0
@@ -119,7 +121,7 @@ PUBLIC = {
     "aggregate_po.normalizers": ["SequenceMean", "TokenMean", "ConstantLength"],
     "aggregate_po.exponents": ["ESSMatching"],
     "aggregate_po.penalties": ["K1Penalty", "K2Penalty", "K3Penalty", "EntropyBonus"],
-    "aggregate_po.advantages": ["group_normalized", "group_centered", "leave_one_out"],
+    "aggregate_po.advantages": ["GroupNormalized", "GroupCentered", "LeaveOneOut"],
     "aggregate_po.geometry": ["effective_sample_size", "weight_entropy", "gated_fraction"],
     "aggregate_po.masked": ["masked_logsumexp", "masked_mean", "masked_softmax", "masked_sum"],
     "aggregate_po.recipes": ["grpo", "dr_grpo", "dapo", "gspo", "gmpo", "pmpo"],

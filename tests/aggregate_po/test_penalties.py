@@ -8,6 +8,7 @@ import torch
 from aggregate_po import (
     EntropyBonus,
     GeometricMean,
+    ImportanceWeighted,
     K1Penalty,
     K2Penalty,
     K3Penalty,
@@ -72,6 +73,29 @@ def test_entropy_bonus_estimates_the_entropy_of_the_trained_policy():
     (estimated,) = torch.autograd.grad(expectation, logits, retain_graph=True)
     (exact,) = torch.autograd.grad(entropy, logits)
     close(estimated, exact, tolerance=1e-14)
+
+
+def test_importance_weighted_k3_estimates_the_divergence_in_value_and_gradient():
+    """Over all tokens of another behaviour policy; bare k3 has neither, off policy."""
+    behaviour = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    reference = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    logits = torch.tensor([0.4, -1.0, 0.1], dtype=torch.float64, requires_grad=True)
+    log_probs = logits.log_softmax(dim=0)
+    old, ref = behaviour.log().unsqueeze(0), reference.log().unsqueeze(0)
+    batch = PolicyBatch(old, torch.ones(1, 3), torch.zeros(1).double(), ref_log_probs=ref)
+    divergence = (log_probs.exp() * (log_probs - reference.log())).sum()
+    (exact,) = torch.autograd.grad(divergence, logits, retain_graph=True)
+    for penalty, unbiased in ((ImportanceWeighted(K3Penalty(1.0)), True), (K3Penalty(1.0), False)):
+        expectation = (behaviour * penalty.token_costs(log_probs.unsqueeze(0), batch)).sum()
+        (estimated,) = torch.autograd.grad(expectation, logits, retain_graph=True)
+        assert torch.allclose(expectation, divergence, rtol=0, atol=1e-14) == unbiased
+        assert torch.allclose(estimated, exact, rtol=0, atol=1e-14) == unbiased
+
+
+def test_importance_weighting_takes_a_penalty():
+    assert ImportanceWeighted(K3Penalty(0.1)).needs_reference
+    with pytest.raises(TypeError, match=r"^`cost` is 0.1; pass an instance of a subclass of aggregate_po.Penalty"):
+        ImportanceWeighted(0.1)
 
 
 def test_k3_is_accurate_near_the_reference():

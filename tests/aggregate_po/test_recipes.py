@@ -5,23 +5,38 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aggregate_po import PolicyBatch, PolicyObjective, PowerMean, StepTotals
+from aggregate_po import PolicyBatch, PolicyObjective, PowerMean, StepTotals, TokenRatios
 from aggregate_po.recipes import (
+    apmpo,
+    cispo,
     dapo,
+    dppo_kl,
+    dppo_tv,
     dr_grpo,
+    dro,
+    espo,
     gmpo,
     gmpo_no_clip,
     gmpo_sequence_clip,
     gmpo_without_length_norm,
+    gpg,
     grpo,
+    grpo_dual_clip,
+    grpo_off_policy_mask,
     grpo_wide_clip,
     gspo,
+    gspo_token,
     hmpo,
     holder_po,
+    luspo,
     pmpo,
+    r2vpo,
+    sapo,
+    tic_grpo,
+    vespo,
 )
 from aggregate_po.transforms import PessimisticClip
-from tests.aggregate_po.worked_example import assert_objective, close, worked_batch
+from tests.aggregate_po.worked_example import LOG_RATIO, assert_objective, close, worked_batch
 
 EACH = 0.27629273  # geometric mean over four
 
@@ -55,6 +70,50 @@ ORACLE = {
     "gspo, wide, -": (gspo(0.2, 0.2), -1, -1.10517092, [-EACH] * 4),
     "gspo +": (gspo(), 1, 1.0004, [0] * 4),
     "gspo -": (gspo(), -1, -1.10517092, [-EACH] * 4),
+    "gspo_token, wide, +": (gspo_token(0.2, 0.2), 1, 1.10517092, [EACH] * 4),
+    "gspo_token +": (gspo_token(), 1, 1.0004, [0] * 4),
+    "luspo, wide, -": (luspo(0.2, 0.2), -1, -4 * 1.10517092, [-1.10517092] * 4),
+    "luspo +": (luspo(), 1, 4 * 1.0025, [0] * 4),
+    "tic_grpo +": (tic_grpo(), 1, 1.2, [0] * 4),
+    "tic_grpo, wide, +": (tic_grpo(0.5), 1, 1.491824698, [1.491824698] * 4),
+    "tic_grpo -": (tic_grpo(), -1, -1.491824698, [-1.491824698] * 4),
+    "sapo +": (sapo(), 1, 2.17896253, [0.38646665, 0.14591197, 0.30163904, 0.27553012]),
+    "sapo -": (sapo(), -1, -2.08279044, [-0.38019475, -0.14534195, -0.30126200, -0.27545211]),
+    "cispo, two bounds, +": (cispo(1.28, 0.8), 1, 1.10164342, [0.32, 0.2, 0.30535069, 0.27629273]),
+    "cispo +": (cispo(), 1, 1.188805784, [0.45552970, 0.15163266, 0.30535069, 0.27629273]),
+    "cispo, bound 1.5, -": (cispo(1.5), -1, -1.10827609, [-0.375, -0.15163266, -0.30535069, -0.27629273]),
+    "vespo +": (vespo(), 1, 0.50891509, [0.50891509 / 4] * 4),
+    "vespo -": (vespo(), -1, -1.24153759, [-1.24153759 / 4] * 4),
+    "r2vpo, no bound, +": (
+        r2vpo(bound=0, multiplier=0.1),
+        1,
+        1.16653635,
+        [0.38062979, 0.16356523, 0.29182959, 0.27048114],
+    ),
+    "r2vpo -": (r2vpo(0.01, multiplier=0.1), -1, -1.21007522, [-0.53042961, -0.1397001, -0.31887179, -0.28210432]),
+    "espo +": (espo(), 1, 1.188805784, [0.45552970, 0.15163266, 0.30535069, 0.27629273]),
+    "gpg -": (gpg(), -1, -1, [-0.25] * 4),
+    # Less half of beta times the mean of 0.36, 0.25, 0.04, 0.01.
+    "dro +": (dro(0.5), 1, 1 - 0.25 * 0.165, [0.175, 0.3125, 0.225, 0.2375]),
+    "grpo_dual_clip, bound 1.5, -": (
+        grpo_dual_clip(max_ratio=1.5),
+        -1,
+        -(1.5 + 0.8 + 1.22140276 + 1.10517092) / 4,
+        [0, 0, -0.30535069, -0.27629273],
+    ),
+    "grpo_off_policy_mask -": (grpo_off_policy_mask(-0.11), -1, -1.23717312, [0] * 4),
+    "grpo_off_policy_mask, kept": (
+        grpo_off_policy_mask(-0.09),
+        -1,
+        -1.23717312,
+        [-0.45552970, 0, -0.30535069, -0.27629273],
+    ),
+    # Old probabilities 0.2231, 0.7788, 0.0498, 0.4724; new 0.4066, 0.4724, 0.0608, 0.5220.
+    "dppo_tv +": (dppo_tv(0.1), 1, 1.188805784, [0, 0.15163266, 0.30535069, 0.27629273]),
+    "dppo_tv, bound 1.5, -": (dppo_tv(max_ratio=1.5), -1, -1.10827609, [-0.375, 0, -0.30535069, -0.27629273]),
+    # Divergences of the binary choices 0.0754, 0.1971, 0.0011, 0.0050 nats.
+    "dppo_kl +": (dppo_kl(max_divergence_high=0.05), 1, 1.188805784, [0, 0.15163266, 0.30535069, 0.27629273]),
+    "dppo_kl -": (dppo_kl(max_divergence_low=0.15), -1, -1.188805784, [-0.4555297, 0, -0.30535069, -0.27629273]),
     "pmpo +": (pmpo(), 1, 1.09784478, [0, 0.16712170, 0.30005889, 0.27599167]),
     "pmpo -": (pmpo(), -1, -1.19396958, [-0.42713228, 0, -0.30429629, -0.27956335]),
     "M_2 +": (PolicyObjective(PowerMean(2.0)), 1, 1.26503200, [0.65613299, 0.07270161, 0.29481956, 0.24137784]),
@@ -100,8 +159,14 @@ def test_advantage_zero_is_worth_nothing():
         (dapo(), 1 / 6, 3 / 6),
         (dr_grpo(10), 1 / (10 * 2), 3 / (10 * 2)),
         (gmpo_without_length_norm(), 1 / 2, 3 / 2),
+        (luspo(), 1 / 2, 3 / 2),
+        (tic_grpo(), 1 / 2, 3 / 2),
+        (cispo(), 1 / 6, 3 / 6),
+        (vespo(), 1 / 6, 3 / 6),
+        (sapo(), 1 / (2 * 2), 3 / (2 * 4)),
+        (gspo_token(), 1 / (2 * 2), 3 / (2 * 4)),
     ],
-    ids=["grpo", "gmpo", "dapo", "dr_grpo", "gmpo_without_length_norm"],
+    ids=["grpo", "gmpo", "dapo", "dr_grpo", "gmpo_no_n", "luspo", "tic_grpo", "cispo", "vespo", "sapo", "gspo_token"],
 )
 def test_weights_on_policy_follow_the_normalizer(objective, short, long):
     """Two completions of lengths 2 and 4, advantages 1 and 3, all ratios 1; in full double precision."""
@@ -126,18 +191,21 @@ def test_holder_po_at_exponent_zero_is_gspo_and_with_a_token_clip_gmpo():
     torch.testing.assert_close(token_clipped(log_probs, batch), gmpo()(log_probs, batch))
 
 
-def test_holder_po_at_exponent_one_is_not_grpo():
-    """It clips the mean, 1.1888 here, and not the tokens."""
+@pytest.mark.parametrize(("reward", "exponent"), [(0.0, 1.0), (0.25, 0.81873075), (0.5, 0.67032005), (1.0, 0.44932896)])
+def test_apmpo_lowers_its_exponent_as_rewards_rise(reward, exponent):
+    """Here without its clip, so that the oracle is the power mean of that order."""
+    log_probs, batch = worked_batch(-1)
+    totals = StepTotals(1, 4, reward_mean=reward, reward_std=0.5)
+    objective = apmpo(clip_low=1.0)
+    close(objective.aggregator.exponents(TokenRatios.of(LOG_RATIO, totals=totals)), [exponent])
+    expected = PolicyObjective(PowerMean(exponent))(log_probs, batch)
+    close(objective(log_probs, replace(batch, totals=totals)), expected)
+
+
+def test_apmpo_widens_its_upper_bound_with_steady_rewards():
+    """Mean over deviation 1: the bound is 1.35231883, and the exponent 0.67032005."""
     log_probs, batch = worked_batch(1)
-    close(holder_po(1.0)(log_probs, batch), 1.188805784)
-
-
-def test_group_of_mixed_signs_may_be_larger_under_gmpo():
-    """The mean inequality bounds each completion, not a sum with cancellation."""
-    log_probs = torch.tensor([[2.0, 0.5], [1.25, 1.25]], dtype=torch.float64).log()
-    batch = PolicyBatch(
-        torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2), torch.tensor([1.0, -1.0], dtype=torch.float64)
-    )
-    arithmetic = grpo(clip_low=1.0, clip_high=float("inf"))
-    close(arithmetic(log_probs, batch), 0.0, tolerance=1e-15)
-    close(gmpo_no_clip()(log_probs, batch), -0.125, tolerance=1e-15)
+    totals = StepTotals(1, 4, reward_mean=0.5, reward_std=0.5)
+    ratios = torch.tensor([1.35231883, 0.60653066, 1.22140276, 1.10517092], dtype=torch.float64)
+    expected = (ratios**0.67032005).mean() ** (1 / 0.67032005)
+    close(apmpo()(log_probs, replace(batch, totals=totals)), expected)

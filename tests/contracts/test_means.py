@@ -1,9 +1,8 @@
-"""Laws of the aggregators: what makes a mean a mean, and what orders the power means."""
+"""What orders the power means; that they are means is in `test_testing.py`."""
 
 import math
 
 import mpmath
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 from aggregate_po import ArithmeticMean, GeometricMean, PowerMean, Product, TokenRatios
 from aggregate_po.aggregators.power import log_power_mean
 from aggregate_po.recipes import gmpo_no_clip, grpo
-from tests.contracts.strategies import AGGREGATORS, HOMOGENEOUS_MEANS, MEANS, batches, exponents, label, token_ratios
-from tests.third_party import AsinhMean
+from tests.contracts.strategies import batches, exponents, token_ratios
 
 ROUNDING = 1e-12  # of log means of numbers up to 80, in float64
 
@@ -23,51 +21,6 @@ def exponent_tensor(exponent, tokens):
 
 def power_mean(tokens, exponent):
     return log_power_mean(tokens.log_ratio, tokens.response_mask, exponent_tensor(exponent, tokens))
-
-
-@pytest.mark.parametrize("mean", MEANS, ids=label)
-@given(tokens=token_ratios(empty_rows=False), level=st.floats(-80, 80))
-def test_a_constant_is_its_own_mean(mean, tokens, level):
-    constant = TokenRatios.of(torch.full_like(tokens.log_ratio, level), tokens.response_mask, totals=tokens.totals)
-    # The inverse of the asinh mean, sinh, magnifies rounding by the size of the number.
-    slack = 1e-11 if isinstance(mean, AsinhMean) else ROUNDING
-    assert (mean.log_aggregate(constant) - level).abs().max() <= slack
-
-
-@pytest.mark.parametrize("mean", MEANS, ids=label)
-@given(tokens=token_ratios(empty_rows=False))
-def test_means_lie_between_the_extreme_tokens(mean, tokens):
-    log_mean = mean.log_aggregate(tokens)
-    slack = 1e-11 if isinstance(mean, AsinhMean) else ROUNDING
-    smallest = torch.where(tokens.response_mask, tokens.log_ratio, math.inf).amin(dim=-1)
-    largest = torch.where(tokens.response_mask, tokens.log_ratio, -math.inf).amax(dim=-1)
-    assert (log_mean >= smallest - slack).all()
-    assert (log_mean <= largest + slack).all()
-
-
-@pytest.mark.parametrize("mean", HOMOGENEOUS_MEANS, ids=label)
-@given(tokens=token_ratios(limit=40), shift=st.floats(-40, 40))
-def test_a_common_factor_passes_through(mean, tokens, shift):
-    shifted = TokenRatios(**{**vars(tokens), "log_ratio": tokens.log_ratio + shift})
-    moved = (mean.log_aggregate(shifted) - mean.log_aggregate(tokens))[tokens.lengths > 0]
-    assert ((moved - shift).abs() <= ROUNDING).all()
-
-
-@pytest.mark.parametrize("mean", HOMOGENEOUS_MEANS, ids=label)
-@given(tokens=token_ratios())
-def test_so_their_weights_sum_to_one(mean, tokens):
-    sums = mean.token_weights(tokens).sum(dim=-1)
-    assert ((sums - (tokens.lengths > 0).double()).abs() <= ROUNDING).all()
-
-
-@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=label)
-@given(tokens=token_ratios())
-def test_values_and_weights_are_finite_and_vanish_on_padding(aggregator, tokens):
-    """Up to log ratios of 80, empty rows included."""
-    weights = aggregator.token_weights(tokens)
-    assert torch.isfinite(aggregator.log_aggregate(tokens)).all()
-    assert torch.isfinite(weights).all()
-    assert (weights[~tokens.response_mask] == 0).all()
 
 
 @given(token_ratios(), exponents(), exponents())

@@ -1,12 +1,13 @@
 """Law: cutting an optimiser step into micro-batches changes no gradient, when the totals are those of the step."""
 
-import pytest
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals
-from tests.contracts.strategies import COMPOSITIONS, generators, some_rows
+from tests.contracts.strategies import each_composition, generators, some_rows
 
 COMPLETIONS, TOKENS = 12, 10
 # Counts as numbers, as tensors, and as tensors that were summed over ranks in double precision.
@@ -30,10 +31,11 @@ def steps(draw):
     else:
         cuts = list(range(0, COMPLETIONS, {"equal": 3, "one by one": 1, "whole": COMPLETIONS}[kind]))[1:]
     order = torch.randperm(COMPLETIONS, generator=generator)
-    return log_probs, PolicyBatch(old, mask, advantages, ref_log_probs=ref_log_probs), order.tensor_split(cuts)
+    totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
+    return log_probs, PolicyBatch(old, mask, advantages, totals, ref_log_probs), order.tensor_split(cuts)
 
 
-@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@each_composition
 @given(step=steps(), count=st.sampled_from(COUNTS))
 def test_gradients_add_up(objective, step, count):
     log_probs, batch, parts = step
@@ -41,7 +43,8 @@ def test_gradients_add_up(objective, step, count):
     value = objective(whole, batch)
     value.backward()
     mask = batch.response_mask
-    totals = StepTotals(count(int(mask.any(dim=-1).sum())), count(int(mask.sum())))
+    counts = {"completions": count(int(mask.any(dim=-1).sum())), "tokens": count(int(mask.sum()))}
+    totals = replace(batch.totals, **counts)
 
     pieces = log_probs.clone().requires_grad_()
     weights = torch.empty_like(log_probs)

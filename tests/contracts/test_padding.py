@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -11,10 +10,10 @@ from torch.nn.functional import pad
 
 from aggregate_po import PolicyBatch, StepTotals
 from tests.contracts.strategies import (
-    COMPOSITIONS,
     assert_rows_close,
     batches,
     differentiate,
+    each_composition,
     generators,
     log_ratios,
     scale_of,
@@ -23,8 +22,6 @@ from tests.contracts.strategies import (
 # The bisection for the exponent compares numbers next to one; where all ratios nearly agree, another order of a sum
 # may move it, and the weights by as much as the ratios differ.
 REORDERED = 1e-7
-
-each_composition = pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
 
 
 def mapped(batch, per_token, per_completion=lambda advantages: advantages):
@@ -87,9 +84,9 @@ def test_empty_rows_add_nothing_not_even_to_a_denominator(objective, case, data)
         return tensor[order.argsort()][:rows]
 
     # Totals are counted anew, so that a row more would show in them.
-    few = replace(batch, totals=StepTotals.of(batch.response_mask, progress=0.25))
+    few = replace(batch, totals=StepTotals.of(batch.response_mask, progress=0.25, reward_mean=0.4, reward_std=0.3))
     many = mapped(few, with_two_rows_more, with_two_rows_more)
-    many = replace(many, totals=StepTotals.of(many.response_mask, progress=0.25))
+    many = replace(many, totals=StepTotals.of(many.response_mask, progress=0.25, reward_mean=0.4, reward_std=0.3))
     expected, actual = (
         differentiate(objective, log_probs, few),
         differentiate(objective, with_two_rows_more(log_probs), many),
@@ -146,7 +143,8 @@ def test_square_batch_is_no_special_case(objective, size, data):
     old = -torch.rand(size, size, generator=generator, dtype=torch.float64)
     advantages = torch.randn(size, generator=generator, dtype=torch.float64)
     mask = torch.arange(size) <= torch.arange(size).unsqueeze(-1)
-    square = PolicyBatch(old, mask, advantages, StepTotals.of(mask), ref_log_probs=old.flip(0))
+    totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
+    square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0))
     value, gradient, weights = differentiate(objective, log_probs, square)
     for row in range(size):
         one = slice(row, row + 1)

@@ -5,43 +5,26 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, TokenRatios
-from aggregate_po.aggregators import TokenAggregator
+from aggregate_po import PolicyBatch, PolicyObjective
 from tests.contracts.strategies import (
-    AGGREGATORS,
     COMPOSITIONS,
     advantages,
     differentiate,
+    each_composition,
+    finite_batches,
     generators,
     masks,
     scale_of,
+    shared,
     sizes,
     some_rows,
+    step_totals,
 )
 from tests.third_party import TanhLimit
 
-EXTREMES = [800.0, -800.0, 20.0, -20.0, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30]
-
-
-@st.composite
-def finite_batches(draw, dtype):
-    """Log-probabilities of any finite size under each of the three policies."""
-    batch, time = draw(sizes(4)), draw(sizes(64))
-    generator = draw(generators())
-    palette = torch.tensor([*EXTREMES, torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=torch.float64).to(dtype)
-    palette = palette[: draw(st.integers(2, len(palette)))]
-
-    def fill():
-        return palette[torch.randint(len(palette), (batch, time), generator=generator)]
-
-    mask = draw(masks(batch, time))
-    return fill(), PolicyBatch(
-        fill() * draw(st.sampled_from([0, 1])), mask, draw(advantages(batch)).to(dtype), ref_log_probs=fill()
-    )
-
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@each_composition
 @given(data=st.data())
 def test_every_finite_input_gives_finite_value_weights_and_gradient(objective, dtype, data):
     log_probs, batch = data.draw(finite_batches(dtype))
@@ -64,7 +47,7 @@ def exact_batches(draw):
         return torch.randint(-spread, spread + 1, (batch, time), generator=generator).double() / 8
 
     mask = draw(masks(batch, time))
-    totals = StepTotals.of(mask, progress=draw(st.sampled_from([0.0, 0.25, 0.5])))
+    totals = draw(step_totals(mask))
     return eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, ref_log_probs=eighths())
 
 
@@ -75,9 +58,12 @@ SINGLE = 160 * torch.finfo(torch.float32).eps
 # Autograd derives tanh as 1 - tanh^2, which has no digits left where the user's limit is nearly reached.
 ACCURATE = {name: part for name, part in COMPOSITIONS.items() if not isinstance(part.sequence_transform, TanhLimit)}
 ACCURATE = {name: part for name, part in ACCURATE.items() if not isinstance(part.token_transform, TanhLimit)}
+# The kernel's logarithm is lost in rounding where the ratio is large; next to nothing is left of its value there.
+ACCURATE = {name: part for name, part in ACCURATE.items() if "GammaKernel" not in repr(part)}
 
 
 @pytest.mark.parametrize("objective", ACCURATE.values(), ids=ACCURATE.keys())
+@shared
 @given(case=exact_batches())
 def test_single_precision_follows_double(objective, case):
     log_probs, batch = case
@@ -101,7 +87,7 @@ def sum_of_magnitudes(objective, log_probs, batch):
     return sum(values) + sum(torch.where(batch.response_mask, cost, 0).sum() for cost in costs)
 
 
-@pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())
+@each_composition
 @given(case=exact_batches())
 def test_bfloat16_inputs_lose_nothing_but_the_rounding_of_their_gradient(objective, case):
     """Arithmetic on them is in single precision: the same value and weights, a gradient that is rounded once."""
@@ -116,15 +102,3 @@ def test_bfloat16_inputs_lose_nothing_but_the_rounding_of_their_gradient(objecti
     torch.testing.assert_close(half_value, value, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(half_weights.total, weights.total, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(half_gradient.float(), gradient, rtol=2**-8, atol=1e-9)
-
-
-@given(exact_batches())
-def test_weights_of_aggregators_keep_their_precision(case):
-    """The closed form is as accurate as the derivative, without the bound of the objective."""
-    log_probs, batch = case
-    for aggregator in AGGREGATORS:
-        double = TokenRatios.of(2 * log_probs, batch.response_mask, totals=batch.totals)
-        single = TokenRatios.of(2 * log_probs.float(), batch.response_mask, totals=batch.totals)
-        weights = aggregator.token_weights(double)
-        row = TokenAggregator.token_weights(aggregator, double).abs().amax(dim=-1, keepdim=True)
-        assert ((aggregator.token_weights(single).double() - weights).abs() <= 4 * SINGLE * row).all()

@@ -108,13 +108,6 @@ def parsed_config(arguments):
     return yaml.safe_load(output.getvalue())
 
 
-def test_every_recipe_is_on_the_page():
-    from aggregate_po import recipes
-
-    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert [name for name in recipes.__all__ if f"`{name}`" not in text] == []
-
-
 def test_cited_equations_are_in_the_theory():
     theory = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
     tags = re.findall(r"\\tag\{(\d+)\}", theory)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_modules.distributed import loss_scale, summed_over_ranks
+from lightning_modules.distributed import gathered_over_ranks, loss_scale, summed_over_ranks
 from tests.lightning_modules.training import quiet_trainer
 
 
@@ -30,3 +30,18 @@ def test_several_ranks_are_summed_and_not_averaged():
     strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("cpu"))
     trainer = SimpleNamespace(world_size=4, strategy=strategy)
     assert summed_over_ranks(torch.tensor([1.0, 2.0]), trainer).tolist() == [4.0, 8.0]
+
+
+def test_one_rank_gathers_its_own_rows(tmp_path):
+    rows = torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(gathered_over_ranks(rows, quiet_trainer(tmp_path)), rows)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_rows_of_several_ranks_stand_in_the_order_of_ranks(shape):
+    rows = torch.arange(6.0)[: 3 * (shape[1:] or (1,))[0]].reshape(shape)
+    strategy = SimpleNamespace(
+        all_gather=lambda values: torch.stack([values, values + 10]), root_device=torch.device("cpu")
+    )
+    trainer = SimpleNamespace(world_size=2, strategy=strategy)
+    assert torch.equal(gathered_over_ranks(rows, trainer), torch.cat([rows, rows + 10]))

@@ -16,6 +16,7 @@ from lightning_modules.rollout_batch import RolloutBatch, left_padded
 from tests.lightning_modules.training import (
     BatchRecorder,
     ExactPolicy,
+    NotedAdvantages,
     RecordingEngine,
     copied,
     exact,
@@ -103,16 +104,12 @@ def full_gradient(model, engine, objective, advantages, temperature=1.0):
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 5])
 @pytest.mark.parametrize("objective", [grpo(), dapo(), gmpo(), pmpo()], ids=["grpo", "dapo", "gmpo", "pmpo"])
 def test_accumulated_gradient_is_that_of_the_whole_batch(tmp_path, model, model_folder, objective, accumulate):
-    engine, recorder, advantages = RecordingEngine(shift=0.2), BatchRecorder(), []
-
-    def noted(rewards, group_size):
-        advantages.append(rewards - rewards.mean())
-        return advantages[-1]
-
+    engine, recorder = RecordingEngine(shift=0.2), BatchRecorder()
+    noted = NotedAdvantages(lambda step: step.rewards - step.rewards.mean())
     data = small_data(rollouts=engine, advantages=noted)
     options = {"accumulate_grad_batches": accumulate, "callbacks": [recorder], "precision": "64-true"}
     run = fitted(tmp_path, model_folder, module=ExactPolicy(model_folder, objective), data=data, **options)
-    expected, value = full_gradient(exact(model).double(), engine, objective, advantages[0])
+    expected, value = full_gradient(exact(model).double(), engine, objective, noted.estimator(noted.steps[0]))
     assert len(recorder.batches) == accumulate
     assert largest_difference(recorder.gradients[0], {k: -v for k, v in expected.items()}) < 1e-12
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 2e-3
@@ -365,7 +362,9 @@ def test_the_divergence_that_is_logged(tmp_path, model, model_folder):
 def test_the_entropy_that_is_logged(tmp_path, model, model_folder, accumulate, temperature):
     """Mean over all tokens of the entropy of the distribution that each was drawn from."""
     engine = RecordingEngine()
-    data = small_data(rollouts=engine, temperature=temperature, advantages=lambda rewards, group: rewards + 1)
+    data = small_data(
+        rollouts=engine, temperature=temperature, advantages=NotedAdvantages(lambda step: step.rewards + 1)
+    )
     run = fitted(tmp_path, model_folder, data=data, accumulate_grad_batches=accumulate)
     entropies = []
     for row in range(len(engine.drawn[0].token_ids)):

@@ -1,6 +1,7 @@
 """Micro-batches: padding, selection, moving, saving."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,3 +140,14 @@ def test_moving_moves_every_tensor_and_nothing_else():
     assert moved.policy.totals == batch.policy.totals
     assert (moved.temperature, moved.closes_update, moved.metrics) == (0.7, False, {"reward": 0.5})
     assert {tensor.device.type for tensor in tensors_of(batch).values()} == {"cpu"}
+
+
+def test_advantages_of_tokens_are_selected_with_their_tokens():
+    batch = example_batch()
+    advantages = torch.where(batch.completion_mask, torch.arange(24.0).reshape(6, 4) - 11.5, 0)
+    batch = batch.replace(policy=replace(batch.policy, advantages=advantages))
+    rows = torch.tensor([2, 0])
+    chosen = batch.select(rows)
+    assert torch.equal(chosen.policy.advantages, advantages[rows, :3])
+    assert torch.equal(batch.select(torch.arange(6)).policy.advantages, advantages)
+    assert_equal(RolloutBatch.from_state_dict(chosen.state_dict()), chosen)

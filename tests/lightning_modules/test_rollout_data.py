@@ -2,20 +2,22 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from lightning import Callback, Trainer
 
-from aggregate_po import EntropyBonus, K3Penalty, PolicyBatch
-from aggregate_po.advantages import group_centered, group_normalized
+from aggregate_po import EntropyBonus, GroupedRewards, K3Penalty, PolicyBatch
+from aggregate_po.advantages import GroupCentered, GroupNormalized
 from aggregate_po.recipes import dapo, dr_grpo, gmpo, grpo, pmpo
-from lightning_modules import PolicyModule, RolloutDataModule
+from lightning_modules import PolicyModule, RolloutDataModule, rollout_data
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.rollouts import Completions
 from tests.lightning_modules.training import (
     BatchRecorder,
     ExactPolicy,
+    NotedAdvantages,
     RecordingEngine,
     copied,
     exact,
@@ -151,7 +153,7 @@ def test_one_completion_per_micro_batch_is_allowed(tmp_path, model_folder):
 def test_defaults():
     data = RolloutDataModule(AdditionProblems(2), text_reward)
     assert (data.group_size, data.prompts_per_rollout, data.temperature) == (8, 16, 1.0)
-    assert (data.truncated, data.kl_in_reward, data.advantages) == ("zero_reward", 0.0, group_normalized)
+    assert (data.truncated, data.kl_in_reward, data.advantages) == ("zero_reward", 0.0, GroupNormalized())
 
 
 # What is drawn
@@ -193,6 +195,8 @@ def test_ranks_share_the_prompts_and_draw_with_seeds_of_their_own(tmp_path, mode
             if rank is not None:
                 patched.setattr(Trainer, "world_size", property(lambda self: 2))
                 patched.setattr(Trainer, "global_rank", property(lambda self, rank=rank: rank))
+                # As if the other rank had drawn the same.
+                patched.setattr(rollout_data, "gathered_over_ranks", lambda rows, trainer: rows.repeat(2, 1))
             fitted(tmp_path, model_folder, data=small_data(rollouts=engines[-1]))
     alone, first, second = engines
     assert first.prompts[0] == alone.prompts[0][0::2]
@@ -210,7 +214,7 @@ def test_micro_batches_hold_the_rollout(tmp_path, model_folder):
     """Every completion once, with its own prompt, log-probabilities and advantage."""
     engine = RecordingEngine(shift=0.3)
     advantages = torch.arange(16.0) - 7.5
-    data = small_data(rollouts=engine, updates_per_rollout=2, advantages=lambda rewards, group_size: advantages)
+    data = small_data(rollouts=engine, updates_per_rollout=2, advantages=NotedAdvantages(lambda step: advantages))
     run = rollout_of(tmp_path, model_folder, data=data, updates=2, accumulate_grad_batches=3)
     assert [len(batch.completion_ids) for batch in run.batches] == [3, 3, 2, 3, 3, 2]
     assert [batch.closes_update for batch in run.batches] == [False, False, True] * 2
@@ -275,7 +279,7 @@ def test_truth_values_and_integers_are_rewards(tmp_path, model_folder, value):
     assert run.metrics["reward"].item() == 1
 
 
-@pytest.mark.parametrize("estimator", [group_normalized, group_centered, lambda rewards, group: rewards * group])
+@pytest.mark.parametrize("estimator", [GroupNormalized(), GroupCentered(), NotedAdvantages(lambda step: step.rewards)])
 def test_the_estimator_of_advantages_is_pluggable(tmp_path, model_folder, estimator):
     rewards = [1.0, 0.0, 0.0, 0.5, 2.0, 1.0, 0.0, 0.0]
     engine = ScriptedEngine([2] * 8)
@@ -283,7 +287,7 @@ def test_the_estimator_of_advantages_is_pluggable(tmp_path, model_folder, estima
         reward=listed_rewards(rewards), rollouts=engine, prompts_per_rollout=2, group_size=4, advantages=estimator
     )
     (batch,) = rollout_of(tmp_path, model_folder, data=data).batches
-    assert torch.allclose(batch.policy.advantages, estimator(torch.tensor(rewards), 4))
+    assert torch.allclose(batch.policy.advantages, estimator(GroupedRewards(torch.tensor(rewards), 4)))
 
 
 LENGTHS = [2, 3, 3, 1, 3, 2, 3, 3]
@@ -292,18 +296,12 @@ REWARDS = [1.0, 0.75, 0.0, 0.5, 2.0, 1.0, 0.0, 3.0]
 
 
 def truncated_rollout(tmp_path, model_folder, rule):
-    engine = ScriptedEngine(LENGTHS, FINISHED)
-    seen = []
-
-    def noted(rewards, group_size):
-        seen.append(rewards)
-        return group_centered(rewards, group_size)
-
+    engine, noted = ScriptedEngine(LENGTHS, FINISHED), NotedAdvantages()
     data = small_data(
         reward=listed_rewards(REWARDS), rollouts=engine, prompts_per_rollout=2, truncated=rule, advantages=noted
     )
     run = rollout_of(tmp_path, model_folder, dapo(), data=data)
-    return run, run.batches[0], seen[0].tolist(), engine.drawn[0]
+    return run, run.batches[0], noted.steps[0].rewards.tolist(), engine.drawn[0]
 
 
 def centered(rewards):
@@ -354,19 +352,20 @@ def test_figures_of_the_rollout(tmp_path, model_folder):
     values = torch.tensor(rewards).double()
     expected = {
         "reward": values.mean(),
-        "reward_std": values[:4].std() / 2,
-        "reward_spread": values.std(correction=0),
+        "reward_group_std": values[:4].std() / 2,
+        "reward_std": values.std(correction=0),
         "frac_reward_zero_std": 0.5,
         "completions/mean_length": sum(LENGTHS) / 8,
         "completions/clipped_ratio": 0.0,
         "completions/trained_ratio": 0.5,
         "num_tokens": sum(LENGTHS),
+        "rewards/<lambda>/mean": values.mean(),
     }
     for name, value in expected.items():
         assert run.metrics[name].item() == pytest.approx(float(value)), name
     totals = run.batches[0].policy.totals
     assert totals.reward_mean == pytest.approx(float(expected["reward"]))
-    assert totals.reward_std == pytest.approx(float(expected["reward_spread"]))
+    assert totals.reward_std == pytest.approx(float(expected["reward_std"]))
 
 
 class Moved(Callback):
@@ -382,12 +381,7 @@ class Moved(Callback):
 @pytest.mark.parametrize("truncated", ["score", "mask"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_divergence_may_be_taken_off_the_rewards(tmp_path, model, model_folder, truncated, temperature):
-    engine, moved, seen = RecordingEngine(), Moved(), []
-
-    def noted(rewards, group_size):
-        seen.append(rewards)
-        return group_centered(rewards, group_size)
-
+    engine, moved, noted = RecordingEngine(), Moved(), NotedAdvantages()
     data = small_data(
         reward=lambda completion, example: 0.5,
         rollouts=engine,
@@ -407,19 +401,14 @@ def test_the_divergence_may_be_taken_off_the_rewards(tmp_path, model, model_fold
     divergence = ((policy - reference) * trained).sum(dim=-1)
     assert divergence.abs().max() > 0.1
     assert 0 < drawn.finished.sum() < len(drawn.finished)
-    assert seen[0].tolist() == pytest.approx((0.5 - 0.25 * divergence).tolist(), abs=1e-5)
+    assert noted.steps[0].rewards.tolist() == pytest.approx((0.5 - 0.25 * divergence).tolist(), abs=1e-5)
 
 
 def test_without_the_divergence_in_the_rewards_a_reference_changes_none(tmp_path, model_folder):
-    seen = []
-
-    def noted(rewards, group_size):
-        seen.append(rewards)
-        return group_centered(rewards, group_size)
-
+    noted = NotedAdvantages()
     data = small_data(reward=lambda completion, example: 0.5, advantages=noted)
     run = fitted(tmp_path, model_folder, grpo(penalties=[K3Penalty(0.1)]), data=data, callbacks=[Moved()])
-    assert seen[0].tolist() == [0.5] * 16
+    assert noted.steps[0].rewards.tolist() == [0.5] * 16
     assert run.module.needs_reference
 
 
@@ -436,14 +425,17 @@ OBJECTIVES = {
 }
 
 
-def exact_advantages(rewards, group_size):
-    return group_normalized(rewards.double(), group_size)
+def exact_advantages(step):
+    return GroupNormalized()(replace(step, rewards=step.rewards.double()))
 
 
 def grouped_rollout(tmp_path, model_folder, objective, updates=1, accumulate=1):
     engine = RecordingEngine(shift=0.3)
     data = small_data(
-        reward=listed_rewards(GROUPED), rollouts=engine, updates_per_rollout=updates, advantages=exact_advantages
+        reward=listed_rewards(GROUPED),
+        rollouts=engine,
+        updates_per_rollout=updates,
+        advantages=NotedAdvantages(exact_advantages),
     )
     still = {"warmup_steps": 0, "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=1e-300)}
     module = ExactPolicy(model_folder, objective, **still)
@@ -454,7 +446,7 @@ def grouped_rollout(tmp_path, model_folder, objective, updates=1, accumulate=1):
 def gradient_of_all_rows(model, objective, engine, rows):
     """Gradient of minus the objective on these completions, none left out, by plain forward passes."""
     prompts, drawn = engine.prompts[0], engine.drawn[0]
-    advantages = exact_advantages(torch.tensor(GROUPED), 4)
+    advantages = exact_advantages(GroupedRewards(torch.tensor(GROUPED), 4))
     exact(model).double()
     reference = plain_log_prob_matrix(model, prompts, drawn).detach()[rows]
     log_probs = plain_log_prob_matrix(model, prompts, drawn)[rows]

@@ -7,6 +7,8 @@ import torch
 from lightning import Callback, Trainer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from aggregate_po import AdvantageEstimator
+from aggregate_po.advantages import GroupCentered
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems
@@ -16,6 +18,17 @@ from lightning_modules.rollouts import Completions, TransformersEngine
 def text_reward(completion, example):
     """A reward from 0 to 1 that depends on every character, and on nothing else."""
     return zlib.crc32((example["prompt"] + completion).encode()) % 5 / 4
+
+
+class NotedAdvantages(AdvantageEstimator):
+    """Advantages by another estimator, or any function of a rollout's rewards, with a note of what it saw."""
+
+    def __init__(self, estimator=GroupCentered()):
+        self.estimator, self.steps = estimator, []
+
+    def __call__(self, step):
+        self.steps.append(step)
+        return self.estimator(step)
 
 
 def quiet_trainer(folder, **options):

@@ -1,23 +1,11 @@
-"""Parts as a user would write them: values only, every derivative is left to the base class."""
+"""A mean by its generator, a transform and a penalty."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aggregate_po import KolmogorovMean, Penalty, PolicyBatch, RatioTransform, TokenAggregator, TokenRatios
-from aggregate_po.masked import masked_logsumexp
-
-
-@dataclass(frozen=True)
-class LehmerMean(TokenAggregator):
-    """Ratio of consecutive power sums, `sum r^p / sum r^(p-1)`."""
-
-    order: float = 2.0
-
-    def log_aggregate(self, tokens: TokenRatios) -> Tensor:
-        x, mask = tokens.log_ratio, tokens.response_mask
-        return masked_logsumexp(self.order * x, mask) - masked_logsumexp((self.order - 1) * x, mask)
+from aggregate_po import KolmogorovMean, Penalty, PolicyBatch, RatioTransform, TokenRatios
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""Advantage estimators: how the rewards of a rollout become advantages."""
+
+from aggregate_po.advantages.base import AdvantageEstimator, GroupAdvantage, GroupedRewards
+from aggregate_po.advantages.batch import BatchScaled, ComponentNormalized, WhitenedCentered, WhitenedReturns
+from aggregate_po.advantages.beta import BetaNormalized
+from aggregate_po.advantages.group import (
+    BestOfGroup,
+    GroupCentered,
+    GroupNormalized,
+    LeaveOneOut,
+    LengthWeightedCentered,
+    MeanNormalized,
+)
+from aggregate_po.advantages.kalman import KalmanBaseline
+from aggregate_po.advantages.shaping import LengthCorrected, OverlongShaping
+
+__all__ = [
+    "AdvantageEstimator",
+    "BatchScaled",
+    "BestOfGroup",
+    "BetaNormalized",
+    "ComponentNormalized",
+    "GroupAdvantage",
+    "GroupCentered",
+    "GroupNormalized",
+    "GroupedRewards",
+    "KalmanBaseline",
+    "LeaveOneOut",
+    "LengthCorrected",
+    "LengthWeightedCentered",
+    "MeanNormalized",
+    "OverlongShaping",
+    "WhitenedCentered",
+    "WhitenedReturns",
+]

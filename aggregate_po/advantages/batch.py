@@ -1,0 +1,182 @@
+"""Estimators that compare the completions of different prompts, by statistics of the whole rollout."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from aggregate_po.advantages.base import (
+    AdvantageEstimator,
+    GroupedRewards,
+    centered,
+    ratio,
+    require_non_negative,
+    spread,
+)
+from aggregate_po.batch import PerCompletion, PerToken
+
+
+@dataclass(frozen=True)
+class BatchScaled(AdvantageEstimator):
+    r"""Rewards less their group's mean, over the unbiased standard deviation of all rewards of the rollout.
+
+    $(R - \mu_\mathrm{group}) / (\sigma_\mathrm{batch} + \delta)$: a group of nearly equal rewards is not blown up. A
+    group of one, and a group of equal rewards, have advantage 0.
+
+    Args:
+        delta: added to the standard deviation.
+
+    Raises:
+        ValueError: `delta` is negative.
+
+    Example:
+        >>> rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+        >>> BatchScaled()(GroupedRewards(rewards, group_size=4))
+        tensor([ 1.4031, -0.4677, -0.4677, -0.4677,  0.4677,  0.4677,  0.4677, -1.4031])
+
+    Reference: Lite PPO, arXiv:2508.08221; `scale_rewards="batch"` in TRL, where `delta` is 1e-4.
+    """
+
+    delta: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require_non_negative(delta=self.delta)
+
+    def __call__(self, step: GroupedRewards) -> PerCompletion:
+        """See `AdvantageEstimator`."""
+        scale = spread(rearrange(step.rewards.double(), "batch -> 1 batch")) + self.delta
+        return step.rounded(_flat(ratio(centered(step.groups), scale)))
+
+
+@dataclass(frozen=True)
+class WhitenedCentered(AdvantageEstimator):
+    r"""Rewards less their group's mean, whitened over all tokens of the rollout.
+
+    With $d = R - \mu_\mathrm{group}$ on each token, $A = (d - m) / \sqrt{s^2 + \delta}$, where the mean $m$ and the
+    unbiased variance $s^2$ count a completion once for each of its tokens. A completion without tokens has advantage
+    0, and so have all where every group has equal rewards. Equal rewards in one group alone give it $-m$ over the root;
+    $m$ is 0 where the lengths are all the same.
+
+    Args:
+        variance_delta: $\delta$, added to the variance.
+
+    Raises:
+        ValueError: `variance_delta` is negative; when called, if `lengths` are missing.
+
+    Reference: the variant of REINFORCE++ with a baseline, arXiv:2501.03262.
+    """
+
+    variance_delta: float = 1e-8
+
+    def __post_init__(self) -> None:
+        require_non_negative(variance_delta=self.variance_delta)
+
+    def __call__(self, step: GroupedRewards) -> PerCompletion:
+        """See `AdvantageEstimator`."""
+        lengths = step.required("lengths", self)
+        return step.rounded(_whitened(_flat(centered(step.groups)), lengths, self.variance_delta))
+
+
+@dataclass(frozen=True)
+class WhitenedReturns(AdvantageEstimator):
+    r"""Discounted returns of the tokens, whitened over all tokens of the rollout; groups play no part.
+
+    Token $t$ of $n$ has the return $G_t = \gamma^{n-t} R$, since the reward comes with the last token, and the
+    advantage $(G_t - m) / \sqrt{s^2 + \delta}$ with the mean and the unbiased variance of all tokens. A completion
+    without tokens has advantage 0, and so have all tokens where their returns are equal.
+
+    Args:
+        discount: $\gamma$; with 1 all tokens of a completion share one advantage, shape `batch`, and below 1 the
+            result has shape `batch time`.
+        variance_delta: $\delta$, added to the variance.
+
+    Raises:
+        ValueError: `discount` is not between 0 and 1, or `variance_delta` is negative; when called, if `lengths` are
+            missing.
+
+    Example:
+        >>> step = GroupedRewards(torch.tensor([1.0, 0.0]), group_size=2, lengths=torch.tensor([2, 1]))
+        >>> WhitenedReturns(discount=0.5)(step)
+        tensor([[ 0.,  1.],
+                [-1.,  0.]])
+
+    Reference: REINFORCE++, arXiv:2501.03262.
+    """
+
+    discount: float = 1.0
+    variance_delta: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"`discount` is {self.discount}; pass a number from 0 to 1, 1 for none.")
+        require_non_negative(variance_delta=self.variance_delta)
+
+    def __call__(self, step: GroupedRewards) -> PerCompletion | PerToken:
+        """See `AdvantageEstimator`."""
+        rewards, lengths = step.rewards.double(), step.required("lengths", self)
+        if self.discount == 1:
+            return step.rounded(_whitened(rewards, lengths, self.variance_delta))
+        time = torch.arange(int(lengths.max()), device=lengths.device)
+        tokens_after = rearrange(lengths, "batch -> batch 1") - 1 - time
+        mask = tokens_after >= 0
+        returns = rearrange(rewards, "batch -> batch 1") * self.discount ** tokens_after.clamp(min=0).double()
+        return step.rounded(_whitened(returns, mask, self.variance_delta))
+
+
+@dataclass(frozen=True)
+class ComponentNormalized(AdvantageEstimator):
+    r"""Each of several rewards normalised in its group, their weighted sum whitened over the rollout.
+
+    With $z_k = (R_k - \mu_k) / (\sigma_k + \delta)$ for each reward and $s = \sum_k w_k z_k$ for each completion,
+    $A = (s - \bar s) / \sqrt{\mathrm{var}(s) + 10^{-8}}$ over all completions. A reward that varies much does not drown
+    one that varies little. Where every group agrees in every reward, the advantages are 0.
+
+    Args:
+        delta: added to the standard deviation of each reward.
+
+    Raises:
+        ValueError: `delta` is negative; when called, if `components` are missing, or if `rewards` is not their weighted
+            sum, since what was added to the total would be lost.
+
+    Reference: GDPO, arXiv:2601.05242, and TRL, where `delta` is 1e-4; verl whitens over tokens instead of completions.
+    """
+
+    delta: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require_non_negative(delta=self.delta)
+
+    def __call__(self, step: GroupedRewards) -> PerCompletion:
+        """See `AdvantageEstimator`."""
+        components = step.required("components", self).double()
+        weights = components.new_tensor(step.component_weights or [1.0] * components.shape[-1])
+        weighted = weights * components
+        precision = max(torch.finfo(values.dtype).eps for values in (step.rewards, step.required("components", self)))
+        if ((weighted.sum(dim=-1) - step.rewards).abs() > 16 * precision * weighted.abs().sum(dim=-1)).any():
+            raise ValueError(
+                "`rewards` is not the weighted sum of `components`, but ComponentNormalized reads these alone; leave "
+                "the total as it is, for instance with `kl_in_reward` of 0 and a KL penalty in the objective."
+            )
+        groups = rearrange(components, "(prompt group) component -> component prompt group", group=step.group_size)
+        scores = ratio(centered(groups), spread(groups) + self.delta)
+        summed = (rearrange(weights, "component -> component 1 1") * scores).sum(dim=0)
+        return step.rounded(_whitened(_flat(summed), torch.ones_like(step.rewards), variance_delta=1e-8))
+
+
+def _flat(groups: Tensor) -> PerCompletion:
+    return rearrange(groups, "prompt group -> (prompt group)")
+
+
+def _whitened(values: Tensor, counts: Tensor, variance_delta: float) -> Tensor:
+    """Less the mean, over the root of the unbiased variance and `variance_delta`; each value is there `counts` times.
+
+    Zero where the count is, and everywhere if all values are the same or there is but one.
+    """
+    counts = counts.to(values.dtype)
+    present, total = counts > 0, counts.sum()
+    if not present.any() or values[present].min() == values[present].max():
+        return torch.zeros_like(values)
+    deviations = values - (counts * values).sum() / total
+    variance = (counts * deviations.square()).sum() / (total - 1)
+    return torch.where(present, deviations * (variance + variance_delta).rsqrt(), 0)

@@ -1,0 +1,20 @@
+"""Penalties: costs per token that are averaged over each completion and taken off the objective."""
+
+from aggregate_po.penalties.base import Penalty
+from aggregate_po.penalties.entropy import EntropyBonus
+from aggregate_po.penalties.kl import K1Penalty, K2Penalty, K3Penalty, KLPenalty
+from aggregate_po.penalties.lagrange import LagrangePenalty
+from aggregate_po.penalties.variance import RatioVariance
+from aggregate_po.penalties.weighted import ImportanceWeighted
+
+__all__ = [
+    "EntropyBonus",
+    "ImportanceWeighted",
+    "K1Penalty",
+    "K2Penalty",
+    "K3Penalty",
+    "KLPenalty",
+    "LagrangePenalty",
+    "Penalty",
+    "RatioVariance",
+]

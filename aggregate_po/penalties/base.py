@@ -1,0 +1,50 @@
+"""The interface of a penalty."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from aggregate_po.batch import PerToken, PolicyBatch
+
+
+class Penalty(ABC):
+    """A cost of each token, averaged over a completion's tokens and weighted by the normaliser (eq. 20).
+
+    A penalty may adapt between optimiser steps: `observed` says what it wants to know of each token, `adapt` is given
+    the average of that over the whole step, and what it then remembers is its state.
+    """
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `batch.ref_log_probs` is read."""
+        return False
+
+    @abstractmethod
+    def token_costs(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
+        """Cost of each token, coefficient included; anything on padding; shape `batch time`."""
+
+    def token_derivatives(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
+        """Derivative of the costs with respect to `log_probs`; by autograd, unless a subclass gives the closed form."""
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs = log_probs.detach().clone().requires_grad_()
+            costs = self.token_costs(inputs, batch.to(inputs.device, copy=True))
+            (derivatives,) = torch.autograd.grad(costs.sum(), inputs, materialize_grads=True)
+        return derivatives
+
+    def observed(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
+        """What `adapt` is given the average of; the cost itself, unless a subclass says otherwise."""
+        return self.token_costs(log_probs, batch)
+
+    def adapt(self, mean_observed: float) -> None:  # noqa: B027  # most penalties never change
+        """Called once after every optimiser step, with the step's average over all ranks and micro-batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `adapt` has changed; empty for a penalty that never changes."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take a state back."""

@@ -1,0 +1,45 @@
+"""The variance of the ratio as a cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from aggregate_po.batch import PerToken, PolicyBatch
+from aggregate_po.bounds import bounded, log_ratio_of
+from aggregate_po.penalties.base import Penalty
+
+
+@dataclass(frozen=True)
+class RatioVariance(Penalty):
+    r"""Cost $\lambda (r_t - 1)^2$, whose mean is the variance of the ratio, since $E_\mathrm{old}[r] = 1$ (eq. 21).
+
+    Beside an arithmetic mean without a clip it gives the weight $r (A - 2 \lambda (r - 1)) / n$: an advantage that
+    shrinks as the ratio moves, and keeps its sign until $|r - 1| > |A| / 2\lambda$.
+
+    Args:
+        coefficient: weight of the variance.
+
+    Raises:
+        ValueError: the coefficient is negative.
+
+    Reference: R2VPO, arXiv:2601.03320.
+    """
+
+    coefficient: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.coefficient >= 0:
+            raise ValueError(f"`coefficient` is {self.coefficient}; pass 0 for no penalty, or a positive weight.")
+
+    def token_costs(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
+        """See `Penalty`."""
+        log_ratio = bounded(log_ratio_of(log_probs, batch.old_log_probs, batch.response_mask))
+        return self.coefficient * (log_ratio.exp() - 1).square()
+
+    def token_derivatives(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
+        """See `Penalty`."""
+        log_ratio = log_ratio_of(log_probs, batch.old_log_probs, batch.response_mask)
+        ratio = bounded(log_ratio).exp()
+        return torch.where(bounded(log_ratio) == log_ratio, 2 * self.coefficient * (ratio - 1) * ratio, 0)

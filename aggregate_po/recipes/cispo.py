@@ -1,0 +1,29 @@
+"""Clipped importance weights on the log-probability."""
+
+from collections.abc import Sequence
+
+from aggregate_po.aggregators import ArithmeticMean
+from aggregate_po.normalizers import TokenMean
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import Penalty
+from aggregate_po.transforms import StraightThrough, TwoSidedClip
+
+
+def cispo(max_ratio: float = 5.0, min_ratio: float = 0.0, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
+    r"""Log-probabilities weighted by clipped, detached ratios, so that no token loses its gradient (eq. 34).
+
+    The value is the weighted sum of advantages, not the surrogate of the paper; the gradient is the paper's.
+
+    Gradient weight:
+        $A_i \, \mathrm{clip}(r_{i,t}) / T$
+
+    Args:
+        max_ratio: weights are at most this, whatever the advantage. The paper tunes it and does not print it; 5 is what
+            ScaleRL used.
+        min_ratio: weights are at least this; none in the paper. Some code clips to `1 - epsilon` here.
+        penalties: costs taken off the objective.
+
+    Reference: MiniMax-M1, arXiv:2506.13585.
+    """
+    weight = StraightThrough(TwoSidedClip(min_ratio, max_ratio))
+    return PolicyObjective(ArithmeticMean(), weight, normalizer=TokenMean(), penalties=penalties)

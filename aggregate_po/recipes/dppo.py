@@ -1,0 +1,62 @@
+"""Divergence masks in place of a clip of the ratio."""
+
+from collections.abc import Sequence
+
+from aggregate_po.aggregators import ArithmeticMean
+from aggregate_po.normalizers import TokenMean
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import Penalty
+from aggregate_po.transforms import (
+    BernoulliKLMask,
+    Chain,
+    RatioMask,
+    StraightThrough,
+    TotalVariationMask,
+    TwoSidedClip,
+)
+
+
+def dppo_tv(
+    max_increase: float = 0.2, max_decrease: float = 0.2, max_ratio: float = 20.0, penalties: Sequence[Penalty] = ()
+) -> PolicyObjective:
+    r"""Truncated ratios as weights; closes tokens whose probability moved too far, by total variation (eq. 41).
+
+    Gradient weight:
+        $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$
+
+    Args:
+        max_increase: a token with positive advantage is closed when its probability has risen by more.
+        max_decrease: one with negative advantage is closed when it has fallen by more.
+        max_ratio: weights are at most this.
+        penalties: costs taken off the objective.
+
+    Reference: arXiv:2602.04879. The bounds are this library's choice. Not the pruning method of the same name.
+    """
+    return _masked(TotalVariationMask(max_increase, max_decrease), max_ratio, penalties)
+
+
+def dppo_kl(
+    max_divergence_low: float = 0.2,
+    max_divergence_high: float = 0.2,
+    max_ratio: float = 20.0,
+    penalties: Sequence[Penalty] = (),
+) -> PolicyObjective:
+    r"""Truncated ratios as weights; closes tokens by the divergence of sampled token against all others (eq. 41).
+
+    Gradient weight:
+        $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$
+
+    Args:
+        max_divergence_low: a token with negative advantage is closed when it fell with a larger divergence; nats.
+        max_divergence_high: one with positive advantage is closed when it rose with a larger divergence; nats.
+        max_ratio: weights are at most this.
+        penalties: costs taken off the objective.
+
+    Reference: arXiv:2602.04879. The bounds are this library's choice. Not the pruning method of the same name.
+    """
+    return _masked(BernoulliKLMask(max_divergence_low, max_divergence_high), max_ratio, penalties)
+
+
+def _masked(mask: RatioMask, max_ratio: float, penalties: Sequence[Penalty]) -> PolicyObjective:
+    weight = Chain([StraightThrough(TwoSidedClip(0.0, max_ratio)), mask])
+    return PolicyObjective(ArithmeticMean(), weight, normalizer=TokenMean(), penalties=penalties)

@@ -1,0 +1,56 @@
+"""Shapes as words, checked where tensors enter and where a user's part returns them."""
+
+from typing import Any
+
+import torch
+from einops import EinopsError, parse_shape
+from torch import Tensor
+
+_REMEDIES = {
+    "advantages": "pass one advantage per completion (see aggregate_po.advantages) or per token",
+    "response_mask": "pass one mask entry per token, True on the tokens that are trained",
+}
+
+
+def bind_shapes(**tensors: tuple[Any, str]) -> dict[str, int]:
+    """Check that named tensors have the named shapes and agree on every size.
+
+    Args:
+        tensors: `name=(tensor, "batch time")` for each argument, the reference first.
+
+    Returns:
+        The size of each axis name.
+
+    Raises:
+        TypeError: a value is not a tensor.
+        ValueError: a number of axes differs from its pattern, or two sizes of one name disagree.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, (tensor, pattern) in tensors.items():
+        remedy = _REMEDIES.get(name, f"pass shape `{pattern}`")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` is {type(tensor).__name__}, not a tensor; {remedy}.")
+        try:
+            shape = parse_shape(tensor, pattern)
+        except (EinopsError, RuntimeError):  # einops raises either, by the kind of mismatch
+            raise ValueError(
+                f"`{name}` has shape {tuple(tensor.shape)}, but `{pattern}` was expected; {remedy}."
+            ) from None
+        for axis, size in shape.items():
+            known, owner = sizes.setdefault(axis, (size, name))
+            if size != known:
+                raise ValueError(f"`{name}` has {axis}={size}, but `{owner}` has {axis}={known}; {remedy}.")
+    return {axis: size for axis, (size, _) in sizes.items()}
+
+
+def require_shape(part: object, method: str, result: Tensor, words: str, shape: torch.Size) -> None:
+    """Check what a part returned: a result of another shape could broadcast, and mix completions without a word.
+
+    Raises:
+        ValueError: the result does not have the shape.
+    """
+    if result.shape != shape:
+        raise ValueError(
+            f"`{type(part).__name__}.{method}` returned shape {tuple(result.shape)}; return shape {words}, here "
+            f"{tuple(shape)}."
+        )

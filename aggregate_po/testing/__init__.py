@@ -1,0 +1,44 @@
+"""The laws of every kind of part as property tests: inherit one class, give one instance.
+
+    from aggregate_po.testing import AggregatorContract
+
+    class TestLehmerMean(AggregatorContract):
+        aggregator = LehmerMean(2.0)
+
+In a notebook, `check_aggregator(LehmerMean(2.0))` does the same. The report of a broken law has its
+sentence, the part and the smallest input that was found.
+"""
+
+try:
+    import hypothesis  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "`aggregate_po.testing` draws its inputs with hypothesis, which is not installed; "
+        "run `pip install aggregate-po[testing]`."
+    ) from error
+
+from aggregate_po.testing.advantages import AdvantageContract, check_advantage
+from aggregate_po.testing.aggregators import AggregatorContract, check_aggregator
+from aggregate_po.testing.exponents import ExponentRuleContract, check_exponent_rule
+from aggregate_po.testing.laws import Contract, KeptLaws, law
+from aggregate_po.testing.normalizers import NormalizerContract, check_normalizer
+from aggregate_po.testing.penalties import PenaltyContract, check_penalty
+from aggregate_po.testing.transforms import TransformContract, check_transform
+
+__all__ = [
+    "AdvantageContract",
+    "AggregatorContract",
+    "Contract",
+    "ExponentRuleContract",
+    "KeptLaws",
+    "NormalizerContract",
+    "PenaltyContract",
+    "TransformContract",
+    "check_advantage",
+    "check_aggregator",
+    "check_exponent_rule",
+    "check_normalizer",
+    "check_penalty",
+    "check_transform",
+    "law",
+]

@@ -1,0 +1,223 @@
+"""Laws of aggregators."""
+
+import math
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from hypothesis import strategies as st
+from torch import Generator
+from torch.nn.functional import pad
+
+from aggregate_po.aggregators import HomogeneousMean, Mean, TokenAggregator
+from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.masked import masked_logsumexp
+from aggregate_po.normalizers import TokenMean
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.testing.contexts import (
+    copied,
+    in_precision,
+    require_additive,
+    require_gradient,
+    require_untouched,
+    some_rows,
+    with_junk,
+    with_tokens,
+)
+from aggregate_po.testing.laws import Contract, KeptLaws, check, law
+from aggregate_po.testing.reports import require_all, require_close, require_finite, require_form, scale
+from aggregate_po.testing.strategies import Case, batches, exact_token_ratios, generators, junk, token_ratios
+from aggregate_po.transforms import PessimisticClip
+
+
+class AggregatorContract(Contract):
+    """Laws of an aggregator: of every one, of a `Mean`, and of a `HomogeneousMean`.
+
+    The inputs are log ratios up to 80 in float64, with ragged masks, holes and empty completions.
+
+    Attributes:
+        aggregator: the instance that is tested.
+        rounding: how far results may be off by rounding, relative to their size or to 1. Widen it for a formula that is
+            exact but loses digits, as the inverse of a generator may.
+        single_rounding: the same for float32 against float64.
+
+    Example:
+        >>> from aggregate_po import GeometricMean
+        >>> class TestGeometricMean(AggregatorContract):
+        ...     aggregator = GeometricMean()
+    """
+
+    aggregator: TokenAggregator
+    rounding: ClassVar[float] = 1e-9
+    single_rounding: ClassVar[float] = 1e-4
+
+    _attribute = "aggregator"
+    _kind = TokenAggregator
+
+    def measured(self, tokens: TokenRatios) -> tuple[PerCompletion, PerToken]:
+        """Value and weights, outside the graph."""
+        return self.aggregator.log_aggregate(tokens).detach(), self.aggregator.token_weights(tokens).detach()
+
+    @law(tokens=token_ratios())
+    def test_shapes(self, tokens: TokenRatios) -> None:
+        """The value has shape `batch`, the weights have shape `batch time`, both in the precision of the log ratios."""
+        for context in (tokens, in_precision(tokens, torch.float32)):
+            value, weights = self.measured(context)
+            require_form("log_aggregate", value, tokens.lengths.shape, context.log_ratio.dtype)
+            require_form("token_weights", weights, tokens.log_ratio.shape, context.log_ratio.dtype)
+
+    @law(tokens=token_ratios())
+    def test_finite(self, tokens: TokenRatios) -> None:
+        """Value and weights are finite up to log ratios of 80, in float32 too, and of an empty completion as well."""
+        for context in (tokens, in_precision(tokens, torch.float32)):
+            value, weights = self.measured(context)
+            require_finite(f"log_aggregate in {value.dtype}", value)
+            require_finite(f"token_weights in {weights.dtype}", weights)
+
+    @law(tokens=token_ratios())
+    def test_weights_are_the_derivative(self, tokens: TokenRatios) -> None:
+        """`token_weights` is the derivative of `log_aggregate` that automatic differentiation finds."""
+        expected = TokenAggregator.token_weights(self.aggregator, tokens)
+        weights = self.aggregator.token_weights(tokens)
+        require_close("token_weights", weights, expected, self.rounding * scale(expected), tokens.response_mask)
+
+    @law(tokens=token_ratios(), junk=junk(), width=st.integers(0, 3))
+    def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:
+        """What stands on padding changes nothing, NaN or infinite as it may be, and the weights there are 0."""
+        value, weights = self.measured(tokens)
+        wide = with_tokens(tokens, lambda values: pad(values, (0, width)))
+        dirty_value, dirty_weights = self.measured(with_junk(wide, junk))
+        require_close("log_aggregate beside junk", dirty_value, value, self.rounding * scale(value))
+        mask = wide.response_mask
+        require_close("weights on padding", dirty_weights, 0.0, where=~mask)
+        expected = pad(weights, (0, width))
+        require_close("token_weights beside junk", dirty_weights, expected, self.rounding * scale(expected), mask)
+
+    @law(tokens=token_ratios(), generator=generators())
+    def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:
+        """Permuting the tokens permutes their weights and leaves the value as it is."""
+        order = torch.rand(tokens.log_ratio.shape, generator=generator).argsort(dim=-1)
+        value, weights = self.measured(tokens)
+        permuted_value, permuted_weights = self.measured(with_tokens(tokens, lambda values: values.gather(1, order)))
+        require_close("log_aggregate of permuted tokens", permuted_value, value, self.rounding * scale(value))
+        expected = weights.gather(1, order)
+        require_close("permuted token_weights", permuted_weights, expected, self.rounding * scale(expected))
+
+    @law(together=True, tokens=token_ratios())
+    def test_completions_do_not_see_each_other(self, tokens: TokenRatios) -> None:
+        """A completion alone has the value and the weights that it has among others."""
+        value, weights = self.measured(tokens)
+        alone = [self.measured(some_rows(tokens, slice(row, row + 1))) for row in range(len(value))]
+        require_close("log_aggregate alone", torch.cat([one[0] for one in alone]), value, self.rounding * scale(value))
+        expected = torch.cat([one[1] for one in alone])
+        require_close("token_weights among others", weights, expected, self.rounding * scale(expected))
+
+    @law(tokens=token_ratios())
+    def test_inputs_are_left_untouched(self, tokens: TokenRatios) -> None:
+        """The context is what it was before, and its tensors do not require gradient."""
+        before = copied(tokens)
+        self.measured(tokens)
+        require_untouched("tokens", tokens, before)
+
+    @law(tokens=token_ratios())
+    def test_inference_mode(self, tokens: TokenRatios) -> None:
+        """In `torch.inference_mode`, value and weights are the same."""
+        value, weights = self.measured(tokens)
+        with torch.inference_mode():
+            inside_value, inside_weights = self.measured(copied(tokens))
+        require_close("log_aggregate in inference mode", inside_value, value)
+        require_close("token_weights in inference mode", inside_weights, weights)
+
+    @law(tokens=exact_token_ratios())
+    def test_single_precision_follows_double(self, tokens: TokenRatios) -> None:
+        """In float32, value and weights are those of float64 up to its rounding."""
+        value, weights = self.measured(tokens)
+        single_value, single_weights = self.measured(in_precision(tokens, torch.float32))
+        require_close("log_aggregate in float32", single_value.double(), value, self.single_rounding * scale(value))
+        # Relative to the largest weight, whose rounding the small ones share.
+        allowed = self.single_rounding * scale(weights).amax(dim=-1, keepdim=True)
+        require_close("token_weights in float32", single_weights.double(), weights, allowed)
+
+    @law(case=batches(), clipped=st.booleans())
+    def test_gradient_of_the_objective(self, case: Case, clipped: bool) -> None:
+        """In an objective, the closed-form total weights are its gradient."""
+        clip = PessimisticClip(0.2, 0.28) if clipped else None
+        require_gradient(PolicyObjective(self.aggregator, clip), *case, self.rounding)
+
+    @law(together=True, case=batches(), cut=st.integers(1, 4))
+    def test_cutting_the_step(self, case: Case, cut: int) -> None:
+        """Cutting an optimiser step into micro-batches changes neither the value of an objective nor its weights."""
+        objective = PolicyObjective(self.aggregator, PessimisticClip(0.2, 0.28), normalizer=TokenMean())
+        require_additive(objective, *case, cut, self.rounding)
+
+    @law(tokens=token_ratios(max_time=12), token=st.integers(0, 11))
+    def test_log_terms(self, tokens: TokenRatios, token: int) -> None:
+        """If there are `log_terms`, they add up to the aggregate, and each depends on its own token alone."""
+        context = tokens.requiring_grad()
+        try:
+            terms = self.aggregator.log_terms(context)
+        except ValueError:
+            return
+        require_form("log_terms", terms, tokens.log_ratio.shape, tokens.log_ratio.dtype)
+        value = self.aggregator.log_aggregate(tokens).detach()
+        summed = masked_logsumexp(terms.detach(), tokens.response_mask)
+        nonempty = tokens.lengths > 0
+        require_close("log of the sum of log_terms", summed, value, self.rounding * scale(value), nonempty)
+        column = token % terms.shape[1]
+        (derivative,) = torch.autograd.grad(terms[:, column].sum(), context.log_ratio, materialize_grads=True)
+        others = tokens.response_mask & (torch.arange(terms.shape[1]) != column)
+        require_close(f"derivative of term {column} by other tokens", derivative, 0.0, where=others)
+
+    @law(claimed_by=Mean, tokens=token_ratios(empty_rows=False), level=st.floats(-80, 80))
+    def test_mean_of_a_constant(self, tokens: TokenRatios, level: float) -> None:
+        """A constant is its own mean."""
+        constant = replace(tokens, log_ratio=torch.full_like(tokens.log_ratio, level))
+        allowed = self.rounding * (1 + abs(level))
+        require_close("log_aggregate of a constant", self.aggregator.log_aggregate(constant), level, allowed)
+
+    @law(claimed_by=Mean, tokens=token_ratios(empty_rows=False))
+    def test_mean_is_between_the_extremes(self, tokens: TokenRatios) -> None:
+        """A mean lies between the smallest and the largest token."""
+        mean, mask = self.aggregator.log_aggregate(tokens), tokens.response_mask
+        low = torch.where(mask, tokens.log_ratio, math.inf).amin(dim=-1)
+        high = torch.where(mask, tokens.log_ratio, -math.inf).amax(dim=-1)
+        slack = self.rounding * scale(torch.maximum(low.abs(), high.abs()))
+        require_all("log_aggregate", (mean >= low - slack), mean, "at least the smallest log ratio")
+        require_all("log_aggregate", (mean <= high + slack), mean, "at most the largest log ratio")
+
+    @law(claimed_by=HomogeneousMean, tokens=token_ratios(limit=40), shift=st.floats(-40, 40))
+    def test_common_factor_passes_through(self, tokens: TokenRatios, shift: float) -> None:
+        """Multiplying all ratios by a factor multiplies a homogeneous mean by it."""
+        shifted = replace(tokens, log_ratio=tokens.log_ratio + shift)
+        moved, value = self.aggregator.log_aggregate(shifted), self.aggregator.log_aggregate(tokens)
+        require_close("log_aggregate", moved, value + shift, self.rounding * (81 + value.abs()), tokens.lengths > 0)
+
+    @law(claimed_by=HomogeneousMean, tokens=token_ratios())
+    def test_weights_sum_to_one(self, tokens: TokenRatios) -> None:
+        """The weights of a homogeneous mean sum to one."""
+        weights = self.aggregator.token_weights(tokens)
+        expected = (tokens.lengths > 0).to(weights.dtype)
+        allowed = self.rounding * scale(weights).amax(dim=-1)
+        require_close("sum of token_weights", weights.sum(dim=-1), expected, allowed)
+
+
+def check_aggregator(aggregator: TokenAggregator, **options: Any) -> KeptLaws:
+    """Put an aggregator to all its laws, outside a test runner.
+
+    Args:
+        aggregator: an instance.
+        options: `skip`, names of laws that it breaks on purpose; `examples`, inputs to try for each law; and attributes
+            of `AggregatorContract` to change, such as `rounding`.
+
+    Returns:
+        The laws that it keeps; printed, their names and sentences.
+
+    Raises:
+        AssertionError: it breaks laws; the message has each of them and an input on which it is broken.
+
+    Example:
+        >>> from aggregate_po import GeometricMean
+        >>> "weights_sum_to_one" in check_aggregator(GeometricMean(), examples=5)
+        True
+    """
+    return check(AggregatorContract, aggregator, **options)

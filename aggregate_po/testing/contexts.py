@@ -1,0 +1,120 @@
+"""Contexts and batches rearranged, and what an objective makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from aggregate_po.batch import PolicyBatch, TokenRatios
+from aggregate_po.gradient_weights import GradientWeights
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.testing.reports import LawBroken, require_close
+
+Context = TypeVar("Context", TokenRatios, PolicyBatch)
+
+
+def some_rows(context: Context, rows: Any, **changes: Any) -> Context:
+    """Some completions only, with the totals of the whole unless told otherwise."""
+    chosen: dict[str, Any] = {name: value[rows] for name, value in vars(context).items() if isinstance(value, Tensor)}
+    return replace(context, **(chosen | changes))
+
+
+def with_tokens(context: Context, change: Callable[[Tensor], Tensor]) -> Context:
+    """The same change to every field that has one entry per token."""
+    per_token: dict[str, Any] = {
+        name: change(value)
+        for name, value in vars(context).items()
+        if isinstance(value, Tensor)
+        and value.shape == context.response_mask.shape
+        and value.ndim == 2
+        # One advantage per completion looks like one per token where there is one token; it broadcasts either way.
+        and not (name == "advantages" and value.shape[-1] == 1)
+    }
+    return replace(context, **per_token)
+
+
+def with_junk(ratios: TokenRatios, junk: float) -> TokenRatios:
+    """`junk` on padding, before the mean; after it, on completions without tokens."""
+    names = ("log_ratio", "raw_log_ratio", "old_log_probs")
+    mask = ratios.response_mask
+    dirty: dict[str, Any] = {name: torch.where(mask, getattr(ratios, name), junk) for name in names}
+    return replace(ratios, **dirty)
+
+
+def in_precision(ratios: TokenRatios, dtype: torch.dtype) -> TokenRatios:
+    """The context with its floating-point numbers in another precision."""
+    moved: dict[str, Any] = {
+        name: value.to(dtype)
+        for name, value in vars(ratios).items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    return replace(ratios, **moved)
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of inputs in plain containers, to compare with later; also a fresh copy made in inference mode."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(copied, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: copied(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def require_untouched(name: str, value: Any, before: Any) -> None:
+    """Break the law where tensors of an input are not what they were in its copy."""
+    if isinstance(value, Tensor):
+        require_close(f"`{name}` afterwards", value, before, where=~(value.isnan() & before.isnan()))
+        if value.requires_grad:
+            raise LawBroken(f"`{name}` requires gradient afterwards")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            require_untouched(f"{name}.{field.name}", getattr(value, field.name), getattr(before, field.name))
+
+
+def differentiate(
+    objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch
+) -> tuple[Tensor, Tensor, GradientWeights]:
+    """Value, gradient by autograd, and closed-form weights in their factors."""
+    inputs = log_probs.detach().clone().requires_grad_()
+    value = objective(inputs, batch)
+    (gradient,) = torch.autograd.grad(value, inputs, materialize_grads=True)
+    return value.detach(), gradient, objective.gradient_weights(log_probs, batch)
+
+
+def scale_of(weights: GradientWeights) -> Tensor:
+    """What the sums behind a completion's weights amount to, however little of it passes the gate; `(batch, 1)`."""
+    shared = weights.completion * weights.advantages * weights.magnitude * weights.concentration
+    return shared.abs().amax(dim=-1, keepdim=True) + weights.penalty.abs().amax(dim=-1, keepdim=True)
+
+
+def require_gradient(objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch, rounding: float) -> None:
+    """Break the law unless the closed-form weights of an objective are its gradient."""
+    _, gradient, weights = differentiate(objective, log_probs, batch)
+    mask = batch.response_mask
+    # A large cost may have a small derivative, in which its rounding is left.
+    costs = [penalty.token_costs(torch.where(mask, log_probs.detach(), 0), batch) for penalty in objective.penalties]
+    cost = sum((torch.where(mask, cost.abs(), 0) for cost in costs), torch.zeros_like(gradient))
+    shares = weights.completion / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    allowed = rounding * (scale_of(weights) + gradient.abs() + shares * cost)
+    require_close("total weights (expected: gradient by autograd)", weights.total, gradient, allowed)
+
+
+def require_additive(
+    objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch, cut: int, rounding: float
+) -> None:
+    """Break the law unless an objective and its gradient are the same when the step is cut in two at a completion."""
+    value, gradient, weights = differentiate(objective, log_probs, batch)
+    parts = [slice(0, cut), slice(cut, None)]
+    pieces = [differentiate(objective, log_probs[rows], some_rows(batch, rows)) for rows in parts]
+    allowed = rounding * scale_of(weights)
+    require_close("gradient in micro-batches", torch.cat([piece[1] for piece in pieces]), gradient, allowed)
+    total = torch.cat([piece[2].total for piece in pieces])
+    require_close("total weights in micro-batches", total, weights.total, allowed)
+    size = (weights.completion * weights.advantages * weights.magnitude).abs().sum() + value.abs()
+    require_close("value in micro-batches", torch.stack([piece[0] for piece in pieces]).sum(), value, rounding * size)

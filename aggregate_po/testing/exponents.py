@@ -1,0 +1,117 @@
+"""Laws of rules for the exponent."""
+
+from typing import Any, ClassVar
+
+import torch
+from hypothesis import strategies as st
+from torch import Generator
+from torch.nn.functional import pad
+
+from aggregate_po.batch import PerCompletion, TokenRatios
+from aggregate_po.exponents import ExponentRule
+from aggregate_po.masked import masked_max
+from aggregate_po.testing.contexts import (
+    copied,
+    in_precision,
+    require_untouched,
+    some_rows,
+    with_junk,
+    with_tokens,
+)
+from aggregate_po.testing.laws import Contract, KeptLaws, check, law
+from aggregate_po.testing.reports import require, require_close, require_finite, require_form
+from aggregate_po.testing.strategies import generators, junk, token_ratios
+
+
+class ExponentRuleContract(Contract):
+    """Laws of a rule for the exponent of a power mean.
+
+    The inputs are those of an aggregator. Where two exponents are compared, what counts is the difference that they
+    make to the weights: the largest log ratio less the smallest times the difference of the exponents.
+
+    Attributes:
+        rule: the instance that is tested.
+        rounding: how far exponents may be off by rounding, times the range of the log ratios. A search for an exponent
+            compares numbers that nearly agree, so it is less exact than a mean.
+
+    Example:
+        >>> from aggregate_po import ESSMatching
+        >>> class TestESSMatching(ExponentRuleContract):
+        ...     rule = ESSMatching()
+    """
+
+    rule: ExponentRule
+    rounding: ClassVar[float] = 1e-6
+
+    _attribute = "rule"
+    _kind = ExponentRule
+
+    @law(tokens=token_ratios())
+    def test_shapes(self, tokens: TokenRatios) -> None:
+        """The exponents have shape `batch` and the precision of the log ratios."""
+        for context in (tokens, in_precision(tokens, torch.float32)):
+            require_form("the exponents", self.rule(context), tokens.lengths.shape, context.log_ratio.dtype)
+
+    @law(tokens=token_ratios())
+    def test_finite(self, tokens: TokenRatios) -> None:
+        """The exponents are finite up to log ratios of 80, in float32 too, and of an empty completion as well."""
+        for context in (tokens, in_precision(tokens, torch.float32)):
+            require_finite(f"the exponents in {context.log_ratio.dtype}", self.rule(context))
+
+    @law(tokens=token_ratios())
+    def test_no_graph(self, tokens: TokenRatios) -> None:
+        """The exponents are constants to the gradient."""
+        require(not self.rule(tokens.requiring_grad()).requires_grad, "the exponents require gradient")
+
+    @law(tokens=token_ratios(), junk=junk(), width=st.integers(0, 3))
+    def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:
+        """What stands on padding changes nothing, NaN or infinite as it may be."""
+        dirty = with_junk(with_tokens(tokens, lambda values: pad(values, (0, width))), junk)
+        self._require_same("the exponents beside junk", self.rule(dirty), self.rule(tokens), tokens)
+
+    @law(tokens=token_ratios(), generator=generators())
+    def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:
+        """Permuting the tokens leaves the exponents as they are."""
+        order = torch.rand(tokens.log_ratio.shape, generator=generator).argsort(dim=-1)
+        permuted = with_tokens(tokens, lambda values: values.gather(1, order))
+        self._require_same("the exponents of permuted tokens", self.rule(permuted), self.rule(tokens), tokens)
+
+    @law(together=True, tokens=token_ratios())
+    def test_completions_do_not_see_each_other(self, tokens: TokenRatios) -> None:
+        """A completion alone has the exponent that it has among others."""
+        alone = torch.cat([self.rule(some_rows(tokens, slice(row, row + 1))) for row in range(len(tokens.lengths))])
+        self._require_same("the exponents among others", self.rule(tokens), alone, tokens)
+
+    @law(tokens=token_ratios())
+    def test_inputs_are_left_untouched(self, tokens: TokenRatios) -> None:
+        """The context is what it was before, and its tensors do not require gradient."""
+        before = copied(tokens)
+        self.rule(tokens)
+        require_untouched("tokens", tokens, before)
+
+    @law(tokens=token_ratios())
+    def test_inference_mode(self, tokens: TokenRatios) -> None:
+        """In `torch.inference_mode`, the exponents are the same."""
+        with torch.inference_mode():
+            inside = self.rule(copied(tokens))
+        require_close("the exponents in inference mode", inside, self.rule(tokens))
+
+    def _require_same(self, what: str, actual: PerCompletion, expected: PerCompletion, tokens: TokenRatios) -> None:
+        mask = tokens.response_mask
+        width = masked_max(tokens.log_ratio, mask) + masked_max(-tokens.log_ratio, mask)
+        require_close(what, actual, expected, self.rounding * (1 + expected.abs()) / width, tokens.lengths > 0)
+
+
+def check_exponent_rule(rule: ExponentRule, **options: Any) -> KeptLaws:
+    """Put a rule for the exponent to all its laws, outside a test runner; see `check_aggregator`.
+
+    Args:
+        rule: an instance.
+        options: `skip`, `examples`, and attributes of `ExponentRuleContract` to change.
+
+    Example:
+        >>> from aggregate_po import ESSMatching
+        >>> "no_graph" in check_exponent_rule(ESSMatching(), examples=5)
+        True
+    """
+    return check(ExponentRuleContract, rule, **options)

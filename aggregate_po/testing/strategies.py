@@ -1,0 +1,194 @@
+"""Random inputs for the laws.
+
+Tensors are filled from a short palette of drawn numbers, so that ties, exact zeros and points exactly on a bound are
+common, and a failing example stays readable; a drawn seed says which entry gets which number.
+"""
+
+import math
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from torch import Tensor
+
+from aggregate_po.advantages import GroupedRewards
+from aggregate_po.batch import PerToken, PolicyBatch, StepTotals, TokenRatios
+
+# Exactly on the bounds of common clips and of the objective.
+ON_BOUNDS = [0.4, -0.4, 20.0, -20.0, math.log1p(0.2), math.log1p(-0.2), math.log1p(0.28), math.log1p(4e-4)]
+
+EXTREMES = [800.0, -800.0, 20.0, -20.0, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30]
+
+
+class Case(NamedTuple):
+    """What an objective is called with."""
+
+    log_probs: PerToken
+    batch: PolicyBatch
+
+
+# Strategies are made once, here or by `cache`: making them takes hypothesis longer than drawing from them.
+
+
+@cache
+def sizes(limit: int) -> SearchStrategy[int]:
+    """Sizes of an axis, small ones often."""
+    return st.one_of(st.integers(1, 4), st.integers(1, limit))
+
+
+@cache
+def generators() -> SearchStrategy[torch.Generator]:
+    """Torch generators; the seed is what shrinks."""
+    return st.integers(0, 2**32 - 1).map(lambda seed: torch.Generator().manual_seed(seed))
+
+
+@cache
+def junk() -> SearchStrategy[float]:
+    """What may stand on padding."""
+    return st.sampled_from([math.nan, math.inf, -math.inf, 1e300])
+
+
+@cache
+def _palettes(limit: float) -> SearchStrategy[list[float]]:
+    special = st.sampled_from([0.0, limit, -limit, *ON_BOUNDS])
+    return st.lists(st.one_of(st.floats(-limit, limit), st.floats(-1, 1), special), min_size=1, max_size=5)
+
+
+_BLURS = st.sampled_from([0.0, 1e-3, 1.0])
+_KINDS_OF_MASK = st.sampled_from(["full", "padded", "holes"])
+_SWITCH = st.booleans()
+_REWARDS = st.sampled_from([(0.0, 0.0), (0.25, 0.4), (1.0, 0.0), (-3.0, 2.0)])
+_PROGRESS = st.sampled_from([0.0, 0.25, 0.5, 0.5 + 1e-10, 1.0])
+_SPREADS = st.sampled_from([1, 4, 16, 240])
+
+
+@st.composite
+def log_ratios(draw: DrawFn, batch: int, time: int, limit: float = 80.0) -> Tensor:
+    """Log ratios up to `limit`, shape `batch time`, float64."""
+    palette = torch.tensor(draw(_palettes(limit)), dtype=torch.float64)
+    generator = draw(generators())
+    chosen = palette[torch.randint(len(palette), (batch, time), generator=generator)]
+    blur = draw(_BLURS)
+    noise = torch.randn(batch, time, generator=generator, dtype=torch.float64)
+    return (chosen + blur * noise).clamp(-limit, limit)
+
+
+@st.composite
+def masks(draw: DrawFn, batch: int, time: int, empty_rows: bool = True) -> Tensor:
+    """Response masks: full, padded at the end, or with holes; some rows may be empty."""
+    generator = draw(generators())
+    kind = draw(_KINDS_OF_MASK)
+    if kind == "full":
+        mask = torch.ones(batch, time, dtype=torch.bool)
+    elif kind == "padded":
+        mask = torch.arange(time) < torch.randint(1, time + 1, (batch, 1), generator=generator)
+    else:
+        mask = torch.rand(batch, time, generator=generator) < 0.6
+    if not empty_rows:
+        mask[:, 0] |= ~mask.any(dim=-1)
+    elif draw(_SWITCH):
+        mask &= torch.rand(batch, 1, generator=generator) < 0.7
+    return mask
+
+
+@st.composite
+def advantages(draw: DrawFn, batch: int) -> Tensor:
+    """Advantages of either sign, and none; shape `batch`."""
+    palette = torch.tensor([1.0, -1.0, 0.0, 0.375, -2.5], dtype=torch.float64)
+    return palette[torch.randint(len(palette), (batch,), generator=draw(generators()))]
+
+
+def progress() -> SearchStrategy[float]:
+    """Share of the training done; the exponent of a linear schedule is 0 half-way."""
+    return _PROGRESS
+
+
+@st.composite
+def step_totals(draw: DrawFn, mask: Tensor) -> StepTotals:
+    """Totals of a step that consists of this batch, with rewards and progress for the rules that follow them."""
+    mean, deviation = draw(_REWARDS)
+    return StepTotals.of(mask, progress=draw(progress()), reward_mean=mean, reward_std=deviation)
+
+
+@st.composite
+def token_ratios(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64) -> TokenRatios:
+    """Contexts for an aggregator or a token transform."""
+    batch, time = draw(sizes(5)), draw(sizes(max_time))
+    log_ratio = draw(log_ratios(batch, time, limit))
+    mask = draw(masks(batch, time, empty_rows))
+    tokens = TokenRatios.of(log_ratio, mask, draw(advantages(batch)), draw(step_totals(mask)))
+    generator = draw(generators())
+    saturated = torch.rand(batch, time, generator=generator) < 0.3 * draw(_SWITCH)
+    old = 0 - 5 * torch.rand(batch, time, generator=generator, dtype=torch.float64) * draw(_SWITCH)
+    return replace(tokens, saturated=saturated & mask, old_log_probs=torch.where(mask, old, 0))
+
+
+@st.composite
+def exact_token_ratios(draw: DrawFn) -> TokenRatios:
+    """Contexts of multiples of 1/8 up to 30, which every precision represents exactly."""
+    batch, time = draw(sizes(5)), draw(sizes(64))
+    generator = draw(generators())
+    spread = draw(_SPREADS)
+    eighths = torch.randint(-spread, spread + 1, (batch, time), generator=generator).double() / 8
+    mask = draw(masks(batch, time))
+    return TokenRatios.of(eighths, mask, draw(advantages(batch)), draw(step_totals(mask)))
+
+
+@st.composite
+def batches(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64) -> Case:
+    """Log-probabilities that require gradient and their batch, float64."""
+    batch, time = draw(sizes(5)), draw(sizes(max_time))
+    generator = draw(generators())
+    # With zeros for the behaviour policy, the log ratio is the palette's number exactly.
+    old = 0 - 5 * torch.rand(batch, time, generator=generator, dtype=torch.float64) * draw(_SWITCH)
+    log_probs = old + draw(log_ratios(batch, time, limit))
+    mask = draw(masks(batch, time, empty_rows))
+    filled = PolicyBatch(
+        old_log_probs=old,
+        response_mask=mask,
+        advantages=draw(advantages(batch)),
+        totals=draw(step_totals(mask)),
+        ref_log_probs=old + draw(log_ratios(batch, time, 30.0)),
+    )
+    return Case(log_probs.requires_grad_(), filled)
+
+
+@st.composite
+def finite_batches(draw: DrawFn, dtype: torch.dtype) -> Case:
+    """Log-probabilities of any finite size under each of the three policies."""
+    batch, time = draw(sizes(4)), draw(sizes(64))
+    generator = draw(generators())
+    palette = torch.tensor([*EXTREMES, torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=torch.float64).to(dtype)
+    palette = palette[: draw(st.integers(2, len(palette)))]
+
+    def fill() -> Tensor:
+        return palette[torch.randint(len(palette), (batch, time), generator=generator)]
+
+    mask = draw(masks(batch, time))
+    log_probs, old = fill(), fill() * draw(_SWITCH)
+    given = draw(advantages(batch)).to(dtype)
+    return Case(log_probs, PolicyBatch(old, mask, given, draw(step_totals(mask)), ref_log_probs=fill()))
+
+
+@st.composite
+def grouped_rewards(
+    draw: DrawFn, numbers: SearchStrategy[float], dtype: torch.dtype = torch.float32, limit: int = 5
+) -> GroupedRewards:
+    """Rollouts of up to `limit` prompts: rewards with many ties, lengths with some zeros, two single rewards."""
+    prompts, group_size = draw(sizes(limit)), draw(sizes(8))
+    generator = draw(generators())
+    palette = torch.tensor(draw(st.lists(numbers, min_size=1, max_size=5)), dtype=dtype)
+    rewards = palette[torch.randint(len(palette), (prompts * group_size,), generator=generator)]
+    lengths = torch.randint(draw(st.integers(0, 1)), 40, rewards.shape, generator=generator)
+    return rollout(rewards, group_size, lengths, draw(st.integers(0, 2**63 - 1)))
+
+
+def rollout(rewards: Tensor, group_size: int, lengths: Tensor, seed: int = 0) -> GroupedRewards:
+    """A rollout in which every other reward comes from a first single reward, and the rest from a second one."""
+    first = torch.arange(len(rewards)) % 2 == 0
+    # Halved and counted twice, so that the total is their weighted sum without any rounding.
+    components = torch.stack([torch.where(first, rewards, 0), torch.where(first, 0, rewards / 2)], dim=-1)
+    return GroupedRewards(rewards, group_size, lengths, components, component_weights=(1.0, 2.0), seed=seed)

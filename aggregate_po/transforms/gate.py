@@ -1,0 +1,109 @@
+"""Smooth gates: transforms that let less and less through where a clip would cut."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aggregate_po.batch import TokenRatios
+from aggregate_po.bounds import MAX_LOG_RATIO
+from aggregate_po.transforms.base import RatioTransform
+
+
+@dataclass(frozen=True)
+class SigmoidGate(RatioTransform):
+    r"""Replaces a ratio by $f(r) = \frac4\tau \sigma(\tau (r - 1))$, whose slope fades on both sides of 1 (eq. 13).
+
+    $f'(1) = 1$, so the gradient on policy is that of the ratio itself; but $f(1) = 2 / \tau$, so values are about
+    twice those of other objectives.
+
+    Args:
+        tau_positive: sharpness where the advantage is positive.
+        tau_negative: sharpness elsewhere.
+
+    Raises:
+        ValueError: a sharpness is not positive.
+
+    Reference: SAPO, arXiv:2511.20347.
+    """
+
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+
+    def __post_init__(self) -> None:
+        _require_positive(tau_positive=self.tau_positive, tau_negative=self.tau_negative)
+
+    def __call__(self, ratios: TokenRatios) -> Tensor:
+        """See `RatioTransform`."""
+        tau = self._tau(ratios)
+        # Not expm1, whose derivative by autograd has no digits left where the ratio is small.
+        return math.log(4) - tau.log() + torch.nn.functional.logsigmoid(tau * (ratios.log_ratio.exp() - 1))
+
+    def derivative(self, ratios: TokenRatios) -> Tensor:
+        r"""$\tau r \, \sigma(-\tau (r - 1))$."""
+        tau = self._tau(ratios)
+        return tau * ratios.log_ratio.exp() * torch.sigmoid(tau * (1 - ratios.log_ratio.exp()))
+
+    def _tau(self, ratios: TokenRatios) -> Tensor:
+        return _chosen(ratios.advantages > 0, self.tau_positive, self.tau_negative, ratios)
+
+
+@dataclass(frozen=True)
+class GammaKernel(RatioTransform):
+    r"""Replaces a ratio by $\varphi(w) = w^k e^{\lambda (1 - w)}$, which is 1 at 1 and has its peak at $k / \lambda$.
+
+    It fades towards both ends; beyond a log ratio of +-20 it is constant, where next to nothing is left of it.
+
+    Args:
+        shape_positive: $k$ where the advantage is not negative.
+        rate_positive: $\lambda$ there.
+        shape_negative: $k$ where the advantage is negative.
+        rate_negative: $\lambda$ there.
+
+    Raises:
+        ValueError: a number is not positive.
+
+    Example:
+        >>> ratios = TokenRatios.of(torch.tensor([[0.4]]))
+        >>> GammaKernel()(ratios).exp()  # of the ratio 1.4918
+        tensor([[0.5089]])
+
+    Reference: VESPO, arXiv:2602.10693, with the defaults of its code.
+    """
+
+    shape_positive: float = 2.0
+    rate_positive: float = 3.0
+    shape_negative: float = 3.0
+    rate_negative: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_positive(**vars(self))
+
+    def __call__(self, ratios: TokenRatios) -> Tensor:
+        """See `RatioTransform`."""
+        shape, rate = self._parameters(ratios)
+        log_ratio = ratios.log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return shape * log_ratio + rate * (1 - log_ratio.exp())
+
+    def derivative(self, ratios: TokenRatios) -> Tensor:
+        r"""$k - \lambda w$."""
+        shape, rate = self._parameters(ratios)
+        log_ratio = ratios.log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return torch.where(log_ratio == ratios.log_ratio, shape - rate * log_ratio.exp(), 0)
+
+    def _parameters(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
+        negative = ratios.advantages < 0
+        shape = _chosen(negative, self.shape_negative, self.shape_positive, ratios)
+        return shape, _chosen(negative, self.rate_negative, self.rate_positive, ratios)
+
+
+def _chosen(condition: Tensor, one: float, other: float, ratios: TokenRatios) -> Tensor:
+    """One of two numbers; between Python's, `where` would choose in single precision."""
+    return torch.where(condition, ratios.log_ratio.new_tensor(one), ratios.log_ratio.new_tensor(other))
+
+
+def _require_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"`{name}` is {number}; pass a positive number.")

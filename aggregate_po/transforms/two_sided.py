@@ -1,0 +1,66 @@
+"""Clips that do not leave one side of the ratio free, as the clip of PPO does."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aggregate_po.batch import TokenRatios
+from aggregate_po.transforms.clip import Clip
+
+
+@dataclass(frozen=True)
+class TwoSidedClip(Clip):
+    """Holds the ratio between two bounds whatever the advantage.
+
+    Args:
+        min_ratio: the ratio is at least this; 0 means no lower bound.
+        max_ratio: the ratio is at most this; `inf` means no upper bound.
+
+    Raises:
+        ValueError: the bounds are negative, NaN or in the wrong order.
+
+    Reference: as a weight on the log-probability, CISPO, arXiv:2506.13585.
+    """
+
+    min_ratio: float = 0.0
+    max_ratio: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_ratio <= self.max_ratio or self.max_ratio == 0:
+            raise ValueError(
+                f"`min_ratio` is {self.min_ratio} and `max_ratio` {self.max_ratio}; pass two ratios in this order, "
+                "0 or more, the second positive."
+            )
+
+    def log_bounds(self, ratios: TokenRatios) -> tuple[float, float]:
+        """See `Clip`."""
+        return (math.log(self.min_ratio) if self.min_ratio > 0 else -math.inf), math.log(self.max_ratio)
+
+
+@dataclass(frozen=True)
+class NegativeCap(Clip):
+    """Bounds the ratio from above where the advantage is negative, so that no token can cost without limit.
+
+    It goes into a `Chain` with the clip that it completes: there a negative advantage bounds the ratio from below only.
+
+    Args:
+        max_ratio: the bound.
+
+    Raises:
+        ValueError: the bound is not more than 1.
+
+    Reference: "dual clip", Ye et al., arXiv:1912.09729.
+    """
+
+    max_ratio: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.max_ratio > 1:
+            raise ValueError(f"`max_ratio` is {self.max_ratio}; pass a ratio above 1.")
+
+    def log_bounds(self, ratios: TokenRatios) -> tuple[float, Tensor]:
+        """See `Clip`."""
+        bound = ratios.log_ratio.new_tensor(math.log(self.max_ratio))
+        return -math.inf, torch.where(ratios.advantages < 0, bound, torch.inf)

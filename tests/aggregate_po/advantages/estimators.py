@@ -1,0 +1,61 @@
+"""The fixture of the oracles, and every estimator by what it claims."""
+
+import torch
+
+from aggregate_po.advantages import (
+    BatchScaled,
+    BestOfGroup,
+    BetaNormalized,
+    ComponentNormalized,
+    GroupCentered,
+    GroupedRewards,
+    GroupNormalized,
+    KalmanBaseline,
+    LeaveOneOut,
+    LengthCorrected,
+    LengthWeightedCentered,
+    MeanNormalized,
+    OverlongShaping,
+    WhitenedCentered,
+    WhitenedReturns,
+)
+
+LENGTHS = torch.tensor([10, 20, 30, 40])
+
+
+def one_group(*rewards, lengths=LENGTHS):
+    """A group of four in float64, with the lengths of the fixture."""
+    return GroupedRewards(torch.tensor(rewards, dtype=torch.float64), group_size=4, lengths=lengths)
+
+
+FIXTURE = one_group(1.0, 0.0, 0.0, 0.0)
+
+# Compare within a group, and centre there: equal rewards and a group of one have exactly no advantage.
+CENTERED_IN_GROUPS = [
+    GroupNormalized(),
+    GroupNormalized(ddof=0, delta=0.0),
+    GroupCentered(),
+    LeaveOneOut(),
+    LengthWeightedCentered(),
+    MeanNormalized(),
+    BestOfGroup(),
+    BestOfGroup(delta=0.0),
+]
+KALMAN = [KalmanBaseline(), KalmanBaseline("shuffled"), KalmanBaseline("two_pass")]
+
+# Each group by itself.
+GROUPWISE = [*CENTERED_IN_GROUPS, *KALMAN, OverlongShaping(GroupNormalized(), 40, 20), LengthCorrected(LeaveOneOut())]
+
+# A group of equal rewards has exactly no advantage, whatever the other groups are.
+ZERO_WHERE_EQUAL = [*CENTERED_IN_GROUPS, BatchScaled(), BatchScaled(delta=0.0), BetaNormalized()]
+
+WHITENED = [
+    WhitenedReturns(),
+    WhitenedReturns(discount=0.9),
+    WhitenedReturns(variance_delta=0.0),
+    WhitenedCentered(),
+    WhitenedCentered(variance_delta=0.0),
+    ComponentNormalized(),
+]
+
+ALL = [*GROUPWISE, BatchScaled(), BatchScaled(delta=0.0), BetaNormalized(), *WHITENED]

@@ -1,0 +1,165 @@
+"""Advantages per token: where they have a meaning, and that nothing else accepts them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregate_po import (
+    ArithmeticMean,
+    GeometricMean,
+    PolicyBatch,
+    PolicyObjective,
+    PowerMean,
+    Product,
+    StepTotals,
+    TokenMean,
+    TokenRatios,
+)
+from aggregate_po.recipes import dapo, gmpo, grpo, gspo, gspo_token, sapo
+from tests.aggregate_po.worked_example import LOG_RATIO, OLD_LOG_PROBS, close
+from tests.contracts.strategies import RECIPES, assert_rows_close, batches, differentiate, generators, scale_of
+
+ADVANTAGES = torch.tensor([[1.0, -1.0, 0.5, 0.0]], dtype=torch.float64)
+TAKES_THEM = ["cispo", "dapo", "dppo_kl", "dppo_tv", "dr_grpo", "dro", "espo", "gpg", "grpo", "grpo_dual_clip"]
+TAKES_THEM += ["grpo_off_policy_mask", "grpo_wide_clip", "gspo_token", "r2vpo", "sapo", "vespo"]
+
+
+def worked(objective, advantages=ADVANTAGES):
+    """Value and gradient on the completion of four tokens."""
+    log_probs = (OLD_LOG_PROBS + LOG_RATIO).requires_grad_()
+    batch = PolicyBatch(OLD_LOG_PROBS, torch.ones(1, 4), advantages)
+    value = objective(log_probs, batch)
+    value.backward()
+    close(objective.gradient_weights(log_probs, batch).total, log_probs.grad, tolerance=1e-15)
+    return value, log_probs.grad
+
+
+def test_each_token_is_clipped_by_the_sign_of_its_own_advantage():
+    """Ratios 1.8221, 0.6065, 1.2214, 1.1052; clipped to 1.2, 0.8, 1.2."""
+    value, gradient = worked(grpo())
+    close(value, (1.2 - 0.8 + 0.5 * 1.2) / 4)
+    close(gradient, [[0, 0, 0, 0]])
+    value, gradient = worked(grpo(1.0, 0.3))
+    close(value, (1.3 - 0.60653066 + 0.5 * 1.22140276) / 4)
+    close(gradient, [[0, -0.15163266, 0.15267535, 0]])
+
+
+def test_tokens_of_the_sequence_ratio():
+    """s = 1.10517092: the token with positive advantage is closed at 1.0004, the one with negative is not."""
+    value, gradient = worked(gspo_token())
+    close(value, (1.0004 - 1.10517092 + 0.5 * 1.0004) / 4)
+    close(gradient, [[0, -0.27629273, 0, 0]])
+
+
+@pytest.mark.parametrize("name", TAKES_THEM)
+@given(case=batches(empty_rows=False), generator=generators())
+def test_weights_equal_autograd(name, case, generator):
+    log_probs, batch = case
+    advantages = torch.randn(log_probs.shape, generator=generator, dtype=torch.float64)
+    batch = PolicyBatch(batch.old_log_probs, batch.response_mask, advantages, batch.totals, batch.ref_log_probs)
+    _, gradient, weights = differentiate(RECIPES[name](), log_probs, batch)
+    assert weights.advantages.shape == log_probs.shape
+    assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
+
+
+@pytest.mark.parametrize("name", TAKES_THEM)
+@given(case=batches())
+def test_the_same_advantage_on_every_token_is_the_completions(name, case):
+    log_probs, batch = case
+    repeated = batch.advantages.unsqueeze(-1).expand_as(log_probs)
+    tokens = PolicyBatch(batch.old_log_probs, batch.response_mask, repeated, batch.totals, batch.ref_log_probs)
+    value, gradient, weights = differentiate(RECIPES[name](), log_probs, batch)
+    token_value, token_gradient, _ = differentiate(RECIPES[name](), log_probs, tokens)
+    scale = scale_of(weights)
+    assert (token_value - value).abs() <= 1e-12 * (scale.sum() * log_probs.shape[1] + value.abs())
+    assert_rows_close(token_gradient, gradient, rtol=1e-9, scale=scale)
+
+
+@given(case=batches())
+def test_token_form_of_the_sequence_ratio_is_the_sequence_form(case):
+    """As long as the advantage is constant over the completion."""
+    log_probs, batch = case
+    value, gradient, weights = differentiate(gspo(0.2, 0.28), log_probs, batch)
+    token_value, token_gradient, token_weights = differentiate(gspo_token(0.2, 0.28), log_probs, batch)
+    torch.testing.assert_close(token_value, value, rtol=1e-12, atol=1e-12)
+    assert_rows_close(token_gradient, gradient, rtol=1e-9, scale=scale_of(weights))
+    assert torch.equal(token_weights.clipped, weights.clipped)
+
+
+def test_every_recipe_takes_them_or_says_why_not():
+    batch = PolicyBatch(OLD_LOG_PROBS, torch.ones(1, 4), ADVANTAGES, StepTotals(1, 4, reward_mean=0.5, reward_std=0.5))
+    for name in TAKES_THEM:
+        assert RECIPES[name]()(OLD_LOG_PROBS + LOG_RATIO, batch).isfinite()
+    for name in RECIPES.keys() - set(TAKES_THEM):
+        message = "^`advantages` has shape `batch time`, but .*; pass one advantage per completion, or "
+        for method in (RECIPES[name](), RECIPES[name]().gradient_weights):
+            with pytest.raises(ValueError, match=message):
+                method(OLD_LOG_PROBS + LOG_RATIO, batch)
+
+
+@pytest.mark.parametrize("aggregator", [GeometricMean(), PowerMean(1.0), Product()], ids=repr)
+def test_an_aggregate_that_is_no_sum_over_tokens_refuses_them(aggregator):
+    batch = PolicyBatch(OLD_LOG_PROBS, torch.ones(1, 4), ADVANTAGES)
+    message = rf"but {type(aggregator).__name__} has no definition for advantages per token: its aggregate is no sum"
+    with pytest.raises(ValueError, match=message):
+        PolicyObjective(aggregator)(OLD_LOG_PROBS, batch)
+    with pytest.raises(ValueError, match="no definition for advantages per token"):
+        gmpo().gradient_weights(OLD_LOG_PROBS, batch)
+
+
+def test_a_transform_after_the_mean_refuses_them():
+    batch = PolicyBatch(OLD_LOG_PROBS, torch.ones(1, 4), ADVANTAGES)
+    objective = PolicyObjective(ArithmeticMean(), sequence_transform=sapo().token_transform)
+    with pytest.raises(
+        ValueError, match=r"which `sequence_transform` SigmoidGate\(.*\) acts on, has no advantage per to"
+    ):
+        objective(OLD_LOG_PROBS, batch)
+
+
+@given(case=batches(limit=800.0), junk=st.sampled_from([float("nan"), float("inf"), 1e300]))
+def test_padding_changes_nothing(case, junk):
+    log_probs, batch = case
+    mask = batch.response_mask
+    advantages = torch.where(mask, batch.advantages.unsqueeze(-1) + 0.25, junk)
+    tokens = PolicyBatch(batch.old_log_probs, mask, advantages, batch.totals)
+    assert (tokens.advantages[~mask] == 0).all()
+    value, gradient, weights = differentiate(dapo(), log_probs, tokens)
+    assert torch.isfinite(value)
+    assert torch.isfinite(gradient).all()
+    assert (weights.total[~mask] == 0).all()
+
+
+def test_pieces_add_up():
+    """Two completions of lengths 1 and 3, with the totals of both."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs, advantages = (torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    batch = PolicyBatch(torch.zeros_like(log_probs), mask, advantages)
+    objective = PolicyObjective(ArithmeticMean(), normalizer=TokenMean())
+    whole = objective.gradient_weights(log_probs, batch).total
+    close(whole, torch.where(mask, advantages * log_probs.exp() / 4, 0), tolerance=1e-15)
+    for row in (slice(0, 1), slice(1, 2)):
+        piece = PolicyBatch(batch.old_log_probs[row], mask[row], advantages[row], batch.totals)
+        close(objective.gradient_weights(log_probs[row], piece).total, whole[row], tolerance=1e-15)
+
+
+def test_value_of_a_completion_beyond_the_bound_stops_with_all_its_tokens():
+    """A transform may lead beyond it; the value is then held at e^20, and no token has a gradient."""
+    tokens = TokenRatios.of(torch.tensor([[19.0, 19.0]], dtype=torch.float64))
+    close(ArithmeticMean().log_terms(tokens).exp().sum(-1), torch.tensor([19.0]).double().exp(), tolerance=1e-3)
+
+    class Doubled(type(sapo().token_transform)):
+        def __call__(self, ratios):
+            return 2 * ratios.log_ratio
+
+        def derivative(self, ratios):
+            return torch.full_like(ratios.log_ratio, 2.0)
+
+    objective = PolicyObjective(ArithmeticMean(), Doubled())
+    log_probs = torch.tensor([[15.0, 1.0]], dtype=torch.float64)
+    batch = PolicyBatch(torch.zeros(1, 2).double(), torch.ones(1, 2), torch.tensor([[1.0, -1.0]]).double())
+    value, gradient, weights = differentiate(objective, log_probs, batch)
+    torch.testing.assert_close(value, torch.tensor(20.0).double().exp(), rtol=1e-9, atol=0)
+    assert gradient.tolist() == weights.total.tolist() == [[0.0, 0.0]]
+    assert weights.overflow.all()

@@ -1,0 +1,529 @@
+"""Parts that break a law, each with the laws that it breaks: what the kit has to find, and nothing else."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from aggregate_po import (
+    AdvantageEstimator,
+    ArithmeticMean,
+    ExponentRule,
+    HomogeneousMean,
+    K2Penalty,
+    Mean,
+    Normalizer,
+    Penalty,
+    RatioTransform,
+    TokenAggregator,
+)
+from aggregate_po.advantages import GroupAdvantage
+from aggregate_po.masked import masked_mean, masked_softmax
+from tests.third_party import AsinhMean
+
+
+def broken(*laws):
+    """Names the laws that an instance of the class breaks."""
+
+    def decorate(cls):
+        cls.breaks = set(laws)
+        return dataclass(frozen=True)(cls)
+
+    return decorate
+
+
+def without_gradient_mode():
+    """True inside `gradient_weights`, false in the value, and false in inference mode."""
+    return not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def naive_derivative(function, ratios):
+    """Does not leave inference mode."""
+    with torch.enable_grad():
+        log_ratio = ratios.log_ratio.detach().clone().requires_grad_()
+        return torch.autograd.grad(function(replace(ratios, log_ratio=log_ratio)).sum(), log_ratio)[0]
+
+
+def average(tokens):
+    return masked_mean(tokens.log_ratio, tokens.response_mask)
+
+
+# --- aggregators -----------------------------------------------------------------------------------------------------
+
+
+class Broken(TokenAggregator):
+    def log_aggregate(self, tokens):
+        return average(tokens)
+
+
+@broken("weights_are_the_derivative", "gradient_of_the_objective")
+class WrongClosedForm(Broken):
+    def token_weights(self, tokens):
+        return masked_softmax(tokens.log_ratio, tokens.response_mask)
+
+
+@broken("shapes")
+class WeightsInSinglePrecision(Broken):
+    def log_aggregate(self, tokens):
+        return average(tokens) * tokens.lengths
+
+    def token_weights(self, tokens):
+        return tokens.response_mask.float()
+
+
+@broken("finite")
+class OverflowsInSinglePrecision(Broken):
+    def log_aggregate(self, tokens):
+        powers = masked_mean((2 * tokens.log_ratio).exp(), tokens.response_mask)
+        return torch.where(tokens.lengths > 0, powers, 1).log() / 2
+
+
+@broken("finite")
+class InfiniteWhereEmpty(Broken):
+    def log_aggregate(self, tokens):
+        return torch.where(tokens.lengths > 0, average(tokens), -torch.inf)
+
+
+@broken("padding_changes_nothing")
+class ReadsPadding(Broken):
+    def log_aggregate(self, tokens):
+        return tokens.log_ratio.sum(dim=-1) / tokens.lengths.clamp(min=1)
+
+
+@broken("padding_changes_nothing")
+class DividesByWidth(Broken):
+    def log_aggregate(self, tokens):
+        return torch.where(tokens.response_mask, tokens.log_ratio, 0).mean(dim=-1)
+
+
+@broken("padding_changes_nothing")
+class WeighsPadding(Broken):
+    def token_weights(self, tokens):
+        shares = 1 / tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype)
+        return torch.where(tokens.lengths > 0, shares, 0).unsqueeze(-1).expand_as(tokens.log_ratio)
+
+
+@broken("order_of_tokens")
+class LaterTokensCountLess(Broken):
+    def log_aggregate(self, tokens):
+        place = tokens.response_mask.cumsum(dim=-1).clamp(min=1)
+        return masked_mean(tokens.log_ratio / place, tokens.response_mask)
+
+
+@broken("completions_do_not_see_each_other", "cutting_the_step")
+class LessTheBatchMean(Broken):
+    def log_aggregate(self, tokens):
+        return average(tokens) - average(tokens).detach().mean() / 2
+
+
+@broken("inputs_are_left_untouched")
+class ChangesTheContext(Broken):
+    def log_aggregate(self, tokens):
+        tokens.saturated.logical_not_()
+        return average(tokens)
+
+
+@broken("inputs_are_left_untouched")
+class LeavesAGraph(Broken):
+    def token_weights(self, tokens):
+        weights = super().token_weights(tokens)
+        if not torch.is_inference_mode_enabled():
+            tokens.old_log_probs.requires_grad_()
+        return weights
+
+
+@broken("inference_mode")
+class FailsInInferenceMode(Broken):
+    def token_weights(self, tokens):
+        return torch.where(tokens.response_mask, naive_derivative(self.log_aggregate, tokens), 0)
+
+
+@broken("single_precision_follows_double")
+class LosesDigits(Broken):
+    def log_aggregate(self, tokens):
+        return masked_mean(tokens.log_ratio + 1e4, tokens.response_mask) - 1e4 * (tokens.lengths > 0)
+
+
+@broken("gradient_of_the_objective")
+class AnotherValueWithoutGradient(Broken):
+    def log_aggregate(self, tokens):
+        return average(tokens) + 0.1 * without_gradient_mode()
+
+
+@broken("log_terms")
+class TermsForgetTheLength(ArithmeticMean):
+    def log_terms(self, tokens):
+        return tokens.log_ratio
+
+
+@broken("log_terms")
+class TermsMixTokens(ArithmeticMean):
+    def log_terms(self, tokens):
+        value = self.log_aggregate(tokens) - tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype).log()
+        return value.unsqueeze(-1).expand_as(tokens.log_ratio)
+
+
+@broken("mean_of_a_constant", "mean_is_between_the_extremes")
+class HalfIsNoMean(Mean):
+    def log_aggregate(self, tokens):
+        return average(tokens) / 2
+
+
+@broken("mean_is_between_the_extremes")
+class BeyondTheExtremes(Mean):
+    def log_aggregate(self, tokens):
+        deviations = torch.where(tokens.response_mask, tokens.log_ratio, 0) - average(tokens).unsqueeze(-1)
+        return average(tokens) + masked_mean(deviations.square(), tokens.response_mask)
+
+
+@broken("common_factor_passes_through", "weights_sum_to_one")
+class AsinhIsNotHomogeneous(AsinhMean, HomogeneousMean):
+    pass
+
+
+@broken("common_factor_passes_through")
+class WeightsOfAnotherMean(AsinhMean, HomogeneousMean):
+    def log_aggregate(self, tokens):
+        return super().log_aggregate(tokens).detach() + average(tokens) - average(tokens).detach()
+
+
+@broken("weights_sum_to_one")
+class HalfDetached(HomogeneousMean):
+    def log_aggregate(self, tokens):
+        return (average(tokens) + average(tokens).detach()) / 2
+
+
+# --- transforms ------------------------------------------------------------------------------------------------------
+
+
+class BrokenTransform(RatioTransform):
+    def __call__(self, ratios):
+        return 2 * ratios.log_ratio
+
+
+@broken("works_somewhere")
+class WorksNowhere(BrokenTransform):
+    def __call__(self, ratios):
+        raise ValueError("`log_ratio` is of no use to me.")
+
+
+@broken("shapes")
+class DerivativeInSinglePrecision(BrokenTransform):
+    def derivative(self, ratios):
+        return torch.full_like(ratios.log_ratio, 2, dtype=torch.float32)
+
+
+@broken("finite")
+class OverflowingTransform(BrokenTransform):
+    def __call__(self, ratios):
+        return (2 * ratios.log_ratio).exp().log() / 2
+
+
+@broken("derivative", "gradient_of_the_objective")
+class WrongDerivative(BrokenTransform):
+    def __call__(self, ratios):
+        return torch.tanh(ratios.log_ratio / 100)
+
+    def derivative(self, ratios):
+        return 1 - torch.tanh(ratios.log_ratio / 100).square()
+
+
+@broken("saturated")
+class SaturatedOnOneSide(BrokenTransform):
+    def __call__(self, ratios):
+        return ratios.log_ratio.clamp(-0.5, 0.5)
+
+    def saturated(self, ratios):
+        return ratios.log_ratio > 0.5
+
+
+@broken("own_derivative_only", "gradient_of_the_objective")
+class MixesTokens(BrokenTransform):
+    def __call__(self, ratios):
+        if ratios.log_ratio.ndim == 1:
+            raise ValueError("`log_ratio` has no tokens.")
+        log_ratio = ratios.log_ratio - rearrange(average(ratios), "batch -> batch 1")
+        return torch.where(ratios.response_mask, log_ratio, 0)
+
+
+@broken("padding_changes_nothing")
+class TransformReadsPadding(BrokenTransform):
+    def __call__(self, ratios):
+        if ratios.log_ratio.ndim == 1:
+            raise ValueError("`log_ratio` has no padding.")
+        return ratios.log_ratio - ratios.log_ratio.detach().sum(dim=-1, keepdim=True)
+
+
+@broken("completions_do_not_see_each_other")
+class LessTheBatch(BrokenTransform):
+    def __call__(self, ratios):
+        return ratios.log_ratio - torch.where(ratios.response_mask, ratios.log_ratio, 0).detach().sum() / 9
+
+
+@broken("inputs_are_left_untouched")
+class TransformChangesTheContext(BrokenTransform):
+    def __call__(self, ratios):
+        ratios.saturated.logical_not_()
+        return 2 * ratios.log_ratio
+
+
+@broken("inference_mode")
+class TransformFailsInInferenceMode(BrokenTransform):
+    def derivative(self, ratios):
+        return naive_derivative(self, ratios)
+
+
+@broken("gradient_of_the_objective")
+class AnotherTransformWithoutGradient(BrokenTransform):
+    def __call__(self, ratios):
+        return ratios.log_ratio + 0.1 * without_gradient_mode()
+
+
+# --- normalisers -----------------------------------------------------------------------------------------------------
+
+
+class BrokenNormalizer(Normalizer):
+    def __call__(self, lengths, totals):
+        return lengths / self.at_least_one(totals.tokens)
+
+    def at_least_one(self, count):
+        return torch.as_tensor(count).clamp(min=1)
+
+
+@broken("shapes")
+class NormalizesInSinglePrecision(BrokenNormalizer):
+    def __call__(self, lengths, totals):
+        return (lengths > 0).float() / self.at_least_one(totals.tokens)
+
+
+@broken("finite_and_not_negative")
+class NegativeWhereEmpty(BrokenNormalizer):
+    def __call__(self, lengths, totals):
+        return (lengths - 1) / self.at_least_one(totals.tokens)
+
+
+@broken("step_without_tokens")
+class DividesByZero(BrokenNormalizer):
+    def __call__(self, lengths, totals):
+        return lengths / totals.tokens
+
+
+@broken("only_the_totals_divide")
+class DividesByTheMicroBatch(BrokenNormalizer):
+    def __call__(self, lengths, totals):
+        return lengths / lengths.sum().clamp(min=1)
+
+
+@broken("totals_of_any_type")
+class RoundsTensors(BrokenNormalizer):
+    def at_least_one(self, count):
+        return count.half().clamp(min=1).double().sqrt() if isinstance(count, Tensor) else max(count, 1) ** 0.5
+
+
+@broken("inputs_are_left_untouched")
+class ChangesTheLengths(BrokenNormalizer):
+    def __call__(self, lengths, totals):
+        return lengths.clamp_(min=1) / self.at_least_one(totals.completions)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+class BrokenRule(ExponentRule):
+    def __call__(self, tokens):
+        return 1 / (1 + average(tokens).detach().square())
+
+
+@broken("shapes")
+class ExponentsInSinglePrecision(BrokenRule):
+    def __call__(self, tokens):
+        return torch.full_like(tokens.lengths, 0.5, dtype=torch.float32)
+
+
+@broken("finite")
+class InfiniteExponents(BrokenRule):
+    def __call__(self, tokens):
+        return torch.where(tokens.lengths > 0, tokens.log_ratio.new_tensor(0.5), torch.inf)
+
+
+@broken("no_graph")
+class GradientThroughTheExponent(BrokenRule):
+    def __call__(self, tokens):
+        return 1 / (1 + average(tokens).square())
+
+
+@broken("padding_changes_nothing")
+class RuleReadsPadding(BrokenRule):
+    def __call__(self, tokens):
+        return 1 / (1 + tokens.log_ratio.detach().square().sum(dim=-1))
+
+
+@broken("order_of_tokens")
+class FirstTokenRules(BrokenRule):
+    def __call__(self, tokens):
+        first = tokens.response_mask & (tokens.response_mask.cumsum(dim=-1) == 1)
+        return torch.sigmoid(masked_mean(tokens.log_ratio, first)).detach()
+
+
+@broken("completions_do_not_see_each_other")
+class OneExponentForTheBatch(BrokenRule):
+    def __call__(self, tokens):
+        exponents = super().__call__(tokens)
+        return exponents.mean().expand_as(exponents)
+
+
+@broken("inputs_are_left_untouched")
+class RuleChangesTheContext(BrokenRule):
+    def __call__(self, tokens):
+        tokens.saturated.logical_not_()
+        return super().__call__(tokens)
+
+
+@broken("inference_mode")
+class RuleFailsInInferenceMode(BrokenRule):
+    def __call__(self, tokens):
+        slope = naive_derivative(lambda ratios: average(ratios).square(), tokens)
+        return torch.sigmoid(masked_mean(slope, tokens.response_mask))
+
+
+# --- estimators ------------------------------------------------------------------------------------------------------
+
+
+class BrokenEstimator(AdvantageEstimator):
+    def __call__(self, step):
+        return step.rounded(self.centered(step).flatten())
+
+    def centered(self, step):
+        return step.groups - step.groups.mean(dim=-1, keepdim=True)
+
+
+@broken("shapes")
+class AdvantagesInDoublePrecision(BrokenEstimator):
+    def __call__(self, step):
+        return self.centered(step).flatten()
+
+
+@broken("finite")
+class SquaresRewards(BrokenEstimator):
+    def __call__(self, step):
+        return step.rewards * step.rewards.abs()
+
+
+@broken("order_of_prompts")
+class LaterPromptsCountMore(BrokenEstimator):
+    def centered(self, step):
+        return super().centered(step) * torch.arange(1, len(step.groups) + 1).unsqueeze(-1)
+
+
+@broken("order_within_a_prompt")
+class LaterCompletionsCountMore(BrokenEstimator):
+    def centered(self, step):
+        return super().centered(step) * torch.arange(1, step.group_size + 1)
+
+
+@broken("same_every_time", "no_graph")
+class RemembersCalls(BrokenEstimator):
+    calls: ClassVar[list] = []
+
+    def __call__(self, step):
+        self.calls.append(None)
+        return super().__call__(step) + 1e-7 * (len(self.calls) % 2)
+
+
+@broken("inputs_are_left_untouched")
+class ChangesTheRollout(BrokenEstimator):
+    def __call__(self, step):
+        step.lengths.clamp_(min=1)
+        return super().__call__(step)
+
+
+@broken("no_graph")
+class LearnedBaseline(BrokenEstimator):
+    def __call__(self, step):
+        return super().__call__(step) - torch.zeros((), requires_grad=not torch.is_inference_mode_enabled())
+
+
+@broken("groups_do_not_see_each_other")
+class ScaledByTheRollout(GroupAdvantage):
+    def within_groups(self, step):
+        return step.groups / (1 + step.groups.abs().max())
+
+
+# --- penalties -------------------------------------------------------------------------------------------------------
+
+
+class BrokenPenalty(Penalty):
+    def token_costs(self, log_probs, batch):
+        return 0.1 * torch.tanh(log_probs / 100)
+
+
+@broken("shapes")
+class SlopeInSinglePrecision(BrokenPenalty):
+    def token_costs(self, log_probs, batch):
+        return 0.5 * log_probs.clamp(-1e6, 1e6)
+
+    def token_derivatives(self, log_probs, batch):
+        return 0.5 * (log_probs.abs() <= 1e6).float()
+
+
+@broken("finite")
+class UnboundedCost(BrokenPenalty):
+    def token_costs(self, log_probs, batch):
+        return 0.1 * (log_probs / 100).exp()
+
+
+@broken("derivatives", "in_an_objective")
+class WrongSlope(BrokenPenalty):
+    def token_derivatives(self, log_probs, batch):
+        return torch.full_like(log_probs, 0.1)
+
+
+@broken("completions_do_not_see_each_other", "in_an_objective")
+class LessTheAverageCost(BrokenPenalty):
+    def token_costs(self, log_probs, batch):
+        costs = super().token_costs(log_probs, batch)
+        return costs - torch.where(batch.response_mask, costs, 0).detach().sum() / 9
+
+
+@broken("inputs_are_left_untouched")
+class ChangesTheBatch(BrokenPenalty):
+    def token_costs(self, log_probs, batch):
+        if batch.ref_log_probs is not None:
+            batch.ref_log_probs.neg_()
+        return super().token_costs(log_probs, batch)
+
+
+@broken("inference_mode")
+class PenaltyFailsInInferenceMode(BrokenPenalty):
+    def token_derivatives(self, log_probs, batch):
+        with torch.enable_grad():
+            inputs = log_probs.detach().clone().requires_grad_()
+            return torch.autograd.grad(self.token_costs(inputs, batch).sum(), inputs)[0]
+
+
+@broken("reference")
+class HidesItsReference(K2Penalty):
+    coefficient: float = 0.1
+
+    @property
+    def needs_reference(self):
+        return False
+
+
+@broken("in_an_objective")
+class AnotherSlopeWithoutGradient(BrokenPenalty):
+    def token_derivatives(self, log_probs, batch):
+        return super().token_derivatives(log_probs, batch) * (2 if without_gradient_mode() else 1)
+
+
+@broken("state")
+class ForgetsItsState(BrokenPenalty):
+    coefficient: float = 0.1
+
+    def token_costs(self, log_probs, batch):
+        return self.coefficient * torch.tanh(log_probs / 100)
+
+    def adapt(self, mean_observed):
+        object.__setattr__(self, "coefficient", self.coefficient + abs(mean_observed))

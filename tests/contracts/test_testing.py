@@ -1,0 +1,210 @@
+"""The laws of `aggregate_po.testing`: every part of the library keeps them, and the kit says so as it promises."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import settings
+
+from aggregate_po import ESSMatching, FixedExponent, GeometricMean, LinearExponent, PowerMean, Product, RewardExponent
+from aggregate_po.advantages import KalmanBaseline, MeanNormalized
+from aggregate_po.testing import (
+    AdvantageContract,
+    AggregatorContract,
+    ExponentRuleContract,
+    NormalizerContract,
+    PenaltyContract,
+    TransformContract,
+    check_advantage,
+    check_aggregator,
+    check_penalty,
+    check_transform,
+)
+from tests.aggregate_po.advantages.estimators import ALL as ESTIMATORS
+from tests.contracts.strategies import (
+    AGGREGATORS,
+    NORMALIZERS,
+    PENALTIES,
+    SEQUENCE_TRANSFORMS,
+    TOKEN_TRANSFORMS,
+    label,
+    shared,
+)
+from tests.third_party import AsinhMean, LehmerMean, PseudoHuberMean, SelfDualMean, TanhLimit
+
+# Many parts are one class with other numbers, so each is tried on fewer inputs.
+FEW = settings(max_examples=max(10, settings().max_examples // 40))
+
+
+def contract(kind, part, **attributes):
+    return type(f"{kind.__name__} of {label(part)}", (kind,), {kind._attribute: part, "settings": FEW, **attributes})
+
+
+def aggregator_contract(part):
+    rounding = 1e-7 if isinstance(part, PowerMean) and isinstance(part.exponent, ESSMatching) else 1e-11
+    return contract(AggregatorContract, part, rounding=rounding)
+
+
+def advantage_contract(part):
+    """Without the laws that the estimator breaks on purpose, as its docstring says."""
+    if isinstance(part, MeanNormalized):
+        return contract(AdvantageContract, part, rewards=(0.0, torch.finfo(torch.float32).max))
+    if isinstance(part, KalmanBaseline) and part.order == "sampled":
+        return contract(AdvantageContract, part, test_order_within_a_prompt=None)
+    if isinstance(part, KalmanBaseline) and part.order == "shuffled":
+        return contract(AdvantageContract, part, test_order_within_a_prompt=None, test_order_of_prompts=None)
+    return contract(AdvantageContract, part)
+
+
+RULES = [ESSMatching(), LinearExponent(), RewardExponent(), FixedExponent(0.5)]
+TRANSFORMS = {label(part): part for part in (*TOKEN_TRANSFORMS, *SEQUENCE_TRANSFORMS) if part is not None}
+CONTRACTS = [
+    *map(aggregator_contract, AGGREGATORS),
+    *map(partial(contract, TransformContract), TRANSFORMS.values()),
+    *map(partial(contract, NormalizerContract), NORMALIZERS),
+    *map(partial(contract, ExponentRuleContract), RULES),
+    *map(partial(contract, PenaltyContract, rounding=1e-10), PENALTIES),
+    *map(advantage_contract, ESTIMATORS),
+]
+LAWS = [(kind, name) for kind in CONTRACTS for name in kind.laws() if kind().applies(name)]
+
+
+@pytest.mark.parametrize(("kind", "name"), LAWS, ids=[f"{kind.__name__}-{name}" for kind, name in LAWS])
+def test_part_keeps_the_law(kind, name):
+    getattr(kind(), name)()
+
+
+class UsersMean(AggregatorContract):
+    settings = shared
+
+
+class TestLehmerMean(UsersMean):
+    aggregator = LehmerMean(2.0)
+
+
+class TestSelfDualMean(UsersMean):
+    aggregator = SelfDualMean()
+
+
+class TestPseudoHuberMean(UsersMean):
+    aggregator = PseudoHuberMean()
+
+
+class TestAsinhMean(UsersMean):
+    aggregator = AsinhMean()
+    test_common_factor_passes_through = None  # it claims to be a mean, but no homogeneous one
+    test_weights_sum_to_one = None
+
+
+class TestTanhLimit(TransformContract):
+    transform = TanhLimit(2.0)
+    settings = shared
+
+
+def test_laws_of_means_are_asked_of_those_who_claim_to_be_means():
+    asked = {part: set(check_aggregator(part, examples=1)) for part in (GeometricMean(), AsinhMean(), Product())}
+    assert asked[AsinhMean()] - asked[Product()] == {"mean_of_a_constant", "mean_is_between_the_extremes"}
+    assert asked[GeometricMean()] - asked[AsinhMean()] == {"common_factor_passes_through", "weights_sum_to_one"}
+
+
+def test_kept_laws_print_as_sentences():
+    kept = check_aggregator(Product(), examples=1)
+    assert isinstance(kept, list)
+    lines = repr(kept).splitlines()
+    assert lines[0] == "Product() keeps 12 laws:"
+    assert len(lines) == 13
+    assert any(line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("as it is.") for line in lines)
+
+
+def test_check_is_quiet(capfd):
+    check_transform(TanhLimit(2.0), examples=3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_skipped_laws_are_not_checked():
+    names = check_advantage(KalmanBaseline(), skip=["order_within_a_prompt"], examples=3)
+    assert "order_within_a_prompt" not in names
+    assert "order_of_prompts" in names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip": ["order_of_tokens", "gravity"]}, "AggregatorContract has no test_gravity"),
+        ({"roundign": 1e-3}, "AggregatorContract has no roundign"),
+    ],
+)
+def test_unknown_names_are_refused(options, message):
+    with pytest.raises(TypeError, match=message):
+        check_aggregator(GeometricMean(), **options)
+
+
+def test_parts_of_another_kind_are_refused():
+    for part in (LehmerMean, TanhLimit(2.0), None):
+        with pytest.raises(TypeError, match=r"give it an instance of a subclass of aggregate_po\.TokenAggregator"):
+            check_aggregator(part)
+    with pytest.raises(TypeError, match="Penalty"):
+        check_penalty(GeometricMean())
+
+
+def test_settings_of_the_profile_are_respected():
+    tried = []
+
+    class Counted(AggregatorContract):
+        aggregator = GeometricMean()
+
+        def measured(self, tokens):
+            tried.append(tokens)
+            return super().measured(tokens)
+
+    Counted().test_inference_mode()
+    assert len(tried) == 2 * settings().max_examples
+
+
+def test_without_hypothesis_the_import_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("aggregate_po.testing")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ImportError, match=r"pip install aggregate-po\[testing\]"):
+        import aggregate_po.testing  # noqa: F401
+
+
+USERS_FILE = """
+import hypothesis
+from aggregate_po import GeometricMean, Product
+from aggregate_po.testing import AggregatorContract
+
+
+class TestGeometricMean(AggregatorContract):
+    aggregator = GeometricMean()
+    settings = hypothesis.settings(max_examples=10)
+    test_log_terms = None
+
+
+class TestProduct(AggregatorContract):
+    aggregator = Product()
+    settings = hypothesis.settings(max_examples=10)
+
+
+class Halved(GeometricMean):
+    def token_weights(self, tokens):
+        return super().token_weights(tokens) / 2
+
+
+class TestHalved(AggregatorContract):
+    aggregator = Halved()
+    settings = hypothesis.settings(max_examples=10)
+"""
+
+
+def test_contracts_in_a_users_project(tmp_path):
+    """In a process of its own, with the default profile of hypothesis, its database and its health checks."""
+    (tmp_path / "test_means.py").write_text(USERS_FILE)
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "test_means.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Product() does not claim to be a HomogeneousMean" in run.stdout
+    assert "breaks test_weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
+    assert "FailedHealthCheck" not in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("3 failed, 40 passed, 4 skipped")
