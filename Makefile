@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PARITY := tests/parity
 RUN ?= runs/addition-$(shell date +%Y%m%d-%H%M%S)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -34,8 +35,9 @@ format: .venv/tests
 	$(PIP_INSTALL) --editable .
 	touch $@
 
-.venv/tests: .venv/python pyproject.toml constraints.txt
+.venv/tests: .venv/python pyproject.toml constraints.txt $(PARITY)/peers.txt $(PARITY)/install_peers.sh
 	$(PIP_INSTALL) --editable ".[test,docs]"
+	sh $(PARITY)/install_peers.sh $(BIN)/python
 	touch $@ .venv/trains
 
 clean:
