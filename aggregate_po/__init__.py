@@ -12,6 +12,7 @@ from aggregate_po.aggregators import (
     TokenAggregator,
 )
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, StepTotals, TokenRatios
+from aggregate_po.corrections import CorrectionWeights, SamplerCorrection, SequenceCorrection, TokenCorrection
 from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent, RewardExponent
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
 from aggregate_po.gradient_weights import GradientWeights
@@ -56,6 +57,7 @@ __all__ = [
     "Chain",
     "CompletionRatio",
     "ConstantLength",
+    "CorrectionWeights",
     "ESSMatching",
     "EntropyBonus",
     "ExponentRule",
@@ -90,12 +92,15 @@ __all__ = [
     "RatioTransform",
     "RatioVariance",
     "RewardExponent",
+    "SamplerCorrection",
+    "SequenceCorrection",
     "SequenceMean",
     "SigmoidGate",
     "StaleCompletionMask",
     "StepTotals",
     "StraightThrough",
     "TokenAggregator",
+    "TokenCorrection",
     "TokenMean",
     "TokenRatios",
     "TotalVariationMask",

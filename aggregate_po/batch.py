@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from aggregate_po.corrections import CorrectionWeights
 from aggregate_po.masked import masked_sum
-from aggregate_po.shapes import bind_shapes
+from aggregate_po.shapes import PerCompletion, PerToken, bind_shapes
 
-PerToken = Annotated[Tensor, "batch time"]
-PerCompletion = Annotated[Tensor, "batch"]
+_NO_CORRECTION = CorrectionWeights()
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class PolicyBatch:
             define it.
         totals: counts of the whole optimiser step; of this batch alone when None.
         ref_log_probs: log-probabilities under the reference policy, for KL penalties; shape `batch time`.
+        correction: weights that make up for a sampler other than the behaviour policy; none by default.
 
     Whatever stands in padding is replaced by zero, and so is the advantage of an empty completion.
 
@@ -77,6 +78,7 @@ class PolicyBatch:
     advantages: PerCompletion | PerToken
     totals: StepTotals = None  # type: ignore[assignment]  # filled in below, so never None to a reader
     ref_log_probs: PerToken | None = None
+    correction: CorrectionWeights = _NO_CORRECTION
 
     def __post_init__(self) -> None:
         per_token = {"response_mask": self.response_mask, "old_log_probs": self.old_log_probs}
@@ -85,6 +87,7 @@ class PolicyBatch:
         bind_shapes(
             **{name: (tensor, "batch time") for name, tensor in per_token.items()},
             advantages=(self.advantages, "batch time" if _ndim(self.advantages) == 2 else "batch"),
+            **self.correction.patterns(),
         )
         mask = self.response_mask.bool()
         filled: dict[str, Any] = {"response_mask": mask}
@@ -107,7 +110,16 @@ class PolicyBatch:
         moved: dict[str, Any] = {
             name: value.to(*args, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved, correction=self.correction.map(lambda tensor: tensor.to(*args, **kwargs)))
+
+    def select(self, rows: Tensor | slice, time: int | None = None) -> PolicyBatch:
+        """Some of the completions, cut to their first tokens, with the totals of the whole step."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]
+
+        fewer: dict[str, Any] = {name: cut(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **fewer, correction=self.correction.map(cut))
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,7 @@ class TokenRatios:
         advantages: broadcast against `log_ratio`: `(batch, 1)` before the mean, or `(batch, time)` where each token has
             its own; `(batch,)` after it.
         totals: counts of the optimiser step.
+        log_correction: what the sampler's correction has added to `log_ratio`; None without one.
     """
 
     log_ratio: Tensor
@@ -136,6 +149,7 @@ class TokenRatios:
     old_log_probs: Tensor
     advantages: Tensor
     totals: StepTotals
+    log_correction: Tensor | None = None
 
     @classmethod
     def of(
@@ -170,6 +184,21 @@ class TokenRatios:
     def transformed(self, log_ratio: Tensor, saturated: Tensor) -> TokenRatios:
         """The context of the next part, when a transform gave `log_ratio`, with derivative zero where `saturated`."""
         return replace(self, log_ratio=log_ratio, saturated=self.saturated | (saturated & self.response_mask))
+
+    def corrected(self, weights: CorrectionWeights) -> TokenRatios:
+        """The context of the aggregator, with the sampler's correction in its log ratios, as a constant."""
+        if weights.log_token is None:
+            return self
+        log_ratio = self.log_ratio + weights.log_token.to(self.log_ratio.dtype)
+        if weights.kept is not None:
+            log_ratio = torch.where(weights.kept, log_ratio, 0)
+        return replace(self, log_ratio=log_ratio, log_correction=(log_ratio - self.log_ratio).detach())
+
+    @property
+    def uncorrected(self) -> Tensor:
+        """The log ratios of the policies alone, which rules for the exponent look at; outside the graph."""
+        log_ratio = self.log_ratio.detach()
+        return log_ratio if self.log_correction is None else log_ratio - self.log_correction
 
     def after_mean(self, log_mean: PerCompletion) -> TokenRatios:
         """The context of a transform that acts on the completion's log ratio; advantages must be per completion."""

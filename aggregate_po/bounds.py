@@ -6,7 +6,7 @@ of a completion's value before it is exponentiated.
 
 import torch
 
-from aggregate_po.batch import PerToken
+from aggregate_po.shapes import PerToken
 
 MAX_LOG_RATIO = 20.0
 

@@ -108,7 +108,7 @@ class ESSMatching(ExponentRule):
 
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
         """See `ExponentRule`."""
-        curve = ESSCurve.of(tokens.log_ratio.detach(), tokens.response_mask)
+        curve = ESSCurve.of(tokens.uncorrected, tokens.response_mask)
         arithmetic = curve.share(torch.ones_like(curve.lengths))
         target = self.target(masked_mean(tokens.saturated.double(), tokens.response_mask), arithmetic)
         return curve.exponent(target, largest=1.0, share_at_largest=arithmetic).to(tokens.log_ratio.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,33 +10,14 @@ from einops import rearrange
 from torch import Tensor
 
 from aggregate_po.aggregators.base import TokenAggregator
-from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
-from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
+from aggregate_po.batch import PerToken, PolicyBatch
+from aggregate_po.bounds import MAX_LOG_RATIO
 from aggregate_po.gradient_weights import GradientWeights
-from aggregate_po.masked import masked_sum
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
-from aggregate_po.shapes import bind_shapes, require_shape
-from aggregate_po.transforms.base import RatioTransform, transformed
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """One pass through the parts, up to the log value of each completion."""
-
-    log_probs: PerToken  # working precision, 0 on padding
-    within: PerToken  # log ratios inside the bound
-    entering: TokenRatios  # what the token transform sees
-    tokens: TokenRatios  # what the aggregator sees
-    sequences: TokenRatios | None  # what the sequence transform sees, where there is one
-    log_values: PerCompletion
-    log_terms: PerToken | None  # where each token has an advantage of its own
-    completion: PerCompletion
-
-    @property
-    def shares(self) -> Tensor:
-        """Weight of the cost of one token: the completion's, over its length; shape `(batch, 1)`."""
-        return rearrange(self.completion / self.entering.lengths.clamp(min=1), "batch -> batch 1")
+from aggregate_po.shapes import require_shape
+from aggregate_po.trace import Trace
+from aggregate_po.transforms.base import RatioTransform
 
 
 class PolicyObjective:
@@ -105,10 +85,10 @@ class PolicyObjective:
         Raises:
             ValueError: shapes disagree, or a penalty misses the reference log-probabilities.
         """
-        trace = self._trace(log_probs, batch)
-        objective = (trace.completion * self._advantage_weighted(trace)).sum()
+        trace = Trace.of(self, log_probs, batch)
+        objective = (trace.completion * trace.advantage_weighted()).sum()
         for penalty in self.penalties:
-            objective = objective - self._average(penalty.token_costs(trace.log_probs, batch), trace)
+            objective = objective - trace.average(penalty.token_costs(trace.log_probs, batch))
         return objective
 
     @torch.no_grad()
@@ -117,12 +97,14 @@ class PolicyObjective:
 
         Takes what `__call__` takes and raises what it raises; nothing is attached to the graph.
         """
-        trace = self._trace(log_probs, batch)
+        trace = Trace.of(self, log_probs, batch)
         mask = batch.response_mask
         log_ratio = trace.entering.log_ratio
         gate = trace.within.to(log_ratio.dtype)
         if self.token_transform is not None:
             gate = gate * self.token_transform.derivative(trace.entering)
+        if batch.correction.kept is not None:
+            gate = gate * batch.correction.kept
         completion_clipped = torch.zeros_like(mask[..., :1])
         magnitude = trace.log_values.clamp(max=MAX_LOG_RATIO).exp()
         if self.sequence_transform is not None and trace.sequences is not None:
@@ -153,8 +135,8 @@ class PolicyObjective:
 
         Takes what `__call__` takes and raises what it raises; one number per penalty, in their order.
         """
-        trace = self._trace(log_probs, batch)
-        averages = [self._average(penalty.observed(trace.log_probs, batch), trace) for penalty in self.penalties]
+        trace = Trace.of(self, log_probs, batch)
+        averages = [trace.average(penalty.observed(trace.log_probs, batch)) for penalty in self.penalties]
         return torch.stack(averages) if averages else trace.completion.new_zeros(0)
 
     def adapt(self, observed: Sequence[float]) -> None:
@@ -180,67 +162,6 @@ class PolicyObjective:
             )
         for penalty, own in zip(self.penalties, saved, strict=True):
             penalty.load_state_dict(own)
-
-    def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> _Trace:
-        bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
-        mask = batch.response_mask
-        lengths = mask.sum(dim=-1)
-        # Once, so that a gradient in half precision is rounded once.
-        log_probs = torch.where(mask, working_precision(log_probs), 0)
-        raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
-        log_ratio = bounded(raw)
-        advantages = batch.advantages.to(log_ratio.dtype)
-        entering = TokenRatios(
-            log_ratio=log_ratio,
-            raw_log_ratio=log_ratio.detach(),
-            response_mask=mask,
-            saturated=torch.zeros_like(mask),
-            lengths=lengths,
-            old_log_probs=batch.old_log_probs,
-            advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
-            totals=batch.totals,
-        )
-        tokens = transformed(entering, self.token_transform)
-        log_values = self.aggregator.log_aggregate(tokens)
-        require_shape(self.aggregator, "log_aggregate", log_values, "batch", lengths.shape)
-        log_values = torch.where(lengths > 0, log_values, 0)
-        sequences = None
-        if self.sequence_transform is not None:
-            if batch.has_token_advantages:
-                raise ValueError(
-                    "`advantages` has shape `batch time`, but the ratio of a completion, which `sequence_transform` "
-                    f"{self.sequence_transform!r} acts on, has no advantage per token; pass one advantage per "
-                    "completion, or give each token its completion's ratio (aggregate_po.transforms.CompletionRatio)."
-                )
-            sequences = entering.after_mean(log_values)
-            log_values = transformed(sequences, self.sequence_transform).log_ratio
-        # In working precision, because counts that are divided as integers give single precision.
-        weights = self.normalizer(lengths.to(log_ratio.dtype), batch.totals).to(log_ratio.dtype)
-        require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
-        return _Trace(
-            log_probs=log_probs,
-            within=raw.detach().abs() <= MAX_LOG_RATIO,
-            entering=entering,
-            tokens=tokens,
-            sequences=sequences,
-            log_values=log_values,
-            log_terms=self.aggregator.log_terms(tokens) if batch.has_token_advantages else None,
-            completion=torch.where(lengths > 0, weights, 0),
-        )
-
-    def _advantage_weighted(self, trace: _Trace) -> PerCompletion:
-        """Value of each completion times its advantage, or the sum of its tokens' terms times theirs (eq. 19)."""
-        advantages, terms = trace.entering.advantages, trace.log_terms
-        if terms is None:
-            return advantages.squeeze(-1) * trace.log_values.clamp(max=MAX_LOG_RATIO).exp()
-        # The bound is on the completion's value, so all its terms shrink, and stop, together.
-        excess = rearrange((trace.log_values - MAX_LOG_RATIO).clamp(min=0), "batch -> batch 1").detach()
-        terms = torch.where(excess > 0, terms.detach() - excess, terms)
-        return masked_sum(advantages * terms.exp(), trace.entering.response_mask)
-
-    def _average(self, per_token: PerToken, trace: _Trace) -> Tensor:
-        """This batch's part of a cost's average over the optimiser step."""
-        return masked_sum(trace.shares * per_token, trace.entering.response_mask).sum()
 
 
 def _require(name: str, part: object, kind: type) -> None:

@@ -1,10 +1,13 @@
 """Shapes as words, checked where tensors enter and where a user's part returns them."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from einops import EinopsError, parse_shape
 from torch import Tensor
+
+PerToken = Annotated[Tensor, "batch time"]
+PerCompletion = Annotated[Tensor, "batch"]
 
 _REMEDIES = {
     "advantages": "pass one advantage per completion (see aggregate_po.advantages) or per token",

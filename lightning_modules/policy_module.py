@@ -153,6 +153,12 @@ class PolicyModule(LightningModule):
         return log_probs
 
     @torch.no_grad()
+    def current_log_probs(self, batch: RolloutBatch) -> PerToken:
+        """The same outside any graph, in the precision of training."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.log_probs(batch)
+
+    @torch.no_grad()
     def reference_log_probs(self, batch: RolloutBatch) -> PerToken:
         """The same under the reference.
 

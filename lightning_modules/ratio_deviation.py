@@ -57,8 +57,7 @@ class RatioDeviationStop(Callback):
         sums = torch.zeros(2, dtype=torch.double)
         for batch in batches:
             here = batch.to(policy.device)
-            with trainer.precision_plugin.forward_context():
-                log_probs = policy.log_probs(here)
+            log_probs = policy.current_log_probs(here)
             mask = here.policy.response_mask
             ratio = bounded(log_ratio_of(log_probs, here.policy.old_log_probs, mask)).exp()
             sums += torch.stack([masked_sum((ratio - 1).abs(), mask).sum(), mask.sum()]).double().cpu()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from aggregate_po import PerToken, PolicyBatch, StepTotals
+from aggregate_po import CorrectionWeights, PerToken, PolicyBatch, StepTotals
 
 
 class RolloutBatch:
@@ -71,31 +70,29 @@ class RolloutBatch:
         prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
         start = int(self.prompt_mask[prompts].sum(dim=-1).max())
         time = int(self.completion_mask[rows].sum(dim=-1).max())
-        advantages, reference = self.policy.advantages, self.policy.ref_log_probs
         return self.replace(
             prompt_ids=self.prompt_ids[prompts, -start:],
             prompt_mask=self.prompt_mask[prompts, -start:],
             prompt_of=prompt_of,
             completion_ids=self.completion_ids[rows, :time],
             completion_mask=self.completion_mask[rows, :time],
-            policy=replace(
-                self.policy,
-                old_log_probs=self.policy.old_log_probs[rows, :time],
-                response_mask=self.policy.response_mask[rows, :time],
-                advantages=advantages[rows] if advantages.ndim == 1 else advantages[rows, :time],
-                ref_log_probs=None if reference is None else reference[rows, :time],
-            ),
+            policy=self.policy.select(rows, time),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and dictionaries, for a checkpoint."""
-        policy = {**vars(self.policy), "totals": dict(vars(self.policy.totals))}
+        nested = {name: dict(vars(getattr(self.policy, name))) for name in ("totals", "correction")}
+        policy = {**vars(self.policy), **nested}
         return {**vars(self), "policy": policy, "metrics": dict(self.metrics)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RolloutBatch:
         """The batch that `state_dict` was taken of."""
-        policy = {**state["policy"], "totals": StepTotals(**state["policy"]["totals"])}
+        policy = {
+            **state["policy"],
+            "totals": StepTotals(**state["policy"]["totals"]),
+            "correction": CorrectionWeights(**state["policy"]["correction"]),
+        }
         return cls(**{**state, "policy": PolicyBatch(**policy)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from aggregate_po import (
     AdvantageEstimator,
+    CorrectionWeights,
     GroupedRewards,
     PerCompletion,
     PerToken,
     PolicyBatch,
+    SamplerCorrection,
     StepTotals,
     masked_sum,
 )
@@ -26,10 +28,11 @@ from aggregate_po.advantages import GroupNormalized
 from aggregate_po.shapes import require_shape
 from lightning_modules.distributed import gathered_over_ranks, summed_over_ranks
 from lightning_modules.evaluation import Evaluation, EvaluationLoader
+from lightning_modules.mismatch import mismatch_figures, named
 from lightning_modules.prompts import Example, JSONLines, PromptDataset, PromptOrder, derived_seed
 from lightning_modules.rewards import Reward
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
-from lightning_modules.rollout_figures import RolloutSums, rollout_figures, rollout_sums
+from lightning_modules.rollout_figures import rollout_figures, rollout_sums
 from lightning_modules.rollout_loader import RolloutLoader
 from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters, TransformersEngine
 from lightning_modules.weighted_rewards import WeightedRewards
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from lightning_modules.policy_module import PolicyModule
 
 TruncationRule = Literal["score", "zero_reward", "mask"]
+LogProbSource = Literal["sampler", "trainer"]
 
 
 class RolloutDataModule(LightningDataModule):
@@ -58,6 +62,9 @@ class RolloutDataModule(LightningDataModule):
         epochs_per_rollout: how often the rollout is gone through.
         max_completion_length: tokens after which a completion is cut off.
         temperature: of sampling; log-probabilities are those of the distribution that it gives.
+        old_log_probs: whose log-probabilities are those of the behaviour policy: the "sampler"'s, as it noted them, or
+            the "trainer"'s, computed anew for the whole rollout, which costs a forward pass.
+        correction: makes up for the difference between the two; needs the trainer's.
         advantages: turns the rewards of the rollout, over all ranks, into advantages; an estimator of
             `aggregate_po.advantages`.
         truncated: what becomes of a completion that was cut off: "score" it as it stands, give it "zero_reward", or
@@ -85,6 +92,8 @@ class RolloutDataModule(LightningDataModule):
         epochs_per_rollout: int = 1,
         max_completion_length: int = 512,
         temperature: float = 1.0,
+        old_log_probs: LogProbSource = "sampler",
+        correction: SamplerCorrection | None = None,
         advantages: AdvantageEstimator = GroupNormalized(),
         truncated: TruncationRule = "zero_reward",
         kl_in_reward: float = 0.0,
@@ -109,6 +118,13 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the policy itself.")
         if truncated not in get_args(TruncationRule):
             raise ValueError(f"`truncated` is {truncated!r}; pass one of {', '.join(get_args(TruncationRule))}.")
+        if old_log_probs not in get_args(LogProbSource):
+            raise ValueError(f"`old_log_probs` is {old_log_probs!r}; pass one of {', '.join(get_args(LogProbSource))}.")
+        if correction is not None and old_log_probs == "sampler":
+            raise ValueError(
+                f"`correction` is {correction!r}, but `old_log_probs` is 'sampler', whose own log-probabilities need "
+                "none; pass old_log_probs='trainer'."
+            )
         if not kl_in_reward >= 0:
             raise ValueError(f"`kl_in_reward` is {kl_in_reward}; pass 0 for none, or a positive weight.")
         if not isinstance(advantages, AdvantageEstimator):
@@ -126,6 +142,8 @@ class RolloutDataModule(LightningDataModule):
         self.epochs_per_rollout = epochs_per_rollout
         self.max_completion_length = max_completion_length
         self.temperature = temperature
+        self.old_log_probs = old_log_probs
+        self.correction = correction
         self.advantages = advantages
         self.truncated = truncated
         self.kl_in_reward = kl_in_reward
@@ -247,15 +265,45 @@ class RolloutDataModule(LightningDataModule):
             policy=PolicyBatch(drawn.log_probs, response_mask, torch.zeros_like(rewards)),
             temperature=self.temperature,
         )
+        whole, mismatch = self._with_old_log_probs(whole, drawn.log_probs)
         if self.policy.needs_reference:
-            reference = self._reference_log_probs(whole)
+            reference = self._by_pieces(self.policy.reference_log_probs, whole)
             whole = whole.replace(policy=replace(whole.policy, ref_log_probs=reference))
             log_ratio = masked_sum(whole.policy.old_log_probs - reference, response_mask)
             rewards = rewards - self.kl_in_reward * log_ratio
         advantages = self._advantages(rewards, components, drawn.mask, derived_seed(self.seed, number))
         whole = whole.replace(policy=replace(whole.policy, advantages=advantages))
         sums = rollout_sums(rewards, components, drawn, self.group_size)
-        return self._cut(whole, summed_over_ranks(sums, self.trainer), time.perf_counter() - started)
+        figures = {
+            **rollout_figures(summed_over_ranks(sums, self.trainer), self.rewards.names),
+            **mismatch,
+            "time/rollout": time.perf_counter() - started,
+        }
+        return self._cut(whole, figures)
+
+    def _with_old_log_probs(
+        self, whole: RolloutBatch, rollout_log_probs: PerToken
+    ) -> tuple[RolloutBatch, dict[str, float]]:
+        """The rollout with the behaviour policy's log-probabilities and a correction, and figures of the mismatch.
+
+        Raises:
+            ValueError: they are to be the sampler's, and it gave none for some tokens.
+        """
+        assert self.trainer is not None
+        mask = whole.policy.response_mask
+        if self.old_log_probs == "sampler":
+            missing = int((mask & ~torch.isfinite(rollout_log_probs)).sum())
+            if missing:
+                raise ValueError(
+                    f"the sampler gave no log-probability for {missing} of {int(mask.sum())} tokens; have them "
+                    "computed by the trainer, `old_log_probs: trainer`."
+                )
+            return whole, {}
+        old = self._by_pieces(self.policy.current_log_probs, whole)
+        weights = CorrectionWeights() if self.correction is None else self.correction(old, rollout_log_probs, mask)
+        figures = mismatch_figures(old, rollout_log_probs, mask, weights).unsqueeze(0)
+        policy = replace(whole.policy, old_log_probs=old, correction=weights)
+        return whole.replace(policy=policy), named(gathered_over_ranks(figures, self.trainer))
 
     def _advantages(
         self, rewards: PerCompletion, components: Tensor, completion_mask: PerToken, seed: int
@@ -286,18 +334,18 @@ class RolloutDataModule(LightningDataModule):
         # A negative width cuts: another rank's completions may be longer than any of this one's.
         return torch.nn.functional.pad(mine, (0, completion_mask.shape[1] - mine.shape[1]))
 
-    def _reference_log_probs(self, whole: RolloutBatch) -> Tensor:
-        """Log-probabilities of all completions under the reference, a micro-batch at a time."""
+    def _by_pieces(self, log_probs_of: Callable[[RolloutBatch], PerToken], whole: RolloutBatch) -> PerToken:
+        """Log-probabilities of all completions, a micro-batch at a time."""
         assert self.trainer is not None
         pieces = self.updates_per_rollout * self.trainer.accumulate_grad_batches
         log_probs = torch.zeros_like(whole.policy.old_log_probs)
         for rows in torch.arange(len(log_probs)).tensor_split(pieces):
             piece = whole.select(rows)
-            values = self.policy.reference_log_probs(piece.to(self.policy.device)).cpu()
+            values = log_probs_of(piece.to(self.policy.device)).cpu()
             log_probs[rows, : values.shape[1]] = values
         return log_probs
 
-    def _cut(self, whole: RolloutBatch, sums: RolloutSums, seconds: float) -> list[RolloutBatch]:
+    def _cut(self, whole: RolloutBatch, figures: dict[str, float]) -> list[RolloutBatch]:
         """Micro-batches of one rollout, each with the totals of its optimiser step over all ranks.
 
         Completions that cannot contribute are left out of the forward pass; the totals count them all the same.
@@ -311,12 +359,8 @@ class RolloutDataModule(LightningDataModule):
         updates = torch.arange(len(mask)).tensor_split(self.updates_per_rollout)
         counts = torch.stack([trained, mask.sum(dim=-1), contributes], dim=-1).double()
         counts = summed_over_ranks(torch.stack([counts[rows].sum(dim=0) for rows in updates]), self.trainer)
-        figures = rollout_figures(sums, self.rewards.names)
-        metrics = {
-            **figures,
-            "completions/trained_ratio": counts[:, 2].sum().item() / sums[0].item(),
-            "time/rollout": seconds,
-        }
+        completions = self.prompts_per_rollout * self.group_size
+        metrics = {**figures, "completions/trained_ratio": counts[:, 2].sum().item() / completions}
         batches = []
         for number in range(len(updates) * self.epochs_per_rollout):
             rows, (completions, tokens, _) = updates[number % len(updates)], counts[number % len(updates)].tolist()

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["aggregate_po", "lightning_modules", "experiments"]  # each may import those before it
 CORE_LAYERS = [
-    ["masked", "shapes", "batch", "bounds", "derivatives"],
+    ["masked", "shapes", "corrections", "batch", "bounds", "derivatives"],
     ["aggregators", "exponents", "transforms", "normalizers", "penalties", "advantages", "geometry"],
-    ["gradient_weights", "objective"],
+    ["gradient_weights", "trace", "objective"],
     ["recipes"],
     ["__init__"],
     ["testing"],  # imported by tests alone

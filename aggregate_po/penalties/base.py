@@ -12,7 +12,7 @@ from aggregate_po.batch import PerToken, PolicyBatch
 
 
 class Penalty(ABC):
-    """A cost of each token, averaged over a completion's tokens and weighted by the normaliser (eq. 20).
+    """A cost of each token, averaged over a completion's tokens and weighted by the normaliser (eq. 21).
 
     A penalty may adapt between optimiser steps: `observed` says what it wants to know of each token, `adapt` is given
     the average of that over the whole step, and what it then remembers is its state.

@@ -12,7 +12,7 @@ from aggregate_po.penalties.base import Penalty
 class LagrangePenalty(Penalty):
     r"""Keeps the mean of a cost $k$ below a bound: cost $\lambda (k_t - \delta)$ with a dual variable $\lambda \ge 0$.
 
-    After every optimiser step $\lambda \leftarrow [\lambda + \eta (\bar k - \delta)]_+$ (eq. 22), where the average
+    After every optimiser step $\lambda \leftarrow [\lambda + \eta (\bar k - \delta)]_+$ (eq. 23), where the average
     $\bar k$ over the whole step is the one that the objective takes. The multiplier is the only state of an objective;
     it is saved with the run. An instance belongs to one run.
 

@@ -13,7 +13,7 @@ from aggregate_po.penalties.base import Penalty
 
 @dataclass(frozen=True)
 class RatioVariance(Penalty):
-    r"""Cost $\lambda (r_t - 1)^2$, whose mean is the variance of the ratio, since $E_\mathrm{old}[r] = 1$ (eq. 21).
+    r"""Cost $\lambda (r_t - 1)^2$, whose mean is the variance of the ratio, since $E_\mathrm{old}[r] = 1$ (eq. 22).
 
     Beside an arithmetic mean without a clip it gives the weight $r (A - 2 \lambda (r - 1)) / n$: an advantage that
     shrinks as the ratio moves, and keeps its sign until $|r - 1| > |A| / 2\lambda$.

@@ -10,7 +10,7 @@ from aggregate_po.transforms import StraightThrough, TwoSidedClip
 
 
 def cispo(max_ratio: float = 5.0, min_ratio: float = 0.0, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Log-probabilities weighted by clipped, detached ratios, so that no token loses its gradient (eq. 34).
+    r"""Log-probabilities weighted by clipped, detached ratios, so that no token loses its gradient (eq. 35).
 
     The value is the weighted sum of advantages, not the surrogate of the paper; the gradient is the paper's.
 

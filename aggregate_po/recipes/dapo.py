@@ -10,7 +10,7 @@ from aggregate_po.transforms import PessimisticClip
 
 
 def dapo(clip_low: float = 0.2, clip_high: float = 0.28, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Clipped token ratios, averaged over all tokens of the optimiser step (eq. 25).
+    r"""Clipped token ratios, averaged over all tokens of the optimiser step (eq. 26).
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / T$

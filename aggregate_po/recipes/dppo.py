@@ -19,7 +19,7 @@ from aggregate_po.transforms import (
 def dppo_tv(
     max_increase: float = 0.2, max_decrease: float = 0.2, max_ratio: float = 20.0, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Truncated ratios as weights; closes tokens whose probability moved too far, by total variation (eq. 41).
+    r"""Truncated ratios as weights; closes tokens whose probability moved too far, by total variation (eq. 42).
 
     Gradient weight:
         $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$
@@ -41,7 +41,7 @@ def dppo_kl(
     max_ratio: float = 20.0,
     penalties: Sequence[Penalty] = (),
 ) -> PolicyObjective:
-    r"""Truncated ratios as weights; closes tokens by the divergence of sampled token against all others (eq. 41).
+    r"""Truncated ratios as weights; closes tokens by the divergence of sampled token against all others (eq. 42).
 
     Gradient weight:
         $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$

@@ -12,7 +12,7 @@ from aggregate_po.transforms import PessimisticClip
 def dr_grpo(
     max_completion_length: float, clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Sum of clipped token ratios over a constant (eq. 24); goes with `advantages.GroupCentered`.
+    r"""Sum of clipped token ratios over a constant (eq. 25); goes with `advantages.GroupCentered`.
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N L)$

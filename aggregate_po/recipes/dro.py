@@ -10,7 +10,7 @@ from aggregate_po.transforms import StraightThrough, TwoSidedClip
 
 
 def dro(coefficient: float = 1.0, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Log-probabilities weighted by advantages, less a quadratic cost of the distance travelled (eq. 42).
+    r"""Log-probabilities weighted by advantages, less a quadratic cost of the distance travelled (eq. 43).
 
     Gradient weight:
         $(A_i - \beta x_{i,t}) / T$

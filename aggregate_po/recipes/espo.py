@@ -8,7 +8,7 @@ from aggregate_po.penalties import Penalty
 
 
 def espo(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Arithmetic mean of unclipped token ratios (eq. 39), to be trained with early stopping of the inner epochs.
+    r"""Arithmetic mean of unclipped token ratios (eq. 40), to be trained with early stopping of the inner epochs.
 
     The other half of the method is `lightning_modules.RatioDeviationStop`.
 

@@ -11,7 +11,7 @@ from aggregate_po.transforms import PessimisticClip, TrajectoryLogClip
 def gmpo(
     log_clip: float = 0.4, log_clip_high: float | None = None, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Geometric mean of token ratios that are clipped in log space before the mean (eq. 28).
+    r"""Geometric mean of token ratios that are clipped in log space before the mean (eq. 29).
 
     Gradient weight:
         $A_i \, S_i \, \mathbb 1_{i,t} / (N n_i)$

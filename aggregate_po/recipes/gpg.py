@@ -10,7 +10,7 @@ from aggregate_po.transforms import StraightThrough, TwoSidedClip
 
 
 def gpg(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Log-probabilities weighted by advantages (eq. 43): a weight clipped to [1, 1].
+    r"""Log-probabilities weighted by advantages (eq. 44): a weight clipped to [1, 1].
 
     Gradient weight:
         $A_i / T$

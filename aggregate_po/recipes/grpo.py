@@ -9,7 +9,7 @@ from aggregate_po.transforms import Chain, NegativeCap, PessimisticClip, StaleCo
 
 
 def grpo(clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Arithmetic mean of clipped token ratios, mean over completions (eq. 23).
+    r"""Arithmetic mean of clipped token ratios, mean over completions (eq. 24).
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
@@ -38,7 +38,7 @@ def grpo_wide_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
 def grpo_dual_clip(
     clip_low: float = 0.2, clip_high: float = 0.2, max_ratio: float = 3.0, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""GRPO that also bounds the ratio of a token with negative advantage from above (eq. 40).
+    r"""GRPO that also bounds the ratio of a token with negative advantage from above (eq. 41).
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
@@ -58,7 +58,7 @@ def grpo_dual_clip(
 def grpo_off_policy_mask(
     max_divergence: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""GRPO without the completions that it would push down although the policy has left them (eq. 44).
+    r"""GRPO without the completions that it would push down although the policy has left them (eq. 45).
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} \, \mathbb 1_i / (N n_i)$

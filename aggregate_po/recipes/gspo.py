@@ -9,7 +9,7 @@ from aggregate_po.transforms import Chain, CompletionRatio, PessimisticClip
 
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Geometric mean of the token ratios, clipped after the mean (eq. 26).
+    r"""Geometric mean of the token ratios, clipped after the mean (eq. 27).
 
     Gradient weight:
         $A_i \, s_i \, \mathbb 1_i / (N n_i)$
@@ -27,7 +27,7 @@ def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Pe
 
 
 def gspo_token(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""GSPO in its token form, which takes advantages per token (eq. 27); with one per completion it is GSPO.
+    r"""GSPO in its token form, which takes advantages per token (eq. 28); with one per completion it is GSPO.
 
     Gradient weight:
         $A_{i,t} \, s_i \, \mathbb 1_{i,t} / (N n_i)$

@@ -9,7 +9,7 @@ from aggregate_po.transforms import PessimisticClip
 
 
 def hmpo(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Harmonic mean of token ratios that are clipped in log space before the mean (eq. 29).
+    r"""Harmonic mean of token ratios that are clipped in log space before the mean (eq. 30).
 
     Gradient weight:
         $A_i \, H_i^2 \, e^{-u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$

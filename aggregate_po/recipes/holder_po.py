@@ -15,7 +15,7 @@ def holder_po(
     clip_high: float = 0.2,
     penalties: Sequence[Penalty] = (),
 ) -> PolicyObjective:
-    r"""Power mean whose exponent falls over the training, clipped after the mean (eq. 31).
+    r"""Power mean whose exponent falls over the training, clipped after the mean (eq. 32).
 
     Gradient weight:
         $A_i \, \rho_i^{1-p} \, r_{i,t}^{\,p} \, \mathbb 1_i / (N n_i)$

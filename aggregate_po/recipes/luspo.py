@@ -10,7 +10,7 @@ from aggregate_po.transforms import PessimisticClip
 
 
 def luspo(clip_low: float = 2e-3, clip_high: float = 2.5e-3, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""GSPO with every completion weighted by its length, so that its tokens weigh alike (eq. 33).
+    r"""GSPO with every completion weighted by its length, so that its tokens weigh alike (eq. 34).
 
     Gradient weight:
         $A_i \, s_i \, \mathbb 1_i / N$

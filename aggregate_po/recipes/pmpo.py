@@ -12,7 +12,7 @@ from aggregate_po.transforms import PessimisticClip
 def pmpo(
     log_clip: float = 0.4, rule: ESSMatching = ESSMatching(), penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Power mean whose exponent makes the effective sample size follow the clipped fraction (eq. 30).
+    r"""Power mean whose exponent makes the effective sample size follow the clipped fraction (eq. 31).
 
     Gradient weight:
         $A_i \, M_{p_i}^{1-p_i} \, e^{p_i u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$

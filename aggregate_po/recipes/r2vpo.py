@@ -10,7 +10,7 @@ from aggregate_po.penalties import LagrangePenalty, Penalty, RatioVariance
 def r2vpo(
     bound: float = 0.01, step_size: float = 1.0, multiplier: float = 0.04, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Arithmetic mean of token ratios whose variance is held below a bound by a multiplier (eq. 38).
+    r"""Arithmetic mean of token ratios whose variance is held below a bound by a multiplier (eq. 39).
 
     Gradient weight:
         $r_{i,t} \, (A_i - 2 \lambda (r_{i,t} - 1)) / (N n_i)$

@@ -9,7 +9,7 @@ from aggregate_po.transforms import SigmoidGate
 
 
 def sapo(tau_positive: float = 1.0, tau_negative: float = 1.05, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Arithmetic mean of ratios behind a sigmoid gate (eq. 35); on policy its value is about twice that of others.
+    r"""Arithmetic mean of ratios behind a sigmoid gate (eq. 36); on policy its value is about twice that of others.
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathrm{sech}^2(\tau (r_{i,t} - 1) / 2) / (N n_i)$

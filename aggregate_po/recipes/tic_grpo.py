@@ -9,7 +9,7 @@ from aggregate_po.transforms import PessimisticClip
 
 
 def tic_grpo(clip_high: float = 0.2, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Ratio of the whole completion, clipped from above only (eq. 37).
+    r"""Ratio of the whole completion, clipped from above only (eq. 38).
 
     It goes with `advantages.LengthCorrected(GroupNormalized(ddof=0))`.
 

@@ -16,7 +16,7 @@ def vespo(
     rate_negative: float = 2.0,
     penalties: Sequence[Penalty] = (),
 ) -> PolicyObjective:
-    r"""Log-probabilities weighted by a gamma kernel of the whole completion's ratio, detached (eq. 36).
+    r"""Log-probabilities weighted by a gamma kernel of the whole completion's ratio, detached (eq. 37).
 
     Gradient weight:
         $A_i \, w_i^k e^{\lambda (1 - w_i)} / T$
