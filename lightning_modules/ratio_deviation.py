@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -44,9 +45,9 @@ class RatioDeviationStop(Callback):
         """Measure between two inner epochs."""
         loader = cast(RolloutLoader, trainer.train_dataloader)
         upcoming = loader.next_inner_epoch()
-        if not upcoming:
-            return
-        deviation = self._deviation(trainer, cast(PolicyModule, pl_module), upcoming)
+        deviation = math.nan  # where nothing is measured, or the last figure would stand there still
+        if upcoming:
+            deviation = self._deviation(trainer, cast(PolicyModule, pl_module), upcoming)
         if deviation > self.bound:
             self.dropped_updates += loader.end_rollout() // trainer.accumulate_grad_batches
         pl_module.log("ratio/deviation", deviation)

@@ -16,7 +16,7 @@ class RatioVariance(Penalty):
     r"""Cost $\lambda (r_t - 1)^2$, whose mean is the variance of the ratio, since $E_\mathrm{old}[r] = 1$ (eq. 22).
 
     Beside an arithmetic mean without a clip it gives the weight $r (A - 2 \lambda (r - 1)) / n$: an advantage that
-    shrinks as the ratio moves, and keeps its sign until $|r - 1| > |A| / 2\lambda$.
+    shrinks as the ratio moves its way, and changes sign once it has moved by $|A| / 2\lambda$.
 
     Args:
         coefficient: weight of the variance.

@@ -8,7 +8,7 @@ from aggregate_po.penalties import LagrangePenalty, Penalty, RatioVariance
 
 
 def r2vpo(
-    bound: float = 0.01, step_size: float = 1.0, multiplier: float = 0.04, penalties: Sequence[Penalty] = ()
+    bound: float = 1e-3, step_size: float = 1.0, multiplier: float = 0.04, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
     r"""Arithmetic mean of token ratios whose variance is held below a bound by a multiplier (eq. 39).
 
@@ -16,8 +16,9 @@ def r2vpo(
         $r_{i,t} \, (A_i - 2 \lambda (r_{i,t} - 1)) / (N n_i)$
 
     Args:
-        bound: largest mean of $(r - 1)^2$ that is free of charge.
-        step_size: of the ascent of the multiplier after every optimiser step; 0 keeps it.
+        bound: largest mean of $(r - 1)^2$ that is free of charge; above what the ratios do anyway, the multiplier falls
+            to zero.
+        step_size: of the ascent of the multiplier after every optimiser step; 0 keeps it as it is.
         multiplier: $\lambda$ at the start.
         penalties: further costs.
 

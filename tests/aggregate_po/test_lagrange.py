@@ -58,7 +58,7 @@ def test_observations_of_the_pieces_of_a_step_add_up():
     batch = PolicyBatch(torch.zeros_like(log_probs), mask, torch.ones(3).double())
     objective = PolicyObjective(ArithmeticMean(), penalties=[r2vpo().penalties[0], K2Penalty(0.5, anchor="behaviour")])
     whole = objective.observed(log_probs, batch)
-    close(whole[0], ((log_probs.exp() - 1).square() * mask).sum(-1)[:2].div(torch.tensor([2, 4])).mean() - 0.01)
+    close(whole[0], ((log_probs.exp() - 1).square() * mask).sum(-1)[:2].div(torch.tensor([2, 4])).mean() - 0.001)
     pieces = [
         objective.observed(
             log_probs[row], PolicyBatch(batch.old_log_probs[row], mask[row], batch.advantages[row], batch.totals)
@@ -116,7 +116,7 @@ def test_arguments_out_of_range_are_named(make, error, message):
 
 def test_repr_shows_the_multiplier():
     assert repr(r2vpo().penalties[0]) == (
-        "LagrangePenalty(cost=RatioVariance(coefficient=1.0), bound=0.01, step_size=1.0, multiplier=0.04)"
+        "LagrangePenalty(cost=RatioVariance(coefficient=1.0), bound=0.001, step_size=1.0, multiplier=0.04)"
     )
     assert isinstance(r2vpo().penalties[0], Penalty)
 

@@ -1,5 +1,7 @@
 """Inner epochs end when the ratios have moved too far, and what is dropped is counted."""
 
+import math
+
 import pytest
 import torch
 from lightning import Callback
@@ -89,6 +91,13 @@ def test_the_deviation_is_that_of_the_whole_rollout_under_the_policy_of_the_mome
     assert 0.001 < expected < 1
     # The callback of this test runs after the one that measures.
     assert counted.figures[-1]["ratio/deviation"] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_deviation_stands_only_where_it_was_measured(tmp_path, model_folder):
+    _, _, counted = trained(tmp_path, model_folder, bound=0.01)
+    measured = [not math.isnan(figures["ratio/deviation"]) for figures in counted.figures]
+    assert measured == [False, True, False, True, False, False, False, True]
+    assert all("dropped_updates" in figures for figures in counted.figures)
 
 
 def test_the_count_is_part_of_the_checkpoint():
