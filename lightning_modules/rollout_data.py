@@ -31,6 +31,7 @@ from lightning_modules.evaluation import Evaluation, EvaluationLoader
 from lightning_modules.mismatch import mismatch_figures, named
 from lightning_modules.prompts import Example, JSONLines, PromptDataset, PromptOrder, derived_seed
 from lightning_modules.rewards import Reward
+from lightning_modules.rollout_ahead import Drawn, RolloutAhead
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
 from lightning_modules.rollout_figures import rollout_figures, rollout_sums
 from lightning_modules.rollout_loader import RolloutLoader
@@ -70,6 +71,8 @@ class RolloutDataModule(LightningDataModule):
         truncated: what becomes of a completion that was cut off: "score" it as it stands, give it "zero_reward", or
             "mask" it, so that it counts in its group's baseline only.
         kl_in_reward: weight of the summed log ratio to the reference that is taken off each reward.
+        overlap: whether the next rollout is drawn while the present one is trained on, by a policy that is one rollout
+            old; for engines in another process.
         chat_template: whether prompts are wrapped by the tokenizer's chat template, as a user's message.
         seed: of the order of prompts, of sampling, and of estimators that draw at random.
 
@@ -97,6 +100,7 @@ class RolloutDataModule(LightningDataModule):
         advantages: AdvantageEstimator = GroupNormalized(),
         truncated: TruncationRule = "zero_reward",
         kl_in_reward: float = 0.0,
+        overlap: bool = False,
         chat_template: bool = False,
         seed: int = 0,
     ) -> None:
@@ -147,9 +151,16 @@ class RolloutDataModule(LightningDataModule):
         self.advantages = advantages
         self.truncated = truncated
         self.kl_in_reward = kl_in_reward
+        self.overlap = overlap
         self.chat_template = chat_template
         self.seed = seed
         self._order = PromptOrder(len(self.dataset), seed)
+        self._ahead = RolloutAhead()
+        if overlap and not getattr(self.rollouts, "concurrent", False):
+            raise ValueError(
+                f"`overlap` is True, but {type(self.rollouts).__name__} draws in the training process; pass "
+                "`rollouts` that draw in another one, such as VLLMServers."
+            )
 
     @property
     def policy(self) -> PolicyModule:
@@ -206,20 +217,29 @@ class RolloutDataModule(LightningDataModule):
             Token ids of the prompts, the completions, and their texts.
         """
         assert self.trainer is not None
-        policy = self.policy
         prompts = [self._prompt_ids(example) for example in examples]
-        sampling = SamplingParameters(
+        self._ahead.settle()
+        with self.trainer.precision_plugin.forward_context():
+            self.rollouts.load_policy(self.policy.model)
+            drawn = self.rollouts.generate(prompts, self._sampling(temperature, seed, samples_per_prompt))
+        return prompts, drawn, self._texts(drawn)
+
+    def _sampling(self, temperature: float, seed: int, samples_per_prompt: int) -> SamplingParameters:
+        return SamplingParameters(
             max_completion_length=self.max_completion_length,
-            stop_token_ids=policy.stop_token_ids,
+            stop_token_ids=self.policy.stop_token_ids,
             temperature=temperature,
             seed=seed,
             samples_per_prompt=samples_per_prompt,
         )
-        with self.trainer.precision_plugin.forward_context():
-            self.rollouts.load_policy(policy.model)
-            drawn = self.rollouts.generate(prompts, sampling)
+
+    def _texts(self, drawn: Completions) -> list[str]:
         rows = [ids[: int(length)] for ids, length in zip(drawn.token_ids, drawn.mask.sum(dim=-1), strict=True)]
-        return prompts, drawn, policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self.policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def teardown(self, stage: str) -> None:
+        """Leave nothing running."""
+        self._ahead.close()
 
     def rewards_of(self, completions: Sequence[str], examples: Sequence[Example]) -> PerCompletion:
         """Reward of each completion; `examples` has one entry per completion.
@@ -240,12 +260,10 @@ class RolloutDataModule(LightningDataModule):
         """Make the rollout with this number and cut it into micro-batches."""
         assert self.trainer is not None
         started = time.perf_counter()
-        first = number * self.prompts_per_rollout
-        order = self._order.slice(first, first + self.prompts_per_rollout)
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        examples = [self.dataset[index] for index in order[rank::world_size]]
-        seed = derived_seed(self.seed, number, rank)
-        prompts, drawn, texts = self.complete(examples, self.temperature, seed, self.group_size)
+        examples = self._examples_of(number)
+        prompts = [self._prompt_ids(example) for example in examples]
+        finished = self._ahead.take(number) or self._drawing(number, prompts)()
+        drawn, texts = finished.completions, self._texts(finished.completions)
         repeated = [example for example in examples for _ in range(self.group_size)]
         components = self.rewards.components(texts, repeated)
         response_mask = drawn.mask
@@ -277,9 +295,43 @@ class RolloutDataModule(LightningDataModule):
         figures = {
             **rollout_figures(summed_over_ranks(sums, self.trainer), self.rewards.names),
             **mismatch,
+            "rollout/staleness": self.trainer.global_step - finished.global_step,
             "time/rollout": time.perf_counter() - started,
         }
-        return self._cut(whole, figures)
+        batches = self._cut(whole, figures)
+        if self.overlap and not self._ends_with(len(batches)):
+            upcoming = [self._prompt_ids(example) for example in self._examples_of(number + 1)]
+            self._ahead.begin(number + 1, self._drawing(number + 1, upcoming))
+        return batches
+
+    def _examples_of(self, number: int) -> list[Example]:
+        """This rank's prompts of the rollout with this number."""
+        assert self.trainer is not None
+        first = number * self.prompts_per_rollout
+        order = self._order.slice(first, first + self.prompts_per_rollout)
+        return [self.dataset[index] for index in order[self.trainer.global_rank :: self.trainer.world_size]]
+
+    def _drawing(self, number: int, prompts: list[list[int]]) -> Callable[[], Drawn]:
+        """What draws the completions of a rollout from the policy as it is now."""
+        assert self.trainer is not None
+        seed = derived_seed(self.seed, number, self.trainer.global_rank)
+        sampling = self._sampling(self.temperature, seed, self.group_size)
+        context, step = self.trainer.precision_plugin.forward_context, self.trainer.global_step
+        self._ahead.settle()
+        with context():
+            self.rollouts.load_policy(self.policy.model)
+
+        def draw() -> Drawn:
+            with context():
+                return Drawn(self.rollouts.generate(prompts, sampling), step)
+
+        return draw
+
+    def _ends_with(self, batches: int) -> bool:
+        """Whether the training is over once these batches are used up."""
+        assert self.trainer is not None
+        updates = batches // self.trainer.accumulate_grad_batches
+        return 0 <= self.trainer.max_steps <= self.trainer.global_step + updates
 
     def _with_old_log_probs(
         self, whole: RolloutBatch, rollout_log_probs: PerToken

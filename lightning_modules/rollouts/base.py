@@ -52,7 +52,14 @@ class Completions:
 
 
 class RolloutEngine(Protocol):
-    """Draws completions from a policy."""
+    """Draws completions from a policy.
+
+    Attributes:
+        concurrent: whether `generate` may run in a thread while the policy is trained, because the engine is in another
+            process, with weights of its own.
+    """
+
+    concurrent: bool = False
 
     def load_policy(self, model: PreTrainedModel) -> None:
         """Draw from this policy, as it is now, until the next call."""

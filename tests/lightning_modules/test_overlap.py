@@ -1,0 +1,149 @@
+"""Rollouts drawn ahead: by a policy one rollout old, from the same prompts, and never at the expense of another."""
+
+import copy
+import threading
+import time
+
+import pytest
+import torch
+from lightning import Callback
+
+from aggregate_po import TokenCorrection
+from aggregate_po.recipes import grpo
+from lightning_modules import PolicyModule
+from tests.lightning_modules.training import (
+    BatchRecorder,
+    RecordingEngine,
+    copied,
+    fitted,
+    largest_difference,
+    plain_log_prob_matrix,
+    small_data,
+)
+
+
+class ElsewhereEngine(RecordingEngine):
+    """Draws from a copy of the policy, as an engine in another process does; notes which threads it draws in."""
+
+    concurrent = True
+
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.fail_at, self.loaded, self.threads, self.busy = fail_at, [], [], threading.Lock()
+
+    def load_policy(self, model):
+        assert self.busy.acquire(blocking=False), "loaded while it was drawing"
+        self.busy.release()
+        super().load_policy(copy.deepcopy(model))
+        self.loaded.append(copied(self._model))
+
+    def generate(self, prompts, sampling):
+        with self.busy:
+            self.threads.append(threading.current_thread() is threading.main_thread())
+            if not self.threads[-1]:
+                time.sleep(0.2)  # so that training is ahead of it
+            if len(self.drawn) == self.fail_at:
+                raise ConnectionError("the engine is gone")
+            return super().generate(prompts, sampling)
+
+
+class Staleness(Callback):
+    """The parameters before each update, and the staleness that is logged with it."""
+
+    def __init__(self):
+        self.parameters, self.logged = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.parameters.append(copied(pl_module.model))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.logged.append(trainer.callback_metrics["rollout/staleness"].item())
+
+
+def overlapped(tmp_path, model_folder, steps, engine=None, overlap=True, ckpt_path=None, **options):
+    engine, staleness, recorder = engine or ElsewhereEngine(), Staleness(), BatchRecorder()
+    data = small_data(rollouts=engine, updates_per_rollout=2, overlap=overlap, **options)
+    module = PolicyModule(model_folder, grpo(), learning_rate=1e-2, warmup_steps=0)
+    callbacks = [staleness, recorder]
+    run = fitted(
+        tmp_path, model_folder, data=data, module=module, max_steps=steps, callbacks=callbacks, ckpt_path=ckpt_path
+    )
+    return run, engine, staleness, recorder
+
+
+def test_each_rollout_after_the_first_is_drawn_by_the_policy_of_the_rollout_before(tmp_path, model_folder):
+    _, engine, staleness, _ = overlapped(tmp_path, model_folder, steps=6)
+    assert len(engine.drawn) == 3
+    assert engine.threads == [True, False, False]
+    assert staleness.logged == [0, 0, 2, 2, 2, 2]
+    for rollout, step in enumerate([0, 0, 2]):
+        assert largest_difference(engine.loaded[rollout], staleness.parameters[step]) == 0
+    assert largest_difference(staleness.parameters[0], staleness.parameters[2]) > 1e-3
+
+
+def test_the_prompts_are_those_of_a_run_without_overlap(tmp_path, model_folder):
+    _, ahead, _, _ = overlapped(tmp_path / "ahead", model_folder, steps=6)
+    _, plain, staleness, _ = overlapped(tmp_path / "plain", model_folder, steps=6, overlap=False)
+    assert ahead.prompts == plain.prompts
+    assert [sampling.seed for sampling in ahead.sampling] == [sampling.seed for sampling in plain.sampling]
+    assert plain.threads == [True] * 3
+    assert staleness.logged == [0] * 6
+
+
+def test_stale_rollouts_are_corrected_like_any_other_mismatch(tmp_path, model_folder):
+    """The trainer's log-probabilities are those of the policy when the rollout is taken up."""
+    options = {"old_log_probs": "trainer", "correction": TokenCorrection(2.0)}
+    run, engine, staleness, recorder = overlapped(tmp_path, model_folder, steps=4, **options)
+    drawn, prompts = engine.drawn[1], engine.prompts[1]
+    run.module.model.load_state_dict(staleness.parameters[2], strict=False)
+    with torch.no_grad():
+        current = plain_log_prob_matrix(run.module.model, prompts, drawn)
+    weights = torch.where(drawn.mask, (current - drawn.log_probs).clamp(max=torch.tensor(2.0).log()), 0)
+    assert weights.abs().max() > 1e-2
+    batches = recorder.batches[2:]
+    trained = torch.cat([batch.policy.correction.log_token[batch.policy.response_mask] for batch in batches])
+    everything = weights[drawn.mask]
+    assert len(trained) > 0
+    distance = (trained.double().unsqueeze(-1) - everything).abs().amin(dim=-1)
+    assert distance.max() < 1e-4
+    assert run.metrics["sampling/sampling_logp_difference/max"] > 1e-2
+
+
+def test_no_rollout_is_drawn_that_nobody_would_train_on(tmp_path, model_folder):
+    _, engine, _, _ = overlapped(tmp_path, model_folder, steps=2)
+    assert len(engine.drawn) == 1
+    assert "rollout_0" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_resumed_run_consumes_the_prompts_that_remain(tmp_path, model_folder):
+    _, whole, _, _ = overlapped(tmp_path / "whole", model_folder, steps=8)
+    half, first, _, _ = overlapped(tmp_path / "half", model_folder, steps=3)
+    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    _, second, staleness, _ = overlapped(tmp_path / "rest", model_folder, 8, ckpt_path=tmp_path / "half.ckpt")
+    assert first.prompts == whole.prompts[:2]
+    assert second.prompts == whole.prompts[2:]
+    # What was under way is not in the checkpoint: it is drawn anew, by the policy as it then is.
+    assert staleness.logged == [2, 0, 0, 2, 2]
+
+
+def test_a_failure_in_the_background_ends_the_run(tmp_path, model_folder):
+    with pytest.raises(ConnectionError, match="the engine is gone"):
+        overlapped(tmp_path, model_folder, steps=6, engine=ElsewhereEngine(fail_at=1))
+
+
+def test_other_uses_of_the_engine_wait_for_it(tmp_path, model_folder):
+    """Held-out prompts in the middle of a rollout; the engine refuses to be loaded while it draws."""
+
+    class Evaluate(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.datamodule.complete([{"prompt": "What is 1 + 2?"}], 1.0, seed=0)
+
+    engine = ElsewhereEngine()
+    data = small_data(rollouts=engine, updates_per_rollout=2, overlap=True)
+    fitted(tmp_path, model_folder, grpo(), data=data, max_steps=4, callbacks=[Evaluate()])
+    assert len(engine.drawn) == 2 + 4
+
+
+def test_an_engine_in_the_training_process_cannot_overlap():
+    with pytest.raises(ValueError, match=r"^`overlap` is True, but TransformersEngine draws in the training process"):
+        small_data(overlap=True)
