@@ -17,7 +17,14 @@ from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, Lin
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
 from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax, masked_sum
-from aggregate_po.normalizers import ConstantLength, LengthWeighted, Normalizer, SequenceMean, TokenMean
+from aggregate_po.normalizers import (
+    ConstantLength,
+    LengthWeighted,
+    Normalizer,
+    SequenceMean,
+    TokenMean,
+    at_least_one,
+)
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import (
     EntropyBonus,
@@ -106,6 +113,7 @@ __all__ = [
     "TotalVariationMask",
     "TrajectoryLogClip",
     "TwoSidedClip",
+    "at_least_one",
     "effective_sample_size",
     "gated_fraction",
     "masked_logsumexp",

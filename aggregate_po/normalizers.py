@@ -79,5 +79,5 @@ class ConstantLength(Normalizer):
 
 
 def at_least_one(count: float | Tensor) -> float | Tensor:
-    """A count to divide by; a step without any token has nothing to divide."""
+    """A count of the totals as a divisor, 1 where it is 0: a step without any token has nothing to divide."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

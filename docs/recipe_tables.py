@@ -1,7 +1,8 @@
 """Tables of the recipes and of the advantage estimators, made from the code while the pages are built.
 
 mkdocs.yml names this file as a hook. A table stands where a page has the comment with its name, and what it says comes
-from signatures, docstrings and `gradient_weights`; a docstring without the sections that it needs stops the build.
+from signatures, docstrings and `gradient_weights`; a docstring without the sections that it needs stops the build. It
+also cleans the tooltips of links to the API.
 """
 
 import inspect
@@ -21,6 +22,8 @@ from aggregate_po.transforms import Chain
 # A sentence about a definition has one of these in a formula.
 RELATION = re.compile(r"\$[^$]*(=|/| - |\\frac)[^$]*\$")
 SENTENCE_END = re.compile(r"(?<=[\w)$`\"]\.) (?=[A-Z$`])")
+# The title that a link has from the heading of a class or function, with the heading's labels on lines of their own.
+TOOLTIP = re.compile(r'(<a class="autorefs[^"]*" title=")([^"\n]*\n[^"]*)"')
 CITATION = re.compile(r"(.*?(?:arXiv:\d{4}\.\d{5}|no paper).*?)(?:\. |\.?$)")
 
 
@@ -40,6 +43,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if comment in markdown:
             markdown = markdown.replace(comment, table(markdown))
     return markdown
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Take the labels of a heading, such as "dataclass", out of the tooltips of links to it; called for every page."""
+
+    def without_labels(link: re.Match[str]) -> str:
+        name, *others = link[2].split()
+        return f'{link[1]}{" ".join([name, *(word for word in others if word.startswith("("))])}"'
+
+    return TOOLTIP.sub(without_labels, output)
 
 
 def recipe_table(page: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -29,6 +30,11 @@ _TRAINER_DEFAULTS = {
     "logger": False,
 }
 
+_REMEDY = (
+    "Pass the import path of a class or function, such as aggregate_po.recipes.gmpo; a file of your own must stand in "
+    "the working folder or be installed."
+)
+
 
 class PolicyArgumentParser(LightningArgumentParser):
     """Says what is wrong without a page of usage around it."""
@@ -37,12 +43,15 @@ class PolicyArgumentParser(LightningArgumentParser):
         """Nothing: an error message must be found, and `--help` lists every option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add the remedy to the parser's account of an import path that leads nowhere."""
-        if any(sign in message for sign in ("class_path", "mport path", "No module named", "has no attribute")):
-            message += (
-                "\nPass the import path of a class or function, such as aggregate_po.recipes.gmpo; a file of your own "
-                "must stand in the working folder or be installed."
-            )
+        """Add the remedy to the parser's account of an option that is unknown or an import path that leads nowhere."""
+        if re.fullmatch("Option '[^']*' is not accepted", message):
+            # Each class or function has a parser of its own, which knows what it accepts.
+            options = [action.dest for action in self._actions if action.dest.split(".")[-1] != "help"]
+            message += f"; pass one of {', '.join(options)}" if options else "; there are no options"
+        if any(sign in message for sign in ("No module named", "has no attribute", "Expected a dot import path")):
+            # The parser of an outer class passes on what that of an inner one said.
+            lines = [line for line in message.splitlines() if line.strip() != _REMEDY]
+            message = "\n".join([*lines, _REMEDY])
         super().error(message, ex)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aggregate_po import PerCompletion
@@ -24,6 +24,7 @@ class Evaluation:
         completions: one text for each.
         rewards: shape `batch`.
         lengths: tokens, the stop token included; shape `batch`.
+        single_rewards: those of which `rewards` is the weighted sum, by name; none where there is only one.
     """
 
     name: str
@@ -31,6 +32,13 @@ class Evaluation:
     completions: list[str]
     rewards: PerCompletion
     lengths: PerCompletion
+    single_rewards: Mapping[str, PerCompletion] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, PerCompletion]:
+        """What is measured of each completion, by the name under which its mean is logged."""
+        single = {f"rewards/{reward}_{self.name}": values for reward, values in self.single_rewards.items()}
+        return {f"pass@1_{self.name}": self.rewards, **single, f"mean_length_{self.name}": self.lengths.float()}
 
 
 class EvaluationLoader:
@@ -51,10 +59,14 @@ class EvaluationLoader:
             stop = min(start + self._prompts_per_batch, len(self._examples))
             examples = [self._examples[index] for index in range(start, stop)]
             _, drawn, texts = self._data.complete(examples, self._temperature, seed=derived_seed(start))
+            rewards = self._data.rewards
+            components = rewards.components(texts, examples)
+            single = dict(zip(rewards.names, components.unbind(dim=-1), strict=True))
             yield Evaluation(
                 name=self.name,
                 examples=examples,
                 completions=texts,
-                rewards=self._data.rewards_of(texts, examples),
+                rewards=rewards.total(components),
                 lengths=drawn.mask.sum(dim=-1),
+                single_rewards=single if len(single) > 1 else {},
             )

@@ -254,11 +254,8 @@ class PolicyModule(LightningModule):
     # Evaluation
 
     def validation_step(self, batch: Evaluation, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the mean reward of held-out completions."""
-        figures = {
-            f"val/pass@1_{batch.name}": batch.rewards.mean(),
-            f"val/mean_length_{batch.name}": batch.lengths.float().mean(),
-        }
+        """Log the mean reward of held-out completions, each reward where there are several, and the length."""
+        figures = {f"val/{name}": values.mean() for name, values in batch.figures.items()}
         self.log_dict(figures, batch_size=len(batch.rewards), on_epoch=True, add_dataloader_idx=False, sync_dist=True)
 
     # State

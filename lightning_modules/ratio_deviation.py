@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from aggregate_po import masked_sum
 from aggregate_po.bounds import bounded, log_ratio_of
@@ -38,6 +39,14 @@ class RatioDeviationStop(Callback):
             raise ValueError(f"`bound` is {bound}; pass a positive mean of |r - 1|.")
         self.bound = bound
         self.dropped_updates = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn where there is nothing between which to measure."""
+        if getattr(trainer.datamodule, "epochs_per_rollout", None) == 1:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                "`epochs_per_rollout` is 1, so RatioDeviationStop never measures and never stops anything; pass 2 or "
+                "more epochs to RolloutDataModule, or leave the callback out."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RolloutBatch, batch_idx: int

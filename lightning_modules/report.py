@@ -128,8 +128,8 @@ def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
     """Held-out figures of the policy as it is, and a few prompts with their sampled completions.
 
     Returns:
-        `pass@1_...` and `mean_length_...` for each way of drawing, and `[prompt, completion]` pairs; empty without
-        held-out prompts.
+        `pass@1_...`, `mean_length_...` and, of several rewards, `rewards/NAME_...` for each way of drawing, and
+        `[prompt, completion]` pairs; empty without held-out prompts.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     figures: dict[str, float] = {}
@@ -138,8 +138,8 @@ def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
         return figures, samples
     for loader in data.val_dataloader():
         evaluations: list[Evaluation] = list(loader)
-        figures[f"pass@1_{loader.name}"] = torch.cat([one.rewards for one in evaluations]).mean().item()
-        figures[f"mean_length_{loader.name}"] = torch.cat([one.lengths for one in evaluations]).double().mean().item()
+        for name in evaluations[0].figures:
+            figures[name] = torch.cat([one.figures[name] for one in evaluations]).double().mean().item()
         if loader.name == "sampled":
             drawn = zip(evaluations[0].examples, evaluations[0].completions, strict=True)
             samples = [[example["prompt"], text] for example, text in list(drawn)[:_SAMPLES]]
@@ -153,10 +153,11 @@ def print_table(columns: dict[str, dict[str, float]]) -> None:
     if not names:
         print("no held-out prompts were given (`data.validation`), so nothing was measured")
         return
-    print("\n" + " " * 22 + "".join(f"{title:>10}" for title in columns))
+    width = max(22, *(len(name) + 1 for name in names))
+    print("\n" + " " * width + "".join(f"{title:>10}" for title in columns))
     for name in names:
         cells = "".join(f"{figures[name]:>10.3f}" if name in figures else " " * 10 for figures in columns.values())
-        print(f"{name:<22}{cells}")
+        print(f"{name:<{width}}{cells}")
 
 
 def _held_out(figures: dict[str, float]) -> dict[str, float]:

@@ -241,14 +241,6 @@ class RolloutDataModule(LightningDataModule):
         """Leave nothing running."""
         self._ahead.close()
 
-    def rewards_of(self, completions: Sequence[str], examples: Sequence[Example]) -> PerCompletion:
-        """Reward of each completion; `examples` has one entry per completion.
-
-        Raises:
-            ValueError: a reward is not a finite number.
-        """
-        return self.rewards.total(self.rewards.components(completions, examples))
-
     def _prompt_ids(self, example: Example) -> list[int]:
         if self.chat_template:
             message = [{"role": "user", "content": example["prompt"]}]

@@ -88,9 +88,10 @@ class GroupedRewards:
         return rearrange(values.double(), "(prompt group) -> prompt group", group=self.group_size)
 
     def rounded(self, advantages: Tensor) -> Tensor:
-        """Advantages in the precision of the rewards, inside its finite range; `prompt group` becomes `batch`."""
+        """Advantages in the precision of the rewards, inside its finite range; the shape stays as it is."""
         limits = torch.finfo(self.rewards.dtype)
-        return advantages.clamp(limits.min, limits.max).to(self.rewards.dtype)
+        # In float64, because the limits of a wider precision are no numbers of a narrower one.
+        return advantages.double().clamp(limits.min, limits.max).to(self.rewards.dtype)
 
     def required(self, name: str, reader: object) -> Tensor:
         """The field of this name, for an estimator that cannot do without it.

@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "`aggregate_po.testing` draws its inputs with hypothesis, which is not installed; "
-        "run `pip install aggregate-po[testing]`."
+        'run `pip install "aggregate-po[testing]"`.'
     ) from error
 
 from aggregate_po.testing.advantages import AdvantageContract, check_advantage

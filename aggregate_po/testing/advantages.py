@@ -66,10 +66,9 @@ class AdvantageContract(Contract):
     def test_shapes(self, step: GroupedRewards) -> None:
         """Advantages have shape `batch`, or `batch time` up to the longest completion, in the rewards' precision."""
         for given in (step, _in_double(step)):
-            advantages = self.estimator(given)
-            batch = tuple(step.rewards.shape)
-            shape = batch if getattr(advantages, "ndim", 1) == 1 else (*batch, int(_lengths(step).max()))
-            require_form("the advantages", advantages, shape, given.rewards.dtype)
+            shape = given.rewards.shape
+            per_token = (*shape, int(_lengths(step).max()))
+            require_form("the advantages", self.estimator(given), shape, given.rewards.dtype, or_shape=per_token)
 
     @law(step=_extreme)
     def test_finite(self, step: GroupedRewards) -> None:

@@ -25,7 +25,7 @@ from aggregate_po.testing.contexts import (
     with_tokens,
 )
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
-from aggregate_po.testing.reports import require_all, require_close, require_finite, require_form, scale
+from aggregate_po.testing.reports import require, require_all, require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import Case, batches, exact_token_ratios, generators, junk, token_ratios
 from aggregate_po.transforms import PessimisticClip
 
@@ -53,6 +53,7 @@ class AggregatorContract(Contract):
 
     _attribute = "aggregator"
     _kind = TokenAggregator
+    _first = ("test_shapes", "test_lets_gradient_through")
 
     def measured(self, tokens: TokenRatios) -> tuple[PerCompletion, PerToken]:
         """Value and weights, outside the graph."""
@@ -65,6 +66,12 @@ class AggregatorContract(Contract):
             value, weights = self.measured(context)
             require_form("log_aggregate", value, tokens.lengths.shape, context.log_ratio.dtype)
             require_form("token_weights", weights, tokens.log_ratio.shape, context.log_ratio.dtype)
+
+    @law(tokens=token_ratios())
+    def test_lets_gradient_through(self, tokens: TokenRatios) -> None:
+        """The value is attached to the graph of the log ratios, of an empty completion too."""
+        value = self.aggregator.log_aggregate(tokens.requiring_grad())
+        require(value.requires_grad, "log_aggregate lets no gradient through: its result does not require it")
 
     @law(tokens=token_ratios())
     def test_finite(self, tokens: TokenRatios) -> None:

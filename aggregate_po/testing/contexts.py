@@ -83,6 +83,8 @@ def differentiate(
     """Value, gradient by autograd, and closed-form weights in their factors."""
     inputs = log_probs.detach().clone().requires_grad_()
     value = objective(inputs, batch)
+    if not value.requires_grad:
+        raise LawBroken("the objective lets no gradient through to the log-probabilities")
     (gradient,) = torch.autograd.grad(value, inputs, materialize_grads=True)
     return value.detach(), gradient, objective.gradient_weights(log_probs, batch)
 

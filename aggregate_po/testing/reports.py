@@ -31,12 +31,16 @@ def require(condition: bool, finding: str) -> None:
         raise LawBroken(finding)
 
 
-def require_form(what: str, result: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Break the law unless a result is a tensor of this shape and type."""
+def require_form(
+    what: str, result: Any, shape: tuple[int, ...], dtype: torch.dtype, or_shape: tuple[int, ...] | None = None
+) -> None:
+    """Break the law unless a result is a tensor of this type, and of this shape or of the other one."""
     if not isinstance(result, Tensor):
-        raise LawBroken(f"{what} is {type(result).__name__}, not a tensor")
-    actual, expected = (tuple(result.shape), result.dtype), (tuple(shape), dtype)
-    require(actual == expected, f"{what} has shape {actual[0]} and type {actual[1]}, not {expected[0]} and {dtype}")
+        raise LawBroken(f"{what}: {type(result).__name__}, not a tensor")
+    shapes = [tuple(shape)] if or_shape is None else [tuple(shape), tuple(or_shape)]
+    found = f"{what}: shape {tuple(result.shape)} and type {result.dtype}"
+    expected = f"shape {' or '.join(map(str, shapes))} and type {dtype}"
+    require(tuple(result.shape) in shapes and result.dtype == dtype, f"{found}, not {expected}")
 
 
 def require_all(what: str, holds: Tensor, actual: Tensor, claim: str, where: Tensor | None = None) -> None:
@@ -70,7 +74,7 @@ def require_close(
     if where is not None:
         wrong = wrong & where
     if wrong.any():
-        _break(what, wrong, {"actual": actual, "expected": expected, "may differ by": torch.as_tensor(allowed)})
+        _break(what, wrong, {"actual": actual, "expected": expected, "may differ by": _three_digits(allowed)})
 
 
 def _break(what: str, wrong: Tensor, shown: dict[str, Tensor | str]) -> None:
@@ -80,6 +84,11 @@ def _break(what: str, wrong: Tensor, shown: dict[str, Tensor | str]) -> None:
     for name, value in shown.items():
         lines.append(f"  {name:<{width}}  {written(value, row, len(wrong) if wrong.ndim else None)}")
     raise LawBroken("\n".join(lines), row, len(wrong) if wrong.ndim else None)
+
+
+def _three_digits(numbers: Tensor | float) -> Tensor:
+    copy = torch.as_tensor(numbers, dtype=torch.float64).detach().clone()
+    return copy.apply_(lambda number: float(f"{number:.3g}"))
 
 
 def written(value: Any, row: int | None = None, rows: int | None = None) -> str:

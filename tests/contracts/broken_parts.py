@@ -73,6 +73,12 @@ class WeightsInSinglePrecision(Broken):
         return tokens.response_mask.float()
 
 
+@broken("lets_gradient_through", "gradient_of_the_objective", "cutting_the_step")
+class Detached(Broken):
+    def log_aggregate(self, tokens):
+        return average(tokens).detach()
+
+
 @broken("finite")
 class OverflowsInSinglePrecision(Broken):
     def log_aggregate(self, tokens):

@@ -14,6 +14,7 @@ from aggregate_po.testing import (
     NormalizerContract,
     PenaltyContract,
     TransformContract,
+    check_advantage,
     check_aggregator,
 )
 from tests.contracts import broken_parts
@@ -60,7 +61,7 @@ def test_part_is_caught_by_the_laws_that_it_breaks(cls):
     sentences = contract_of(cls).laws()
     for name, message in found.items():
         first, *more = message.splitlines()
-        assert first == f"{cls()!r} breaks test_{name}: {sentences['test_' + name]}"
+        assert first == f"{cls()!r} breaks {name}: {sentences['test_' + name]}"
         assert more
         assert name == "works_somewhere" or any(line.strip() == "on the input" for line in more)
 
@@ -75,12 +76,34 @@ def test_check_lists_every_broken_law_with_the_smallest_input():
     with pytest.raises(AssertionError) as caught:
         check_aggregator(broken_parts.WrongClosedForm())
     message = str(caught.value)
-    assert message.startswith("WrongClosedForm() breaks 2 of 12 laws.\n\n")
-    assert "breaks test_weights_are_the_derivative: `token_weights` is the derivative of" in message
-    assert "breaks test_gradient_of_the_objective: In an objective, the closed-form total weights" in message
+    assert message.startswith("WrongClosedForm() breaks 2 of 13 laws.\n\n")
+    assert "breaks weights_are_the_derivative: `token_weights` is the derivative of" in message
+    assert "breaks gradient_of_the_objective: In an objective, the closed-form total weights" in message
     for name in ("actual", "expected", "log_ratio = [", "response_mask = [1, 1]", "advantages = [", "log_probs = ["):
         assert name in message
     assert len(message.splitlines()) < 50
+
+
+class OneRowPerPrompt(AdvantageEstimator):
+    def __call__(self, step):
+        return step.rounded(step.groups)
+
+
+@pytest.mark.parametrize(
+    ("check", "part", "law", "finding"),
+    [
+        (check_advantage, OneRowPerPrompt(), "shapes", r"shape \(1, 1\) .*, not shape \(1,\) or \(1, \d+\) "),
+        (check_aggregator, broken_parts.WeightsInSinglePrecision(), "shapes", "token_weights: shape"),
+        (check_aggregator, broken_parts.Detached(), "lets_gradient_through", "log_aggregate lets no gradient through"),
+    ],
+)
+def test_a_law_that_the_others_build_on_is_reported_alone(check, part, law, finding):
+    with pytest.raises(AssertionError, match=finding) as caught:
+        check(part, examples=20)
+    heading, _, first, *rest = str(caught.value).splitlines()
+    assert heading == f"{part!r} breaks a law that the others build on."
+    assert first.startswith(f"{part!r} breaks {law}: ")
+    assert not any("breaks" in line for line in rest)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +111,7 @@ def test_check_lists_every_broken_law_with_the_smallest_input():
     [
         (AggregatorContract, "inference_mode", broken_parts.FailsInInferenceMode(), "  RuntimeError: "),
         (AggregatorContract, "finite", broken_parts.InfiniteWhereEmpty(), "tokens, completion "),
+        (AggregatorContract, "mean_of_a_constant", broken_parts.HalfIsNoMean(), "may differ by  2e-09\n"),
         (AggregatorContract, "completions_do_not_see_each_other", broken_parts.LessTheBatchMean(), "log_ratio = [["),
         (NormalizerContract, "only_the_totals_divide", broken_parts.DividesByTheMicroBatch(), "lengths = ["),
         (AdvantageContract, "order_of_prompts", broken_parts.LaterPromptsCountMore(), "rewards = ["),
@@ -96,6 +120,6 @@ def test_check_lists_every_broken_law_with_the_smallest_input():
 def test_report_shows_what_the_law_is_about(contract, law, part, shown):
     """The error of a part that raises; one completion, or all of them where they are compared."""
     instance = type(contract.__name__, (contract,), {contract._attribute: part})()
-    with pytest.raises(AssertionError, match=rf"breaks test_{law}: ") as caught:
+    with pytest.raises(AssertionError, match=rf"breaks {law}: ") as caught:
         getattr(instance, f"test_{law}")()
     assert shown in str(caught.value)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aggregate_po.testing import AggregatorContract
 from lightning_modules.cli import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,12 @@ def parsed_config(arguments):
         run([*arguments, "--print_config"])
     assert not stop.value.code, errors.getvalue()
     return yaml.safe_load(output.getvalue())
+
+
+def test_the_page_names_every_law_of_an_aggregator():
+    text = (ROOT / "docs" / "write-an-aggregator.md").read_text(encoding="utf-8")
+    laws = [name.removeprefix("test_") for name in AggregatorContract.laws()]
+    assert [name for name in laws if f"`{name}`" not in text] == []
 
 
 def test_cited_equations_are_in_the_theory():

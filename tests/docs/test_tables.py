@@ -151,6 +151,30 @@ def test_a_docstring_without_the_sections_stops_the_build(tables, monkeypatch):
         tables.recipe_row("grpo", "grpo")
 
 
+def letters(formula):
+    """The quantities of a formula: Latin letters that stand alone, and Greek ones."""
+    bare = re.sub(r"_\{[^}]*\}|_\w|\\mathrm\{\w+\}", "", formula)
+    return set(re.findall(r"\\(?:beta|gamma|lambda|mu|rho|tau)\b|(?<![\\a-zA-Z])[A-Za-df-z](?![a-zA-Z])", bare))
+
+
+def test_the_legend_has_every_letter_of_the_formulas(recipe_rows):
+    legend = re.search(r"^\*\*Formulas\.\*\* (.*)$", PAGE, re.MULTILINE)[1]
+    explained = set().union(*map(letters, re.findall(r"\$[^$]+\$", legend)))
+    assert {r"\lambda", "L", "c", "p", "r"} <= explained
+    assert {name: letters(cells[3].split("<br>")[0]) - explained for name, cells in recipe_rows.items()} == {
+        name: set() for name in recipe_rows
+    }
+    arguments = {name for row in recipe_rows.values() for name in re.findall(r"`(\w+)[=`]", row[2])}
+    assert set(re.findall(r"`(\w+)`", legend)) <= arguments
+
+
+def test_tooltips_have_no_labels(tables):
+    link = '<a class="autorefs autorefs-internal" title="{}" href="../">x</a>'
+    labelled = link.format("LehmerMean\n\n\n  \n      dataclass\n   (aggregate_po.LehmerMean)")
+    assert tables.on_post_page(labelled) == link.format("LehmerMean (aggregate_po.LehmerMean)")
+    assert tables.on_post_page(link.format("GRPO")) == link.format("GRPO")
+
+
 def test_a_recipe_without_a_snippet_stops_the_build(tables):
     from mkdocs.exceptions import PluginError
 

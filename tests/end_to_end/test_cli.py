@@ -72,6 +72,27 @@ WRONG = {
         ],
         ["aggregator", "not_there", "import path"],
     ),
+    "no path": (["--model.objective=gmpo"], ["model.objective", "import path", "gmpo"]),
+    "penalty in a recipe": (["--model.objective.penalties+=K3Penaly"], ["penalties", "K3Penaly", "import path"]),
+    "option of a recipe": (
+        ["--model.objective.clip_low=0.2"],
+        ["'clip_low' is not accepted; pass one of log_clip, log_clip_high, penalties"],
+    ),
+    "option of a part": (
+        [
+            "--model.objective.class_path=aggregate_po.PolicyObjective",
+            "--model.objective.init_args.aggregator=aggregate_po.PowerMean",
+            "--model.objective.init_args.aggregator.oder=2",
+        ],
+        ["aggregator", "'oder' is not accepted; pass one of exponent"],
+    ),
+    "option of nothing": (
+        ["--data.advantages=aggregate_po.advantages.GroupCentered", "--data.advantages.delta=1"],
+        ["'delta' is not accepted; there are no options"],
+    ),
+    "required": (["--model.objective=aggregate_po.recipes.dr_grpo"], ["dr_grpo", "required: max_completion_length"]),
+    "kind": (["--model.objective=aggregate_po.PowerMean"], ["PowerMean does not correspond to a subclass"]),
+    "number": (["--model.objective.log_clip=x"], ["log_clip", "Expected a <class 'float'>"]),
     "reward": (["--data.reward=not_there.reward"], ["data.reward", "not_there", "import path"]),
     "dataset": (["--data.dataset=missing.jsonl"], ["`dataset`", "missing.jsonl", "JSON lines"]),
     "no prompts": (["--data.dataset=empty.jsonl"], ["`dataset` is 'empty.jsonl'", "at least one example"]),
@@ -82,19 +103,39 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "parts"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_arguments_are_named_before_a_model_is_made(arguments, parts, tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def refusal(tmp_path, monkeypatch, capfd):
+    """What the command line says of arguments that it refuses before a model is made."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("AGGREGATE_PO_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(SystemExit) as stop:
-        run_command_line(["fit", f"--config={CONFIG}", *arguments])
-    assert stop.value.code not in (0, None)
-    output = f"{stop.value} {capfd.readouterr().err}"
+
+    def refused(arguments):
+        with pytest.raises(SystemExit) as stop:
+            run_command_line(["fit", f"--config={CONFIG}", *arguments])
+        assert stop.value.code not in (0, None)
+        assert not cache.exists()
+        return f"{stop.value} {capfd.readouterr().err}"
+
+    return refused
+
+
+@pytest.mark.parametrize(("arguments", "parts"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments_are_named_before_a_model_is_made(arguments, parts, refusal):
+    output = refusal(arguments)
     for part in parts:
         assert part in output
-    assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["objective", "aggregator", "reward", "no path", "penalty in a recipe"])
+def test_the_remedy_for_an_import_path_is_given_once(name, refusal):
+    assert refusal(WRONG[name][0]).count("Pass the import path") == 1
+
+
+@pytest.mark.parametrize("name", ["option of a recipe", "option of a part", "required", "kind", "number", "group_size"])
+def test_the_remedy_for_an_import_path_is_given_for_nothing_else(name, refusal):
+    assert "Pass the import path" not in refusal(WRONG[name][0])
 
 
 def test_evaluate_needs_a_finished_run(tmp_path):

@@ -100,6 +100,14 @@ def test_the_deviation_stands_only_where_it_was_measured(tmp_path, model_folder)
     assert all("dropped_updates" in figures for figures in counted.figures)
 
 
+@pytest.mark.parametrize(("epochs", "warnings"), [(1, 1), (2, 0)])
+def test_a_single_epoch_gives_nothing_to_stop_and_a_warning(tmp_path, model_folder, recwarn, epochs, warnings):
+    data = small_data(epochs_per_rollout=epochs)
+    fitted(tmp_path, model_folder, data=data, max_steps=3, callbacks=[RatioDeviationStop()])
+    messages = [str(one.message) for one in recwarn]
+    assert sum(message.startswith("`epochs_per_rollout` is 1, so Ratio") for message in messages) == warnings
+
+
 def test_the_count_is_part_of_the_checkpoint():
     stop = RatioDeviationStop(0.3)
     stop.dropped_updates = 5

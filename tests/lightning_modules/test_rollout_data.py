@@ -13,6 +13,7 @@ from aggregate_po.advantages import GroupCentered, GroupNormalized
 from aggregate_po.recipes import dapo, dr_grpo, gmpo, grpo, pmpo
 from lightning_modules import PolicyModule, RolloutDataModule, rollout_data
 from lightning_modules.addition import AdditionProblems
+from lightning_modules.report import evaluate, print_table
 from lightning_modules.rollouts import Completions
 from tests.lightning_modules.training import (
     BatchRecorder,
@@ -574,6 +575,53 @@ def test_held_out_prompts_are_completed_sampled_and_greedily(tmp_path, model_fol
         assert evaluation.rewards.tolist() == rewards
     again = [next(iter(loader)) for loader in data.val_dataloader()]
     assert [one.completions for one in again] == [sampled.completions, greedy.completions]
+
+
+def completion_length(completion, example):
+    return len(completion)
+
+
+def test_several_rewards_of_held_out_prompts_are_measured_one_by_one(tmp_path, model_folder):
+    data = small_data(
+        reward=[text_reward, completion_length],
+        reward_weights=[1.0, -0.5],
+        validation=AdditionProblems(300, held_out=True),
+        max_completion_length=2,
+    )
+    trainer = quiet_trainer(tmp_path)
+    trainer.validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
+    figures, _ = evaluate(trainer)
+    assert {f"val/{name}" for name in figures} == set(trainer.callback_metrics)
+    for loader in data.val_dataloader():
+        pairs = [pair for one in loader for pair in zip(one.completions, one.examples, strict=True)]
+        means = [sum(reward(*pair) for pair in pairs) / 300 for reward in (text_reward, completion_length)]
+        expected = {
+            f"rewards/text_reward_{loader.name}": means[0],
+            f"rewards/completion_length_{loader.name}": means[1],
+            f"pass@1_{loader.name}": means[0] - means[1] / 2,
+        }
+        for name, mean in expected.items():
+            assert figures[name] == pytest.approx(mean, abs=1e-6)
+            assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(mean, abs=1e-5)
+
+
+def test_one_reward_of_held_out_prompts_is_not_measured_twice(tmp_path, model_folder):
+    trainer = quiet_trainer(tmp_path)
+    data = small_data(validation=AdditionProblems(5, held_out=True))
+    trainer.validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
+    names = {f"{figure}_{drawn}" for figure in ("pass@1", "mean_length") for drawn in ("sampled", "greedy")}
+    assert set(evaluate(trainer)[0]) == names
+    assert set(trainer.callback_metrics) == {f"val/{name}" for name in names}
+
+
+def test_a_table_has_room_for_long_names(capsys):
+    print_table({"before": {"pass@1_sampled": 0.25, "rewards/completion_length_sampled": 1.5}})
+    _, title, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["pass@1_sampled", "0.250"],
+        ["rewards/completion_length_sampled", "1.500"],
+    ]
+    assert len({len(line) for line in (title, *lines)}) == 1
 
 
 def test_without_held_out_prompts_nothing_is_measured():

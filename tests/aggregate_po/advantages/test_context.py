@@ -114,6 +114,15 @@ def test_an_estimator_of_the_users_own_is_one_method():
     assert issubclass(AgainstTheMedian, AdvantageEstimator)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_advantages_are_rounded_into_the_precision_of_the_rewards(dtype, given):
+    step = GroupedRewards(torch.zeros(2, dtype=dtype), group_size=2)
+    advantages = torch.tensor([[1e38, 0.1]], dtype=given)
+    expected = torch.tensor([[min(1e38, torch.finfo(dtype).max), 0.1]], dtype=given).to(dtype)
+    torch.testing.assert_close(step.rounded(advantages), expected, rtol=0, atol=0)
+
+
 class Careless(GroupAdvantage):
     def within_groups(self, step):
         return step.groups.mean(dim=-1, keepdim=True)
