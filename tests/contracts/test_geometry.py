@@ -172,7 +172,9 @@ def test_entropy_and_effective_sample_size_fall_on_both_sides_of_zero(tokens, on
 def test_effective_sample_size_falls_strictly_unless_all_ratios_are_equal(tokens, exponent, sign):
     derivative = sign * apply(geometry.log_power_ess_derivative, tokens, sign * exponent)
     assert (derivative[width(tokens) == 0] == 0).all()
-    assert (derivative[width(tokens) > 1e-6] < 0).all()
+    assert (derivative <= 0).all()
+    # Farther apart the other weights vanish against one in rounding, and the derivative with them.
+    assert (derivative[(width(tokens) > 1e-6) & (exponent * width(tokens) < 15)] < 0).all()
 
 
 @given(token_ratios(empty_rows=False), exponents())
