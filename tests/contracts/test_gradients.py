@@ -83,7 +83,9 @@ def test_no_recipe_is_left_out():
 def test_closed_form_equals_autograd(objective, case):
     _, gradient, weights = differentiate(objective, *case)
     scale = scale_of(weights) + largest_costs(objective, *case, weights)
-    assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale)
+    # The logarithm of the kernel reaches -1e9, which leaves a mean of its values seven digits.
+    rtol = 1e-6 if "GammaKernel" in repr(objective) else 1e-9
+    assert_rows_close(weights.total, gradient, rtol, scale)
 
 
 def largest_costs(objective, log_probs, batch, weights):
