@@ -11,21 +11,17 @@ CONFIGS := experiments/configs/addition.yaml $(if $(filter vllm,$(ENGINE)),exper
 RUN ?= runs/addition-$(shell date +%Y%m%d-%H%M%S)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-vllm docs format clean
+.PHONY: train test docs format clean
 
 train: .venv/trains $(if $(filter vllm,$(ENGINE)),.venv/vllm)
 	$(BIN)/aggregate-po fit $(CONFIGS:%=--config %) --trainer.default_root_dir $(RUN) $(ARGS)
 
-test: .venv/tests
+test: .venv/tests .venv/vllm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/pytest $(ARGS)
-
-# The tests of the real engine, which `make test` leaves out until it is installed.
-test-vllm: .venv/tests .venv/vllm
-	$(BIN)/pytest tests/lightning_modules/rollouts tests/distributed/test_vllm_ranks.py tests/end_to_end/test_vllm_server.py $(ARGS)
 
 docs: .venv/tests
 	$(BIN)/mkdocs serve

@@ -1,6 +1,5 @@
 """Hypothesis profiles (`pytest --hypothesis-profile thorough` for the long run), and a model for runs in processes."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,6 @@ from hypothesis import settings
 settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)
 settings.load_profile("default")
-
-
-# `make test-vllm` installs the engine and runs these too.
-if importlib.util.find_spec("vllm") is None:
-    collect_ignore = [
-        "lightning_modules/rollouts/test_vllm.py",
-        "distributed/test_vllm_ranks.py",
-        "end_to_end/test_vllm_server.py",
-    ]
 
 
 @pytest.fixture(scope="session")

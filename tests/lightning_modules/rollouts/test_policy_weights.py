@@ -1,5 +1,6 @@
 """Weights as an engine takes them: under the names of a checkpoint, with adapters added."""
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -63,7 +64,6 @@ def test_adapters_that_do_not_act_are_not_added(model, merged, disabled, active)
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["get_peft_model", "add_adapter"])
 def test_adapters_of_the_library(model, model_folder, wrapped):
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
     names = list(model.state_dict())
     if wrapped:
