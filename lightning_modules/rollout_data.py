@@ -156,7 +156,7 @@ class RolloutDataModule(LightningDataModule):
         self.seed = seed
         self._order = PromptOrder(len(self.dataset), seed)
         self._ahead = RolloutAhead()
-        if overlap and not getattr(self.rollouts, "concurrent", False):
+        if overlap and not self.rollouts.concurrent:
             raise ValueError(
                 f"`overlap` is True, but {type(self.rollouts).__name__} draws in the training process; pass "
                 "`rollouts` that draw in another one, such as VLLMServers."
@@ -240,6 +240,7 @@ class RolloutDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Leave nothing running."""
         self._ahead.close()
+        self.rollouts.close()
 
     def _prompt_ids(self, example: Example) -> list[int]:
         if self.chat_template:
@@ -287,6 +288,7 @@ class RolloutDataModule(LightningDataModule):
         figures = {
             **rollout_figures(summed_over_ranks(sums, self.trainer), self.rewards.names),
             **mismatch,
+            **self.rollouts.figures(),
             "rollout/staleness": self.trainer.global_step - finished.global_step,
             "time/rollout": time.perf_counter() - started,
         }

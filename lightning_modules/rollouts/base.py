@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -51,8 +52,8 @@ class Completions:
     finished: PerCompletion
 
 
-class RolloutEngine(Protocol):
-    """Draws completions from a policy.
+class RolloutEngine(ABC):
+    """Draws completions from a policy; a subclass says how.
 
     Attributes:
         concurrent: whether `generate` may run in a thread while the policy is trained, because the engine is in another
@@ -61,8 +62,17 @@ class RolloutEngine(Protocol):
 
     concurrent: bool = False
 
+    @abstractmethod
     def load_policy(self, model: PreTrainedModel) -> None:
         """Draw from this policy, as it is now, until the next call."""
 
+    @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
         """Completions of prompts given as token ids."""
+
+    def figures(self) -> dict[str, float]:
+        """What is logged of the engine with each rollout, by name; nothing unless a subclass says so."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027, most engines hold nothing
+        """Give back what the engine holds, at the end of a training; `load_policy` can be called again."""

@@ -99,6 +99,14 @@ class VLLMServers(RolloutEngine):
         """Addresses of the servers that are left out at present, each with the reason."""
         return dict(self._lost)
 
+    def figures(self) -> dict[str, float]:
+        """Number of the weights in use, servers that are left out at present, and how often one was lost so far."""
+        return {
+            "rollout/weight_version": self.weight_version,
+            "rollout/lost_servers": len(self._lost),
+            "rollout/server_losses": self.losses,
+        }
+
     def load_policy(self, model: PreTrainedModel) -> None:
         """See `RolloutEngine`; every rank must call it.
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aggregate_po import TokenCorrection
 from lightning_modules import PolicyModule, RunCheckpoint
 from lightning_modules.addition.warm_start import make_model, make_tokenizer
 from lightning_modules.log_probs import log_probs_and_entropy
@@ -26,6 +28,7 @@ from lightning_modules.rollouts import Broadcast, SamplingParameters, SharedFold
 from lightning_modules.rollouts.server import ServerRefusal
 from tests.lightning_modules.training import (
     BatchRecorder,
+    copied,
     fitted,
     gmpo,
     plain_log_prob_matrix,
@@ -404,8 +407,50 @@ def test_a_run_trains_on_completions_of_servers(servers, weights, folders, tmp_p
     assert len(recorder.errors) == 3
     assert max(recorder.errors) < TOLERANCE
     assert engine.weight_version == 3
-    assert engine.losses == 0
+    assert run.metrics["rollout/server_losses"] == run.metrics["rollout/lost_servers"] == 0
     assert [len(drawn.token_ids) for _, drawn in engine.drawn] == [16] * 3
+
+
+class Trail(Callback):
+    """The parameters before each update, and whether servers were drawing when it began."""
+
+    def __init__(self, engine):
+        self.engine, self.parameters, self.drawing = engine, [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.parameters.append(copied(pl_module.model))
+        self.drawing.append(self.engine.drawing)
+
+
+class BusyServers(NotedServers):
+    """Knows whether it is drawing."""
+
+    drawing = False
+
+    def generate(self, prompts, sampling):
+        self.drawing = True
+        try:
+            return super().generate(prompts, sampling)
+        finally:
+            self.drawing = False
+
+
+def test_the_next_rollout_is_drawn_while_the_run_trains(servers, weights, folders, tmp_path):
+    engine = engine_of(servers, weights, kind=BusyServers)
+    trail = Trail(engine)
+    data = data_of(engine, overlap=True, old_log_probs="trainer", correction=TokenCorrection(2.0))
+    run = fitted(tmp_path, folders[True], data=data, max_steps=4, callbacks=[trail])
+    assert trail.drawing == [True, True, True, False]
+    assert len(engine.drawn) == 4
+    policy = AutoModelForCausalLM.from_pretrained(folders[True], dtype=torch.float32)
+    for rollout, step in enumerate([0, 0, 1, 2]):
+        policy.load_state_dict(trail.parameters[step], strict=False)
+        assert largest_error(policy, *engine.drawn[rollout]) < TOLERANCE
+        policy.load_state_dict(trail.parameters[rollout], strict=False)
+        assert (largest_error(policy, *engine.drawn[rollout]) > 1e-3) == (rollout > 0)
+    assert run.metrics["rollout/staleness"] == 1
+    assert run.metrics["rollout/weight_version"] == 3
+    assert run.metrics["sampling/sampling_logp_difference/max"] > 1e-3
 
 
 def test_a_server_that_is_killed_in_a_rollout_costs_no_completion(servers, weights, folders, tmp_path, monkeypatch):
@@ -419,7 +464,7 @@ def test_a_server_that_is_killed_in_a_rollout_costs_no_completion(servers, weigh
     assert run.trainer.global_step == 3
     # It was lost while it worked, not found dead before the third rollout.
     assert engine.lost_after == [[], [servers[1].url], [servers[1].url]]
-    assert engine.losses == 1
+    assert engine.losses == run.metrics["rollout/server_losses"] == run.metrics["rollout/lost_servers"] == 1
     assert max(recorder.errors) < TOLERANCE
     for prompts, drawn in engine.drawn:
         assert len(drawn.token_ids) == 8 * len(prompts) == 128

@@ -160,6 +160,27 @@ def test_defaults():
 # What is drawn
 
 
+class ReportingEngine(RecordingEngine):
+    """Counts its rollouts, in the log too; notes how often it was closed."""
+
+    closed = 0
+
+    def figures(self):
+        return {"rollout/number": len(self.drawn)}
+
+    def close(self):
+        self.closed += 1
+
+
+def test_an_engine_is_heard_with_each_rollout_and_closed_at_the_end(tmp_path, model_folder):
+    engine = ReportingEngine()
+    recorder = BatchRecorder()
+    run = fitted(tmp_path, model_folder, data=small_data(rollouts=engine), max_steps=2, callbacks=[recorder])
+    assert [batch.metrics["rollout/number"] for batch in recorder.batches] == [1, 2]
+    assert run.metrics["rollout/number"] == 2
+    assert engine.closed == 1
+
+
 def test_the_engine_is_asked_for_what_was_configured(tmp_path, model_folder):
     engine = RecordingEngine()
     run = fitted(tmp_path, model_folder, data=small_data(rollouts=engine, temperature=0.8), max_steps=2)
