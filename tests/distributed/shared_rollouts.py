@@ -25,7 +25,7 @@ from aggregate_po.advantages import (
 )
 from aggregate_po.recipes import dapo
 from lightning_modules import PolicyModule, RolloutDataModule
-from lightning_modules.rollouts import Completions
+from lightning_modules.rollouts import Completions, RolloutEngine
 
 LONGEST, UPDATES = 9, 4
 ESTIMATORS: dict[str, AdvantageEstimator] = {
@@ -37,7 +37,7 @@ ESTIMATORS: dict[str, AdvantageEstimator] = {
 }
 
 
-class PromptedEngine:
+class PromptedEngine(RolloutEngine):
     """Completions that are a function of the prompt and of their number in the group."""
 
     def load_policy(self, model):
