@@ -16,6 +16,7 @@ from aggregate_po.corrections import CorrectionWeights, SamplerCorrection, Seque
 from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent, RewardExponent
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
 from aggregate_po.gradient_weights import GradientWeights
+from aggregate_po.linear_log_probs import linear_log_probs, linear_log_probs_and_entropy
 from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax, masked_sum
 from aggregate_po.normalizers import (
     ConstantLength,
@@ -116,6 +117,8 @@ __all__ = [
     "at_least_one",
     "effective_sample_size",
     "gated_fraction",
+    "linear_log_probs",
+    "linear_log_probs_and_entropy",
     "masked_logsumexp",
     "masked_mean",
     "masked_softmax",
