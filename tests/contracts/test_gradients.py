@@ -89,11 +89,11 @@ def test_closed_form_equals_autograd(objective, case):
 
 
 def largest_costs(objective, log_probs, batch, weights):
-    """Largest share of a cost in each completion; a penalty's slope may be a small difference of costs."""
+    """Largest share of a cost in each completion, 1 added: a slope may be a small difference of costs, or from 1."""
     shares = weights.completion / batch.response_mask.sum(dim=-1, keepdim=True).clamp(min=1)
     largest = torch.zeros_like(shares)
     for penalty in objective.penalties:
-        costs = torch.where(batch.response_mask, penalty.token_costs(log_probs.detach(), batch).abs(), 0)
+        costs = torch.where(batch.response_mask, penalty.token_costs(log_probs.detach(), batch).abs() + 1, 0)
         largest = largest + (shares * costs).amax(dim=-1, keepdim=True)
     return largest
 
