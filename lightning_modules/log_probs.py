@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+from weakref import WeakKeyDictionary
+
 import torch
 from einops import rearrange
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from aggregate_po import PerToken
+from aggregate_po import PerToken, linear_log_probs_and_entropy
 from aggregate_po.bounds import working_precision
 from lightning_modules.rollout_batch import RolloutBatch
+
+_SOFTCAP = "final_logit_softcapping"  # where configurations of transformers have it
+_has_linear_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple[PerToken, PerToken]:
     """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
 
-    A prompt is read once, and its keys and values serve all its completions, in the backward pass too.
+    A prompt is read once, and its keys and values serve all its completions, in the backward pass too. Logits are
+    made for tokens of completions alone, and a few at a time (`aggregate_po.linear_log_probs`). Both are 0 on padding.
     """
+    if model not in _has_linear_head:
+        _has_linear_head[model] = _probe(model, batch.prompt_ids.new_tensor([[0, 1, 2]]))
+        if not _has_linear_head[model]:
+            rank_zero_warn(
+                f"The logits of {type(model).__name__} are more than a product with its last hidden states, so all "
+                "logits of a micro-batch are kept until its backward pass; more accumulation takes less memory."
+            )
+    mask, targets = batch.completion_mask, batch.completion_ids[batch.completion_mask]
+    if _has_linear_head[model]:
+        head = _head(model)
+        with _head_set_aside(model):
+            hidden = _last_layer(model, batch)[mask]
+        softcap = getattr(model.config.get_text_config(), _SOFTCAP, None)
+        found = linear_log_probs_and_entropy(hidden, head.weight, targets, head.bias, batch.temperature, softcap)
+    else:
+        found = _of_logits(_last_layer(model, batch)[mask] / batch.temperature, targets)
+    log_probs, entropy = (
+        torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+        for values in (found[0], found[1].detach())
+    )
+    return log_probs, entropy
+
+
+def _last_layer(model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
+    """What the model says one place before each token of the completions; shape `batch time size`."""
     cache = DynamicCache(config=model.config)
     prompt_mask = batch.prompt_mask
     prompt = model(
@@ -27,21 +63,67 @@ def log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple[
         logits_to_keep=1,
     )
     # A token is predicted one place before it: the first by the prompt, the last one predicts nothing.
-    logits = prompt.logits[batch.prompt_of]
-    if batch.completion_ids.shape[1] > 1:
-        cache.batch_select_indices(batch.prompt_of)
-        mask = torch.cat([prompt_mask[batch.prompt_of], batch.completion_mask[:, :-1]], dim=1)
-        completion = model(
-            input_ids=batch.completion_ids[:, :-1],
-            attention_mask=mask.long(),
-            position_ids=mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = torch.cat([logits, completion.logits], dim=1)
-    logits = working_precision(logits) / batch.temperature
-    normalizer = torch.logsumexp(logits, dim=-1)
-    chosen = logits.gather(-1, rearrange(batch.completion_ids, "batch time -> batch time 1"))
-    with torch.no_grad():
-        expected = (torch.exp(logits - normalizer.unsqueeze(-1)) * logits).sum(dim=-1)
-    return rearrange(chosen, "batch time 1 -> batch time") - normalizer, normalizer.detach() - expected
+    first = prompt.logits[batch.prompt_of]
+    if batch.completion_ids.shape[1] == 1:
+        return first
+    cache.batch_select_indices(batch.prompt_of)
+    mask = torch.cat([prompt_mask[batch.prompt_of], batch.completion_mask[:, :-1]], dim=1)
+    completion = model(
+        input_ids=batch.completion_ids[:, :-1],
+        attention_mask=mask.long(),
+        position_ids=mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([first, completion.logits], dim=1)
+
+
+def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = torch.log_softmax(working_precision(logits), dim=-1)
+    entropy = -(log_p.detach().exp() * log_p.detach()).sum(dim=-1)
+    return log_p.gather(-1, rearrange(targets, "token -> token 1")).squeeze(-1), entropy
+
+
+# The output layer
+
+
+def _head(model: PreTrainedModel) -> nn.Linear:
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+@contextmanager
+def _head_set_aside(model: PreTrainedModel) -> Iterator[None]:
+    """Have the model give its last hidden states for logits, a scale that it puts on logits included.
+
+    The model's own forward runs all the same, so that whatever hangs on it, such as the gathering of shards, does too.
+    """
+    head, config = _head(model), model.config.get_text_config()
+    softcap = getattr(config, _SOFTCAP, None)
+    head.forward = lambda hidden: hidden  # type: ignore[method-assign, assignment]
+    if softcap is not None:
+        setattr(config, _SOFTCAP, None)
+    try:
+        yield
+    finally:
+        del head.forward  # the class's own again
+        if softcap is not None:
+            setattr(config, _SOFTCAP, softcap)
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel, token_ids: Tensor) -> bool:
+    """Whether the logits are the output layer's product with what the model gives when it is set aside."""
+    head, training = model.get_output_embeddings(), model.training
+    if type(head) is not nn.Linear:
+        return False
+    model.eval()  # twice the same, whatever it drops in training
+    logits = model(token_ids, use_cache=False).logits
+    with _head_set_aside(model):
+        hidden = model(token_ids, use_cache=False).logits
+    model.train(training)
+    product = nn.functional.linear(hidden, head.weight, head.bias)
+    softcap = getattr(model.config.get_text_config(), _SOFTCAP, None)
+    if softcap is not None:
+        product = softcap * torch.tanh(product / softcap)
+    error = (product - logits).abs().max() / logits.abs().max()
+    return bool(error < (1e-4 if hidden.dtype.itemsize >= 4 and product.dtype.itemsize >= 4 else 0.02))
