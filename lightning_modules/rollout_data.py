@@ -28,6 +28,7 @@ from aggregate_po.advantages import GroupNormalized
 from aggregate_po.shapes import require_shape
 from lightning_modules.distributed import gathered_over_ranks, summed_over_ranks
 from lightning_modules.evaluation import Evaluation, EvaluationLoader
+from lightning_modules.micro_batches import micro_batches
 from lightning_modules.mismatch import mismatch_figures, named
 from lightning_modules.prompts import Example, JSONLines, PromptDataset, PromptOrder, derived_seed
 from lightning_modules.rewards import Reward
@@ -70,6 +71,9 @@ class RolloutDataModule(LightningDataModule):
             `aggregate_po.advantages`.
         truncated: what becomes of a completion that was cut off: "score" it as it stands, give it "zero_reward", or
             "mask" it, so that it counts in its group's baseline only.
+        tokens_per_micro_batch: tokens that the model may run over at once, padding and prompts included: an update then
+            takes fewer of its `accumulate_grad_batches` micro-batches where completions are short. All of them, of
+            about equal size, when None.
         kl_in_reward: weight of the summed log ratio to the reference that is taken off each reward.
         overlap: whether the next rollout is drawn while the present one is trained on, by a policy that is one rollout
             old; for engines in another process.
@@ -99,6 +103,7 @@ class RolloutDataModule(LightningDataModule):
         correction: SamplerCorrection | None = None,
         advantages: AdvantageEstimator = GroupNormalized(),
         truncated: TruncationRule = "zero_reward",
+        tokens_per_micro_batch: int | None = None,
         kl_in_reward: float = 0.0,
         overlap: bool = False,
         chat_template: bool = False,
@@ -114,6 +119,8 @@ class RolloutDataModule(LightningDataModule):
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"`{name}` is {count}; pass 1 or more.")
+        if tokens_per_micro_batch is not None and tokens_per_micro_batch < 1:
+            raise ValueError(f"`tokens_per_micro_batch` is {tokens_per_micro_batch}; pass 1 or more tokens.")
         if group_size < 2:
             raise ValueError(
                 f"`group_size` is {group_size}; pass 2 or more, since an advantage compares completions of one prompt."
@@ -150,6 +157,7 @@ class RolloutDataModule(LightningDataModule):
         self.correction = correction
         self.advantages = advantages
         self.truncated = truncated
+        self.tokens_per_micro_batch = tokens_per_micro_batch
         self.kl_in_reward = kl_in_reward
         self.overlap = overlap
         self.chat_template = chat_template
@@ -383,13 +391,20 @@ class RolloutDataModule(LightningDataModule):
     def _by_pieces(self, log_probs_of: Callable[[RolloutBatch], PerToken], whole: RolloutBatch) -> PerToken:
         """Log-probabilities of all completions, a micro-batch at a time."""
         assert self.trainer is not None
-        pieces = self.updates_per_rollout * self.trainer.accumulate_grad_batches
+        most = self.updates_per_rollout * self.trainer.accumulate_grad_batches
         log_probs = torch.zeros_like(whole.policy.old_log_probs)
-        for rows in torch.arange(len(log_probs)).tensor_split(pieces):
+        for rows in self._pieces(whole, torch.arange(len(log_probs)), most):
+            # Sharded weights are gathered by all ranks, so each makes as many calls as the others.
+            rows = rows if len(rows) else torch.tensor([0])
             piece = whole.select(rows)
             values = log_probs_of(piece.to(self.policy.device)).cpu()
             log_probs[rows, : values.shape[1]] = values
         return log_probs
+
+    def _pieces(self, whole: RolloutBatch, rows: Tensor, most: int) -> list[Tensor]:
+        """Rows of each of `most` micro-batches; there may be empty ones at the end."""
+        pieces = micro_batches(whole, rows, most, self.tokens_per_micro_batch)
+        return pieces + [rows[:0]] * (most - len(pieces))
 
     def _cut(self, whole: RolloutBatch, figures: dict[str, float]) -> list[RolloutBatch]:
         """Micro-batches of one rollout, each with the totals of its optimiser step over all ranks.
@@ -417,8 +432,7 @@ class RolloutDataModule(LightningDataModule):
                 reward_mean=figures["reward"],
                 reward_std=figures["reward_std"],
             )
-            kept = rows[contributes[rows]]
-            pieces = kept.tensor_split(self.trainer.accumulate_grad_batches)
+            pieces = self._pieces(whole, rows[contributes[rows]], self.trainer.accumulate_grad_batches)
             for index, piece in enumerate(pieces):
                 # A micro-batch without completions would skip backward, which other ranks wait for.
                 batch = whole.select(piece if len(piece) else rows[:1])

@@ -77,6 +77,7 @@ def rollout_of(tmp_path, model_folder, objective=None, data=None, updates=1, **o
         ({"updates_per_rollout": 0}, "`updates_per_rollout` is 0; pass 1 or more"),
         ({"epochs_per_rollout": -1}, "`epochs_per_rollout` is -1; pass 1 or more"),
         ({"max_completion_length": 0}, "`max_completion_length` is 0; pass 1 or more"),
+        ({"tokens_per_micro_batch": 0}, "`tokens_per_micro_batch` is 0; pass 1 or more tokens"),
         ({"group_size": 1}, "`group_size` is 1; pass 2 or more, since an advantage compares"),
         ({"temperature": 0.0}, r"`temperature` is 0\.0; pass a positive number, 1\.0 for the policy itself"),
         ({"temperature": math.nan}, "`temperature` is nan; pass a positive number"),
@@ -238,21 +239,37 @@ def test_micro_batches_hold_the_rollout(tmp_path, model_folder):
     advantages = torch.arange(16.0) - 7.5
     data = small_data(rollouts=engine, updates_per_rollout=2, advantages=NotedAdvantages(lambda step: advantages))
     run = rollout_of(tmp_path, model_folder, data=data, updates=2, accumulate_grad_batches=3)
-    assert [len(batch.completion_ids) for batch in run.batches] == [3, 3, 2, 3, 3, 2]
     assert [batch.closes_update for batch in run.batches] == [False, False, True] * 2
-    drawn, row = engine.drawn[0], 0
+    drawn, rows = engine.drawn[0], []
     for batch in run.batches:
-        for index in range(len(batch.completion_ids)):
-            mask = batch.completion_mask[index]
+        for index, advantage in enumerate(batch.policy.advantages.tolist()):
+            row, mask = int(advantage + 7.5), batch.completion_mask[index]
+            rows.append(row)
             assert batch.completion_ids[index][mask].tolist() == tokens_of(drawn, row)
             expected = drawn.log_probs[row][drawn.mask[row]]
             assert torch.equal(batch.policy.old_log_probs[index][mask], expected)
             assert torch.equal(batch.policy.response_mask[index], mask)
             prompt = batch.prompt_of[index]
             assert batch.prompt_ids[prompt][batch.prompt_mask[prompt]].tolist() == engine.prompts[0][row // 4]
-            assert batch.policy.advantages[index] == advantages[row]
-            row += 1
-    assert row == 16
+    assert sorted(rows[:8]) == list(range(8))
+    assert sorted(rows) == list(range(16))
+
+
+def forward_tokens(batch):
+    return batch.prompt_ids.numel() + batch.completion_ids.numel()
+
+
+def test_micro_batches_are_as_large_as_the_budget_allows(tmp_path, model_folder):
+    def rollout(**options):
+        data = small_data(advantages=NotedAdvantages(lambda step: torch.arange(16.0) - 7.5), **options)
+        return rollout_of(tmp_path, model_folder, data=data, accumulate_grad_batches=8).batches
+
+    batches = rollout(tokens_per_micro_batch=70)
+    used = [batch for batch in batches if batch.policy.response_mask.any()]
+    assert len(batches) == len(rollout()) == 8
+    assert 1 < len(used) < 8 == sum(bool(batch.policy.response_mask.any()) for batch in rollout())
+    assert max(map(forward_tokens, used)) <= 70
+    assert sum(len(batch.completion_ids) for batch in used) == 16
 
 
 def test_a_chat_template_wraps_the_prompt(tmp_path, model_folder):
