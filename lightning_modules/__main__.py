@@ -9,9 +9,9 @@ from lightning_modules.serve import serve
 def main() -> None:
     """`evaluate RUN` measures a finished run, `serve MODEL` starts a vLLM server; the rest is Lightning's."""
     if sys.argv[1:2] == ["evaluate"]:
-        if len(sys.argv) != 3:
-            sys.exit("usage: aggregate-po evaluate RUN")
-        evaluate_run(sys.argv[2])
+        if len(sys.argv) < 3 or sys.argv[2].startswith("-"):
+            sys.exit("usage: aggregate-po evaluate RUN [options of `aggregate-po validate`]")
+        evaluate_run(*sys.argv[2:])
     elif sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2:])
     else:

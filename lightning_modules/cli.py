@@ -127,8 +127,12 @@ def run(arguments: list[str] | None = None) -> PolicyCLI:
     )
 
 
-def evaluate_run(folder: str) -> dict[str, float]:
+def evaluate_run(folder: str, *options: str) -> dict[str, float]:
     """Measure the exported model of a run on its held-out prompts, and print the table.
+
+    Args:
+        folder: of the run.
+        options: of the command line, over the configuration of the run; such as another engine.
 
     Raises:
         SystemExit: the folder holds no finished run.
@@ -138,7 +142,9 @@ def evaluate_run(folder: str) -> dict[str, float]:
         if not (run_folder / name).exists():
             raise SystemExit(f"error: RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
     config, model = run_folder / "config.yaml", run_folder / "model"
-    cli = run(["validate", f"--config={config}", f"--model.model_name={model}", "--verbose=false"])
+    # Nothing is drawn ahead of a measurement, and not every engine could.
+    fixed = [f"--config={config}", f"--model.model_name={model}", "--data.overlap=false", "--verbose=false"]
+    cli = run(["validate", *fixed, *options])
     figures = {name.removeprefix("val/"): value.item() for name, value in cli.trainer.callback_metrics.items()}
     print_table({"measured": figures})
     return figures

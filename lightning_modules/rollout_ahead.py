@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,10 +16,12 @@ class Drawn:
     Args:
         completions: as the engine gave them.
         global_step: optimiser steps that the policy had made.
+        figures: what the engine said of itself, to be logged.
     """
 
     completions: Completions
     global_step: int
+    figures: Mapping[str, float]
 
 
 class RolloutAhead:

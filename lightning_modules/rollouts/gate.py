@@ -22,6 +22,8 @@ TOKEN_VARIABLE = "AGGREGATE_PO_TOKEN"
 FOLDER_VARIABLE = "AGGREGATE_PO_WEIGHTS_FOLDER"
 
 _LONGEST_BODY = 2**24
+_LONGEST_LOAD = 3600.0  # seconds
+_GRACE = 10.0  # seconds beyond the time that the workers give themselves
 _BROKEN = "broken"  # the version while weights are loaded, and for ever where that fails
 
 
@@ -117,23 +119,32 @@ async def _told(engine: Any, state: Any, call: str, argument: Any) -> Any:
     """Results of a call that changes weights; while it runs, and where it fails, the server has none."""
     state.policy_version = _BROKEN
     try:
-        return await engine.collective_rpc(call, args=(argument,))
+        return await _answer_of(engine.collective_rpc(call, args=(argument,)), _LONGEST_LOAD)
     except Exception as error:
         raise RuntimeError(str(error)) from error  # also where it looks like a mistake in the request
+
+
+async def _answer_of(call: Awaitable[Any], seconds: float) -> Any:
+    """Result of a call of the engine; one that is gone never answers, and the server would wait for it to the end."""
+    try:
+        return await asyncio.wait_for(call, seconds)
+    except TimeoutError:
+        raise RuntimeError(f"the engine gave no answer within {seconds:g} s; start the server again") from None
 
 
 async def _join(state: Any, request: Any) -> None:
     """Have the workers join the trainer in a group."""
     arguments = [request[name] for name in ("address", "port", "size", "backend", "timeout")]
     state.policy_transfer = False
-    await state.engine_client.collective_rpc("join_policy_transfer", args=tuple(arguments))
+    joining = state.engine_client.collective_rpc("join_policy_transfer", args=tuple(arguments))
+    await _answer_of(joining, request["timeout"] + _GRACE)
     state.policy_transfer = True
 
 
 def _existing(version: str) -> Path:
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
-        raise FileNotFoundError("the server was started without `--weights_folder`")
+        raise FileNotFoundError("the server was started without `--weights_folder`; name the folder of `SharedFolder`")
     path = weights_file(Path(folder), version)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; trainer and server must share the folder")

@@ -71,10 +71,11 @@ class Server:
 
     def __init__(self, url: str, token_variable: str, timeout: float) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        known = parts.scheme in ("http", "https") and parts.hostname and _port(url) != 0
+        if not known or parts.username or parts.query:
             raise ValueError(f"`urls` has {_without_secret(url)!r}; pass addresses such as http://127.0.0.1:8000.")
         self.url = url.rstrip("/")
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", _port(url)
         self._path = parts.path.rstrip("/")
         self._token_variable, self._timeout = token_variable, timeout
 
@@ -180,6 +181,11 @@ class Server:
         if status == 200:
             return
         message = f"{self.url} answered {status} to {route}: {_error_message(content)}"
+        if status in (401, 403) and not os.environ.get(self._token_variable):
+            raise ServerRefusal(
+                f"{self.url} wants a token (status {status}), and {self._token_variable} is not set here; set it to "
+                "the one that the server was started with."
+            )
         if status in (401, 403):
             raise ServerRefusal(
                 f"{self.url} refused the token (status {status}); set {self._token_variable} to the one that the "
@@ -215,6 +221,14 @@ def _error_message(content: bytes) -> str:
     except (ValueError, AttributeError):
         text = content.decode(errors="replace")
     return text[:_LONGEST_MESSAGE]
+
+
+def _port(url: str) -> int | None:
+    """Port of an address; None for the usual one, 0 for none that exists."""
+    try:
+        return urlsplit(url).port
+    except ValueError:
+        return 0
 
 
 def _without_secret(url: str) -> str:

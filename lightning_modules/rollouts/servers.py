@@ -67,7 +67,7 @@ class VLLMServers(RolloutEngine):
         prompts_per_server: int = 64,
         check_weights: bool = True,
     ) -> None:
-        if isinstance(urls, str) or len(set(urls)) != len(urls) or not urls:
+        if isinstance(urls, str) or len({url.rstrip("/") for url in urls}) != len(urls) or not urls:
             raise ValueError(f"`urls` is {urls!r}; pass a list of one or more different addresses.")
         for name, number, least in (("retries", retries, 0), ("prompts_per_server", prompts_per_server, 1)):
             if number < least:
@@ -86,6 +86,8 @@ class VLLMServers(RolloutEngine):
         self._checks = {server.url: WeightCheck() for server in self._servers}
         self._checked: dict[str, str] = {}  # version by address
         self._lost: dict[str, str] = {}  # reason by address
+        self._room = math.inf  # tokens of a prompt and its completion
+        self._other_precision: set[str] = set()  # addresses that were warned of
         self._version: str | None = None
         self.losses = 0
 
@@ -149,7 +151,13 @@ class VLLMServers(RolloutEngine):
                 f"`temperature` is {sampling.temperature}, which vLLM would raise to {_COLDEST}; pass 0, or {_COLDEST} "
                 "or more."
             )
-        version = self._version
+        version, longest = self._version, max(map(len, prompts), default=0)
+        if longest + sampling.max_completion_length > self._room:
+            raise ServerRefusal(
+                f"a prompt of {longest} tokens and a completion of {sampling.max_completion_length} are more than the "
+                f"{self._room} that a server has room for; start it with a higher --max-model-len, or lower "
+                "`max_completion_length`."
+            )
 
         def ask(server: Server, index: int) -> list[_Completion]:
             request = _request(prompts[index], sampling, derived_seed(sampling.seed, index))
@@ -174,6 +182,7 @@ class VLLMServers(RolloutEngine):
                 return failure
             return None
 
+        self._room = math.inf
         with ThreadPoolExecutor(max_workers=len(self._servers)) as pool:
             failures = list(pool.map(deliver, self._servers))
         for server, failure in zip(self._servers, failures, strict=True):
@@ -198,6 +207,7 @@ class VLLMServers(RolloutEngine):
                 f"{server.url} serves a model with {different}, and the one that is trained has "
                 f"{ {name: sizes[name] for name in different} }; start it with the model that is trained."
             )
+        self._room = min(self._room, state.max_model_len)
         if state.version != version:
             self._tried(server, lambda: self.weights.deliver(server, version))
             self._checked.pop(server.url, None)
@@ -212,6 +222,14 @@ class VLLMServers(RolloutEngine):
         choices = self._tried(server, lambda: server.completions(request, version))
         read = torch.tensor(_prompt_log_probs(server, choices, token_ids))
         dtype = getattr(torch, state.dtype.removeprefix("torch."))
+        if dtype.itemsize < text.dtype.itemsize and server.url not in self._other_precision:
+            self._other_precision.add(server.url)
+            logger.warning(
+                "%s computes in %s and the trainer in %s, so ratios are away from 1 before the first update; start it "
+                "with --dtype %s, or have `old_log_probs: trainer`.",
+                *(server.url, *(str(one).removeprefix("torch.") for one in (dtype, text.dtype))),
+                "float32" if text.dtype.itemsize > 2 else str(text.dtype).removeprefix("torch."),
+            )
         try:
             self._checks[server.url](read, text.log_probs[: len(read)], text.dtype, dtype)
         except RuntimeError as error:
@@ -251,8 +269,8 @@ class VLLMServers(RolloutEngine):
     def _none_left(self) -> RuntimeError:
         reasons = "\n".join(f"  {reason}" for reason in self._lost.values())
         return RuntimeError(
-            f"none of the {len(self._servers)} servers is left:\n{reasons}\nLook at their logs, start them again with "
-            "`aggregate-po serve`, and resume the run from its last checkpoint."
+            f"none of the {len(self._servers)} servers is left:\n{reasons}\nLook at their logs, and start them with "
+            f"`aggregate-po serve`{' again; the run resumes from its last checkpoint' if self._version else ''}."
         )
 
 

@@ -21,6 +21,7 @@ from lightning_modules.rollouts.worker import WeightsDigest
 _Result = TypeVar("_Result")
 
 _VERSION = re.compile(r"\d{6,}-[0-9a-f]{8}")
+_LEFTOVER = re.compile(rf"policy-{_VERSION.pattern}\.safetensors|\.policy-{_VERSION.pattern}\.safetensors\.part")
 
 
 class WeightChannel(Protocol):
@@ -59,7 +60,8 @@ class _Versions:
 class SharedFolder(WeightChannel):
     """Files of safetensors in a folder that the trainer writes and the servers read.
 
-    A file appears whole or not at all, under a name that is never used for other weights, and the last two are kept.
+    A file appears whole or not at all, under a name that is never used for other weights, and the last two are kept;
+    the first one takes the place of what a run before has left.
     The servers find the folder under a path of their own (`aggregate-po serve --weights_folder`); a request names a
     file in it and nothing else.
 
@@ -88,6 +90,8 @@ class SharedFolder(WeightChannel):
     def _write(self, weights: Mapping[str, Tensor]) -> None:
         folder = Path(self.path)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._files:
+            self._remove_leftovers(folder)
         target = weights_file(folder, self._versions.current)
         scratch = folder / f".{target.name}.part"
         save_file(_unshared(weights), scratch)
@@ -95,6 +99,11 @@ class SharedFolder(WeightChannel):
         self._files.append(target)
         while len(self._files) > self._kept:
             self._files.pop(0).unlink(missing_ok=True)
+
+    def _remove_leftovers(self, folder: Path) -> None:
+        for file in folder.iterdir():
+            if _LEFTOVER.fullmatch(file.name):
+                file.unlink(missing_ok=True)
 
 
 class Broadcast(WeightChannel):
@@ -125,7 +134,13 @@ class Broadcast(WeightChannel):
         self._groups: dict[str, TransferGroup] = {}
 
     def publish(self, weights: Mapping[str, Tensor]) -> str:
-        """See `WeightChannel`."""
+        """See `WeightChannel`.
+
+        Raises:
+            ValueError: NCCL is to send, and there is no GPU.
+        """
+        if self.backend == "nccl" and not torch.cuda.is_available():
+            raise ValueError("`backend` is 'nccl', which sends between GPUs, and there is none here; pass 'gloo'.")
         self._versions.count(weights)
         self._weights = weights
         return self._versions.current

@@ -57,6 +57,15 @@ def test_a_run_leaves_its_folder(run, small_fit, tmp_path):
     for name, value in summary["after"].items():
         assert f"{name:<22}{value:>10.3f}" in output
     assert (folder / "config.yaml").read_text() == trained_with
+
+    # An engine that is gone need not be there to measure.
+    config = trained_with.replace("overlap: false", "overlap: true")
+    assert config != trained_with
+    (folder / "config.yaml").write_text(config)
+    status, output = run(["evaluate", folder, "--data.rollouts=TransformersEngine", "--data.max_completion_length=1"])
+    assert status == 0, output
+    assert f"{'mean_length_greedy':<22}{1:>10.3f}" in output
+    (folder / "config.yaml").write_text(trained_with)
     status, output = run(arguments)
     assert status != 0
     assert "already holds a run" in output

@@ -109,6 +109,29 @@ def test_stale_rollouts_are_corrected_like_any_other_mismatch(tmp_path, model_fo
     assert run.metrics["sampling/sampling_logp_difference/max"] > 1e-2
 
 
+class NumberedEngine(ElsewhereEngine):
+    """Says how many policies it was given."""
+
+    def figures(self):
+        return {"rollout/weight_version": len(self.loaded)}
+
+
+class Measuring(Callback):
+    """Uses the engine, with newer weights, while a rollout of older ones waits to be trained on."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 2:
+            trainer.datamodule.complete([{"prompt": "1 + 1"}], temperature=0.0, seed=0)
+
+
+def test_what_is_logged_of_the_engine_is_from_when_it_drew(tmp_path, model_folder):
+    engine, recorder = NumberedEngine(), BatchRecorder()
+    data = small_data(rollouts=engine, overlap=True)
+    fitted(tmp_path, model_folder, data=data, max_steps=3, callbacks=[Measuring(), recorder])
+    assert [batch.metrics["rollout/weight_version"] for batch in recorder.batches] == [1, 2, 3]
+    assert len(engine.loaded) == 4
+
+
 def test_no_rollout_is_drawn_that_nobody_would_train_on(tmp_path, model_folder):
     _, engine, _, _ = overlapped(tmp_path, model_folder, steps=2)
     assert len(engine.drawn) == 1

@@ -53,6 +53,12 @@ def test_other_doors_are_closed():
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
 
 
+def test_the_cache_of_a_server_on_a_cpu_is_small_unless_more_is_asked_for():
+    assert server_command(["model"], ENVIRONMENT)[1]["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    asked = {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "8"}
+    assert server_command(["model"], asked)[1]["VLLM_CPU_KVCACHE_SPACE"] == "8"
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_without_a_token_a_server_listens_to_its_own_machine_alone(host):
     command, environment = server_command(["model", "--insecure", "--host", host], ENVIRONMENT)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
 from lightning_modules.rollouts import SharedFolder
+from lightning_modules.rollouts import gate as gate_module
 from lightning_modules.rollouts.gate import OpenGate, TokenGate
 from lightning_modules.rollouts.weight_channels import weights_file
 from lightning_modules.rollouts.worker import WeightsReader
@@ -275,6 +277,23 @@ def test_weights_come_from_the_trainer_once_the_workers_have_joined_it(applicati
     start, body = called(gate, application, "/aggregate_po/weights", body=weights)
     assert json.loads(body["body"])["version"] == "000001-0000000a"
     assert received == [[["a", "float32", [2]]]] * 2
+
+
+def test_an_engine_that_is_gone_keeps_no_request_waiting(application, monkeypatch):
+    """vLLM's own call would never return, and the server would not end before it."""
+
+    async def never(method, args):
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(gate_module, "_GRACE", 0.1)
+    monkeypatch.setattr(application.state.engine_client, "collective_rpc", never)
+    place = {"address": "127.0.0.1", "port": 5, "size": 3, "backend": "gloo", "timeout": 0.1}
+    started = time.monotonic()
+    body = json.dumps(place).encode()
+    start, answer = called(TokenGate(application), application, "/aggregate_po/transfer", body=body)
+    assert start["status"] == 500
+    assert b"the engine gave no answer within 0.2 s" in answer["body"]
+    assert time.monotonic() - started < 5
 
 
 def test_an_answer_that_saw_two_versions_has_neither(application, published):

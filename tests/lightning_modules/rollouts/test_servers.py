@@ -339,7 +339,7 @@ def test_the_variable_of_the_token_can_be_chosen(started, engine_of, monkeypatch
     monkeypatch.delenv("AGGREGATE_PO_TOKEN")
     monkeypatch.setenv("OTHER_TOKEN", TOKEN)
     engine_of([server], token_variable="OTHER_TOKEN")
-    with pytest.raises(ServerRefusal, match="set AGGREGATE_PO_TOKEN"):
+    with pytest.raises(ServerRefusal, match=r"wants a token .* AGGREGATE_PO_TOKEN is not set here"):
         engine_of([server])
 
 
@@ -409,6 +409,35 @@ def test_a_server_that_has_other_weights_ends_the_run(started, engine_of, model)
         with pytest.raises(RuntimeError, match=rf"{server.url} does not have the weights of the policy: .* transfer"):
             engine.load_policy(model)
         engine = engine_of([server], loaded=False, check_weights=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_server_of_less_precision_is_warned_of_once(started, engine_of, model, caplog, dtype):
+    (server,) = started(None)
+    server.state["dtype"] = f"torch.{dtype}"
+    engine = engine_of([server], loaded=False, check_weights=True)
+    for _ in range(2):
+        server.prompt_log_probs = policy_log_probs(model, probe_tokens(model))[0].tolist()
+        engine.load_policy(model)
+        with torch.no_grad():
+            model.model.norm.weight *= 1.0001
+    told = [record.getMessage() for record in caplog.records if "computes in" in record.getMessage()]
+    assert len(told) == (dtype == "bfloat16")
+    assert all("bfloat16 and the trainer in float32" in message and "--dtype float32" in message for message in told)
+
+
+def test_a_completion_without_room_is_refused_before_it_is_asked_for(started, engine_of, model):
+    small, large = started(None, None)
+    small.state["max_model_len"] = 7
+    engine = engine_of([small, large])
+    with pytest.raises(
+        ServerRefusal, match=r"prompt of 3 tokens and a completion of 5 .* more than the 7 .*max-model-len"
+    ):
+        engine.generate(PROMPTS, SAMPLING)
+    assert not small.requests + large.requests
+    small.state["max_model_len"] = 8
+    engine.load_policy(model)
+    assert_complete(engine.generate(PROMPTS, SAMPLING), small, large)
 
 
 def test_log_probs_without_the_temperature_are_refused(started, engine_of):
@@ -498,6 +527,8 @@ WRONG = [
     ({"urls": []}, "`urls` is"),
     ({"urls": URL}, "pass a list"),
     ({"urls": [URL, URL]}, "different addresses"),
+    ({"urls": [URL, URL + "/"]}, "different addresses"),
+    ({"urls": ["http://127.0.0.1:99999"]}, "`urls` has 'http://127.0.0.1:99999'; pass addresses"),
     ({"urls": ["127.0.0.1:8000"]}, r"`urls` has '127.0.0.1:8000'; pass addresses such as http://"),
     ({"urls": ["file:///etc/passwd"]}, "pass addresses"),
     ({"retries": -1}, "`retries` is -1; pass 0 or more"),

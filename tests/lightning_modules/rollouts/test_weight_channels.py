@@ -94,6 +94,22 @@ def test_files_are_no_pickles_and_only_the_last_two_stay(tmp_path):
     assert all(int.from_bytes(file.read_bytes()[:8], "little") < 10_000 for file in files)  # length of a JSON header
 
 
+def test_what_a_run_before_has_left_makes_room(tmp_path):
+    for seed in (1, 2):
+        SharedFolder(str(tmp_path)).publish(weights_of(seed))  # runs that were killed
+    left = next(tmp_path.iterdir())
+    (tmp_path / f".{left.name}.part").write_bytes(b"half")
+    (tmp_path / "policy-notes.safetensors").write_bytes(b"a user's")
+    version = SharedFolder(str(tmp_path)).publish(weights_of(3))
+    assert {path.name for path in tmp_path.iterdir()} == {f"policy-{version}.safetensors", "policy-notes.safetensors"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="NCCL has a GPU to send between")
+def test_without_a_gpu_nccl_is_refused_before_a_server_is_asked():
+    with pytest.raises(ValueError, match=r"`backend` is 'nccl', which sends between GPUs, .* pass 'gloo'"):
+        Broadcast().publish(weights_of(1))
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_worker_receives_what_was_sent(workers):
     server, channel = WorkersServer(workers), Broadcast(backend="gloo", timeout=20)
