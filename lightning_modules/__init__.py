@@ -1,6 +1,7 @@
 """Training of language models with `aggregate_po`, on Lightning."""
 
 from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_modules.layouts import PackedSequences, SequenceLayout, SharedPrompts
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.prompts import JSONLines, PromptDataset
@@ -13,11 +14,14 @@ __all__ = [
     "AtomicCheckpointIO",
     "GradientWeightMetrics",
     "JSONLines",
+    "PackedSequences",
     "PolicyModule",
     "PromptDataset",
     "RatioDeviationStop",
     "RolloutDataModule",
     "RunCheckpoint",
     "RunReport",
+    "SequenceLayout",
+    "SharedPrompts",
     "boxed_answer",
 ]

@@ -11,21 +11,24 @@ import torch
 from einops import rearrange
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from aggregate_po import PerToken, linear_log_probs_and_entropy
 from aggregate_po.bounds import working_precision
+from lightning_modules.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.rollout_batch import RolloutBatch
 
 _SOFTCAP = "final_logit_softcapping"  # where configurations of transformers have it
 _has_linear_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple[PerToken, PerToken]:
+def log_probs_and_entropy(
+    model: PreTrainedModel, batch: RolloutBatch, layout: SequenceLayout = SharedPrompts()
+) -> tuple[PerToken, PerToken]:
     """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
 
-    A prompt is read once, and its keys and values serve all its completions, in the backward pass too. Logits are
-    made for tokens of completions alone, and a few at a time (`aggregate_po.linear_log_probs`). Both are 0 on padding.
+    Logits are made for tokens of completions alone, and a few at a time (`aggregate_po.linear_log_probs`). Both are 0
+    on padding.
     """
     if model not in _has_linear_head:
         _has_linear_head[model] = _probe(model, batch.prompt_ids.new_tensor([[0, 1, 2]]))
@@ -38,44 +41,16 @@ def log_probs_and_entropy(model: PreTrainedModel, batch: RolloutBatch) -> tuple[
     if _has_linear_head[model]:
         head = _head(model)
         with _head_set_aside(model):
-            hidden = _last_layer(model, batch)[mask]
+            hidden = layout.last_layer(model, batch)
         softcap = getattr(model.config.get_text_config(), _SOFTCAP, None)
         found = linear_log_probs_and_entropy(hidden, head.weight, targets, head.bias, batch.temperature, softcap)
     else:
-        found = _of_logits(_last_layer(model, batch)[mask] / batch.temperature, targets)
+        found = _of_logits(layout.last_layer(model, batch) / batch.temperature, targets)
     log_probs, entropy = (
         torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
         for values in (found[0], found[1].detach())
     )
     return log_probs, entropy
-
-
-def _last_layer(model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
-    """What the model says one place before each token of the completions; shape `batch time size`."""
-    cache = DynamicCache(config=model.config)
-    prompt_mask = batch.prompt_mask
-    prompt = model(
-        input_ids=batch.prompt_ids,
-        attention_mask=prompt_mask.long(),
-        position_ids=(prompt_mask.cumsum(dim=-1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    # A token is predicted one place before it: the first by the prompt, the last one predicts nothing.
-    first = prompt.logits[batch.prompt_of]
-    if batch.completion_ids.shape[1] == 1:
-        return first
-    cache.batch_select_indices(batch.prompt_of)
-    mask = torch.cat([prompt_mask[batch.prompt_of], batch.completion_mask[:, :-1]], dim=1)
-    completion = model(
-        input_ids=batch.completion_ids[:, :-1],
-        attention_mask=mask.long(),
-        position_ids=mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return torch.cat([first, completion.logits], dim=1)
 
 
 def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from aggregate_po import PerToken, PolicyObjective, masked_sum
 from lightning_modules.distributed import loss_scale, summed_over_ranks
 from lightning_modules.evaluation import Evaluation
+from lightning_modules.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.log_probs import log_probs_and_entropy
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.rollout_batch import RolloutBatch
@@ -39,6 +40,7 @@ class PolicyModule(LightningModule):
         weight_decay: of AdamW.
         optimizer: makes another optimiser from the parameters; it then has its own learning rate and weight decay.
         max_skipped_steps: an optimiser step whose gradient is not finite is skipped; this many in a row stop the run.
+        layout: how prompts and completions are laid out for the forward pass.
 
     Raises:
         TypeError: `objective` is no `PolicyObjective`.
@@ -56,6 +58,7 @@ class PolicyModule(LightningModule):
         weight_decay: float = 0.0,
         optimizer: OptimizerCallable | None = None,
         max_skipped_steps: int = 3,
+        layout: SequenceLayout = SharedPrompts(),
     ) -> None:
         super().__init__()
         if not isinstance(objective, PolicyObjective):
@@ -83,6 +86,7 @@ class PolicyModule(LightningModule):
         self.weight_decay = weight_decay
         self.optimizer = optimizer
         self.max_skipped_steps = max_skipped_steps
+        self.layout = layout
         self.model: PreTrainedModel = None  # type: ignore[assignment]  # loaded by `configure_model`
         self.tokenizer: PreTrainedTokenizerBase = None  # type: ignore[assignment]
         self.weight_metrics = GradientWeightMetrics()
@@ -149,7 +153,7 @@ class PolicyModule(LightningModule):
 
     def log_probs(self, batch: RolloutBatch) -> PerToken:
         """Log-probabilities of the completions under the policy, temperature applied; shape `batch time`; nats."""
-        log_probs, _ = log_probs_and_entropy(self.model, batch)
+        log_probs, _ = log_probs_and_entropy(self.model, batch, self.layout)
         return log_probs
 
     @torch.no_grad()
@@ -170,14 +174,14 @@ class PolicyModule(LightningModule):
         reference = self._reference[0]
         cast(torch.nn.Module, reference).to(self.device, self.model.dtype)
         with self.trainer.precision_plugin.forward_context():
-            log_probs, _ = log_probs_and_entropy(reference, batch)
+            log_probs, _ = log_probs_and_entropy(reference, batch, self.layout)
         return log_probs
 
     # Training
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Negative objective of one micro-batch, scaled so that the gradients of an update's micro-batches add up."""
-        log_probs, entropy = log_probs_and_entropy(self.model, batch)
+        log_probs, entropy = log_probs_and_entropy(self.model, batch, self.layout)
         objective = self.objective(log_probs, batch.policy)
         weights = self.objective.gradient_weights(log_probs.detach(), batch.policy)
         self.weight_metrics.update(weights, log_probs.detach(), batch.policy)

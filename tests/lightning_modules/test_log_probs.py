@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from aggregate_po import PolicyBatch, linear_log_probs
 from lightning_modules import log_probs
+from lightning_modules.layouts import PackedSequences, SharedPrompts
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
 
 SIZES = {
@@ -86,14 +87,18 @@ MODELS = {
 }
 
 
+LAYOUTS = {"shared": SharedPrompts(), "packed": PackedSequences(), "recomputed": PackedSequences(recompute=True)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("name", MODELS)
-def test_they_are_those_of_a_plain_forward_pass(name, temperature):
+def test_they_are_those_of_a_plain_forward_pass(name, temperature, layout):
     model, batch = MODELS[name](), batch_of(temperature)
     config = model.config.to_dict()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = log_probs.log_probs_and_entropy(model, batch)
+        found = log_probs.log_probs_and_entropy(model, batch, LAYOUTS[layout])
     expected = plain(model, batch)
     slopes = torch.linspace(-1, 1, len(expected[0]), dtype=torch.double)
     for values, others in zip(found, expected, strict=True):
@@ -149,3 +154,55 @@ def test_a_head_of_another_kind_is_called_itself():
     with pytest.warns(UserWarning, match="more than a product"):
         found, _ = log_probs.log_probs_and_entropy(model, batch)
     assert (found[batch.completion_mask] - plain(model, batch)[0]).abs().max() < 1e-5
+
+
+# Layouts
+
+
+class LeakyQwen2(Qwen2ForCausalLM):
+    """Passes a mask on, with which sequences in one row see each other."""
+
+    def forward(self, input_ids=None, attention_mask=None, **options):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+
+def test_packing_is_refused_where_sequences_would_see_each_other():
+    model = made(Qwen2Config(**SIZES), LeakyQwen2)
+    with pytest.raises(ValueError, match=r"LeakyQwen2 with its attention 'sdpa' lets packed .* SharedPrompts"):
+        log_probs.log_probs_and_entropy(model, batch_of(), PackedSequences())
+
+
+@pytest.mark.parametrize(("layout", "expected"), [("shared", 2 * 3 + 4 * 3), ("packed", 2 * (3 + 2) + 3 + 0 + 2 + 1)])
+def test_the_model_runs_over_no_more_tokens_than_it_must(layout, expected):
+    """Prompts of 3 and 2 tokens, completions of 4, 1, 3 and 2 tokens, of which the last predicts nothing."""
+    model, batch, seen = MODELS["tied"](), batch_of(), []
+    log_probs.log_probs_and_entropy(model, batch, LAYOUTS[layout])
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    log_probs.log_probs_and_entropy(model, batch, LAYOUTS[layout])
+    assert sum(seen) == expected
+
+
+def test_recomputed_activations_are_not_kept():
+    model, batch = MODELS["tied"](), batch_of()
+
+    def kept_bytes(layout):
+        log_probs.log_probs_and_entropy(model, batch, layout)
+        own = {parameter.data_ptr() for parameter in model.parameters()}
+        kept = {}
+
+        def keep(tensor):
+            if tensor.data_ptr() not in own:
+                kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            values, _ = log_probs.log_probs_and_entropy(model, batch, layout)
+        return sum(kept.values()), values
+
+    everything, _ = kept_bytes(PackedSequences())
+    inputs, values = kept_bytes(PackedSequences(recompute=True))
+    assert inputs < 0.5 * everything
+    values.sum().backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
