@@ -2,6 +2,7 @@
 
 from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.layouts import PackedSequences, SequenceLayout, SharedPrompts
+from lightning_modules.lora import LoRA
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.prompts import JSONLines, PromptDataset
@@ -14,6 +15,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "GradientWeightMetrics",
     "JSONLines",
+    "LoRA",
     "PackedSequences",
     "PolicyModule",
     "PromptDataset",

@@ -18,6 +18,7 @@ from lightning_modules.distributed import loss_scale, summed_over_ranks
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.log_probs import log_probs_and_entropy
+from lightning_modules.lora import LoRA, without_adapters
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.rollout_batch import RolloutBatch
 
@@ -41,6 +42,7 @@ class PolicyModule(LightningModule):
         optimizer: makes another optimiser from the parameters; it then has its own learning rate and weight decay.
         max_skipped_steps: an optimiser step whose gradient is not finite is skipped; this many in a row stop the run.
         layout: how prompts and completions are laid out for the forward pass.
+        lora: trains adapters in place of the weights; their absence is the reference.
 
     Raises:
         TypeError: `objective` is no `PolicyObjective`.
@@ -59,6 +61,7 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerCallable | None = None,
         max_skipped_steps: int = 3,
         layout: SequenceLayout = SharedPrompts(),
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(objective, PolicyObjective):
@@ -87,6 +90,7 @@ class PolicyModule(LightningModule):
         self.optimizer = optimizer
         self.max_skipped_steps = max_skipped_steps
         self.layout = layout
+        self.lora = lora
         self.model: PreTrainedModel = None  # type: ignore[assignment]  # loaded by `configure_model`
         self.tokenizer: PreTrainedTokenizerBase = None  # type: ignore[assignment]
         self.weight_metrics = GradientWeightMetrics()
@@ -115,13 +119,15 @@ class PolicyModule(LightningModule):
         path = self.model_name if isinstance(self.model_name, str) else self.model_name.prepare()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        if self._needs_reference:
+        if self.lora is not None:
+            self.lora.adapt(self.model)
+        elif self._needs_reference:
             reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
             self._reference = (reference.requires_grad_(False),)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a frozen copy of the first policy is kept."""
+        """Whether the first policy is kept: in a frozen copy, or as the model without its adapters."""
         return self._needs_reference
 
     def keep_reference(self) -> None:
@@ -145,8 +151,11 @@ class PolicyModule(LightningModule):
         return tuple(sorted(found))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the policy and its tokenizer as a folder that `from_pretrained` loads."""
-        self.model.save_pretrained(folder)
+        """Write the policy and its tokenizer as a folder that `from_pretrained` loads; see `LoRA` for adapters."""
+        if self.lora is not None:
+            self.lora.save(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     # Log-probabilities
@@ -169,6 +178,9 @@ class PolicyModule(LightningModule):
         Raises:
             RuntimeError: no reference is kept.
         """
+        if self.lora is not None and self._needs_reference:
+            with without_adapters(self.model):
+                return self.current_log_probs(batch)
         if not self._reference:
             raise RuntimeError("the policy keeps no reference; call `keep_reference()` before the model is loaded.")
         reference = self._reference[0]
@@ -246,6 +258,10 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, or the optimiser that was asked for, with a linear warm-up."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError(
+                f"`model_name` {self.model_name!r} has frozen weights alone, as an adapter; merge it first."
+            )
         if self.optimizer is not None:
             optimizer = self.optimizer(trained)
         else:

@@ -84,13 +84,16 @@ def test_nothing_but_tests_imports_the_testing_kit():
     assert not users
 
 
-def test_vllm_is_imported_in_one_place():
+@pytest.mark.parametrize(
+    ("package", "place"), [("vllm", "lightning_modules/rollouts/vllm.py"), ("peft", "lightning_modules/lora.py")]
+)
+def test_what_is_optional_is_imported_in_one_place(package, place):
     places = {
         relative(path)
         for path in python_files(*PACKAGES)
-        if "vllm" in {module.split(".")[0] for module in imported_modules(path)}
+        if package in {module.split(".")[0] for module in imported_modules(path)}
     }
-    assert places <= {"lightning_modules/rollouts/vllm.py"}
+    assert places <= {place}
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ class BatchRecorder(Callback):
         self.batches.append(batch)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append({name: p.grad.clone() for name, p in pl_module.model.named_parameters()})
+        self.gradients.append({name: p.grad.clone() for name, p in trained_parameters(pl_module.model)})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.steps_after.append(trainer.global_step)
@@ -129,6 +129,10 @@ class BatchRecorder(Callback):
 
 def copied(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def trained_parameters(model):
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def largest_difference(first, second):
