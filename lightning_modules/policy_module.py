@@ -281,7 +281,9 @@ class PolicyModule(LightningModule):
     # State
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the module counts, and the global random state."""
+        """Add what the module counts, and the global random state; leave out what `model_name` gives again."""
+        for name in self._frozen_weights():
+            del checkpoint["state_dict"][name]
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["policy_module"] = {
             "skipped_steps": self._skipped_steps,
@@ -292,11 +294,19 @@ class PolicyModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back; the random state when training begins, because set-up draws from it."""
+        checkpoint["state_dict"].update(self._frozen_weights())
         state = checkpoint["policy_module"]
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         self.objective.load_state_dict(state["objective"])
         self._rng_states = state["rng"]
+
+    def _frozen_weights(self) -> dict[str, Tensor]:
+        """Weights beside trained adapters; none where the strategy reads checkpoints by itself, and wants all."""
+        if self.lora is None or self.trainer.strategy.restore_checkpoint_after_setup:
+            return {}
+        weights = self.state_dict(keep_vars=True)
+        return {name: weight for name, weight in weights.items() if not weight.requires_grad}
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run."""

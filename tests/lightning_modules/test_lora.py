@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -229,6 +230,26 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, model_folder):
     resumed = run(4, ckpt_path=tmp_path / "two.ckpt")
     assert largest_difference(copied(resumed.module.model), copied(whole.module.model)) == 0
     assert resumed.metrics["kl"] == whole.metrics["kl"] > 0
+
+
+def test_a_checkpoint_holds_adapters_alone(tmp_path, model_folder):
+    run = fitted(tmp_path, model_folder, module=adapted_module(model_folder))
+    run.trainer.save_checkpoint(tmp_path / "adapters.ckpt")
+    saved = torch.load(tmp_path / "adapters.ckpt", weights_only=False)["state_dict"]
+    assert saved.keys() == {f"model.{name}" for name, _ in trained_parameters(run.module.model)}
+    options = {"ckpt_path": tmp_path / "adapters.ckpt", "max_steps": 2}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fitted(tmp_path, model_folder, module=adapted_module(model_folder, rank=5), **options)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fitted(tmp_path, model_folder, **options)
+
+
+def test_a_strategy_that_reads_checkpoints_by_itself_finds_all_weights(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", True)
+    run = fitted(tmp_path, model_folder, module=adapted_module(model_folder))
+    run.trainer.save_checkpoint(tmp_path / "all.ckpt")
+    saved = torch.load(tmp_path / "all.ckpt", weights_only=False)["state_dict"]
+    assert saved.keys() == run.module.state_dict().keys()
 
 
 # What is left behind
