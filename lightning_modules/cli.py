@@ -142,8 +142,9 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
         if not (run_folder / name).exists():
             raise SystemExit(f"error: RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
     config, model = run_folder / "config.yaml", run_folder / "model"
-    # Nothing is drawn ahead of a measurement, and not every engine could.
-    fixed = [f"--config={config}", f"--model.model_name={model}", "--data.overlap=false", "--verbose=false"]
+    # The folder has its adapters already. Nothing is drawn ahead of a measurement, and not every engine could.
+    model_options = [f"--model.model_name={model}", "--model.lora=null"]
+    fixed = [f"--config={config}", *model_options, "--data.overlap=false", "--verbose=false"]
     cli = run(["validate", *fixed, *options])
     figures = {name.removeprefix("val/"): value.item() for name, value in cli.trainer.callback_metrics.items()}
     print_table({"measured": figures})

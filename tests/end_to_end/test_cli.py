@@ -72,6 +72,23 @@ def test_a_run_leaves_its_folder(run, small_fit, tmp_path):
     assert "--ckpt_path last" in output
 
 
+@pytest.mark.parametrize(
+    ("export", "weights"), [("merged", "model.safetensors"), ("adapter", "adapter_model.safetensors")]
+)
+def test_an_adapted_model_is_measured_as_it_was_trained(run, small_fit, tmp_path, export, weights):
+    folder = tmp_path / "run"
+    lora = ["--model.lora.rank=4", f"--model.lora.export={export}", "--model.learning_rate=1e-2"]
+    status, output = run([*small_fit, *lora, "--trainer.max_steps=4", f"--trainer.default_root_dir={folder}"])
+    assert status == 0, output
+    assert [path.name for path in (folder / "model").glob("*.safetensors")] == [weights]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["after"] != summary["before"]
+    status, output = run(["evaluate", folder])
+    assert status == 0, output
+    for name, value in summary["after"].items():
+        assert f"{name:<22}{value:>10.3f}" in output
+
+
 WRONG = {
     "objective": (["--model.objective=aggregate_po.recipes.nope"], ["model.objective", "nope", "import path"]),
     "aggregator": (
@@ -107,6 +124,11 @@ WRONG = {
     "no prompts": (["--data.dataset=empty.jsonl"], ["`dataset` is 'empty.jsonl'", "at least one example"]),
     "group_size": (["--data.group_size=1"], ["`group_size` is 1", "pass 2 or more"]),
     "clip": (["--model.objective.log_clip=-1"], ["log_clip", "-1", "0 or more"]),
+    "rank": (["--model.lora.rank=0"], ["`rank` is 0", "pass 1 or more"]),
+    "option of adapters": (
+        ["--model.lora.rnk=2"],
+        ["'rnk' is not accepted; pass one of rank, alpha, target_modules, seed, export"],
+    ),
     "temperature": (["--data.temperature=0"], ["`temperature` is 0", "positive"]),
     "unknown": (["--data.grup_size=4"], ["grup_size"]),
 }
@@ -135,6 +157,11 @@ def test_wrong_arguments_are_named_before_a_model_is_made(arguments, parts, refu
     output = refusal(arguments)
     for part in parts:
         assert part in output
+
+
+def test_what_is_not_installed_is_named(refusal, monkeypatch):
+    monkeypatch.setattr("lightning_modules.lora.find_spec", lambda name: None)
+    assert "LoRA needs `peft`, which is not installed; pip install" in refusal(["--model.lora.rank=4"])
 
 
 @pytest.mark.parametrize("name", ["objective", "aggregator", "reward", "no path", "penalty in a recipe"])
