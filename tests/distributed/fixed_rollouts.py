@@ -13,7 +13,7 @@ from lightning import LightningDataModule, Trainer
 from safetensors.torch import save_file
 
 from aggregate_po import PolicyBatch, StepTotals, recipes
-from lightning_modules import PolicyModule
+from lightning_modules import LoRA, PolicyModule
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
 from lightning_modules.rollout_loader import RolloutLoader
 
@@ -71,11 +71,16 @@ def main() -> None:
     parser.add_argument("--recipe", default="gmpo")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=0, help="of adapters; the weights are trained without")
     arguments = parser.parse_args()
     objective = getattr(recipes, arguments.recipe)(*([TIME] if arguments.recipe == "dr_grpo" else []))
     # Plain gradient descent: an adaptive optimiser would hide a gradient of the wrong scale.
     module = PolicyModule(
-        arguments.model, objective, warmup_steps=0, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)
+        arguments.model,
+        objective,
+        warmup_steps=0,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        lora=LoRA(arguments.rank) if arguments.rank else None,
     )
     trainer = Trainer(
         accelerator="cpu",
