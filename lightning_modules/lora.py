@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from lightning_modules.rollouts.policy_weights import policy_weights
+from lightning_modules.rollouts.policy_weights import policy_weights, whole
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,10 @@ class LoRA:
         model.eval()  # as it was loaded; new layers begin in training mode
 
     def save(self, model: PreTrainedModel, folder: str | Path) -> None:
-        """Write the adapted model, which stays as it is, for `from_pretrained` of transformers or, an adapter, peft."""
+        """Write the adapted model, which stays as it is, for `from_pretrained` of transformers or, an adapter, peft.
+
+        A sharded model is gathered, so every rank must call it.
+        """
         if self.export == "merged":
             # What is merged is new, and need not stand beside the model on its device.
             own = {parameter.data_ptr() for parameter in model.parameters()}
@@ -102,7 +105,7 @@ class LoRA:
         import peft
 
         adapter = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-        named = {f"base_model.model.{name}": weight.contiguous() for name, weight in adapter.items()}
+        named = {f"base_model.model.{name}": whole(weight).contiguous() for name, weight in adapter.items()}
         model.peft_config["default"].save_pretrained(str(folder))  # makes the folder
         save_file(named, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
 

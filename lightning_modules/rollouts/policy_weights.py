@@ -21,13 +21,18 @@ def policy_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     for name, value in model.state_dict().items():
         if ".lora_" in name:
             continue
-        whole = _whole(value)
+        weight = whole(value)
         layer, base, part = name.rpartition(".base_layer.")
         if base:
             name = f"{layer}.{part}"
         if base and part == "weight":
-            whole = _adapted(whole, layers[layer])
-        yield name.removeprefix("base_model.model."), whole
+            weight = _adapted(weight, layers[layer])
+        yield name.removeprefix("base_model.model."), weight
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor as it is, or gathered from its shards."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _adapted(weight: Tensor, layer: Any) -> Tensor:
@@ -36,9 +41,5 @@ def _adapted(weight: Tensor, layer: Any) -> Tensor:
         return weight
     for adapter in layer.active_adapters:
         if adapter in layer.lora_A:
-            weight = weight + _whole(layer.get_delta_weight(adapter))
+            weight = weight + whole(layer.get_delta_weight(adapter))
     return weight
-
-
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -9,6 +9,9 @@ import torch
 from lightning import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from aggregate_po import K3Penalty, PolicyBatch
@@ -287,6 +290,38 @@ def test_the_adapter_folder_loads_on_top_of_its_model(tmp_path, model_folder, lo
     assert "model.safetensors" not in names
     loaded = load(tmp_path / "model", dtype=torch.float32)
     assert torch.equal(log_probs_of(loaded), log_probs_of(trained.model))
+
+
+# Shards
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """Of one process; the tensors are shards all the same."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("export", ["merged", "adapter"])
+def test_a_sharded_model_trains_and_is_saved_whole(tmp_path, model, model_folder, mesh, export):
+    lora, expected = LoRA(rank=3, export=export), log_probs_of(model)
+    lora.adapt(model)
+    for layer in (*model.model.layers, model):
+        fully_shard(layer, mesh=mesh)
+    optimizer = torch.optim.SGD([parameter for _, parameter in trained_parameters(model)], lr=0.05)
+    for _ in range(2):
+        with without_adapters(model):
+            assert torch.equal(log_probs_of(model), expected)
+        plain_log_prob_matrix(model, PROMPTS, DRAWN).sum().backward()
+        optimizer.step()
+    assert all(
+        isinstance(parameter, DTensor) and parameter.grad is not None for _, parameter in trained_parameters(model)
+    )
+    lora.save(model, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert (log_probs_of(loaded) - log_probs_of(model)).abs().max() < 1e-4
+    assert (log_probs_of(loaded) - expected).abs().max() > 1e-2
 
 
 # Errors
