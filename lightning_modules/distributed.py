@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from lightning import Trainer
 from torch import Tensor
+
+
+def rank() -> int:
+    """Number of this process among those that train together, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def loss_scale(trainer: Trainer) -> int:

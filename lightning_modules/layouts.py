@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 
 from lightning_modules.rollout_batch import RolloutBatch
+from lightning_modules.sharding import blocks, is_sharded
 
 
 class SequenceLayout(ABC):
@@ -48,18 +49,21 @@ class SharedPrompts(SequenceLayout):
         )
         # A token is predicted one place before it: the first by the prompt, the last one predicts nothing.
         first = prompt.logits[batch.prompt_of]
-        if batch.completion_ids.shape[1] == 1:
+        time = batch.completion_ids.shape[1]
+        # Ranks of a sharded model make the same number of forward calls, so there one token is read like two.
+        read = max(time - 1, int(is_sharded(model)))
+        if read == 0:
             return first[batch.completion_mask]
         cache.batch_select_indices(batch.prompt_of)
-        mask = torch.cat([prompt_mask[batch.prompt_of], batch.completion_mask[:, :-1]], dim=1)
+        mask = torch.cat([prompt_mask[batch.prompt_of], batch.completion_mask[:, :read]], dim=1)
         completion = model(
-            input_ids=batch.completion_ids[:, :-1],
+            input_ids=batch.completion_ids[:, :read],
             attention_mask=mask.long(),
             position_ids=mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1,
             past_key_values=cache,
             use_cache=True,
         )
-        return torch.cat([first, completion.logits], dim=1)[batch.completion_mask]
+        return torch.cat([first, completion.logits], dim=1)[:, :time][batch.completion_mask]
 
 
 class PackedSequences(SequenceLayout):
@@ -119,12 +123,10 @@ def _check_packing(model: PreTrainedModel, device: torch.device) -> None:
 @contextmanager
 def _recomputed(model: PreTrainedModel) -> Iterator[None]:
     """Have the blocks keep their inputs alone, and compute the rest again in the backward pass."""
-    names = set(model._no_split_modules or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
-    for block in blocks:
+    for block in blocks(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for block in blocks:
+        for block in blocks(model):
             del block.forward  # the class's own again

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from lightning_modules.rollouts.policy_weights import policy_weights, whole
+from lightning_modules.distributed import rank
+from lightning_modules.rollouts.policy_weights import policy_weights
+from lightning_modules.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,21 @@ class LoRA:
     def save(self, model: PreTrainedModel, folder: str | Path) -> None:
         """Write the adapted model, which stays as it is, for `from_pretrained` of transformers or, an adapter, peft.
 
-        A sharded model is gathered, so every rank must call it.
+        A sharded model is gathered, so every rank must call it; the first one writes.
         """
         if self.export == "merged":
             # What is merged is new, and need not stand beside the model on its device.
             own = {parameter.data_ptr() for parameter in model.parameters()}
             weights = {name: w if w.data_ptr() in own else w.cpu() for name, w in policy_weights(model)}
-            model.save_pretrained(folder, state_dict=weights)
+            if rank() == 0:
+                model.save_pretrained(folder, state_dict=weights)
             return
         import peft
 
         adapter = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         named = {f"base_model.model.{name}": whole(weight).contiguous() for name, weight in adapter.items()}
+        if rank() != 0:
+            return
         model.peft_config["default"].save_pretrained(str(folder))  # makes the folder
         save_file(named, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
 

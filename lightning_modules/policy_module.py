@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aggregate_po import PerToken, PolicyObjective, masked_sum
-from lightning_modules.distributed import loss_scale, summed_over_ranks
+from lightning_modules.distributed import loss_scale, rank, summed_over_ranks
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.log_probs import log_probs_and_entropy
 from lightning_modules.lora import LoRA, without_adapters
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.rollout_batch import RolloutBatch
+from lightning_modules.sharding import is_sharded, require_data_parallel, shard, whole, whole_weights
 
 
 class ModelSource(Protocol):
@@ -113,9 +114,15 @@ class PolicyModule(LightningModule):
             self.model_name.prepare()
 
     def configure_model(self) -> None:
-        """Load tokenizer and weights, and the reference where one is needed."""
+        """Load tokenizer and weights, and the reference where one is needed; sharded where the strategy says so.
+
+        Raises:
+            ValueError: the strategy asks for tensor parallelism.
+        """
         if self.model is not None:
             return
+        if self.device_mesh is not None:
+            require_data_parallel(self.device_mesh)
         path = self.model_name if isinstance(self.model_name, str) else self.model_name.prepare()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -124,6 +131,9 @@ class PolicyModule(LightningModule):
         elif self._needs_reference:
             reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
             self._reference = (reference.requires_grad_(False),)
+        if self.device_mesh is not None:
+            for model in (self.model, *self._reference):
+                shard(model, self.device_mesh)
 
     @property
     def needs_reference(self) -> bool:
@@ -151,12 +161,18 @@ class PolicyModule(LightningModule):
         return tuple(sorted(found))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the policy and its tokenizer as a folder that `from_pretrained` loads; see `LoRA` for adapters."""
+        """Write the policy and its tokenizer as a folder that `from_pretrained` loads; see `LoRA` for adapters.
+
+        Every rank must call it, since the weights may be sharded; the first one writes.
+        """
         if self.lora is not None:
             self.lora.save(self.model, folder)
         else:
-            self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+            weights = whole_weights(self.model) if is_sharded(self.model) else None
+            if rank() == 0:
+                self.model.save_pretrained(folder, state_dict=weights)
+        if rank() == 0:
+            self.tokenizer.save_pretrained(folder)
 
     # Log-probabilities
 
@@ -240,7 +256,7 @@ class PolicyModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop a gradient that is not finite, so that the optimiser leaves parameters and its state alone."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         finite = bool(torch.isfinite(norm))
         self._skipped_steps += not finite
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1

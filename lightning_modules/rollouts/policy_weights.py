@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+
+from lightning_modules.sharding import whole
 
 
 def policy_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -28,11 +29,6 @@ def policy_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         if base and part == "weight":
             weight = _adapted(weight, layers[layer])
         yield name.removeprefix("base_model.model."), weight
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor as it is, or gathered from its shards."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _adapted(weight: Tensor, layer: Any) -> Tensor:

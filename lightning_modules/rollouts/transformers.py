@@ -12,12 +12,14 @@ from transformers import DynamicCache, PreTrainedModel
 from lightning_modules.progress import progress_bar
 from lightning_modules.rollout_batch import left_padded
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
+from lightning_modules.sharding import gathered
 
 
 class TransformersEngine(RolloutEngine):
     """Draws completions with the policy's own forward pass, so the log-probabilities are those of the trainer.
 
-    A prompt is read once for all its completions, and completions that have ended leave the batch.
+    A prompt is read once for all its completions, and completions that have ended leave the batch. The weights of a
+    sharded policy are gathered on every rank while it draws.
 
     Args:
         max_sequences: completions drawn at the same time; more prompts wait for their turn.
@@ -48,7 +50,8 @@ class TransformersEngine(RolloutEngine):
         training = self._model.training
         self._model.eval()
         try:
-            return self._generate(self._model, prompts, sampling)
+            with gathered(self._model):
+                return self._generate(self._model, prompts, sampling)
         finally:
             self._model.train(training)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from aggregate_po.recipes import gmpo
@@ -19,16 +18,6 @@ from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.rollouts import VLLM
 from tests.lightning_modules.training import text_reward
-
-
-class ShardedPolicy(PolicyModule):
-    """A policy whose weights are spread over the ranks."""
-
-    def configure_model(self):
-        super().configure_model()
-        for layer in self.model.model.layers:
-            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
 
 
 class Record(Callback):
@@ -80,7 +69,7 @@ def main() -> None:
         default_root_dir=arguments.output,
         callbacks=[record],
     )
-    policy = (ShardedPolicy if sharded else PolicyModule)(arguments.model, gmpo(), learning_rate=1e-3, warmup_steps=0)
+    policy = PolicyModule(arguments.model, gmpo(), learning_rate=1e-3, warmup_steps=0)
     trainer.fit(policy, data)
     written = {
         "deviations": record.deviations,
