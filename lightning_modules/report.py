@@ -46,16 +46,18 @@ class RunReport(Callback):
         self._tokens = 0.0
         self._seconds = 0.0
         self._step_started = 0.0
-        self._metrics: MetricsFile | None = None
+        self._metrics: MetricsFile | None = None  # of the first rank
+        self._trained = False
         self._last_step = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the policy before its first update; a resumed run remembers."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the policy before its first update, which a resumed run remembers, and begin `metrics.csv`.
+
+        Not when the fit starts: some strategies restore a checkpoint only after that.
+        """
+        self._trained = True
         if self._before is None:
             self._before, self._samples_before = evaluate(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin `metrics.csv`, or go on after the step that was resumed from."""
         self._last_step = trainer.global_step
         self._step_started = time.perf_counter()
         if trainer.is_global_zero:
@@ -93,11 +95,13 @@ class RunReport(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
         if any(isinstance(callback, RunCheckpoint) and callback.out_of_time for callback in callbacks):
             return
-        after, samples_after = evaluate(trainer)
-        if self._metrics is None:  # on the other ranks, and where no step was asked for
+        if not self._trained:  # no step was asked for
             return
+        after, samples_after = evaluate(trainer)
         folder = _folder(trainer)
         cast(PolicyModule, pl_module).save_pretrained(folder / "model")
+        if self._metrics is None:  # on the other ranks
+            return
         draw_run(folder / "metrics.csv", folder / "reward.png")
         before = self._before or {}
         speed = self._tokens / self._seconds if self._seconds else 0.0
