@@ -1,23 +1,76 @@
-"""Trains a model on rollouts that are the same however the work is cut; a program, started by the tests.
+"""Trains models on rollouts that are the same however the work is cut; a program, started by the tests.
 
 Completions have unequal lengths, some rows have no trained token, and with two ranks the second one's rows of one
-update are all without.
+update are all without. Everything is computed in float64.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
-from aggregate_po import PolicyBatch, StepTotals, recipes
-from lightning_modules import LoRA, PolicyModule
+from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, recipes
+from aggregate_po.transforms import PessimisticClip
+from lightning_modules import LoRA, PackedSequences, PolicyModule, policy_module
+from lightning_modules.distributed import rank
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
 from lightning_modules.rollout_loader import RolloutLoader
+from lightning_modules.rollouts import SamplingParameters, TransformersEngine
+from lightning_modules.sharding import is_sharded, whole
+from tests.lightning_modules.training import exact
+from tests.third_party.lehmer import LehmerMean
 
 ROWS, TIME, UPDATES = 12, 9, 3
+ACCUMULATE = (1, 2, 4)
+TIMEOUT = timedelta(seconds=60)  # after which ranks that wait for each other fail
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: an objective, options of trainer and module, and the row whose advantage is infinite."""
+
+    objective: Callable[[], PolicyObjective]
+    options: dict[str, Any] = field(default_factory=dict)
+    infinite: int | None = None
+    module: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "grpo": Case(recipes.grpo),
+    "dapo": Case(recipes.dapo),
+    "dr_grpo": Case(lambda: recipes.dr_grpo(TIME)),
+    "gmpo": Case(recipes.gmpo),
+    "pmpo": Case(recipes.pmpo),
+    "a user's mean": Case(lambda: PolicyObjective(LehmerMean(2.0), PessimisticClip.log(0.4, 0.4))),
+    "clipped gradients": Case(recipes.gmpo, {"gradient_clip_val": 0.1}),
+    "a skipped step": Case(recipes.gmpo, infinite=ROWS - 2),
+    "packed": Case(recipes.gmpo, module={"layout": PackedSequences()}),
+    "recomputed": Case(recipes.gmpo, module={"layout": PackedSequences(recompute=True)}),
+    "adapters": Case(recipes.gmpo, module={"lora": LoRA(4)}),
+}
+STRATEGIES: dict[str, Callable[[], Any]] = {
+    "single": lambda: "auto",
+    "ddp": lambda: DDPStrategy(timeout=TIMEOUT),
+    "sharded": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, timeout=TIMEOUT),
+}
+
+
+class ExactModels:
+    """Loads models that compute in float64 throughout; the sharding strategy accepts no precision that says so."""
+
+    @staticmethod
+    def from_pretrained(path, dtype):
+        """In place of the library's."""
+        return exact(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64))
 
 
 def whole_update(number: int) -> RolloutBatch:
@@ -47,7 +100,11 @@ def whole_update(number: int) -> RolloutBatch:
 
 
 class FixedRollouts(LightningDataModule):
-    """Each rank's share of the same rollouts."""
+    """Each rank's share of the same rollouts; in the first, the advantage of one row may be infinite."""
+
+    def __init__(self, infinite: int | None = None) -> None:
+        super().__init__()
+        self.infinite = infinite
 
     def train_dataloader(self) -> RolloutLoader:
         """One optimiser step to a rollout."""
@@ -60,45 +117,81 @@ class FixedRollouts(LightningDataModule):
     def _share(self, number: int) -> list[RolloutBatch]:
         mine = torch.arange(ROWS).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
         pieces = mine.tensor_split(self.trainer.accumulate_grad_batches)
-        whole = whole_update(number)
-        return [whole.select(rows).replace(closes_update=rows is pieces[-1]) for rows in pieces]
+        update = whole_update(number)
+        if number == 0 and self.infinite is not None:
+            update.policy.advantages[self.infinite] = torch.inf
+        return [update.select(rows).replace(closes_update=rows is pieces[-1]) for rows in pieces]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--recipe", default="gmpo")
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--rank", type=int, default=0, help="of adapters; the weights are trained without")
-    arguments = parser.parse_args()
-    objective = getattr(recipes, arguments.recipe)(*([TIME] if arguments.recipe == "dr_grpo" else []))
+class Figures(Callback):
+    """The norm of the gradient at each step, and how many were skipped."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.skipped = 0.0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """After the last micro-batch of a step."""
+        if batch.closes_update:
+            self.norms.append(float(trainer.callback_metrics["grad_norm"]))
+            self.skipped = float(trainer.callback_metrics["skipped_steps"])
+
+
+def train(model: str, case: Case, strategy: str, accumulate: int) -> dict[str, torch.Tensor]:
+    """Whole parameters and figures at the end."""
     # Plain gradient descent: an adaptive optimiser would hide a gradient of the wrong scale.
     module = PolicyModule(
-        arguments.model,
-        objective,
+        model,
+        case.objective(),
         warmup_steps=0,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-        lora=LoRA(arguments.rank) if arguments.rank else None,
+        **case.module,
     )
+    figures = Figures()
     trainer = Trainer(
         accelerator="cpu",
-        devices=arguments.devices,
-        strategy="ddp" if arguments.devices > 1 else "auto",
-        precision="64-true",
-        accumulate_grad_batches=arguments.accumulate,
+        devices=1 if strategy == "single" else 2,
+        strategy=STRATEGIES[strategy](),
+        accumulate_grad_batches=accumulate,
         max_steps=UPDATES,
         max_epochs=-1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        callbacks=[figures],
+        **case.options,
     )
-    trainer.fit(module, FixedRollouts())
-    if trainer.is_global_zero:
-        parameters = {name: value.detach().clone() for name, value in module.model.named_parameters()}
-        save_file(parameters, arguments.output)
+    trainer.fit(module, FixedRollouts(case.infinite))
+    assert is_sharded(module.model) == (strategy == "sharded")
+    parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
+    assert {value.dtype for value in parameters.values()} == {torch.float64}
+    noted = {"grad_norm": torch.tensor(figures.norms), "skipped_steps": torch.tensor(figures.skipped)}
+    return {**parameters, **noted, **drawn(module)}
+
+
+def drawn(module: PolicyModule) -> dict[str, torch.Tensor]:
+    """Log-probabilities of the first tokens of completions that are longer on the second rank."""
+    engine, prompts = TransformersEngine(), [[5, 6, 7], [8, 9]]
+    engine.load_policy(module.model)
+    completions = engine.generate(
+        prompts, SamplingParameters(3 + 4 * rank(), stop_token_ids=(0,), samples_per_prompt=2)
+    )
+    return {"drawn": completions.log_probs[:, :3].clone()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("strategies", nargs="+", choices=list(STRATEGIES))
+    arguments = parser.parse_args()
+    policy_module.AutoModelForCausalLM = ExactModels
+    for strategy in arguments.strategies:
+        for name, case in CASES.items():
+            for accumulate in ACCUMULATE:
+                trained = train(arguments.model, case, strategy, accumulate)
+                save_file(trained, arguments.output / f"{name}-{strategy}-{accumulate}-{rank()}.safetensors")
 
 
 if __name__ == "__main__":

@@ -10,46 +10,63 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.distributed.fixed_rollouts import ACCUMULATE, CASES, UPDATES
+
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory):
-    """Parameters after three updates, by recipe, devices, micro-batches and the rank of adapters."""
-    done: dict[tuple, dict[str, torch.Tensor]] = {}
-
-    def train(recipe: str, devices: int = 1, accumulate: int = 1, rank: int = 0) -> dict[str, torch.Tensor]:
-        key = (recipe, devices, accumulate, rank)
-        if key not in done:
-            output = tmp_path_factory.mktemp("trained") / "parameters.safetensors"
-            command = [sys.executable, "-m", "tests.distributed.fixed_rollouts", tiny_model, output]
-            command += [f"--recipe={recipe}", f"--devices={devices}", f"--accumulate={accumulate}", f"--rank={rank}"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            result = subprocess.run(
-                list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-            )
-            assert result.returncode == 0, result.stdout + result.stderr
-            done[key] = load_file(output)
-        return done[key]
-
-    return train
+    """Folder of the parameters after three updates, by case, strategy, micro-batches and rank."""
+    folder = tmp_path_factory.mktemp("trained")
+    for strategies in (["single"], ["ddp", "sharded"]):
+        command = [sys.executable, "-m", "tests.distributed.fixed_rollouts", tiny_model, folder, *strategies]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    return folder
 
 
-# The two normalisers that divide by different totals; a naive local mean is off by far more than the tolerance.
-@pytest.mark.parametrize(("recipe", "devices", "accumulate"), [("gmpo", 2, 2), ("dapo", 2, 1), ("dapo", 1, 3)])
-def test_same_parameters_however_the_step_is_cut(recipe, devices, accumulate, trained, tiny_model):
-    whole, cut = trained(recipe), trained(recipe, devices, accumulate)
-    start = dict(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).named_parameters())
-    moved = max((whole[name] - start[name]).abs().max().item() for name in whole)
-    apart = max((whole[name] - cut[name]).abs().max().item() for name in whole)
-    assert moved > 1e-3
-    # The model's own norms compute in float32 whatever the precision, which leaves this much between any two cuts.
-    assert apart < 1e-8
+@pytest.fixture(scope="module")
+def start(tiny_model):
+    """The parameters that training begins with."""
+    return dict(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).named_parameters())
 
 
-def test_the_same_adapters_however_the_step_is_cut(trained):
-    """Their factors differ by less than rounding, and the second one, which begins at zero, has moved."""
-    whole, cut = trained("gmpo", rank=4), trained("gmpo", devices=2, accumulate=2, rank=4)
-    assert whole.keys() == cut.keys()
-    assert max(value.abs().max().item() for name, value in whole.items() if ".lora_B." in name) > 1e-3
-    assert max((whole[name] - cut[name]).abs().max().item() for name in whole) < 1e-8
+CUTS = [
+    *(("single", accumulate, 0) for accumulate in ACCUMULATE[1:]),
+    *((strategy, accumulate, rank) for strategy in ("ddp", "sharded") for accumulate in ACCUMULATE for rank in (0, 1)),
+]
+
+
+FIGURES = {"grad_norm", "skipped_steps", "drawn"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_parameters_however_the_step_is_cut(name, trained, start):
+    alone = load_file(trained / f"{name}-single-1-0.safetensors")
+    parameters = alone.keys() - FIGURES
+    if name == "adapters":  # their second factor begins at zero
+        assert max(alone[key].abs().max().item() for key in parameters if ".lora_B." in key) > 1e-3
+    else:
+        assert parameters == start.keys()
+        assert max((alone[key] - start[key]).abs().max().item() for key in start) > 1e-3
+    assert len(alone["grad_norm"]) == UPDATES
+    assert alone["skipped_steps"] == (name == "a skipped step")
+    apart = {}
+    for strategy, accumulate, rank in CUTS:
+        cut = load_file(trained / f"{name}-{strategy}-{accumulate}-{rank}.safetensors")
+        assert cut.keys() == alone.keys()
+        assert cut["skipped_steps"] == alone["skipped_steps"]
+        torch.testing.assert_close(cut["grad_norm"], alone["grad_norm"], rtol=1e-6, atol=0, equal_nan=True)
+        torch.testing.assert_close(cut["drawn"], alone["drawn"], rtol=0, atol=1e-12)
+        apart[strategy, accumulate, rank] = max((alone[key] - cut[key]).abs().max().item() for key in parameters)
+    assert max(apart.values()) < 1e-12, apart
+
+
+@pytest.mark.parametrize("name", ["packed", "recomputed"])
+def test_same_parameters_however_completions_are_laid_out(name, trained, start):
+    padded, other = (load_file(trained / f"{one}-single-1-0.safetensors") for one in ("gmpo", name))
+    assert max((padded[key] - other[key]).abs().max().item() for key in start) < 1e-12
