@@ -95,9 +95,12 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save on schedule, and stop after the step in which the signal came."""
+        # A run that was resumed would save in the middle of its first step, whose gradients a checkpoint does not hold.
+        if not batch.closes_update:
+            return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # A signal reaches the ranks at different moments, and a checkpoint is theirs together.
-        if batch.closes_update and trainer.strategy.reduce_boolean_decision(self.out_of_time, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.out_of_time, all=False):
             self.out_of_time = True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             trainer.should_stop = True

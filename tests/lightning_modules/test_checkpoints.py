@@ -195,6 +195,19 @@ def test_a_run_that_fails_stops_listening(tmp_path, model_folder, previous_handl
     assert signal.getsignal(signal.SIGUSR1) is previous_handler
 
 
+def test_a_resumed_run_saves_after_whole_steps_only(tmp_path, model_folder, previous_handler):
+    """It stands at a step of the schedule, and its next micro-batch does not complete another."""
+    run(tmp_path, model_folder, max_steps=2, every_n_train_steps=2)
+    saved = []
+
+    class Looks(Callback):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            saved.append((trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2))
+
+    run(tmp_path, model_folder, Looks(), max_steps=4, every_n_train_steps=2, ckpt_path="last")
+    assert saved == [(4, 0)]
+
+
 def test_checkpoints_come_on_schedule(tmp_path, model_folder, previous_handler):
     seen = []
 
