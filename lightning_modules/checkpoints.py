@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -105,6 +106,20 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             trainer.should_stop = True
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Write a folder of shards beside the last one, and only then let `last.ckpt` lead to it."""
+        if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+            super()._save_checkpoint(trainer, filepath)
+            return
+        link = Path(filepath)
+        slots = [link.with_suffix(suffix) for suffix in (".a", ".b")]
+        if link.is_symlink() and link.resolve() == slots[0].resolve():
+            slots.reverse()
+        super()._save_checkpoint(trainer, str(slots[0]))  # the path is that of the first rank
+        if trainer.is_global_zero:
+            _link(link, slots[0])
+            shutil.rmtree(slots[1], ignore_errors=True)
+
     def _stop_listening(self) -> None:
         if self._previous_handler is not None:
             signal.signal(self._signal, self._previous_handler)
@@ -113,6 +128,16 @@ class RunCheckpoint(ModelCheckpoint):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Nothing is saved here: a signal may come in the middle of an optimiser step.
         self.out_of_time = True
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make `link` lead to its neighbour `target`, in one step where it led to another."""
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
+    scratch = link.with_name(f".{link.name}.part")
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(target.name)
+    scratch.replace(link)
 
 
 def _requeue() -> None:

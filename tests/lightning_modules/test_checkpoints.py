@@ -208,6 +208,49 @@ def test_a_resumed_run_saves_after_whole_steps_only(tmp_path, model_folder, prev
     assert saved == [(4, 0)]
 
 
+class Shards(Callback):
+    """Stands for a strategy whose ranks each write a part of a checkpoint; notes which one is the last meanwhile."""
+
+    def __init__(self, fails_at=None):
+        self.fails_at, self.seen = fails_at, []
+
+    def on_fit_start(self, trainer, pl_module):
+        trainer.strategy._save_distributed_checkpoint = True
+        trainer.strategy.save_checkpoint = self.save
+
+    def save(self, checkpoint, path, storage_options=None):
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "step").write_text("0")  # the beginning of a write
+        last = folder.with_name("last.ckpt") / "step"
+        self.seen.append(int(last.read_text()) if last.exists() else 0)
+        if checkpoint["global_step"] == self.fails_at:
+            raise OSError("disk full")
+        (folder / "step").write_text(str(checkpoint["global_step"]))
+
+
+def test_a_folder_of_shards_takes_the_place_of_the_last_one_when_it_is_whole(tmp_path, model_folder, previous_handler):
+    shards = Shards()
+    run(tmp_path, model_folder, shards, max_steps=4, every_n_train_steps=1)
+    assert shards.seen == [0, 1, 2, 3]
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.ckpt" / "step").read_text() == "4"
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_save_of_shards_that_fails_leaves_the_last_one(tmp_path, model_folder, previous_handler):
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            run(tmp_path, model_folder, Shards(fails_at=3), max_steps=4, every_n_train_steps=1)
+        assert (tmp_path / "checkpoints" / "last.ckpt" / "step").read_text() == "2"
+
+
+def test_a_folder_that_another_callback_wrote_is_replaced(tmp_path, model_folder, previous_handler):
+    (tmp_path / "checkpoints" / "last.ckpt").mkdir(parents=True)
+    run(tmp_path, model_folder, Shards(), max_steps=1)
+    assert (tmp_path / "checkpoints" / "last.ckpt" / "step").read_text() == "1"
+
+
 def test_checkpoints_come_on_schedule(tmp_path, model_folder, previous_handler):
     seen = []
 
