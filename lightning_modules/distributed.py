@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -12,6 +14,20 @@ from torch import Tensor
 def rank() -> int:
     """Number of this process among those that train together, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def number_of_ranks() -> int:
+    """How many they are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def collected_on_first_rank(value: Any) -> list[Any]:
+    """What each rank passes, by rank, for a checkpoint; empty on all ranks but the first, which writes it."""
+    if number_of_ranks() == 1:
+        return [value]
+    collected = [None] * number_of_ranks() if rank() == 0 else None
+    dist.gather_object(value, collected)
+    return collected or []
 
 
 def loss_scale(trainer: Trainer) -> int:

@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aggregate_po import PerToken, PolicyObjective, masked_sum
-from lightning_modules.distributed import loss_scale, rank, summed_over_ranks
+from lightning_modules.distributed import collected_on_first_rank, loss_scale, rank, summed_over_ranks
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.log_probs import log_probs_and_entropy
 from lightning_modules.lora import LoRA, without_adapters
 from lightning_modules.metrics import GradientWeightMetrics
+from lightning_modules.random_state import random_state, restore_random_state
+from lightning_modules.resume import recounted
 from lightning_modules.rollout_batch import RolloutBatch
 from lightning_modules.sharding import is_sharded, require_data_parallel, shard, whole, whole_weights
 
@@ -104,7 +106,7 @@ class PolicyModule(LightningModule):
         self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)
         self._skipped_steps = 0
         self._skipped_in_a_row = 0
-        self._rng_states: dict[str, Any] | None = None
+        self._random_state: dict[str, Any] | None = None
 
     # Loading
 
@@ -297,15 +299,15 @@ class PolicyModule(LightningModule):
     # State
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the module counts, and the global random state; leave out what `model_name` gives again."""
+        """Add what the module counts, and each rank's global random state; leave out what `model_name` gives again."""
         for name in self._frozen_weights():
             del checkpoint["state_dict"][name]
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["policy_module"] = {
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "objective": self.objective.state_dict(),
-            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+            "rng": collected_on_first_rank(random_state()),
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -315,7 +317,11 @@ class PolicyModule(LightningModule):
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         self.objective.load_state_dict(state["objective"])
-        self._rng_states = state["rng"]
+        # Of more ranks than there were, the further ones go on with the state that they have.
+        self._random_state = dict(enumerate(state["rng"])).get(rank())
+        loop = checkpoint["loops"]["fit_loop"]
+        pieces = state["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
+        loop["epoch_loop.batch_progress"] = recounted(loop["epoch_loop.batch_progress"], *pieces)
 
     def _frozen_weights(self) -> dict[str, Tensor]:
         """Weights beside trained adapters; none where the strategy reads checkpoints by itself, and wants all."""
@@ -326,11 +332,9 @@ class PolicyModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run."""
-        if self._rng_states is not None:
-            torch.set_rng_state(self._rng_states["torch"].cpu())
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state_all([state.cpu() for state in self._rng_states["cuda"]])
-            self._rng_states = None
+        if self._random_state is not None:
+            restore_random_state(self._random_state)
+            self._random_state = None
 
 
 def _looks_like_a_folder(model_name: str) -> bool:

@@ -200,9 +200,8 @@ class RolloutDataModule(LightningDataModule):
     def train_dataloader(self) -> RolloutLoader:
         """One rollout after another."""
         assert self.trainer is not None
-        updates = self.updates_per_rollout * self.epochs_per_rollout
-        batches = updates * self.trainer.accumulate_grad_batches
-        return RolloutLoader(self._rollout, batches, self.epochs_per_rollout)
+        updates, pieces = self.updates_per_rollout * self.epochs_per_rollout, self.trainer.accumulate_grad_batches
+        return RolloutLoader(self._rollout, updates * pieces, self.epochs_per_rollout, pieces)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """The held-out prompts, once sampled at the training temperature and once greedy."""

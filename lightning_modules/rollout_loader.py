@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lightning_modules.distributed import collected_on_first_rank, number_of_ranks, rank
+from lightning_modules.resume import share_of_rank
 from lightning_modules.rollout_batch import RolloutBatch
 
 
@@ -12,20 +14,27 @@ class RolloutLoader:
     """Micro-batches of one rollout after another; one Lightning epoch is one rollout.
 
     It has a length, because without one Lightning fetches a batch ahead, which would make the next rollout with
-    weights that are a step old. It has state, so a checkpoint resumes within a rollout.
+    weights that are a step old. It has state, so a checkpoint resumes within a rollout, also with other numbers of
+    ranks and micro-batches.
 
     Args:
         make_rollout: gives the micro-batches of the rollout with the given number, in order.
         batches_per_rollout: how many it gives.
         inner_epochs: how often they go through the rollout.
+        batches_per_update: how many make up an optimiser step; a resumed run keeps to its old number when None.
     """
 
     def __init__(
-        self, make_rollout: Callable[[int], list[RolloutBatch]], batches_per_rollout: int, inner_epochs: int = 1
+        self,
+        make_rollout: Callable[[int], list[RolloutBatch]],
+        batches_per_rollout: int,
+        inner_epochs: int = 1,
+        batches_per_update: int | None = None,
     ) -> None:
         self._make_rollout = make_rollout
         self._batches_per_rollout = batches_per_rollout
         self._inner_epochs = inner_epochs
+        self._batches_per_update = batches_per_update
         self._rollouts = 0  # made so far
         self._buffer: list[RolloutBatch] = []
         self._cursor = 0  # batches of the buffer that were handed out
@@ -56,12 +65,12 @@ class RolloutLoader:
         return dropped
 
     def state_dict(self) -> dict[str, Any]:
-        """Rollouts made, and what is left of the last one."""
-        left = self._buffer[self._cursor :]
-        return {"rollouts": self._rollouts, "left": [batch.state_dict() for batch in left]}
+        """Rollouts made, and what is left of the last one on each rank; all ranks must ask, and the first one knows."""
+        left = [batch.state_dict() for batch in self._buffer[self._cursor :]]
+        return {"rollouts": self._rollouts, "left": collected_on_first_rank(left)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where `state_dict` was taken."""
         self._rollouts = state["rollouts"]
-        self._buffer = [RolloutBatch.from_state_dict(batch) for batch in state["left"]]
+        self._buffer = share_of_rank(state["left"], rank(), number_of_ranks(), self._batches_per_update)
         self._cursor = 0

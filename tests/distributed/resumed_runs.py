@@ -1,0 +1,126 @@
+"""Trains, stops in the middle of a rollout and resumes, as a plan says; a program, started by the tests.
+
+Completions depend on their prompt alone, so rollouts are the same for any number of ranks. Everything is computed in
+float64.
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Callback, Trainer
+from safetensors.torch import save_file
+
+from aggregate_po import TokenCorrection
+from aggregate_po.advantages import WhitenedReturns
+from aggregate_po.recipes import dapo
+from lightning_modules import AtomicCheckpointIO, PolicyModule, RolloutDataModule, RunCheckpoint, policy_module
+from lightning_modules.distributed import rank
+from lightning_modules.sharding import whole
+from tests.distributed.fixed_rollouts import STRATEGIES, ExactModels
+from tests.distributed.shared_rollouts import LONGEST, PromptedEngine, text_reward
+
+UPDATES_PER_ROLLOUT, STOP, STEPS = 4, 3, 6
+
+
+class Stopped(Exception):
+    """The run has been told to stop."""
+
+
+class Record(Callback):
+    """What each step trained on, and draws from the global generators, which differ between ranks; may stop the run."""
+
+    def __init__(self, stop):
+        self.stop, self.rows, self.draws = stop, {}, {}
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_step == 0:
+            for seed in (torch.manual_seed, random.seed, np.random.seed):
+                seed(100 + rank())
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.stop and trainer.global_step == STOP:
+            raise Stopped
+        rows = self.rows.setdefault(trainer.global_step, [])
+        for row in batch.policy.response_mask.any(dim=-1).nonzero().flatten().tolist():
+            prompt = batch.prompt_of[row]
+            rows.append(
+                [
+                    batch.prompt_ids[prompt][batch.prompt_mask[prompt]].tolist(),
+                    batch.completion_ids[row][batch.completion_mask[row]].tolist(),
+                ]
+            )
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch.closes_update:
+            drawn = torch.rand(()).item(), random.random(), np.random.rand()  # noqa: NPY002
+            self.draws[trainer.global_step] = drawn
+
+
+def train(model, folder, strategy, accumulate=1, stop=False, resume=None):
+    """One run, into `folder`; from the checkpoint of the run in the folder `resume`."""
+    module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4)
+    data = RolloutDataModule(
+        [{"prompt": f"{number} + {number}"} for number in range(16)],
+        text_reward,
+        rollouts=PromptedEngine(),
+        group_size=3,
+        prompts_per_rollout=8,
+        updates_per_rollout=UPDATES_PER_ROLLOUT,
+        max_completion_length=LONGEST,
+        old_log_probs="trainer",
+        correction=TokenCorrection(),
+        advantages=WhitenedReturns(discount=0.8),
+        truncated="mask",
+        kl_in_reward=0.1,
+        seed=5,
+    )
+    # In this order the stop comes after the checkpoint of its step.
+    record, checkpoint = Record(stop), RunCheckpoint(str(folder / "checkpoints"), every_n_train_steps=STOP)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1 if strategy == "single" else 2,
+        strategy=STRATEGIES[strategy](),
+        accumulate_grad_batches=accumulate,
+        max_steps=STEPS,
+        max_epochs=-1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[record, checkpoint],
+        plugins=[AtomicCheckpointIO()],
+    )
+    try:
+        trainer.fit(module, data, ckpt_path=resume and resume / "checkpoints" / "last.ckpt")
+    except Stopped:
+        return
+    folder.mkdir(exist_ok=True)
+    parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
+    save_file(parameters, folder / f"{rank()}.safetensors")
+    (folder / f"{rank()}.json").write_text(json.dumps({"rows": record.rows, "draws": record.draws}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("plan", type=json.loads)
+    arguments = parser.parse_args()
+    policy_module.AutoModelForCausalLM = ExactModels
+    for name, options in arguments.plan.items():
+        resume = options.pop("resume", None)
+        train(
+            arguments.model,
+            arguments.output / name,
+            resume=None if resume is None else arguments.output / resume,
+            **options,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""A run that stopped in the middle of a rollout goes on where it stood, with the same or another number of ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.resumed_runs import STEPS, STOP
+
+REPOSITORY = Path(__file__).parents[2]
+# One start of the program each; a later one resumes what an earlier one left.
+PLANS = [
+    {
+        "alone": {"strategy": "single"},
+        "alone, stopped": {"strategy": "single", "accumulate": 2, "stop": True},
+    },
+    {
+        "ddp": {"strategy": "ddp", "accumulate": 2},
+        "ddp, stopped": {"strategy": "ddp", "accumulate": 2, "stop": True},
+        "ddp, resumed": {"strategy": "ddp", "accumulate": 2, "resume": "ddp, stopped"},
+        "ddp, other micro-batches": {"strategy": "ddp", "accumulate": 3, "resume": "ddp, stopped"},
+        "from one to two": {"strategy": "ddp", "accumulate": 2, "resume": "alone, stopped"},
+        "sharded": {"strategy": "sharded", "accumulate": 2},
+        "sharded, stopped": {"strategy": "sharded", "accumulate": 2, "stop": True},
+        "sharded, resumed": {"strategy": "sharded", "accumulate": 2, "resume": "sharded, stopped"},
+    },
+    {
+        "from two to one": {"strategy": "single", "accumulate": 2, "resume": "ddp, stopped"},
+        "from two to one, other micro-batches": {"strategy": "single", "accumulate": 1, "resume": "ddp, stopped"},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory):
+    """Folder of what the runs left, by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    for plan in PLANS:
+        command = [sys.executable, "-m", "tests.distributed.resumed_runs", tiny_model, folder, json.dumps(plan)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def noted(folder: Path, rank: int) -> dict:
+    return json.loads((folder / f"{rank}.json").read_text())
+
+
+def rows_by_step(folder: Path) -> dict[str, list]:
+    """What each step trained on, over all ranks, in an order of its own."""
+    ranks = [json.loads(file.read_text())["rows"] for file in folder.glob("*.json")]
+    return {step: sorted(row for rank in ranks for row in rank[step]) for step in ranks[0]}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, runs):
+    undisturbed, resumed = runs / strategy, runs / f"{strategy}, resumed"
+    ours, theirs = (load_file(folder / f"{rank}.safetensors") for folder in (resumed, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    expected = noted(undisturbed, rank)
+    assert [*map(int, expected["rows"])] == list(range(STEPS))
+    assert noted(resumed, rank)["rows"] == {step: expected["rows"][str(step)] for step in map(str, range(STOP, STEPS))}
+    drawn = noted(resumed, rank)["draws"]
+    assert drawn == {step: expected["draws"][step] for step in drawn}
+    assert len(drawn) == STEPS - STOP
+    assert expected["draws"] != noted(undisturbed, 1 - rank)["draws"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddp, other micro-batches",
+        "from one to two",
+        "from two to one",
+        "from two to one, other micro-batches",
+    ],
+)
+def test_other_numbers_train_on_the_same_completions_in_the_same_steps(name, runs):
+    expected = rows_by_step(runs / "alone")
+    assert rows_by_step(runs / name) == {step: expected[step] for step in map(str, range(STOP, STEPS))}
+    alone, resumed = (load_file(runs / folder / "0.safetensors") for folder in ("alone", name))
+    assert max((alone[key] - resumed[key]).abs().max().item() for key in alone) < 1e-12
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_undisturbed_runs_of_two_ranks_are_that_of_one(strategy, runs):
+    assert rows_by_step(runs / strategy) == rows_by_step(runs / "alone")
+    alone, shared = (load_file(runs / folder / "0.safetensors") for folder in ("alone", strategy))
+    assert max((alone[key] - shared[key]).abs().max().item() for key in alone) < 1e-12
+
+
+def test_checkpoints_of_shards_are_complete_when_the_last_one_is_replaced(runs):
+    folder = runs / "sharded" / "checkpoints"
+    assert (folder / "last.ckpt").is_symlink()
+    assert sorted(path.name for path in folder.iterdir()) == ["last.b", "last.ckpt"]  # the second one
+    assert (folder / "last.ckpt" / "meta.pt").is_file()
