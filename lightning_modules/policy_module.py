@@ -312,7 +312,8 @@ class PolicyModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back; the random state when training begins, because set-up draws from it."""
-        checkpoint["state_dict"].update(self._frozen_weights())
+        if frozen := self._frozen_weights():
+            checkpoint["state_dict"].update(frozen)
         state = checkpoint["policy_module"]
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
