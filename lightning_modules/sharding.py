@@ -55,9 +55,14 @@ def whole(value: Tensor) -> Tensor:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Gather the weights of a sharded model on the CPU of rank 0; empty on the others, which must call it too."""
+    """Gather the weights of a sharded model on the CPU of rank 0; empty on the others, which must call it too.
+
+    Tied weights come once, under their first name, since the gathered copies no longer show that they are one.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    repeated = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    return {name: value for name, value in weights.items() if name not in repeated}
 
 
 @contextmanager
