@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.distributed import DistError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -88,9 +89,15 @@ class RunCheckpoint(ModelCheckpoint):
                 _requeue()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop listening after a failure too."""
+        """Stop listening after a failure too; where the communication failed, say what that means."""
         super().on_exception(trainer, pl_module, exception)
         self._stop_listening()
+        if isinstance(exception, DistError) or (isinstance(exception, RuntimeError) and "/gloo/" in str(exception)):
+            exception.add_note(
+                f"rank {trainer.global_rank} of {trainer.world_size} waited for another one, which has ended or did "
+                "not answer within the `timeout` of the strategy; what it printed last says why. Checkpoints are "
+                "whole: repeat the command with `--ckpt_path last`."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
