@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 
 from aggregate_po import TokenCorrection
@@ -21,9 +22,15 @@ from aggregate_po.recipes import dapo
 from lightning_modules import AtomicCheckpointIO, PolicyModule, RolloutDataModule, RunCheckpoint, policy_module
 from lightning_modules.distributed import rank
 from lightning_modules.sharding import whole
-from tests.distributed.fixed_rollouts import STRATEGIES, ExactModels
+from tests.distributed import fixed_rollouts
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine, text_reward
 
+SIZES = {"data_parallel_size": 2, "tensor_parallel_size": 1, "timeout": fixed_rollouts.TIMEOUT}
+STRATEGIES = {
+    **fixed_rollouts.STRATEGIES,
+    "sharded, one file": lambda: ModelParallelStrategy(**SIZES, save_distributed_checkpoint=False),
+    "sharded over one": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1),
+}
 UPDATES_PER_ROLLOUT, STOP, STEPS = 4, 3, 6
 
 
@@ -83,7 +90,7 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None):
     record, checkpoint = Record(stop), RunCheckpoint(str(folder / "checkpoints"), every_n_train_steps=STOP)
     trainer = Trainer(
         accelerator="cpu",
-        devices=1 if strategy == "single" else 2,
+        devices=1 if strategy in ("single", "sharded over one") else 2,
         strategy=STRATEGIES[strategy](),
         accumulate_grad_batches=accumulate,
         max_steps=STEPS,
@@ -111,7 +118,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("plan", type=json.loads)
     arguments = parser.parse_args()
-    policy_module.AutoModelForCausalLM = ExactModels
+    policy_module.AutoModelForCausalLM = fixed_rollouts.ExactModels
     for name, options in arguments.plan.items():
         resume = options.pop("resume", None)
         train(

@@ -28,11 +28,15 @@ PLANS = [
         "sharded": {"strategy": "sharded", "accumulate": 2},
         "sharded, stopped": {"strategy": "sharded", "accumulate": 2, "stop": True},
         "sharded, resumed": {"strategy": "sharded", "accumulate": 2, "resume": "sharded, stopped"},
+        "one file, stopped": {"strategy": "sharded, one file", "accumulate": 2, "stop": True},
+        "from one file, sharded": {"strategy": "sharded", "accumulate": 1, "resume": "one file, stopped"},
     },
     {
         "from two to one": {"strategy": "single", "accumulate": 2, "resume": "ddp, stopped"},
         "from two to one, other micro-batches": {"strategy": "single", "accumulate": 1, "resume": "ddp, stopped"},
+        "from one file, alone": {"strategy": "single", "accumulate": 1, "resume": "one file, stopped"},
     },
+    {"from two shards to one": {"strategy": "sharded over one", "accumulate": 2, "resume": "sharded, stopped"}},
 ]
 
 
@@ -82,6 +86,9 @@ def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, run
         "from one to two",
         "from two to one",
         "from two to one, other micro-batches",
+        "from one file, sharded",
+        "from one file, alone",
+        "from two shards to one",
     ],
 )
 def test_other_numbers_train_on_the_same_completions_in_the_same_steps(name, runs):
