@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.test_snippets import parsed_config
+from tests.docs.test_snippets import contains, parsed_config
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
@@ -17,10 +17,3 @@ def test_the_command_line_understands_it(path):
     below = [] if "model" in said else ["--config", str(CONFIGS / "addition.yaml")]
     parsed = parsed_config(["fit", *below, "--config", str(path)])
     assert contains(parsed, said)
-
-
-def contains(parsed, said):
-    """Whether `parsed` says what `said` says, perhaps with further defaults."""
-    if isinstance(said, dict):
-        return all(contains(parsed[name], value) for name, value in said.items())
-    return parsed == said
