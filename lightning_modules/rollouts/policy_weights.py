@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,7 +36,9 @@ def _adapted(weight: Tensor, layer: Any) -> Tensor:
     """Weight of a LoRA layer with its active adapters; the layer itself is left as it is, since merging rounds."""
     if layer.merged or layer.disable_adapters:
         return weight
-    for adapter in layer.active_adapters:
-        if adapter in layer.lora_A:
-            weight = weight + whole(layer.get_delta_weight(adapter))
+    # Autocast would round the product of the factors, and with it what a small step has changed.
+    with torch.autocast(weight.device.type, enabled=False):
+        for adapter in layer.active_adapters:
+            if adapter in layer.lora_A:
+                weight = weight + whole(layer.get_delta_weight(adapter))
     return weight

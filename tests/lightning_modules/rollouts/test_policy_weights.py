@@ -43,6 +43,8 @@ def test_adapters_are_added_and_left_out(model, model_folder):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     weights = dict(policy_weights(model))
     assert sorted(weights) == sorted(names)
+    with torch.autocast("cpu", torch.bfloat16):  # in which engines load a policy that trains in mixed precision
+        assert all(torch.equal(weight, weights[name]) for name, weight in policy_weights(model))
     plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     ids = torch.tensor([[5, 9, 40, 41]])
     assert (plain(ids).logits - model(ids).logits).abs().max() > 1e-2
@@ -72,6 +74,8 @@ def test_adapters_of_the_library(model, model_folder, wrapped):
         model.add_adapter(config)
     weights = dict(policy_weights(model))
     assert sorted(weights) == sorted(names)
+    with torch.autocast("cpu", torch.bfloat16):  # in which engines load a policy that trains in mixed precision
+        assert all(torch.equal(weight, weights[name]) for name, weight in policy_weights(model))
     plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     ids = torch.tensor([[5, 9, 40, 41]])
     assert (plain(ids).logits - model(ids).logits).abs().max() > 1e-2
