@@ -3,17 +3,20 @@
 import sys
 
 from lightning_modules.cli import evaluate_run, run
+from lightning_modules.planning.command import plan
 from lightning_modules.serve import serve
 
 
 def main() -> None:
-    """`evaluate RUN` measures a finished run, `serve MODEL` starts a vLLM server; the rest is Lightning's."""
+    """`evaluate RUN` measures a run, `serve MODEL` starts a server, `plan` counts memory; the rest is Lightning's."""
     if sys.argv[1:2] == ["evaluate"]:
         if len(sys.argv) < 3 or sys.argv[2].startswith("-"):
             sys.exit("usage: aggregate-po evaluate RUN [options of `aggregate-po validate`]")
         evaluate_run(*sys.argv[2:])
     elif sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2:])
+    elif sys.argv[1:2] == ["plan"]:
+        plan(sys.argv[2:])
     else:
         run()
 

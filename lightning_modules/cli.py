@@ -30,6 +30,11 @@ _TRAINER_DEFAULTS = {
     "logger": False,
 }
 
+_DESCRIPTION = (
+    "Train with `fit`. Besides the subcommands: `plan` prints the memory that a `fit` with the same arguments takes, "
+    "`evaluate RUN` measures a finished run, and `serve MODEL` starts a vLLM server."
+)
+
 _REMEDY = (
     "Pass the import path of a class or function, such as aggregate_po.recipes.gmpo; a file of your own must stand in "
     "the working folder or be installed."
@@ -103,7 +108,7 @@ class PolicyCLI(LightningCLI):
             )
 
 
-def run(arguments: list[str] | None = None) -> PolicyCLI:
+def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = PolicyCLI) -> PolicyCLI:
     """Run the command line, with the arguments of the process unless others are given."""
     # A user's aggregator is named by its import path, and its file usually stands in the working folder.
     if (here := str(Path.cwd())) not in sys.path:
@@ -113,14 +118,14 @@ def run(arguments: list[str] | None = None) -> PolicyCLI:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
-    return PolicyCLI(
+    return command_line(
         PolicyModule,
         RolloutDataModule,
         parser_class=PolicyArgumentParser,
         args=arguments,
         seed_everything_default=0,
         auto_configure_optimizers=False,  # the parameters exist only once the trainer has loaded the model
-        parser_kwargs={"prog": "aggregate-po"},
+        parser_kwargs={"prog": "aggregate-po", "description": _DESCRIPTION},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar()]},

@@ -19,7 +19,8 @@ from lightning_modules.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.rollout_batch import RolloutBatch
 
 _SOFTCAP = "final_logit_softcapping"  # where configurations of transformers have it
-_has_linear_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# By model, found at its first pass; whoever knows may say so before.
+has_linear_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def log_probs_and_entropy(
@@ -30,15 +31,15 @@ def log_probs_and_entropy(
     Logits are made for tokens of completions alone, and a few at a time (`aggregate_po.linear_log_probs`). Both are 0
     on padding.
     """
-    if model not in _has_linear_head:
-        _has_linear_head[model] = _probe(model, batch.prompt_ids.new_tensor([[0, 1, 2]]))
-        if not _has_linear_head[model]:
+    if model not in has_linear_head:
+        has_linear_head[model] = _probe(model, batch.prompt_ids.new_tensor([[0, 1, 2]]))
+        if not has_linear_head[model]:
             rank_zero_warn(
                 f"The logits of {type(model).__name__} are more than a product with its last hidden states, so all "
                 "logits of a micro-batch are kept until its backward pass; more accumulation takes less memory."
             )
     mask, targets = batch.completion_mask, batch.completion_ids[batch.completion_mask]
-    if _has_linear_head[model]:
+    if has_linear_head[model]:
         head = _head(model)
         with _head_set_aside(model):
             hidden = layout.last_layer(model, batch)

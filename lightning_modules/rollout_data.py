@@ -244,6 +244,10 @@ class RolloutDataModule(LightningDataModule):
         rows = [ids[: int(length)] for ids, length in zip(drawn.token_ids, drawn.mask.sum(dim=-1), strict=True)]
         return self.policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    def prompt_lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each prompt, the chat template's included."""
+        return [len(self._prompt_ids(example)) for example in examples]
+
     def teardown(self, stage: str) -> None:
         """Leave nothing running."""
         self._ahead.close()

@@ -81,6 +81,11 @@ class AdditionWarmStart:
                 shutil.rmtree(scratch, ignore_errors=True)
         return str(folder)
 
+    def describe(self) -> tuple[Qwen2Config, PreTrainedTokenizerFast]:
+        """Configuration and tokenizer of the model, which need not exist."""
+        tokenizer = make_tokenizer()
+        return model_config(tokenizer), tokenizer
+
     def _key(self) -> str:
         described = json.dumps({"format": _FORMAT, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()[:12]
@@ -154,7 +159,12 @@ def make_tokenizer(vocabulary_size: int = 271) -> PreTrainedTokenizerFast:
 
 def make_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 4) -> PreTrainedModel:
     """A randomly initialised Qwen2 for the tokenizer, 0.9 million parameters unless told otherwise."""
-    config = Qwen2Config(
+    return Qwen2ForCausalLM(model_config(tokenizer, hidden_size, layers))
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 4) -> Qwen2Config:
+    """Its configuration."""
+    return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
@@ -168,7 +178,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layer
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(config)
 
 
 def _total_length(example: _Example) -> int:

@@ -46,7 +46,7 @@ _CHOSEN_HERE = (
 # Environment variables that vLLM sets for processes of its own, and that would reach the trainer's.
 _UNDONE = ("LD_LIBRARY_PATH", "LD_PRELOAD", "LOCAL_WORLD_SIZE")
 _LEAST_TEMPERATURE = 0.01
-_CPU_CACHE_BYTES = 2**30
+CPU_CACHE_BYTES = 2**30
 
 
 class VLLM(RolloutEngine):
@@ -213,7 +213,7 @@ class VLLM(RolloutEngine):
             "enforce_eager": self._is_eager(model),
             "enable_sleep_mode": self._sleeps,
             "distributed_executor_backend": "external_launcher" if self._is_told_its_place(model) else None,
-            **({"kv_cache_memory_bytes": _CPU_CACHE_BYTES} if on_cpu else {}),
+            **({"kv_cache_memory_bytes": CPU_CACHE_BYTES} if on_cpu else {}),
             **self.engine_options,
         }
 

@@ -1,0 +1,246 @@
+"""Memory that `aggregate-po plan` foretells, beside that of a training, in each of its phases.
+
+Each case is a process of its own: a random model of a few million parameters trains for three optimiser steps by
+`Trainer.fit`, drawing its own completions, none of which ends early. On a CPU the bytes of live tensors are counted as
+they are made and freed, and the process's resident memory is shown beside; on a GPU it is what PyTorch's allocator has
+handed out at most.
+
+    .venv/bin/python experiments/benchmarks/plan_vs_measured.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+from aggregate_po.recipes import gmpo
+from lightning_modules import PolicyModule, RolloutDataModule
+from lightning_modules.addition import AdditionProblems
+from lightning_modules.addition.warm_start import make_tokenizer
+from lightning_modules.planning import LiveMemory
+from lightning_modules.planning.job import JobPlan, job_plan
+from lightning_modules.planning.settings import TrainerSettings
+
+MIB = 2**20
+# A rollout is scored before the first of its micro-batches, so both are measured as one.
+PHASES = {"rollout": ("rollout", "scoring"), "training": ("training",), "update": ("update",)}
+
+
+def _sizes(hidden: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 2048,
+    }
+
+
+# Configuration, arguments of the data, arguments of the trainer.
+CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "Qwen2, tied": (
+        Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)),
+        {"prompts_per_rollout": 4, "max_completion_length": 64},
+        {},
+    ),
+    "Qwen2, tied, 4 micro-batches": (
+        Qwen2Config(**_sizes(384, 6, 6, 2, 32768, True)),
+        {"prompts_per_rollout": 8, "max_completion_length": 64},
+        {"accumulate_grad_batches": 4},
+    ),
+    "Qwen2, bf16-mixed": (
+        Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)),
+        {"prompts_per_rollout": 4, "max_completion_length": 64},
+        {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
+    ),
+    "Qwen2, DDP of one rank": (
+        Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)),
+        {"prompts_per_rollout": 4, "max_completion_length": 64},
+        {"strategy": "ddp", "accumulate_grad_batches": 2},
+    ),
+    "Llama, untied": (
+        LlamaConfig(**_sizes(512, 8, 8, 8, 8192, False)),
+        {"prompts_per_rollout": 4, "max_completion_length": 64},
+        {"accumulate_grad_batches": 2},
+    ),
+    "Qwen3, reference": (
+        Qwen3Config(**_sizes(256, 4, 4, 2, 16384, True), head_dim=64),
+        {"prompts_per_rollout": 4, "max_completion_length": 96, "kl_in_reward": 0.1},
+        {"accumulate_grad_batches": 2},
+    ),
+}
+GROUP_SIZE = 8
+
+
+_numbers = itertools.count()
+
+
+def running_number(completion: str, example: Mapping[str, Any]) -> float:
+    """Something that differs within every group, so that all completions are trained on."""
+    return float(next(_numbers))
+
+
+class Peaks(Callback):
+    """The most memory in each phase, over and above what was there before the model was loaded."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        self.on_gpu, self.memory = on_gpu, LiveMemory()
+        self.live = dict.fromkeys(PHASES, 0)
+        self.resident = dict.fromkeys(PHASES, 0)
+        self.weights = self.before = 0
+
+    def begin(self) -> None:
+        """Note what is there before the training."""
+        self.before = resident("VmRSS")
+        self._reset()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Weights, which count as there beforehand for the count of live tensors."""
+        models = [pl_module.model, *pl_module._reference]
+        tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+        self.weights = 0 if self.on_gpu else sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+        self._reset()
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """The rollout is over."""
+        self._ended("rollout", trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        """The last backward pass of an update is over."""
+        self._ended("training", trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """An update, or a micro-batch on the way to one, is over."""
+        self._ended("update" if trainer.fit_loop.epoch_loop._should_accumulate() is False else "training", trainer)
+
+    def _ended(self, phase: str, trainer: Trainer) -> None:
+        if trainer.global_step > 0 or phase == "update":  # the first step has no gradients or states from before
+            peak = torch.cuda.max_memory_allocated() if self.on_gpu else self.memory.peak + self.weights
+            self.live[phase] = max(self.live[phase], peak)
+            self.resident[phase] = max(self.resident[phase], resident("VmHWM") - self.before)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.memory.reset_peak()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(name: str) -> int:
+    """Bytes of the process in memory, now (VmRSS) or at most since it was reset (VmHWM)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
+
+
+def measure(case: str, on_gpu: bool) -> dict[str, Any]:
+    """Train, and plan the same training."""
+    config, data_options, trainer_options = CASES[case]
+    options = {"accelerator": "gpu" if on_gpu else "cpu", "devices": 1, **trainer_options}
+    seed_everything(0)
+    with tempfile.TemporaryDirectory() as folder:
+        make_tokenizer().save_pretrained(folder)
+        config.eos_token_id = None  # the tokenizer's, which a random model seldom draws
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        plan = planned(folder, data_options, options)
+        peaks = Peaks(on_gpu)
+        trainer = Trainer(
+            **options,
+            max_steps=3,
+            max_epochs=-1,
+            check_val_every_n_epoch=1_000_000,  # as the command line has it; gradients are dropped before a validation
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[peaks],
+            default_root_dir=folder,
+        )
+        module, data = module_and_data(folder, data_options)
+        peaks.begin()
+        with peaks.memory:
+            trainer.fit(module, data)
+        state = trainer.optimizers[0].state
+        exact = {
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "state": sum(value.numel() * value.itemsize for values in state.values() for value in values.values()),
+        }
+    entries = {entry.name: entry.size for entry in plan.memory.entries}
+    return {
+        "exact": {
+            "parameters": (plan.model.parameters, exact["parameters"]),
+            "optimiser state": (entries["optimiser state"], exact["state"]),
+        },
+        "phases": {
+            phase: (max(map(plan.memory.total, PHASES[phase])), peaks.live[phase], peaks.resident[phase])
+            for phase in PHASES
+        },
+    }
+
+
+def module_and_data(folder: str, data_options: Mapping[str, Any]) -> tuple[PolicyModule, RolloutDataModule]:
+    """Module and data of a case."""
+    module = PolicyModule(folder, gmpo())
+    data = RolloutDataModule(
+        AdditionProblems(64), running_number, group_size=GROUP_SIZE, truncated="score", **data_options
+    )
+    return module, data
+
+
+def planned(folder: str, data_options: Mapping[str, Any], trainer_options: Mapping[str, Any]) -> JobPlan:
+    """The plan of a case."""
+    return job_plan(*module_and_data(folder, data_options), TrainerSettings.of({"precision": None, **trainer_options}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, help="run one case only, and print it as JSON")
+    arguments = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    if arguments.case:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(arguments.case, on_gpu)))
+        return
+    how = "allocated on the GPU" if on_gpu else "live tensors"
+    print(f"{'MiB':<30}{'planned':>10}{how:>22}{'error':>9}{'resident':>10}")
+    worst = 0.0
+    for case in CASES:
+        start = time.perf_counter()
+        command = [sys.executable, __file__, "--case", case]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        print(f"{case} ({time.perf_counter() - start:.0f} s)", flush=True)
+        for name, (plan, measured) in found["exact"].items():
+            print(f"  {name}: {'the same' if plan == measured else f'planned {plan:,}, found {measured:,}'}")
+        peaks = dict.fromkeys(("planned", "measured", "resident"), 0)
+        for phase, (plan, measured, rss) in found["phases"].items():
+            peaks = dict(zip(peaks, map(max, peaks.values(), (plan, measured, rss)), strict=True))
+            print_row(phase, plan, measured, rss)
+        print_row("peak", *peaks.values())
+        worst = max(worst, abs(peaks["planned"] / peaks["measured"] - 1))
+    print(f"error of the peak: at most {worst:.1%}")
+
+
+def print_row(name: str, plan: int, measured: int, rss: int) -> None:
+    error = plan / measured - 1 if measured else float("nan")
+    print(f"  {name:<28}{plan / MIB:>10.1f}{measured / MIB:>22.1f}{error:>+9.1%}{rss / MIB:>10.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

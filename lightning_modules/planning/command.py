@@ -1,0 +1,117 @@
+"""`aggregate-po plan`: the memory that a `fit` would take, printed before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_modules.cli import PolicyCLI, run
+from lightning_modules.planning.job import JobPlan, job_plan
+from lightning_modules.planning.memory import PHASES
+from lightning_modules.planning.settings import GIB, TrainerSettings
+
+
+class PlanCLI(PolicyCLI):
+    """Understands what `fit` understands, and plans in place of training."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a plan cannot know by itself."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--device_memory", type=float | None, default=None, help="GiB of one device")
+        parser.add_argument("--prompt_length", type=int | None, default=None, help="tokens of the longest prompt")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Of `fit` alone, whose arguments a plan takes."""
+        return {"fit": PolicyCLI.subcommands()["fit"]}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The class itself: the devices of a trainer need not be those of this machine."""
+        return cast(Trainer, self.trainer_class)
+
+    def before_fit(self) -> None:
+        """Nothing: a plan writes nothing."""
+
+    def fit(self, **_: Any) -> None:
+        """Print the plan.
+
+        Raises:
+            SystemExit: an argument is refused.
+        """
+        try:
+            settings = TrainerSettings.of(self._get(self.config_init, "trainer"))
+            plan = job_plan(
+                self.model,
+                self.datamodule,
+                settings,
+                prompt_length=self._get(self.config, "prompt_length"),
+                device_memory=self._get(self.config, "device_memory"),
+            )
+        except (ValueError, TypeError, OSError) as error:
+            raise SystemExit(f"error: {error}") from error
+        print(plan_text(plan))
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """Print the plan of a configuration, with the arguments of `fit`."""
+    run(["fit", *arguments], PlanCLI)
+
+
+def plan_text(plan: JobPlan) -> str:
+    """All lines of a plan."""
+    return "\n".join([*_job_lines(plan), "", *_table(plan), "", *_verdict(plan)])
+
+
+def _job_lines(plan: JobPlan) -> list[str]:
+    settings, shape, sharding = plan.settings, plan.micro_batch, plan.settings.sharding
+    trained = plan.model.trained_parameters
+    which = "all trained" if trained == plan.model.parameters else f"{trained:,} trained"
+    device = "GPU" if settings.on_gpu else "CPU"
+    divided = f", divided by {sharding.shards}" if sharding.shards > 1 else ""
+    length, step = shape.completion_length, plan.completions // plan.updates
+    return [
+        f"{plan.architecture}, {plan.model.parameters:,} parameters, {which}; {settings.precision}",
+        f"{_counted(settings.num_nodes, 'node')} of {settings.devices} x {device}; {settings.strategy}{divided}",
+        f"rollout:        {plan.completions:,} completions, at most {plan.completions * length:,} tokens",
+        f"optimiser step: {step:,} completions, at most {step * length:,} tokens",
+        f"micro-batch:    {_counted(shape.completions, 'completion')} of at most {length:,} tokens, "
+        f"{_counted(shape.prompts, 'prompt')} of {shape.prompt_length:,} ({plan.prompt_length_from})",
+    ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _table(plan: JobPlan) -> list[str]:
+    entries, (unit, scale) = plan.memory.entries, _unit(plan)
+    phases = [phase for phase in PHASES if phase != "scoring" or any(entry.phases == (phase,) for entry in entries)]
+    width = max(30, *(len(entry.name) for entry in entries))
+    lines = [f"{f'{unit} on each device':<{width}}" + "".join(f"{phase:>11}" for phase in phases)]
+    for entry in entries:
+        cells = (f"{entry.size / scale:>11.2f}" if phase in entry.phases else f"{'':>11}" for phase in phases)
+        lines.append((f"{entry.name:<{width}}" + "".join(cells)).rstrip())
+    totals = "".join(f"{plan.memory.total(phase) / scale:>11.2f}" for phase in phases)
+    return [*lines, f"{'total':<{width}}{totals}"]
+
+
+def _unit(plan: JobPlan) -> tuple[str, int]:
+    return ("GiB", GIB) if plan.memory.peak >= GIB else ("MiB", 2**20)
+
+
+def _verdict(plan: JobPlan) -> list[str]:
+    memory, (device, origin), (unit, scale) = plan.memory, plan.device_memory, _unit(plan)
+    left = device - memory.peak
+    verdict = f"{left / GIB:.2f} GiB are left" if left >= 0 else f"{-left / GIB:.2f} GiB too much"
+    largest = memory.largest
+    remedy = f"; to lower it, {largest.remedy}" if largest.remedy else ""
+    lines = [
+        f"peak: {memory.peak / scale:.2f} {unit}, in the {memory.peak_phase} phase; "
+        f"a device has {device / GIB:.2f} GiB ({origin}), so {verdict}",
+        f"largest: {largest.name}, {largest.size / memory.peak:.0%} of the peak{remedy}",
+    ]
+    lines += [plan.engine.sentence] if plan.engine.sentence else []
+    return lines + [f"not counted: {reason}" for reason in plan.unknown]

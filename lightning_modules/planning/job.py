@@ -1,0 +1,217 @@
+"""From a parsed configuration to a memory plan and what else there is to say of the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from lightning_modules.micro_batches import micro_batches
+from lightning_modules.planning.engines import Drawing, EnginePlan, engine_plan
+from lightning_modules.planning.memory import (
+    MemoryPlan,
+    ModelSizes,
+    OptimizerSizes,
+    PassSizes,
+    memory_plan,
+)
+from lightning_modules.planning.settings import TrainerSettings
+from lightning_modules.planning.traces import (
+    Description,
+    PassShape,
+    meta_model,
+    model_sizes,
+    optimizer_sizes,
+    pass_sizes,
+    scoring_size,
+)
+from lightning_modules.policy_module import PolicyModule
+from lightning_modules.rollout_batch import RolloutBatch
+from lightning_modules.rollout_data import RolloutDataModule
+from lightning_modules.rollouts import VLLM
+
+_PROMPTS_READ = 1024
+_ASSUMED_PROMPT = 512
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A memory plan with the counts that it follows from.
+
+    Args:
+        memory: the plan.
+        model: sizes of the model.
+        architecture: name of its class.
+        settings: of the trainer.
+        micro_batch: its shape.
+        completions: of a rollout, over all devices.
+        updates: optimiser steps that a rollout is divided into.
+        prompt_length_from: how the length of the prompts is known.
+        engine: the rollout engine's part.
+        device_memory: bytes of a device, and how they are known.
+        unknown: what could not be counted, and why.
+    """
+
+    memory: MemoryPlan
+    model: ModelSizes
+    architecture: str
+    settings: TrainerSettings
+    micro_batch: PassShape
+    completions: int
+    updates: int
+    prompt_length_from: str
+    engine: EnginePlan
+    device_memory: tuple[int, str]
+    unknown: tuple[str, ...]
+
+
+def job_plan(
+    module: PolicyModule,
+    data: RolloutDataModule,
+    settings: TrainerSettings,
+    prompt_length: int | None = None,
+    device_memory: float | None = None,
+) -> JobPlan:
+    """The plan of a training; no weights are loaded, and the module's model is one on the meta device afterwards.
+
+    Args:
+        module: what is trained.
+        data: its data.
+        settings: of the trainer.
+        prompt_length: tokens of the longest prompt; found by the tokenizer when None.
+        device_memory: GiB of one device.
+
+    Raises:
+        ValueError: the model is not found, or the rollout does not divide.
+    """
+    stand_in = SimpleNamespace(
+        world_size=settings.sharding.ranks,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        lightning_module=module,
+    )
+    data.trainer = cast(Any, stand_in)
+    data.setup("fit")  # checks how the rollout divides, and asks for a reference
+    config, tokenizer = _described(module.model_name)
+    description = Description(config, settings.weights_dtype, module.lora, module.layout, settings.forward_context)
+    module.model = meta_model(description)
+    module.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
+    sizes = model_sizes(module.model, settings.autocast)
+    longest, origin = _prompt_length(data, tokenizer) if prompt_length is None else (prompt_length, "as given")
+    completions = data.prompts_per_rollout * data.group_size
+    shape = _largest_micro_batch(data, settings, longest)
+    unknown: list[str] = []
+    optimizer = _or_unknown("the optimiser", OptimizerSizes(0, 0), unknown, lambda: _optimizer(module, settings))
+    accumulates = settings.accumulate_grad_batches > 1
+    scores = module.needs_reference or data.old_log_probs == "trainer"
+    passes = _or_unknown(
+        "activations and loss head",
+        PassSizes(0, 0),
+        unknown,
+        lambda: replace(
+            pass_sizes(description, shape, gradients_kept=accumulates),
+            scoring=scoring_size(description, shape) if scores else 0,
+        ),
+    )
+    on_device = data.prompts_per_rollout // settings.sharding.ranks
+    all_drawn = PassShape(on_device, on_device * data.group_size, longest, data.max_completion_length)
+    device = settings.device_memory(device_memory)
+    drawing = Drawing(description, sizes, settings, all_drawn, data.group_size, device[0])
+    engine = _or_unknown("the rollout engine", EnginePlan((), ""), unknown, lambda: engine_plan(data.rollouts, drawing))
+    return JobPlan(
+        memory=memory_plan(
+            sizes,
+            optimizer,
+            passes,
+            settings.sharding,
+            # Adapters are switched off for the reference.
+            reference=sizes.weights if module.needs_reference and module.lora is None else 0,
+            engine=engine.entries,
+        ),
+        model=sizes,
+        architecture=type(module.model).__name__,
+        settings=settings,
+        micro_batch=shape,
+        completions=completions,
+        updates=data.updates_per_rollout,
+        prompt_length_from=origin,
+        engine=engine,
+        device_memory=device,
+        unknown=tuple(unknown),
+    )
+
+
+def _largest_micro_batch(data: RolloutDataModule, settings: TrainerSettings, prompt_length: int) -> PassShape:
+    """What an update is cut into where all its prompts and completions are as long as the longest."""
+    prompts = data.prompts_per_rollout // (settings.sharding.ranks * data.updates_per_rollout)
+    rows = torch.arange(prompts * data.group_size)
+    whole = SimpleNamespace(
+        prompt_mask=torch.ones(1, 1, dtype=torch.bool).expand(prompts, prompt_length),
+        completion_mask=torch.ones(1, 1, dtype=torch.bool).expand(len(rows), data.max_completion_length),
+        prompt_of=rows // data.group_size,
+    )
+    pieces = micro_batches(
+        cast(RolloutBatch, whole), rows, settings.accumulate_grad_batches, data.tokens_per_micro_batch
+    )
+    shapes = [
+        PassShape(len(whole.prompt_of[piece].unique()), len(piece), prompt_length, data.max_completion_length)
+        for piece in pieces
+    ]
+    return max(shapes, key=lambda shape: shape.tokens)
+
+
+def _or_unknown(name: str, nothing: Any, unknown: list[str], found: Any) -> Any:
+    """What is found, or nothing with a note of why: a model or an optimiser may look into data, which is not there."""
+    try:
+        return found()
+    except Exception as error:
+        unknown.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return nothing
+
+
+def _optimizer(module: PolicyModule, settings: TrainerSettings) -> OptimizerSizes:
+    made = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
+    return optimizer_sizes(module.model, cast(torch.optim.Optimizer, made), settings.on_gpu)
+
+
+def _described(model_name: Any) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase | None]:
+    """Configuration of a model, and its tokenizer where there is one."""
+    if not isinstance(model_name, str):
+        describe = getattr(model_name, "describe", None)
+        if describe is None:
+            raise ValueError(
+                f"`model_name` is {model_name!r}, which makes a model and has no `describe` to say which; call its "
+                "`prepare()`, and pass the folder that it returns."
+            )
+        return cast(tuple[PreTrainedConfig, PreTrainedTokenizerBase], describe())
+    try:
+        config = AutoConfig.from_pretrained(model_name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`model_name` is {model_name!r}, whose config.json was not found or not understood ({reason}); pass a "
+            "folder that holds one, or a hub id that can be reached from here."
+        ) from None
+    folder = Path(model_name)
+    # From a configuration alone, the library would make a tokenizer without a vocabulary.
+    if folder.is_dir() and not [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+        return config, None
+    try:
+        return config, AutoTokenizer.from_pretrained(model_name)
+    except (OSError, ValueError):
+        return config, None
+
+
+def _prompt_length(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, str]:
+    """Tokens of the longest prompt, and how they are known."""
+    if tokenizer is not None:
+        count = min(len(data.dataset), _PROMPTS_READ)
+        lengths = data.prompt_lengths([data.dataset[index] for index in range(count)])
+        return max(lengths), f"the longest of {'all' if count == len(data.dataset) else 'the first'} {count:,}"
+    room = getattr(data.rollouts, "max_model_length", None) if isinstance(data.rollouts, VLLM) else None
+    if room and room > data.max_completion_length:
+        return room - data.max_completion_length, "what `max_model_length` leaves; there is no tokenizer"
+    return _ASSUMED_PROMPT, "assumed, there is no tokenizer; say --prompt_length TOKENS"

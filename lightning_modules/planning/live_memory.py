@@ -1,0 +1,70 @@
+"""Bytes of the tensors that are alive, real ones or fake."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is entered, until they are freed.
+
+    What existed before, such as weights, is not counted, and views and tensors that share a storage count once. What a
+    kernel takes for itself while it runs is not seen, nor what an allocator keeps in reserve.
+
+    Attributes:
+        live: bytes at present.
+        peak: the most that `live` was since the beginning, or since `reset_peak`.
+
+    Example:
+        >>> import torch
+        >>> with LiveMemory() as memory:
+        ...     first = torch.zeros(100)
+        ...     total = (first + 1).sum()
+        >>> memory.live, memory.peak
+        (404, 804)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def reset_peak(self) -> None:
+        """Begin anew with the peak."""
+        self.peak = self.live
+
+    def taken_peak(self) -> int:
+        """The peak, which begins anew."""
+        peak, self.peak = self.peak, self.live
+        return peak
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                self._note(value, 0)
+        results = func(*args, **kwargs)
+        for value in tree_leaves(results):
+            if isinstance(value, Tensor):
+                self._note(value, value.untyped_storage().nbytes())
+        return results
+
+    def _note(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._seen:
+            return
+
+        def freed(_: Any) -> None:
+            del self._seen[key]
+            self.live -= size
+
+        self._seen[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)

@@ -1,0 +1,211 @@
+"""The arithmetic of a memory plan: sizes in bytes go in, entries and their sums in each phase come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Phase = Literal["rollout", "scoring", "training", "update"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that takes memory on each device.
+
+    Args:
+        name: what it is.
+        size: bytes.
+        phases: in which it is there.
+        remedy: what makes it smaller.
+    """
+
+    name: str
+    size: int
+    phases: tuple[Phase, ...] = PHASES
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What takes memory on each device.
+
+    Args:
+        entries: in any order, those of size 0 left out.
+    """
+
+    entries: tuple[Entry, ...]
+
+    def total(self, phase: Phase) -> int:
+        """Bytes in one phase."""
+        return sum(entry.size for entry in self.entries if phase in entry.phases)
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase that takes most."""
+        return max(PHASES, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """Bytes in that phase."""
+        return self.total(self.peak_phase)
+
+    @property
+    def largest(self) -> Entry:
+        """The entry that takes most of the peak."""
+        return max((entry for entry in self.entries if self.peak_phase in entry.phases), key=lambda entry: entry.size)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of one whole model; bytes, the number of parameters apart.
+
+    Args:
+        parameters: number of parameters, tied ones once.
+        trained_parameters: number of those that are trained.
+        weights: of all parameters and buffers.
+        trained: of the parameters that are trained, and so of their gradients.
+        largest_layer: of the largest decoder layer.
+        outside_layers: of all that is in no decoder layer.
+        casts: of the copies of weights that autocast makes.
+    """
+
+    parameters: int
+    trained_parameters: int
+    weights: int
+    trained: int
+    largest_layer: int
+    outside_layers: int
+    casts: int = 0
+
+
+@dataclass(frozen=True)
+class OptimizerSizes:
+    """Bytes of an optimiser for the whole model.
+
+    Args:
+        state: kept between steps.
+        step: taken while a step is made.
+    """
+
+    state: int
+    step: int
+
+
+@dataclass(frozen=True)
+class PassSizes:
+    """Bytes of the forward and backward pass of one micro-batch, beside weights and gradients.
+
+    Args:
+        activations: the most outside the loss head.
+        head: what the log-probabilities, and their gradient, add to that.
+        scoring: of a forward pass outside any graph; 0 where there is none.
+    """
+
+    activations: int
+    head: int
+    scoring: int = 0
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the trainer's state is spread.
+
+    Args:
+        ranks: processes, one to a device.
+        shards: devices that share weights, gradients and optimiser state; 1 where each has all of them.
+        buckets: whether gradients are copied into buckets to be reduced, as `DistributedDataParallel` does.
+    """
+
+    ranks: int = 1
+    shards: int = 1
+    buckets: bool = False
+
+    def share(self, size: int) -> int:
+        """Bytes that are kept on one device."""
+        return -(-size // self.shards)
+
+
+def memory_plan(
+    model: ModelSizes,
+    optimizer: OptimizerSizes,
+    passes: PassSizes,
+    sharding: Sharding,
+    reference: int = 0,
+    engine: Sequence[Entry] = (),
+) -> MemoryPlan:
+    """Everything on one device, in the phases of a training that has made its first step.
+
+    Args:
+        model: the whole model.
+        optimizer: of the whole model.
+        passes: of one device's micro-batch.
+        sharding: what of it is divided among devices.
+        reference: bytes of the whole reference model.
+        engine: entries of the rollout engine.
+    """
+    fewer = "raise `trainer.accumulate_grad_batches`, so that a micro-batch has fewer completions"
+    divide = "divide it among more devices by `ModelParallelStrategy`"
+    no_reference = "do without the penalty, or without `data.kl_in_reward`"
+    activations = max(passes.activations - model.casts, 0)
+    entries = [
+        Entry("weights", sharding.share(model.weights), remedy=divide),
+        # They stay until the next update's backward pass begins, or a validation.
+        Entry("gradients", sharding.share(model.trained), remedy=divide),
+        Entry("gradient buckets", model.trained if sharding.buckets else 0, remedy="`gradient_as_bucket_view: true`"),
+        Entry("optimiser state", sharding.share(optimizer.state), remedy=divide),
+        Entry("gathered weights", _gathered(model, sharding), ("rollout", "scoring", "training")),
+        Entry("gathered gradients", _gathered(model, sharding, gradients=True), ("training",)),
+        Entry(
+            "reference model",
+            sharding.share(reference),
+            remedy=no_reference,
+        ),
+        Entry("log-probabilities of the rollout", passes.scoring, ("scoring",), fewer),
+        Entry("autocast's copies of weights", model.casts, ("training",)),
+        Entry("activations", activations, ("training",), fewer),
+        Entry("loss head", passes.head, ("training",), fewer),
+        Entry("optimiser's temporaries", sharding.share(optimizer.step), ("update",), divide),
+        *engine,
+    ]
+    return MemoryPlan(tuple(entry for entry in entries if entry.size))
+
+
+def _gathered(model: ModelSizes, sharding: Sharding, gradients: bool = False) -> int:
+    """Whole weights at hand in the passes, or whole gradients that are not yet scattered.
+
+    What is in no layer is at hand all the time, and with it a layer and the next one, which is fetched ahead.
+    """
+    if sharding.shards == 1:
+        return 0
+    if gradients:
+        return max(model.outside_layers, model.largest_layer)
+    return model.outside_layers + 2 * model.largest_layer
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What of an engine's share is left for keys and values.
+
+    Args:
+        share: bytes of the engine.
+        weights: bytes of its weights.
+        per_token: bytes of one token's keys and values in all layers.
+        length: tokens of the longest sequence.
+    """
+
+    share: int
+    weights: int
+    per_token: int
+    length: int
+
+    @property
+    def left(self) -> int:
+        """Bytes for the cache; negative where the weights alone do not fit."""
+        return self.share - self.weights
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of the longest length that fit at once."""
+        return max(self.left, 0) // (self.per_token * self.length)

@@ -1,0 +1,291 @@
+"""Sizes of a model and of its passes, found without weights.
+
+The model is built of fake tensors, which have a shape, a type and no data, and its own forward and backward pass run on
+them. So what is counted is what the architecture does, whichever it is, and not a formula for some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from lightning_modules.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.log_probs import has_linear_head, log_probs_and_entropy
+from lightning_modules.lora import LoRA
+from lightning_modules.planning.live_memory import LiveMemory
+from lightning_modules.planning.memory import ModelSizes, OptimizerSizes, PassSizes
+from lightning_modules.rollout_batch import RolloutBatch
+from lightning_modules.sharding import blocks
+
+_NOTED = (torch.long, torch.float32)  # of each token that is drawn: its id, and its log-probability
+
+
+@dataclass(frozen=True)
+class Description:
+    """What it takes to build the policy without its weights.
+
+    Args:
+        config: of the model.
+        dtype: of its weights.
+        lora: adapters that are trained in place of them.
+        layout: how completions are laid out for the forward pass.
+        context: the precision's, in which the forward pass runs.
+    """
+
+    config: PreTrainedConfig
+    dtype: torch.dtype = torch.float32
+    lora: LoRA | None = None
+    layout: SequenceLayout = field(default_factory=SharedPrompts)
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def model(self) -> PreTrainedModel:
+        """The policy, of fake tensors where their mode is on."""
+        model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+        if self.lora is not None:
+            self.lora.adapt(model)
+        has_linear_head[model] = type(model.get_output_embeddings()) is nn.Linear  # nothing can be tried out
+        return cast(PreTrainedModel, model)
+
+
+def meta_model(description: Description) -> PreTrainedModel:
+    """The policy on the meta device."""
+    with FakeTensorMode():
+        model = description.model()
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay one
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter not in made:
+                bare = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                made[parameter] = nn.Parameter(bare, requires_grad=parameter.requires_grad)
+            setattr(module, name, made[parameter])
+    return model
+
+
+def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> ModelSizes:
+    """Sizes of a model, wherever its weights are; with the copies of its weights that autocast to a type makes."""
+    parameters = list(model.parameters())
+    by_layer = [_size(block.parameters()) for block in blocks(model)]
+    head = model.get_output_embeddings()
+    cast_weights = [
+        tensor
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module is not head
+        for tensor in module.parameters()
+        if autocast is not None and tensor.dtype == torch.float32 and tensor.requires_grad
+    ]
+    return ModelSizes(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        weights=_size(parameters) + _size(model.buffers()),
+        trained=_size(parameter for parameter in parameters if parameter.requires_grad),
+        largest_layer=max(by_layer, default=0),
+        outside_layers=_size(parameters) - sum(by_layer),
+        casts=sum(tensor.numel() * autocast.itemsize for tensor in cast_weights) if autocast else 0,
+    )
+
+
+def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on_gpu: bool) -> OptimizerSizes:
+    """State of an optimiser of a model on the meta device, and what its step takes beside; one step is made.
+
+    Args:
+        model: what it optimises.
+        optimizer: made of the model's parameters.
+        on_gpu: whether the step goes over all parameters at once, as optimisers do by default on a GPU.
+    """
+    for group in optimizer.param_groups:
+        if on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
+            group["foreach"] = True
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    with LiveMemory() as memory:
+        optimizer.step()
+        temporaries = memory.peak - memory.live
+    kept = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    return OptimizerSizes(state=_size(kept), step=temporaries)
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """A micro-batch in which every prompt and every completion is as long as the longest.
+
+    Args:
+        prompts: number of them.
+        completions: number of them.
+        prompt_length: tokens.
+        completion_length: tokens.
+    """
+
+    prompts: int
+    completions: int
+    prompt_length: int
+    completion_length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model runs over."""
+        return self.prompts * self.prompt_length + self.completions * self.completion_length
+
+
+def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool = True) -> PassSizes:
+    """What the forward and backward pass of a micro-batch takes beside weights and gradients.
+
+    Args:
+        description: of the policy.
+        shape: of the micro-batch.
+        gradients_kept: whether the backward pass adds to gradients that are there, or makes them; in the forward pass
+            there are those of the step before.
+    """
+    with FakeTensorMode():
+        model, batch = description.model(), _batch(shape)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if gradients_kept:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        with LiveMemory() as memory, _WholeMasks():
+            watched = _WatchedLayout(description.layout, memory)
+            with description.context():
+                log_probs, entropy = log_probs_and_entropy(model, batch, watched)
+            head_forward = memory.taken_peak()
+            del entropy
+            log_probs.backward(torch.ones_like(log_probs))
+            in_backward = memory.taken_peak()
+    made = 0 if gradients_kept else _size(trained)  # which a plan counts apart
+    activations = max(watched.forward, in_backward - made)
+    in_head = max(head_forward, watched.head_backward - made)
+    return PassSizes(activations=activations, head=max(in_head - activations, 0))
+
+
+def scoring_size(description: Description, shape: PassShape) -> int:
+    """What the log-probabilities of a micro-batch take outside any graph, beside weights."""
+    with FakeTensorMode(), torch.no_grad():
+        model, batch = description.model(), _batch(shape)
+        with LiveMemory() as memory, _WholeMasks(), description.context():
+            log_probs_and_entropy(model, batch, description.layout)
+    return memory.peak
+
+
+def _batch(shape: PassShape) -> RolloutBatch:
+    """A micro-batch without padding, of which only the shapes are known."""
+    prompt_ids = torch.zeros(shape.prompts, shape.prompt_length, dtype=torch.long)
+    completion_ids = torch.zeros(shape.completions, shape.completion_length, dtype=torch.long)
+    batch = SimpleNamespace(
+        prompt_ids=prompt_ids,
+        prompt_mask=torch.ones_like(prompt_ids, dtype=torch.bool),
+        prompt_of=torch.zeros(shape.completions, dtype=torch.long),
+        completion_ids=completion_ids,
+        completion_mask=torch.ones_like(completion_ids, dtype=torch.bool),
+        temperature=1.0,
+    )
+    return cast(RolloutBatch, batch)
+
+
+class _WatchedLayout(SequenceLayout):
+    """Another layout, with a note of where its passes begin and end."""
+
+    def __init__(self, layout: SequenceLayout, memory: LiveMemory) -> None:
+        self.layout, self.memory = layout, memory
+        self.forward = self.head_backward = 0
+
+    def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
+        """See `SequenceLayout`."""
+        states = self.layout.last_layer(model, batch)
+        self.forward = self.memory.taken_peak()
+        states.register_hook(self._head_is_done)
+        return states
+
+    def _head_is_done(self, gradient: Tensor) -> None:
+        self.head_backward = self.memory.taken_peak()
+
+
+class _WholeMasks(TorchDispatchMode):
+    """Answers what tensors without data cannot: a mask selects all, and a number or a comparison is 0."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0
+        if func is torch.ops.aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
+            return args[0].flatten(0, args[1][0].ndim - 1).clone()
+        if func is torch.ops.aten.index_put_.default and args[1][0].dtype == torch.bool:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _forward(model: PreTrainedModel, mask: Tensor, cache: DynamicCache, tokens: int, **options: Any) -> Tensor:
+    """Logits of the last tokens of a mask, those before them being in the cache."""
+    output = model(
+        input_ids=mask[:, -tokens:].clone(),
+        attention_mask=mask,
+        position_ids=mask.cumsum(dim=-1)[:, -tokens:] - 1,
+        past_key_values=cache,
+        use_cache=True,
+        **options,
+    )
+    return output.logits
+
+
+@dataclass(frozen=True)
+class DecodingSizes:
+    """Bytes that a policy takes to draw its own completions, beside its weights.
+
+    Args:
+        cache: keys and values of all completions at their longest.
+        peak: the most, the cache included.
+    """
+
+    cache: int
+    peak: int
+
+
+def decoding_sizes(description: Description, shape: PassShape) -> DecodingSizes:
+    """What the prompts, and the last token of each completion, take as `TransformersEngine` draws them."""
+    with FakeTensorMode(), torch.no_grad():
+        model = description.model()
+        with LiveMemory() as memory, description.context():
+            cache = DynamicCache(config=model.config)
+            prompts = torch.ones(shape.prompts, shape.prompt_length, dtype=torch.long)
+            _draw(_forward(model, prompts, cache, shape.prompt_length, logits_to_keep=1)[:, -1].float())
+            prefill = memory.peak
+            del cache
+            before, cache = memory.live, DynamicCache(config=model.config)
+            length = shape.prompt_length + max(shape.completion_length - 2, 0)
+            rows = torch.ones(shape.completions, length, dtype=torch.long)
+            _forward(model, rows, cache, length, logits_to_keep=1)
+            filled = memory.live - before - _size([rows])
+            notes = [torch.zeros(shape.completions, shape.completion_length, dtype=kind) for kind in _NOTED]
+            logits = torch.zeros(shape.completions, model.config.get_text_config().vocab_size)
+            rows = torch.cat([rows, rows.new_ones(shape.completions, 1)], dim=1)
+            memory.reset_peak()
+            # The logits of the token before are there until those of this one are.
+            logits = _forward(model, rows, cache, 1, logits_to_keep=1)[:, -1].float()
+            _draw(logits)
+            del notes
+            return DecodingSizes(cache=filled, peak=max(prefill, memory.peak))
+
+
+def _draw(logits: Tensor) -> None:
+    """What is made of logits to draw from them."""
+    log_probs = torch.log_softmax(logits / 1.0, dim=-1)
+    torch.multinomial(log_probs.exp(), 1)
+
+
+def cached_numbers(description: Description, tokens: int = 16) -> int:
+    """Numbers in the keys and values of one token, in all layers."""
+    with FakeTensorMode(), torch.no_grad():
+        model = description.model()
+        cache = DynamicCache(config=model.config)
+        _forward(model, torch.ones(1, tokens, dtype=torch.long), cache, tokens, logits_to_keep=1)
+        kept = [tensor for layer in cast(Any, cache.layers) for tensor in (layer.keys, layer.values)]
+        return sum(tensor.numel() for tensor in kept) // tokens
+
+
+def _size(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
