@@ -14,6 +14,7 @@ import torch
 from lightning import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_modules import LoRA
 from lightning_modules.addition.warm_start import make_model, make_tokenizer
 from lightning_modules.rollouts import VLLM, SamplingParameters, TransformersEngine
 from lightning_modules.rollouts.weight_check import WeightCheck, policy_log_probs, probe_tokens
@@ -216,6 +217,17 @@ def test_weights_are_the_trainers_after_optimiser_steps_and_a_transfer(another, 
         engine._check_weights(model)
     engine.load_policy(model)
     assert differences(model, prompts, drawn_by(engine, prompts)).max() < 5e-5
+
+
+def test_adapters_are_merged_at_each_transfer(engine, model, prompts):
+    LoRA(4).adapt(model)
+    engine.load_policy(model)
+    for adapted in (False, True):  # before an adapter is trained, it changes nothing
+        assert differences(model, prompts, drawn_by(engine, prompts)).max() < 5e-5
+        if not adapted:
+            trained_on(model, torch.tensor([prompts[2] + prompts[4]]), steps=30)
+            assert differences(model, prompts, drawn_by(engine, prompts)).max() > 1e-2
+            engine.load_policy(model)
 
 
 def test_a_transfer_that_forgets_tied_embeddings_is_noticed(engine, model, prompts, monkeypatch):
