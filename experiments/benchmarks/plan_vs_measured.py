@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.addition.warm_start import make_tokenizer
+from lightning_modules.layouts import PackedSequences
+from lightning_modules.lora import LoRA
 from lightning_modules.planning import LiveMemory
-from lightning_modules.planning.job import JobPlan, job_plan
+from lightning_modules.planning.job import job_plan
 from lightning_modules.planning.settings import TrainerSettings
 
 MIB = 2**20
@@ -52,37 +55,44 @@ def _sizes(hidden: int, layers: int, heads: int, kv_heads: int, vocabulary: int,
     }
 
 
-# Configuration, arguments of the data, arguments of the trainer.
-CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
-    "Qwen2, tied": (
+@dataclass(frozen=True)
+class Case:
+    """A training: configuration of the model, and arguments of module, data and trainer."""
+
+    config: Any
+    data: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    module: dict[str, Any] = field(default_factory=dict)
+
+
+TWICE = {"accumulate_grad_batches": 2}
+CASES = {
+    "Qwen2, tied": Case(Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True))),
+    "Qwen2, tied, 4 micro-batches": Case(
+        Qwen2Config(**_sizes(384, 6, 6, 2, 32768, True)), {"prompts_per_rollout": 8}, {"accumulate_grad_batches": 4}
+    ),
+    "Qwen2, bf16-mixed": Case(
+        Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)), trainer={"precision": "bf16-mixed", **TWICE}
+    ),
+    "Qwen2, DDP of one rank": Case(
+        Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)), trainer={"strategy": "ddp", **TWICE}
+    ),
+    "Qwen2, adapters, bf16-mixed": Case(
         Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)),
-        {"prompts_per_rollout": 4, "max_completion_length": 64},
-        {},
+        {"kl_in_reward": 0.1},
+        {"precision": "bf16-mixed", **TWICE},
+        {"lora": LoRA(rank=8)},
     ),
-    "Qwen2, tied, 4 micro-batches": (
-        Qwen2Config(**_sizes(384, 6, 6, 2, 32768, True)),
-        {"prompts_per_rollout": 8, "max_completion_length": 64},
-        {"accumulate_grad_batches": 4},
-    ),
-    "Qwen2, bf16-mixed": (
+    "Qwen2, packed, recomputed": Case(
         Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)),
-        {"prompts_per_rollout": 4, "max_completion_length": 64},
-        {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
+        trainer=TWICE,
+        module={"layout": PackedSequences(recompute=True)},
     ),
-    "Qwen2, DDP of one rank": (
-        Qwen2Config(**_sizes(256, 6, 4, 2, 16384, True)),
-        {"prompts_per_rollout": 4, "max_completion_length": 64},
-        {"strategy": "ddp", "accumulate_grad_batches": 2},
-    ),
-    "Llama, untied": (
-        LlamaConfig(**_sizes(512, 8, 8, 8, 8192, False)),
-        {"prompts_per_rollout": 4, "max_completion_length": 64},
-        {"accumulate_grad_batches": 2},
-    ),
-    "Qwen3, reference": (
+    "Llama, untied": Case(LlamaConfig(**_sizes(512, 8, 8, 8, 8192, False)), trainer=TWICE),
+    "Qwen3, reference": Case(
         Qwen3Config(**_sizes(256, 4, 4, 2, 16384, True), head_dim=64),
-        {"prompts_per_rollout": 4, "max_completion_length": 96, "kl_in_reward": 0.1},
-        {"accumulate_grad_batches": 2},
+        {"max_completion_length": 96, "kl_in_reward": 0.1},
+        TWICE,
     ),
 }
 GROUP_SIZE = 8
@@ -151,14 +161,15 @@ def resident(name: str) -> int:
 
 def measure(case: str, on_gpu: bool) -> dict[str, Any]:
     """Train, and plan the same training."""
-    config, data_options, trainer_options = CASES[case]
-    options = {"accelerator": "gpu" if on_gpu else "cpu", "devices": 1, **trainer_options}
+    described = CASES[case]
+    config = described.config
+    options = {"accelerator": "gpu" if on_gpu else "cpu", "devices": 1, **described.trainer}
     seed_everything(0)
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer().save_pretrained(folder)
         config.eos_token_id = None  # the tokenizer's, which a random model seldom draws
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-        plan = planned(folder, data_options, options)
+        plan = job_plan(*parts(folder, described), TrainerSettings.of({"precision": None, **options}))
         peaks = Peaks(on_gpu)
         trainer = Trainer(
             **options,
@@ -173,7 +184,7 @@ def measure(case: str, on_gpu: bool) -> dict[str, Any]:
             callbacks=[peaks],
             default_root_dir=folder,
         )
-        module, data = module_and_data(folder, data_options)
+        module, data = parts(folder, described)
         peaks.begin()
         with peaks.memory:
             trainer.fit(module, data)
@@ -195,18 +206,11 @@ def measure(case: str, on_gpu: bool) -> dict[str, Any]:
     }
 
 
-def module_and_data(folder: str, data_options: Mapping[str, Any]) -> tuple[PolicyModule, RolloutDataModule]:
+def parts(folder: str, case: Case) -> tuple[PolicyModule, RolloutDataModule]:
     """Module and data of a case."""
-    module = PolicyModule(folder, gmpo())
-    data = RolloutDataModule(
-        AdditionProblems(64), running_number, group_size=GROUP_SIZE, truncated="score", **data_options
-    )
-    return module, data
-
-
-def planned(folder: str, data_options: Mapping[str, Any], trainer_options: Mapping[str, Any]) -> JobPlan:
-    """The plan of a case."""
-    return job_plan(*module_and_data(folder, data_options), TrainerSettings.of({"precision": None, **trainer_options}))
+    options = {"group_size": GROUP_SIZE, "prompts_per_rollout": 4, "max_completion_length": 64, "truncated": "score"}
+    data = RolloutDataModule(AdditionProblems(64), running_number, **{**options, **case.data})
+    return PolicyModule(folder, gmpo(), **case.module), data
 
 
 def main() -> None:

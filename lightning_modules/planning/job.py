@@ -23,7 +23,6 @@ from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.planning.traces import (
     Description,
     PassShape,
-    meta_model,
     model_sizes,
     optimizer_sizes,
     pass_sizes,
@@ -32,7 +31,7 @@ from lightning_modules.planning.traces import (
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.rollout_batch import RolloutBatch
 from lightning_modules.rollout_data import RolloutDataModule
-from lightning_modules.rollouts import VLLM
+from lightning_modules.rollouts import VLLM, TransformersEngine
 
 _PROMPTS_READ = 1024
 _ASSUMED_PROMPT = 512
@@ -97,7 +96,7 @@ def job_plan(
     data.setup("fit")  # checks how the rollout divides, and asks for a reference
     config, tokenizer = _described(module.model_name)
     description = Description(config, settings.weights_dtype, module.lora, module.layout, settings.forward_context)
-    module.model = meta_model(description)
+    module.model = description.model()
     module.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
     sizes = model_sizes(module.model, settings.autocast)
     longest, origin = _prompt_length(data, tokenizer) if prompt_length is None else (prompt_length, "as given")
@@ -130,6 +129,7 @@ def job_plan(
             # Adapters are switched off for the reference.
             reference=sizes.weights if module.needs_reference and module.lora is None else 0,
             engine=engine.entries,
+            drawn_whole=isinstance(data.rollouts, TransformersEngine),
         ),
         model=sizes,
         architecture=type(module.model).__name__,

@@ -134,6 +134,7 @@ def memory_plan(
     sharding: Sharding,
     reference: int = 0,
     engine: Sequence[Entry] = (),
+    drawn_whole: bool = False,
 ) -> MemoryPlan:
     """Everything on one device, in the phases of a training that has made its first step.
 
@@ -144,10 +145,13 @@ def memory_plan(
         sharding: what of it is divided among devices.
         reference: bytes of the whole reference model.
         engine: entries of the rollout engine.
+        drawn_whole: whether a divided model is whole on every device while completions are drawn.
     """
     fewer = "raise `trainer.accumulate_grad_batches`, so that a micro-batch has fewer completions"
     divide = "divide it among more devices by `ModelParallelStrategy`"
     no_reference = "do without the penalty, or without `data.kl_in_reward`"
+    drawing = model.weights if drawn_whole and sharding.shards > 1 else 0
+    passes_run: tuple[Phase, ...] = ("rollout", "scoring", "training")
     activations = max(passes.activations - model.casts, 0)
     entries = [
         Entry("weights", sharding.share(model.weights), remedy=divide),
@@ -155,7 +159,8 @@ def memory_plan(
         Entry("gradients", sharding.share(model.trained), remedy=divide),
         Entry("gradient buckets", model.trained if sharding.buckets else 0, remedy="`gradient_as_bucket_view: true`"),
         Entry("optimiser state", sharding.share(optimizer.state), remedy=divide),
-        Entry("gathered weights", _gathered(model, sharding), ("rollout", "scoring", "training")),
+        Entry("whole weights for drawing", drawing, ("rollout",), "let vLLM draw"),
+        Entry("gathered weights", _gathered(model, sharding), ("scoring", "training") if drawing else passes_run),
         Entry("gathered gradients", _gathered(model, sharding, gradients=True), ("training",)),
         Entry(
             "reference model",

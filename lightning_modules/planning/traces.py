@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
@@ -47,27 +47,32 @@ class Description:
     layout: SequenceLayout = field(default_factory=SharedPrompts)
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def model(self) -> PreTrainedModel:
-        """The policy, of fake tensors where their mode is on."""
-        model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
-        if self.lora is not None:
-            self.lora.adapt(model)
+    def model(self, device: str = "meta") -> PreTrainedModel:
+        """The policy on a device; with that of real tensors, a fake mode must be on."""
+        with unset_fake_temporarily(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+            if self.lora is not None:
+                self.lora.adapt(model)
+        _move_without_data(model, device)
         has_linear_head[model] = type(model.get_output_embeddings()) is nn.Linear  # nothing can be tried out
         return cast(PreTrainedModel, model)
 
 
-def meta_model(description: Description) -> PreTrainedModel:
-    """The policy on the meta device."""
-    with FakeTensorMode():
-        model = description.model()
-    made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay one
+def _move_without_data(model: nn.Module, device: str) -> None:
+    """Put tensors of the same shapes and types on a device in place of a model's own; tied ones stay one."""
+    made: dict[Tensor, Tensor] = {}
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if parameter not in made:
-                bare = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-                made[parameter] = nn.Parameter(bare, requires_grad=parameter.requires_grad)
-            setattr(module, name, made[parameter])
-    return model
+        tensors = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+            *((name, value) for name, value in vars(module).items() if isinstance(value, Tensor)),
+        ]
+        for name, value in tensors:
+            if value not in made:
+                bare = torch.empty(value.shape, dtype=value.dtype, device=device)
+                is_parameter = isinstance(value, nn.Parameter)
+                made[value] = nn.Parameter(bare, requires_grad=value.requires_grad) if is_parameter else bare
+            setattr(module, name, made[value])
 
 
 def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> ModelSizes:
@@ -145,7 +150,7 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
             there are those of the step before.
     """
     with FakeTensorMode():
-        model, batch = description.model(), _batch(shape)
+        model, batch = description.model("cpu"), _batch(shape)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if gradients_kept:
             for parameter in trained:
@@ -167,7 +172,7 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
 def scoring_size(description: Description, shape: PassShape) -> int:
     """What the log-probabilities of a micro-batch take outside any graph, beside weights."""
     with FakeTensorMode(), torch.no_grad():
-        model, batch = description.model(), _batch(shape)
+        model, batch = description.model("cpu"), _batch(shape)
         with LiveMemory() as memory, _WholeMasks(), description.context():
             log_probs_and_entropy(model, batch, description.layout)
     return memory.peak
@@ -248,7 +253,7 @@ class DecodingSizes:
 def decoding_sizes(description: Description, shape: PassShape) -> DecodingSizes:
     """What the prompts, and the last token of each completion, take as `TransformersEngine` draws them."""
     with FakeTensorMode(), torch.no_grad():
-        model = description.model()
+        model = description.model("cpu")
         with LiveMemory() as memory, description.context():
             cache = DynamicCache(config=model.config)
             prompts = torch.ones(shape.prompts, shape.prompt_length, dtype=torch.long)
@@ -280,7 +285,7 @@ def _draw(logits: Tensor) -> None:
 def cached_numbers(description: Description, tokens: int = 16) -> int:
     """Numbers in the keys and values of one token, in all layers."""
     with FakeTensorMode(), torch.no_grad():
-        model = description.model()
+        model = description.model("cpu")
         cache = DynamicCache(config=model.config)
         _forward(model, torch.ones(1, tokens, dtype=torch.long), cache, tokens, logits_to_keep=1)
         kept = [tensor for layer in cast(Any, cache.layers) for tensor in (layer.keys, layer.values)]

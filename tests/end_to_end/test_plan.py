@@ -56,6 +56,10 @@ def configs(*names):
             ["1 node of 8 x GPU; DDP", "gradient buckets", "4 completions of at most 1,024 tokens", "0.3 of a device"],
         ),
         (
+            [*configs("eight-gpus", "fsdp"), "--model.model_name=./described"],
+            ["1 node of 8 x GPU; ModelParallelStrategy, divided by 8", "gathered weights", "gathered gradients"],
+        ),
+        (
             [*configs("eight-gpus", "two-nodes"), "--model.model_name=./described"],
             ["VLLMServers: on devices of its own", "prompt of 512 (assumed", "log-probabilities of the rollout"],
         ),

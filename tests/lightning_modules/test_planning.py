@@ -14,7 +14,9 @@ from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems, AdditionWarmStart
+from lightning_modules.layouts import PackedSequences
 from lightning_modules.log_probs import log_probs_and_entropy
+from lightning_modules.lora import LoRA
 from lightning_modules.planning import LiveMemory, ModelSizes, PassSizes, Sharding, memory_plan
 from lightning_modules.planning.engines import Drawing, engine_plan
 from lightning_modules.planning.job import job_plan
@@ -25,7 +27,6 @@ from lightning_modules.planning.traces import (
     PassShape,
     cached_numbers,
     decoding_sizes,
-    meta_model,
     model_sizes,
     optimizer_sizes,
     pass_sizes,
@@ -96,7 +97,7 @@ def test_live_memory_sees_the_backward_pass():
 
 
 def test_parameters_are_counted_exactly_and_tied_ones_once():
-    sizes = model_sizes(meta_model(Description(Qwen2Config(**QWEN))))
+    sizes = model_sizes(Description(Qwen2Config(**QWEN)).model())
     assert sizes.parameters == sizes.trained_parameters == 1_543_714_304
     assert sizes.trained == 4 * 1_543_714_304
     # Queries and output 1536 x 1536, keys and values 1536 x 256, three matrices 1536 x 8960, biases, two norms.
@@ -108,14 +109,14 @@ def test_parameters_are_counted_exactly_and_tied_ones_once():
 @pytest.mark.parametrize("config", [LlamaConfig(**SMALL, tie_word_embeddings=False), Qwen2Config(**SMALL)])
 def test_sizes_are_those_of_a_model_with_weights(config):
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    sizes = model_sizes(meta_model(Description(config, torch.bfloat16)))
+    sizes = model_sizes(Description(config, torch.bfloat16).model())
     assert sizes.parameters == model.num_parameters()
     assert sizes.trained == 2 * sizes.parameters
     assert sizes.weights == sizes.trained + sum(buffer.numel() * buffer.itemsize for buffer in model.buffers())
 
 
 def test_the_largest_of_unequal_layers():
-    model = meta_model(Description(LlamaConfig(**SMALL, tie_word_embeddings=False)))
+    model = Description(LlamaConfig(**SMALL, tie_word_embeddings=False)).model()
     before = model_sizes(model)
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(64, 276, bias=False, device="meta")
     assert model_sizes(model).largest_layer == before.largest_layer + 4 * 64 * 100
@@ -123,7 +124,7 @@ def test_the_largest_of_unequal_layers():
 
 
 def test_autocast_copies_the_trained_matrices_of_the_layers():
-    model = meta_model(Description(LlamaConfig(**SMALL, tie_word_embeddings=False)))
+    model = Description(LlamaConfig(**SMALL, tie_word_embeddings=False)).model()
     matrices = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 176
     assert model_sizes(model).casts == 0
     assert model_sizes(model, torch.bfloat16).casts == 2 * 3 * matrices
@@ -132,7 +133,7 @@ def test_autocast_copies_the_trained_matrices_of_the_layers():
 
 
 def test_a_model_of_which_little_is_trained():
-    model = meta_model(Description(LlamaConfig(**SMALL))).requires_grad_(False)
+    model = Description(LlamaConfig(**SMALL)).model().requires_grad_(False)
     model.model.norm.weight.requires_grad_(True)
     sizes = model_sizes(model)
     assert (sizes.trained_parameters, sizes.trained) == (64, 256)
@@ -153,14 +154,14 @@ def test_a_model_of_which_little_is_trained():
     ],
 )
 def test_the_state_of_an_optimiser(make, states, steps):
-    model = meta_model(Description(Qwen2Config(**SMALL)))
+    model = Description(Qwen2Config(**SMALL)).model()
     parameters = list(model.parameters())
     sizes = optimizer_sizes(model, make(parameters), on_gpu=False)
     assert sizes.state == states * model_sizes(model).trained + steps * 4 * len(parameters)
 
 
 def test_a_gpu_steps_over_all_parameters_at_once():
-    model = meta_model(Description(Qwen2Config(**SMALL, tie_word_embeddings=True)))
+    model = Description(Qwen2Config(**SMALL, tie_word_embeddings=True)).model()
     one, all_at_once = (
         optimizer_sizes(model, torch.optim.AdamW(model.parameters()), on_gpu) for on_gpu in (False, True)
     )
@@ -209,6 +210,16 @@ def test_shards_are_divided_and_layers_gathered():
     assert found["gathered gradients"] == 60
     assert found["reference model"] == 100
     assert plan.peak == 100 + 80 + 160 + 160 + 60 + 100 + 1020 + 70
+
+
+@pytest.mark.parametrize(("drawn_whole", "gathered"), [(False, 60 + 2 * 50), (True, 400)])
+def test_a_divided_model_draws_as_a_whole_in_the_training_process(drawn_whole, gathered):
+    sharding = Sharding(4, shards=4)
+    plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), sharding, drawn_whole=drawn_whole)
+    assert plan.total("rollout") == 100 + 80 + 160 + gathered
+    assert plan.total("training") == 100 + 80 + 160 + 160 + 60 + 1020 + 70
+    alone = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), Sharding(), drawn_whole=drawn_whole)
+    assert alone.total("rollout") == 400 + 320 + 640
 
 
 def test_an_engine_that_sleeps_is_no_part_of_the_training():
@@ -321,7 +332,7 @@ def random_batch(prompts, completions, prompt_length, completion_length):
 def test_a_plan_foretells_what_a_step_takes(shape, config, context, kept):
     """With few tokens, what the backward pass makes of gradients is more than what it frees."""
     config.tie_word_embeddings = isinstance(config, Qwen2Config)
-    planned_model = meta_model(Description(config))
+    planned_model = Description(config).model()
     sizes = model_sizes(planned_model, torch.bfloat16 if context is bf16 else None)
     optimizer = optimizer_sizes(planned_model, torch.optim.AdamW(planned_model.parameters()), on_gpu=False)
     passes = pass_sizes(described(config, context), shape, gradients_kept=kept)
@@ -350,6 +361,38 @@ def test_a_plan_foretells_what_a_step_takes(shape, config, context, kept):
     assert plan.total("update") == pytest.approx(update, rel=0.02)
     state = sum(value.numel() * 4 for values in adamw.state.values() for value in values.values())
     assert optimizer.state == state
+
+
+@pytest.mark.parametrize("layout", [PackedSequences(), PackedSequences(recompute=True)], ids=["packed", "recomputed"])
+def test_a_plan_foretells_what_other_layouts_take(layout):
+    config, shape = Qwen2Config(**SMALL), PassShape(1, 4, 16, 32)
+    model, batch = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), random_batch(1, 4, 16, 32)
+    log_probs_and_entropy(model, batch, layout)[0].sum().backward()
+    with LiveMemory() as memory:
+        log_probs_and_entropy(model, batch, layout)[0].sum().backward()
+    passes = pass_sizes(described(config, layout=layout), shape)
+    assert passes.activations + passes.head == pytest.approx(memory.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("context", [nullcontext, bf16])
+def test_a_plan_foretells_what_adapters_take(context):
+    config, shape = Qwen2Config(**SMALL, tie_word_embeddings=True), PassShape(2, 8, 16, 32)
+    description = described(config, context, lora=LoRA(rank=4))
+    sizes = model_sizes(description.model())
+    model, batch = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), random_batch(2, 8, 16, 32)
+    LoRA(rank=4).adapt(model)
+    # Beside queries and output 64 + 64, keys and values 64 + 32, and three matrices 64 + 176, four ranks of each.
+    assert sizes.trained_parameters == 3 * 4 * (2 * 128 + 2 * 96 + 3 * 240)
+    assert sizes.trained_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sizes.parameters == sum(p.numel() for p in model.parameters())
+    with context():
+        log_probs_and_entropy(model, batch)[0].sum().backward()
+    with LiveMemory() as memory:
+        with context():
+            log_probs = log_probs_and_entropy(model, batch)[0]
+        log_probs.sum().backward()
+    passes = pass_sizes(description, shape)
+    assert passes.activations + passes.head == pytest.approx(memory.peak, rel=0.03)
 
 
 @pytest.mark.parametrize("context", [nullcontext, bf16])
@@ -383,7 +426,7 @@ def test_a_plan_foretells_what_drawing_takes(context):
 
 def drawing(**options):
     config = Qwen2Config(**QWEN, max_position_embeddings=32768)
-    sizes = model_sizes(meta_model(Description(config)))
+    sizes = model_sizes(Description(config).model())
     shape = PassShape(32, 256, 512, 1024)
     return Drawing(Description(config), sizes, settings(precision="bf16-mixed", **options), shape, 8, 80 * GIB)
 
@@ -427,8 +470,8 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
-def job(model_name, data=None, trainer=None, **options):
-    module = PolicyModule(model_name, gmpo())
+def job(model_name, data=None, trainer=None, lora=None, **options):
+    module = PolicyModule(model_name, gmpo(), lora=lora)
     arguments = {"group_size": 4, "prompts_per_rollout": 8, "max_completion_length": 10, **(data or {})}
     found = job_plan(
         module,
@@ -459,6 +502,14 @@ def test_a_reference_and_scoring_are_counted_where_there_are_any(folder, data):
     names = sizes_by_name(found.memory)
     assert ("reference model" in names) == ("kl_in_reward" in data)
     assert ("log-probabilities of the rollout" in names) == bool(data)
+
+
+def test_adapters_need_no_copy_for_a_reference(folder):
+    found = job(folder, {"kl_in_reward": 0.1}, lora=LoRA(rank=2))
+    names = sizes_by_name(found.memory)
+    assert "reference model" not in names
+    assert "log-probabilities of the rollout" in names
+    assert names["gradients"] == 4 * found.model.trained_parameters < names["weights"] / 10
 
 
 def test_the_longest_prompt_is_found_without_a_model(folder, monkeypatch, tmp_path):
