@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from weakref import WeakSet
 
@@ -17,8 +18,33 @@ from lightning_modules.rollout_batch import RolloutBatch
 from lightning_modules.sharding import blocks, is_sharded
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much a micro-batch holds.
+
+    Args:
+        prompts: number of different ones.
+        longest_prompt: tokens.
+        completions: number of them.
+        longest: tokens of the longest completion.
+        tokens: of all completions.
+        prompt_tokens: of all prompts, each as often as it has completions.
+    """
+
+    prompts: int = 0
+    longest_prompt: int = 0
+    completions: int = 0
+    longest: int = 0
+    tokens: int = 0
+    prompt_tokens: int = 0
+
+
 class SequenceLayout(ABC):
     """Runs the model over prompts and completions; a subclass says in what form."""
+
+    @abstractmethod
+    def size(self, extent: Extent) -> int:
+        """Tokens that the model runs over, padding included, for a micro-batch of this extent; no less for a larger."""
 
     @abstractmethod
     def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
@@ -34,6 +60,10 @@ class SharedPrompts(SequenceLayout):
 
     Completions are padded to the longest of the micro-batch.
     """
+
+    def size(self, extent: Extent) -> int:
+        """See `SequenceLayout`."""
+        return extent.prompts * extent.longest_prompt + extent.completions * extent.longest
 
     def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
         """See `SequenceLayout`."""
@@ -83,6 +113,10 @@ class PackedSequences(SequenceLayout):
     def __init__(self, recompute: bool = False) -> None:
         self.recompute = recompute
         self._checked: WeakSet[nn.Module] = WeakSet()
+
+    def size(self, extent: Extent) -> int:
+        """See `SequenceLayout`."""
+        return extent.prompt_tokens + extent.tokens
 
     def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
         """See `SequenceLayout`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_modules.layouts import Extent, SequenceLayout
 from lightning_modules.rollout_batch import RolloutBatch
 
 
@@ -21,17 +22,20 @@ class _Row:
     length: int
 
 
-def micro_batches(whole: RolloutBatch, rows: Tensor, most: int, token_budget: int | None = None) -> list[Tensor]:
+def micro_batches(
+    whole: RolloutBatch, rows: Tensor, most: int, layout: SequenceLayout, token_budget: int | None = None
+) -> list[Tensor]:
     """Rows of each micro-batch, so that the largest micro-batch is as small as it can be.
 
-    The size of a micro-batch is the number of tokens that the model runs over: its prompts, each once and as long as
-    the longest, and its completions, as long as the longest. Completions are sorted by length, which leaves little
-    padding, or kept beside those of their prompt, which reads fewer prompts, whichever is smaller.
+    The size of a micro-batch is the number of tokens that the model runs over in its layout. Completions are sorted by
+    length, which leaves little padding, or kept beside those of their prompt, so that fewer prompts are read, whichever
+    is smaller.
 
     Args:
         whole: what the rows are rows of.
         rows: completions of the optimiser step; shape `batch`.
         most: micro-batches at most.
+        layout: of each for the forward pass.
         token_budget: tokens of a micro-batch, where fewer than `most` suffice; they are larger only if `most` are not
             enough.
 
@@ -51,40 +55,58 @@ def micro_batches(whole: RolloutBatch, rows: Tensor, most: int, token_budget: in
         sorted(table, key=lambda row: (-row.length, row.prompt)),
         sorted(table, key=lambda row: (-longest[row.prompt], row.prompt, -row.length)),
     ]
-    cuts = [_smallest_cut(order, most, token_budget or 0) for order in orders]
-    best = min(cuts, key=lambda cut: (max(map(_size, cut)), sum(map(_size, cut))))
-    return [torch.tensor(sorted(row.number for row in piece), device=rows.device) for piece in best]
+    cuts = [_smallest_cut(order, most, layout, token_budget or 0) for order in orders]
+    best = min(cuts, key=lambda cut: (max(sizes := [layout.size(piece.extent) for piece in cut]), sum(sizes)))
+    return [torch.tensor(sorted(row.number for row in piece.rows), device=rows.device) for piece in best]
 
 
-def _size(rows: Sequence[_Row]) -> int:
-    """Tokens that the model runs over for these completions."""
-    prompts = {row.prompt: row.prompt_length for row in rows}
-    return len(prompts) * max(prompts.values()) + len(rows) * max(row.length for row in rows)
+class _Piece:
+    """Completions of one micro-batch, in the making."""
+
+    def __init__(self) -> None:
+        self.rows: list[_Row] = []
+        self.extent = Extent()
+        self._prompts: set[int] = set()
+
+    def extent_with(self, row: _Row) -> Extent:
+        """Its extent once this completion is in it, too."""
+        now = self.extent
+        return Extent(
+            prompts=now.prompts + (row.prompt not in self._prompts),
+            longest_prompt=max(now.longest_prompt, row.prompt_length),
+            completions=now.completions + 1,
+            longest=max(now.longest, row.length),
+            tokens=now.tokens + row.length,
+            prompt_tokens=now.prompt_tokens + row.prompt_length,
+        )
+
+    def add(self, row: _Row) -> None:
+        self.extent = self.extent_with(row)
+        self.rows.append(row)
+        self._prompts.add(row.prompt)
 
 
-def _smallest_cut(order: Sequence[_Row], most: int, budget: int) -> list[list[_Row]]:
+def _smallest_cut(order: Sequence[_Row], most: int, layout: SequenceLayout, budget: int) -> list[_Piece]:
     """The rows in pieces, at most so many, of the smallest largest size that is not under the budget."""
-    too_small, enough = max(budget, _size(order[:1])) - 1, max(budget, _size(order))
+    single = max(layout.size(_Piece().extent_with(row)) for row in order)
+    together = _Piece()
+    for row in order:
+        together.add(row)
+    too_small, enough = max(budget, single) - 1, max(budget, layout.size(together.extent))
     while enough - too_small > 1:
         middle = (enough + too_small) // 2
-        if len(_cut(order, middle)) <= most:
+        if len(_cut(order, layout, middle)) <= most:
             enough = middle
         else:
             too_small = middle
-    return _cut(order, enough)
+    return _cut(order, layout, enough)
 
 
-def _cut(order: Sequence[_Row], budget: int) -> list[list[_Row]]:
+def _cut(order: Sequence[_Row], layout: SequenceLayout, budget: int) -> list[_Piece]:
     """The rows in as few pieces within the budget as their order allows; one that is larger by itself is alone."""
-    pieces: list[list[_Row]] = []
-    prompts: set[int] = set()
-    longest_prompt = longest = 0
+    pieces: list[_Piece] = []
     for row in order:
-        longest_prompt, longest = max(longest_prompt, row.prompt_length), max(longest, row.length)
-        read = len(prompts) + (row.prompt not in prompts)
-        if not pieces or read * longest_prompt + (len(pieces[-1]) + 1) * longest > budget:
-            pieces.append([])
-            prompts, longest_prompt, longest = set(), row.prompt_length, row.length
-        prompts.add(row.prompt)
-        pieces[-1].append(row)
+        if not pieces or layout.size(pieces[-1].extent_with(row)) > budget:
+            pieces.append(_Piece())
+        pieces[-1].add(row)
     return pieces

@@ -71,9 +71,9 @@ class RolloutDataModule(LightningDataModule):
             `aggregate_po.advantages`.
         truncated: what becomes of a completion that was cut off: "score" it as it stands, give it "zero_reward", or
             "mask" it, so that it counts in its group's baseline only.
-        tokens_per_micro_batch: tokens that the model may run over at once, padding and prompts included: an update then
-            takes fewer of its `accumulate_grad_batches` micro-batches where completions are short. All of them, of
-            about equal size, when None.
+        tokens_per_micro_batch: tokens that the model may run over at once, prompts included, and the padding that the
+            policy's `layout` needs: an update then takes fewer of its `accumulate_grad_batches` micro-batches where
+            completions are short. All of them, of about equal size, when None.
         kl_in_reward: weight of the summed log ratio to the reference that is taken off each reward.
         overlap: whether the next rollout is drawn while the present one is trained on, by a policy that is one rollout
             old; for engines in another process.
@@ -407,7 +407,7 @@ class RolloutDataModule(LightningDataModule):
 
     def _pieces(self, whole: RolloutBatch, rows: Tensor, most: int) -> list[Tensor]:
         """Rows of each of `most` micro-batches; there may be empty ones at the end."""
-        pieces = micro_batches(whole, rows, most, self.tokens_per_micro_batch)
+        pieces = micro_batches(whole, rows, most, self.policy.layout, self.tokens_per_micro_batch)
         return pieces + [rows[:0]] * (most - len(pieces))
 
     def _cut(self, whole: RolloutBatch, figures: dict[str, float]) -> list[RolloutBatch]:

@@ -76,7 +76,8 @@ def step_here(model: Qwen2ForCausalLM, whole: RolloutBatch, pieces: int, layout:
     whole = whole.replace(policy=replace(whole.policy, totals=StepTotals.of(whole.policy.response_mask)))
 
     def step() -> None:
-        for rows in micro_batches(whole, torch.arange(len(whole.prompt_of), device=whole.prompt_of.device), pieces):
+        every = torch.arange(len(whole.prompt_of), device=whole.prompt_of.device)
+        for rows in micro_batches(whole, every, pieces, layout):
             batch = whole.select(rows)
             log_probs, _ = log_probs_and_entropy(model, batch, layout)
             (-objective(log_probs, batch.policy)).backward()

@@ -153,14 +153,13 @@ def _largest_micro_batch(data: RolloutDataModule, settings: TrainerSettings, pro
         completion_mask=torch.ones(1, 1, dtype=torch.bool).expand(len(rows), data.max_completion_length),
         prompt_of=rows // data.group_size,
     )
-    pieces = micro_batches(
-        cast(RolloutBatch, whole), rows, settings.accumulate_grad_batches, data.tokens_per_micro_batch
-    )
+    most, layout = settings.accumulate_grad_batches, data.policy.layout
+    pieces = micro_batches(cast(RolloutBatch, whole), rows, most, layout, data.tokens_per_micro_batch)
     shapes = [
         PassShape(len(whole.prompt_of[piece].unique()), len(piece), prompt_length, data.max_completion_length)
         for piece in pieces
     ]
-    return max(shapes, key=lambda shape: shape.tokens)
+    return max(shapes, key=lambda shape: layout.size(shape.extent))
 
 
 def _or_unknown(name: str, nothing: Any, unknown: list[str], found: Any) -> Any:

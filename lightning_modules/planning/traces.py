@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from lightning_modules.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.layouts import Extent, SequenceLayout, SharedPrompts
 from lightning_modules.log_probs import has_linear_head, log_probs_and_entropy
 from lightning_modules.lora import LoRA
 from lightning_modules.planning.live_memory import LiveMemory
@@ -135,9 +135,16 @@ class PassShape:
     completion_length: int
 
     @property
-    def tokens(self) -> int:
-        """Tokens that the model runs over."""
-        return self.prompts * self.prompt_length + self.completions * self.completion_length
+    def extent(self) -> Extent:
+        """What it holds."""
+        return Extent(
+            prompts=self.prompts,
+            longest_prompt=self.prompt_length,
+            completions=self.completions,
+            longest=self.completion_length,
+            tokens=self.completions * self.completion_length,
+            prompt_tokens=self.completions * self.prompt_length,
+        )
 
 
 def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool = True) -> PassSizes:
@@ -199,6 +206,10 @@ class _WatchedLayout(SequenceLayout):
     def __init__(self, layout: SequenceLayout, memory: LiveMemory) -> None:
         self.layout, self.memory = layout, memory
         self.forward = self.head_backward = 0
+
+    def size(self, extent: Extent) -> int:
+        """See `SequenceLayout`."""
+        return self.layout.size(extent)
 
     def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
         """See `SequenceLayout`."""
