@@ -13,12 +13,37 @@ from torch import Tensor
 
 def rank() -> int:
     """Number of this process among those that train together, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _initialized() else 0
 
 
 def number_of_ranks() -> int:
     """How many they are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _initialized() else 1
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def wait_for_ranks(device: torch.device) -> None:
+    """Return when every rank has got here."""
+    if number_of_ranks() > 1:
+        arrived = torch.ones(1, device=device)
+        dist.all_reduce(arrived)
+        arrived.item()  # on a GPU the call above returns at once
+
+
+def agreed_text(text: str, device: torch.device) -> str:
+    """Rank 0's text, on every rank; sent as bytes, since torch would pickle an object."""
+    if number_of_ranks() == 1:
+        return text
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    size = torch.tensor([len(content)], device=device)
+    dist.broadcast(size, src=0)
+    if rank() != 0:
+        content = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    dist.broadcast(content, src=0)
+    return bytes(content.tolist()).decode()
 
 
 def collected_on_first_rank(value: Any) -> list[Any]:

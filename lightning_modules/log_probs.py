@@ -75,7 +75,8 @@ def _head_set_aside(model: PreTrainedModel) -> Iterator[None]:
     """
     head, config = _head(model), model.config.get_text_config()
     softcap = getattr(config, _SOFTCAP, None)
-    head.forward = lambda hidden: hidden  # type: ignore[method-assign, assignment]
+    # A view would keep all hidden states alive where few are asked for, and FSDP2 warns of views.
+    head.forward = lambda hidden: hidden.clone()  # type: ignore[method-assign, assignment]
     if softcap is not None:
         setattr(config, _SOFTCAP, None)
     try:

@@ -94,6 +94,7 @@ class PolicyModule(LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.layout = layout
         self.lora = lora
+        self.strict_loading = lora is None  # a checkpoint of adapters has no other weights
         self.model: PreTrainedModel = None  # type: ignore[assignment]  # loaded by `configure_model`
         self.tokenizer: PreTrainedTokenizerBase = None  # type: ignore[assignment]
         self.weight_metrics = GradientWeightMetrics()
@@ -134,8 +135,9 @@ class PolicyModule(LightningModule):
             reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
             self._reference = (reference.requires_grad_(False),)
         if self.device_mesh is not None:
+            gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             for model in (self.model, *self._reference):
-                shard(model, self.device_mesh)
+                shard(model, self.device_mesh, gathered)
 
     @property
     def needs_reference(self) -> bool:
@@ -275,15 +277,16 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, or the optimiser that was asked for, with a linear warm-up."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not trained:
+        # Frozen ones, too: reading a checkpoint into shards, Lightning takes an optimiser's parameters for the model's.
+        parameters = list(self.parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
             raise ValueError(
                 f"`model_name` {self.model_name!r} has frozen weights alone, as an adapter; merge it first."
             )
         if self.optimizer is not None:
-            optimizer = self.optimizer(trained)
+            optimizer = self.optimizer(parameters)
         else:
-            optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / max(self.warmup_steps, 1), 1.0)
         )
@@ -299,10 +302,15 @@ class PolicyModule(LightningModule):
     # State
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the module counts, and each rank's global random state; leave out what `model_name` gives again."""
-        for name in self._frozen_weights():
-            del checkpoint["state_dict"][name]
+        """Add what the module counts, and each rank's global random state; leave out what `model_name` gives again.
+
+        A strategy that reads checkpoints by itself, as one that shards does, wants all weights.
+        """
+        if self.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
+            trained = self._trained()
+            checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trained}
         checkpoint["policy_module"] = {
+            "trained": sorted(self._trained()),
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "objective": self.objective.state_dict(),
@@ -311,10 +319,17 @@ class PolicyModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back; the random state when training begins, because set-up draws from it."""
-        if frozen := self._frozen_weights():
-            checkpoint["state_dict"].update(frozen)
+        """Take it back; the random state when training begins, because set-up draws from it.
+
+        Raises:
+            ValueError: other weights were trained.
+        """
         state = checkpoint["policy_module"]
+        if other := self._trained() ^ set(state["trained"]):
+            raise ValueError(
+                f"`lora` is {self.lora}, with which {min(other)} {'is' if min(other) in self._trained() else 'is not'} "
+                f"trained, unlike in the checkpoint, and so for {len(other)} weights; pass what it was made with."
+            )
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         self.objective.load_state_dict(state["objective"])
@@ -324,12 +339,9 @@ class PolicyModule(LightningModule):
         pieces = state["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
         loop["epoch_loop.batch_progress"] = recounted(loop["epoch_loop.batch_progress"], *pieces)
 
-    def _frozen_weights(self) -> dict[str, Tensor]:
-        """Weights beside trained adapters; none where the strategy reads checkpoints by itself, and wants all."""
-        if self.lora is None or self.trainer.strategy.restore_checkpoint_after_setup:
-            return {}
-        weights = self.state_dict(keep_vars=True)
-        return {name: weight for name, weight in weights.items() if not weight.requires_grad}
+    def _trained(self) -> set[str]:
+        """Names of the parameters that are trained."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run."""

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
@@ -27,14 +28,23 @@ def require_data_parallel(mesh: DeviceMesh) -> None:
         )
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh, computation_dtype: torch.dtype | None = None) -> None:
     """Spread each block of a transformers model over the data-parallel ranks, and then the rest of it.
 
     The blocks are those that transformers itself keeps in one piece; embeddings, tied or not, belong to the rest.
+
+    Args:
+        model: any of transformers.
+        mesh: of all ranks.
+        computation_dtype: in which weights are gathered, so that half as much is sent and held; gradients are added up
+            in float32. As the weights are kept when None.
     """
+    policy = MixedPrecisionPolicy(
+        param_dtype=computation_dtype, reduce_dtype=None if computation_dtype is None else torch.float32
+    )
     for block in blocks(model):
-        fully_shard(block, mesh=mesh["data_parallel"])
-    fully_shard(model, mesh=mesh["data_parallel"])
+        fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
+    fully_shard(model, mesh=mesh["data_parallel"], mp_policy=policy)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from lightning_modules.distributed import agreed_text, rank, wait_for_ranks
 from lightning_modules.prompts import derived_seed
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.dispatch import Dispatch
 from lightning_modules.rollouts.policy_weights import policy_weights
-from lightning_modules.rollouts.ranks import agreed_text, rank, wait_for_ranks
 from lightning_modules.rollouts.server import Server, ServerFailure, ServerRefusal, ServerState, model_sizes
 from lightning_modules.rollouts.weight_channels import WeightChannel
 from lightning_modules.rollouts.weight_check import WeightCheck, policy_log_probs, probe_tokens

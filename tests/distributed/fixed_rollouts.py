@@ -1,7 +1,7 @@
 """Trains models on rollouts that are the same however the work is cut; a program, started by the tests.
 
 Completions have unequal lengths, some rows have no trained token, and with two ranks the second one's rows of one
-update are all without. Everything is computed in float64.
+update are all without. Everything is computed in float64, unless a case asks for another precision.
 """
 
 import argparse
@@ -57,6 +57,7 @@ CASES = {
     "recomputed": Case(recipes.gmpo, module={"layout": PackedSequences(recompute=True)}),
     "adapters": Case(recipes.gmpo, module={"lora": LoRA(4)}),
 }
+ROUNDED = {"gmpo in bfloat16": Case(recipes.gmpo, {"precision": "bf16-mixed"})}
 STRATEGIES: dict[str, Callable[[], Any]] = {
     "single": lambda: "auto",
     "ddp": lambda: DDPStrategy(timeout=TIMEOUT),
@@ -139,6 +140,8 @@ class Figures(Callback):
 
 def train(model: str, case: Case, strategy: str, accumulate: int) -> dict[str, torch.Tensor]:
     """Whole parameters and figures at the end."""
+    rounded = "precision" in case.options
+    policy_module.AutoModelForCausalLM = AutoModelForCausalLM if rounded else ExactModels
     # Plain gradient descent: an adaptive optimiser would hide a gradient of the wrong scale.
     module = PolicyModule(
         model,
@@ -165,7 +168,7 @@ def train(model: str, case: Case, strategy: str, accumulate: int) -> dict[str, t
     trainer.fit(module, FixedRollouts(case.infinite))
     assert is_sharded(module.model) == (strategy == "sharded")
     parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
-    assert {value.dtype for value in parameters.values()} == {torch.float64}
+    assert {value.dtype for value in parameters.values()} == {torch.float32 if rounded else torch.float64}
     noted = {"grad_norm": torch.tensor(figures.norms), "skipped_steps": torch.tensor(figures.skipped)}
     return {**parameters, **noted, **drawn(module)}
 
@@ -186,10 +189,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("strategies", nargs="+", choices=list(STRATEGIES))
     arguments = parser.parse_args()
-    policy_module.AutoModelForCausalLM = ExactModels
     for strategy in arguments.strategies:
-        for name, case in CASES.items():
-            for accumulate in ACCUMULATE:
+        for name, case in {**CASES, **ROUNDED}.items():
+            for accumulate in ACCUMULATE[: 1 if name in ROUNDED else None]:
                 trained = train(arguments.model, case, strategy, accumulate)
                 save_file(trained, arguments.output / f"{name}-{strategy}-{accumulate}-{rank()}.safetensors")
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from aggregate_po import TokenCorrection
 from aggregate_po.advantages import WhitenedReturns
 from aggregate_po.recipes import dapo
-from lightning_modules import AtomicCheckpointIO, PolicyModule, RolloutDataModule, RunCheckpoint, policy_module
+from lightning_modules import AtomicCheckpointIO, LoRA, PolicyModule, RolloutDataModule, RunCheckpoint, policy_module
 from lightning_modules.distributed import rank
 from lightning_modules.sharding import whole
 from tests.distributed import fixed_rollouts
@@ -68,9 +68,10 @@ class Record(Callback):
             self.draws[trainer.global_step] = drawn
 
 
-def train(model, folder, strategy, accumulate=1, stop=False, resume=None):
+def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapters=False):
     """One run, into `folder`; from the checkpoint of the run in the folder `resume`."""
-    module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4)
+    lora = LoRA(4) if adapters else None
+    module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4, lora=lora)
     data = RolloutDataModule(
         [{"prompt": f"{number} + {number}"} for number in range(16)],
         text_reward,

@@ -18,6 +18,7 @@ PLANS = [
     {
         "alone": {"strategy": "single"},
         "alone, stopped": {"strategy": "single", "accumulate": 2, "stop": True},
+        "adapters, alone": {"strategy": "single", "adapters": True},
     },
     {
         "ddp": {"strategy": "ddp", "accumulate": 2},
@@ -30,6 +31,10 @@ PLANS = [
         "sharded, resumed": {"strategy": "sharded", "accumulate": 2, "resume": "sharded, stopped"},
         "one file, stopped": {"strategy": "sharded, one file", "accumulate": 2, "stop": True},
         "from one file, sharded": {"strategy": "sharded", "accumulate": 1, "resume": "one file, stopped"},
+        "adapters, ddp, stopped": {"strategy": "ddp", "adapters": True, "stop": True},
+        "adapters, sharded": {"strategy": "sharded", "adapters": True, "resume": "adapters, ddp, stopped"},
+        "adapters, shards, stopped": {"strategy": "sharded, one file", "adapters": True, "stop": True},
+        "adapters, ddp": {"strategy": "ddp", "adapters": True, "resume": "adapters, shards, stopped"},
     },
     {
         "from two to one": {"strategy": "single", "accumulate": 2, "resume": "ddp, stopped"},
@@ -95,6 +100,13 @@ def test_other_numbers_train_on_the_same_completions_in_the_same_steps(name, run
     expected = rows_by_step(runs / "alone")
     assert rows_by_step(runs / name) == {step: expected[step] for step in map(str, range(STOP, STEPS))}
     alone, resumed = (load_file(runs / folder / "0.safetensors") for folder in ("alone", name))
+    assert max((alone[key] - resumed[key]).abs().max().item() for key in alone) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["adapters, sharded", "adapters, ddp"])
+def test_adapters_go_on_under_another_strategy(name, runs):
+    alone, resumed = (load_file(runs / folder / "0.safetensors") for folder in ("adapters, alone", name))
+    assert max(value.abs().max().item() for key, value in alone.items() if ".lora_B." in key) > 1e-3
     assert max((alone[key] - resumed[key]).abs().max().item() for key in alone) < 1e-12
 
 

@@ -111,7 +111,7 @@ def test_adapters_alone_are_trained(tmp_path, model, model_folder):
     trained, start = run.module, copied(model)
     parameters = dict(trained_parameters(trained.model))
     assert all(".lora_A." in name or ".lora_B." in name for name in parameters)
-    assert list(parameters.values()) == run.trainer.optimizers[0].param_groups[0]["params"]
+    assert run.trainer.optimizers[0].state.keys() == set(parameters.values())
     base = {
         name.replace(".base_layer", ""): value
         for name, value in copied(trained.model).items()
@@ -243,7 +243,12 @@ def test_a_checkpoint_holds_adapters_alone(tmp_path, model_folder):
     options = {"ckpt_path": tmp_path / "adapters.ckpt", "max_steps": 2}
     with pytest.raises(RuntimeError, match="size mismatch"):
         fitted(tmp_path, model_folder, module=adapted_module(model_folder, rank=5), **options)
-    with pytest.raises(RuntimeError, match="Missing key"):
+    narrower = LoRA(4, target_modules=["q_proj"])
+    with pytest.raises(
+        ValueError, match=r"`lora` is LoRA.* with which model\..*lora_A.* is not trained, unlike .* for 24"
+    ):
+        fitted(tmp_path, model_folder, module=PolicyModule(model_folder, gmpo(), lora=narrower), **options)
+    with pytest.raises(ValueError, match=r"`lora` is None, with which model\..* is trained, unlike in the checkpoint"):
         fitted(tmp_path, model_folder, **options)
 
 

@@ -48,6 +48,15 @@ def test_each_block_and_the_rest_of_any_architecture(name, two_ranks):
     assert sum(value.to_local().numel() for value in model.parameters()) <= 0.6 * sum(numbers.values())
 
 
+@pytest.mark.parametrize("gathered_dtype", [None, torch.bfloat16])
+def test_weights_are_kept_in_float32_and_gathered_as_asked(gathered_dtype, two_ranks):
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    shard(model, mesh(2, 1), gathered_dtype)
+    with gathered(model):
+        assert {value.dtype for value in model.parameters()} == {gathered_dtype or torch.float32}
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
 def test_tensor_parallelism_is_refused_before_anything_is_loaded(two_ranks, model_folder):
     module = PolicyModule(model_folder, gmpo())
     module._device_mesh = mesh(1, 2)
