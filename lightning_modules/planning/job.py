@@ -98,7 +98,8 @@ def job_plan(
     description = Description(config, settings.weights_dtype, module.lora, module.layout, settings.forward_context)
     module.model = description.model()
     module.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
-    sizes = model_sizes(module.model, settings.autocast)
+    passing = replace(description, dtype=settings.passing_dtype)
+    sizes = model_sizes(module.model, settings.autocast if passing == description else None)
     longest, origin = _prompt_length(data, tokenizer) if prompt_length is None else (prompt_length, "as given")
     completions = data.prompts_per_rollout * data.group_size
     shape = _largest_micro_batch(data, settings, longest)
@@ -111,14 +112,14 @@ def job_plan(
         PassSizes(0, 0),
         unknown,
         lambda: replace(
-            pass_sizes(description, shape, gradients_kept=accumulates),
-            scoring=scoring_size(description, shape) if scores else 0,
+            pass_sizes(passing, shape, gradients_kept=accumulates),
+            scoring=scoring_size(passing, shape) if scores else 0,
         ),
     )
     on_device = data.prompts_per_rollout // settings.sharding.ranks
     all_drawn = PassShape(on_device, on_device * data.group_size, longest, data.max_completion_length)
     device = settings.device_memory(device_memory)
-    drawing = Drawing(description, sizes, settings, all_drawn, data.group_size, device[0])
+    drawing = Drawing(passing, sizes, settings, all_drawn, data.group_size, device[0])
     engine = _or_unknown("the rollout engine", EnginePlan((), ""), unknown, lambda: engine_plan(data.rollouts, drawing))
     return JobPlan(
         memory=memory_plan(

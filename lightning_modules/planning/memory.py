@@ -116,11 +116,13 @@ class Sharding:
         ranks: processes, one to a device.
         shards: devices that share weights, gradients and optimiser state; 1 where each has all of them.
         buckets: whether gradients are copied into buckets to be reduced, as `DistributedDataParallel` does.
+        gathered: size of gathered weights, relative to weights as they are kept.
     """
 
     ranks: int = 1
     shards: int = 1
     buckets: bool = False
+    gathered: float = 1.0
 
     def share(self, size: int) -> int:
         """Bytes that are kept on one device."""
@@ -150,7 +152,7 @@ def memory_plan(
     fewer = "raise `trainer.accumulate_grad_batches`, so that a micro-batch has fewer completions"
     divide = "divide it among more devices by `ModelParallelStrategy`"
     no_reference = "do without the penalty, or without `data.kl_in_reward`"
-    drawing = model.weights if drawn_whole and sharding.shards > 1 else 0
+    drawing = int(model.weights * sharding.gathered) if drawn_whole and sharding.shards > 1 else 0
     passes_run: tuple[Phase, ...] = ("rollout", "scoring", "training")
     activations = max(passes.activations - model.casts, 0)
     entries = [
@@ -184,9 +186,9 @@ def _gathered(model: ModelSizes, sharding: Sharding, gradients: bool = False) ->
     """
     if sharding.shards == 1:
         return 0
-    if gradients:
+    if gradients:  # added up as the weights are kept
         return max(model.outside_layers, model.largest_layer)
-    return model.outside_layers + 2 * model.largest_layer
+    return int((model.outside_layers + 2 * model.largest_layer) * sharding.gathered)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,8 @@ class TrainerSettings:
             raise ValueError(
                 f"`trainer.precision` is {precision!r}; a plan knows 64-true, 32-true, and bf16 and 16, true or mixed."
             )
+        if sharding.shards > 1 and kind == "mixed":
+            sharding = replace(sharding, gathered=_TYPES[number].itemsize / torch.float32.itemsize)
         return cls(
             on_gpu=on_gpu,
             devices=devices,
@@ -77,6 +79,11 @@ class TrainerSettings:
     def weights_dtype(self) -> torch.dtype:
         """Type in which the weights are kept."""
         return torch.float32 if self.autocast else self.computation_dtype
+
+    @property
+    def passing_dtype(self) -> torch.dtype:
+        """Type of the weights that a forward pass meets; sharded ones are gathered in that of the computation."""
+        return self.computation_dtype if self.sharding.shards > 1 else self.weights_dtype
 
     @property
     def computation_dtype(self) -> torch.dtype:

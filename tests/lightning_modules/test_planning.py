@@ -212,6 +212,14 @@ def test_shards_are_divided_and_layers_gathered():
     assert plan.peak == 100 + 80 + 160 + 160 + 60 + 100 + 1020 + 70
 
 
+def test_shards_that_are_gathered_in_half_the_bytes():
+    sharding = Sharding(4, shards=4, gathered=0.5)
+    plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), sharding, drawn_whole=True)
+    found = sizes_by_name(plan)
+    assert [found[name] for name in ("weights", "gathered weights", "gathered gradients")] == [100, 80, 60]
+    assert plan.total("rollout") == 100 + 80 + 160 + 200
+
+
 @pytest.mark.parametrize(("drawn_whole", "gathered"), [(False, 60 + 2 * 50), (True, 400)])
 def test_a_divided_model_draws_as_a_whole_in_the_training_process(drawn_whole, gathered):
     sharding = Sharding(4, shards=4)
@@ -270,6 +278,11 @@ def test_devices(devices, number):
             Sharding(8, shards=8),
         ),
         ({"devices": 1, "num_nodes": 2, "strategy": ModelParallelStrategy()}, Sharding(2, shards=2)),
+        (
+            {"devices": 1, "num_nodes": 2, "strategy": ModelParallelStrategy(), "precision": "bf16-mixed"},
+            Sharding(2, shards=2, gathered=0.5),
+        ),
+        ({"devices": 2, "precision": "bf16-mixed"}, Sharding(2, buckets=True)),
     ],
 )
 def test_strategies(arguments, sharding):
