@@ -172,7 +172,9 @@ def test_log_probs_that_are_not_there_are_nan(started, engine_of, values):
 # Failures
 
 
-@pytest.mark.parametrize("failure", [500, 503, 429, "not JSON", breaks_off], ids=str)
+@pytest.mark.parametrize(
+    "failure", [500, 503, 429, "not JSON", breaks_off], ids=lambda failure: getattr(failure, "__name__", str(failure))
+)
 def test_a_failed_request_is_tried_again(started, engine_of, failure):
     """The first two answers fail, whichever prompts they are for; the server stays."""
     (server,) = started(lambda body, number: failure if number <= 2 else None)
