@@ -30,8 +30,11 @@ def shortened(run, tmp_path):
     return fit
 
 
-def test_the_default_job_learns(shortened):
-    summary = shortened()
+@pytest.mark.parametrize(
+    "arguments", [[], ["--trainer.devices=2", "--trainer.strategy=ddp"]], ids=["one process", "two processes"]
+)
+def test_the_default_job_learns(arguments, shortened):
+    summary = shortened(*arguments)
     before, after = summary["before"], summary["after"]
     assert summary["steps"] == STEPS
     assert before["pass@1_greedy"] < 0.15

@@ -412,36 +412,36 @@ def test_a_run_trains_on_completions_of_servers(servers, weights, folders, tmp_p
 
 
 class Trail(Callback):
-    """The parameters before each update, and whether servers were drawing when it began."""
+    """The parameters before each update, which begins while the next rollout, if there is one, is drawn."""
 
     def __init__(self, engine):
-        self.engine, self.parameters, self.drawing = engine, [], []
+        self.engine, self.parameters = engine, []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.parameters.append(copied(pl_module.model))
-        self.drawing.append(self.engine.drawing)
+        if trainer.global_step + 1 < trainer.max_steps:
+            self.engine.meeting.wait()
 
 
-class BusyServers(NotedServers):
-    """Knows whether it is drawing."""
+class MetServers(NotedServers):
+    """Draws ahead once an update has begun."""
 
-    drawing = False
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.meeting = threading.Barrier(2, timeout=60)
 
     def generate(self, prompts, sampling):
-        self.drawing = True
-        try:
-            return super().generate(prompts, sampling)
-        finally:
-            self.drawing = False
+        if threading.current_thread() is not threading.main_thread():
+            self.meeting.wait()
+        return super().generate(prompts, sampling)
 
 
 def test_the_next_rollout_is_drawn_while_the_run_trains(servers, weights, folders, tmp_path):
-    engine = engine_of(servers, weights, kind=BusyServers)
+    engine = engine_of(servers, weights, kind=MetServers)
     trail = Trail(engine)
     data = data_of(engine, overlap=True, old_log_probs="trainer", correction=TokenCorrection(2.0))
     run = fitted(tmp_path, folders[True], data=data, max_steps=4, callbacks=[trail])
-    assert trail.drawing == [True, True, True, False]
-    assert len(engine.drawn) == 4
+    assert len(trail.parameters) == len(engine.drawn) == 4
     policy = AutoModelForCausalLM.from_pretrained(folders[True], dtype=torch.float32)
     for rollout, step in enumerate([0, 0, 1, 2]):
         policy.load_state_dict(trail.parameters[step], strict=False)
