@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from einops import rearrange
 from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 
@@ -55,26 +56,52 @@ def collected_on_first_rank(value: Any) -> list[Any]:
     return collected or []
 
 
+def data_rank(trainer: Trainer) -> int:
+    """Number of this rank's share of the data, from 0; ranks that divide tensors among them have the same one."""
+    return (trainer.distributed_sampler_kwargs or {"rank": 0})["rank"]
+
+
+def number_of_data_ranks(trainer: Trainer) -> int:
+    """How many shares there are."""
+    return (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
+
+
+def agreed_among_partners(value: Any, trainer: Trainer) -> Any:
+    """The same value on all ranks that divide tensors among them: that of the first."""
+    if number_of_data_ranks(trainer) == trainer.world_size:
+        return value
+    mesh, values = cast(ModelParallelStrategy, trainer.strategy).device_mesh["tensor_parallel"], [value]
+    dist.broadcast_object_list(values, group=mesh.get_group(), group_src=0)
+    return values[0]
+
+
 def loss_scale(trainer: Trainer) -> int:
     """What Lightning and the gradient reduction divide a loss by.
 
     The objective is normalised by totals of the whole optimiser step, so the gradients of its pieces must add up:
-    accumulation divides by the number of micro-batches and data parallelism by the number of ranks.
+    accumulation divides by the number of micro-batches and data parallelism by the number of shares of the data.
     """
-    return trainer.world_size * trainer.accumulate_grad_batches
+    return number_of_data_ranks(trainer) * trainer.accumulate_grad_batches
 
 
 def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
-    """The sum of each rank's tensor, on every rank and on the CPU."""
+    """The sum of the tensors of all shares of the data, on every rank and on the CPU."""
     if trainer.world_size == 1:
         return values
-    reduced = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="sum")
+    mine = values if _is_first_partner(trainer) else torch.zeros_like(values)
+    reduced = trainer.strategy.reduce(mine.to(trainer.strategy.root_device), reduce_op="sum")
     return torch.as_tensor(reduced).cpu()
 
 
 def gathered_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
-    """The rows of each rank's tensor, rank after rank, on every rank and on the CPU; all ranks pass the same shape."""
+    """The rows of all shares of the data, one after the other, on every rank and on the CPU; their shapes are equal."""
     if trainer.world_size == 1:
         return values
     gathered = trainer.strategy.all_gather(values.to(trainer.strategy.root_device))
-    return rearrange(gathered, "rank batch ... -> (rank batch) ...").cpu()
+    partners = trainer.world_size // number_of_data_ranks(trainer)
+    return rearrange(gathered[::partners], "rank batch ... -> (rank batch) ...").cpu()
+
+
+def _is_first_partner(trainer: Trainer) -> bool:
+    """Whether this rank is the first of those that have its share of the data, which follow one another."""
+    return trainer.global_rank % (trainer.world_size // number_of_data_ranks(trainer)) == 0

@@ -17,6 +17,7 @@ from aggregate_po import PerToken, linear_log_probs_and_entropy
 from aggregate_po.bounds import working_precision
 from lightning_modules.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.rollout_batch import RolloutBatch
+from lightning_modules.sharding import whole
 
 _SOFTCAP = "final_logit_softcapping"  # where configurations of transformers have it
 # By model, found at its first pass; whoever knows may say so before.
@@ -40,11 +41,11 @@ def log_probs_and_entropy(
             )
     mask, targets = batch.completion_mask, batch.completion_ids[batch.completion_mask]
     if has_linear_head[model]:
-        head = _head(model)
         with _head_set_aside(model):
             hidden = layout.last_layer(model, batch)
+        weight, bias = _head_tensors(model)  # of a sharded model, gathered by now
         softcap = getattr(model.config.get_text_config(), _SOFTCAP, None)
-        found = linear_log_probs_and_entropy(hidden, head.weight, targets, head.bias, batch.temperature, softcap)
+        found = linear_log_probs_and_entropy(hidden, weight, targets, bias, batch.temperature, softcap)
     else:
         found = _of_logits(layout.last_layer(model, batch) / batch.temperature, targets)
     log_probs, entropy = (
@@ -65,6 +66,12 @@ def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def _head(model: PreTrainedModel) -> nn.Linear:
     return cast(nn.Linear, model.get_output_embeddings())
+
+
+def _head_tensors(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the output layer, which each rank has whole where others are divided."""
+    head = _head(model)
+    return whole(head.weight), None if head.bias is None else whole(head.bias)
 
 
 @contextmanager
@@ -98,7 +105,7 @@ def _probe(model: PreTrainedModel, token_ids: Tensor) -> bool:
     with _head_set_aside(model):
         hidden = model(token_ids, use_cache=False).logits
     model.train(training)
-    product = nn.functional.linear(hidden, head.weight, head.bias)
+    product = nn.functional.linear(hidden, *_head_tensors(model))
     softcap = getattr(model.config.get_text_config(), _SOFTCAP, None)
     if softcap is not None:
         product = softcap * torch.tanh(product / softcap)

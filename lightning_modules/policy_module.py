@@ -23,7 +23,8 @@ from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.random_state import random_state, restore_random_state
 from lightning_modules.resume import recounted
 from lightning_modules.rollout_batch import RolloutBatch
-from lightning_modules.sharding import is_sharded, require_data_parallel, shard, whole, whole_weights
+from lightning_modules.sharding import is_sharded, shard, whole, whole_weights
+from lightning_modules.tensor_parallel import divide
 
 
 class ModelSource(Protocol):
@@ -120,12 +121,15 @@ class PolicyModule(LightningModule):
         """Load tokenizer and weights, and the reference where one is needed; sharded where the strategy says so.
 
         Raises:
-            ValueError: the strategy asks for tensor parallelism.
+            ValueError: the strategy asks for tensor parallelism, which the model or adapters do not allow.
         """
         if self.model is not None:
             return
-        if self.device_mesh is not None:
-            require_data_parallel(self.device_mesh)
+        parts = 1 if self.device_mesh is None else self.device_mesh["tensor_parallel"].size()
+        if parts > 1 and self.lora is not None:
+            raise ValueError(
+                f"`lora` is {self.lora}, but `tensor_parallel_size` is {parts}; pass tensor_parallel_size=1."
+            )
         path = self.model_name if isinstance(self.model_name, str) else self.model_name.prepare()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -137,6 +141,8 @@ class PolicyModule(LightningModule):
         if self.device_mesh is not None:
             gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             for model in (self.model, *self._reference):
+                if parts > 1:
+                    divide(model, self.device_mesh["tensor_parallel"])
                 shard(model, self.device_mesh, gathered)
 
     @property

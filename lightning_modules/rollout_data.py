@@ -26,7 +26,13 @@ from aggregate_po import (
 )
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.shapes import require_shape
-from lightning_modules.distributed import gathered_over_ranks, summed_over_ranks
+from lightning_modules.distributed import (
+    agreed_among_partners,
+    data_rank,
+    gathered_over_ranks,
+    number_of_data_ranks,
+    summed_over_ranks,
+)
 from lightning_modules.evaluation import Evaluation, EvaluationLoader
 from lightning_modules.micro_batches import micro_batches
 from lightning_modules.mismatch import mismatch_figures, named
@@ -182,11 +188,12 @@ class RolloutDataModule(LightningDataModule):
         assert self.trainer is not None
         if stage != "fit":
             return
-        pieces = self.trainer.world_size * self.updates_per_rollout
+        shares = number_of_data_ranks(self.trainer)
+        pieces = shares * self.updates_per_rollout
         if self.prompts_per_rollout % pieces:
             raise ValueError(
                 f"`prompts_per_rollout` is {self.prompts_per_rollout}, which {self.updates_per_rollout} updates on "
-                f"{self.trainer.world_size} ranks do not divide; pass a multiple of {pieces}."
+                f"{shares} ranks do not divide; pass a multiple of {pieces}."
             )
         completions = self.prompts_per_rollout * self.group_size // pieces
         if self.trainer.accumulate_grad_batches > completions:
@@ -201,7 +208,8 @@ class RolloutDataModule(LightningDataModule):
         """One rollout after another."""
         assert self.trainer is not None
         updates, pieces = self.updates_per_rollout * self.epochs_per_rollout, self.trainer.accumulate_grad_batches
-        return RolloutLoader(self._rollout, updates * pieces, self.epochs_per_rollout, pieces)
+        share = data_rank(self.trainer), number_of_data_ranks(self.trainer)
+        return RolloutLoader(self._rollout, updates * pieces, self.epochs_per_rollout, pieces, share)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """The held-out prompts, once sampled at the training temperature and once greedy."""
@@ -270,6 +278,7 @@ class RolloutDataModule(LightningDataModule):
         drawn, texts = finished.completions, self._texts(finished.completions)
         repeated = [example for example in examples for _ in range(self.group_size)]
         components = self.rewards.components(texts, repeated)
+        drawn, components = agreed_among_partners((drawn, components), self.trainer)
         response_mask = drawn.mask
         if self.truncated == "zero_reward":
             components = torch.where(drawn.finished.unsqueeze(-1), components, 0)
@@ -314,12 +323,12 @@ class RolloutDataModule(LightningDataModule):
         assert self.trainer is not None
         first = number * self.prompts_per_rollout
         order = self._order.slice(first, first + self.prompts_per_rollout)
-        return [self.dataset[index] for index in order[self.trainer.global_rank :: self.trainer.world_size]]
+        return [self.dataset[index] for index in order[data_rank(self.trainer) :: number_of_data_ranks(self.trainer)]]
 
     def _drawing(self, number: int, prompts: list[list[int]]) -> Callable[[], Drawn]:
         """What draws the completions of a rollout from the policy as it is now."""
         assert self.trainer is not None
-        seed = derived_seed(self.seed, number, self.trainer.global_rank)
+        seed = derived_seed(self.seed, number, data_rank(self.trainer))
         sampling = self._sampling(self.temperature, seed, self.group_size)
         context, step = self.trainer.precision_plugin.forward_context, self.trainer.global_step
         self._ahead.settle()
@@ -368,7 +377,7 @@ class RolloutDataModule(LightningDataModule):
     ) -> PerCompletion | PerToken:
         """Advantages of this rank's completions, estimated on the rollout of all ranks."""
         assert self.trainer is not None
-        sizes = {"rank": self.trainer.world_size, "group": self.group_size}
+        sizes = {"rank": number_of_data_ranks(self.trainer), "group": self.group_size}
         columns = [rewards.unsqueeze(-1), completion_mask.sum(dim=-1, keepdim=True), components]
         gathered = gathered_over_ranks(torch.cat(columns, dim=-1).double(), self.trainer)
         # Ranks take the prompts in turn; back in the order of prompts, the rollout is the same for any number of ranks.
@@ -386,7 +395,7 @@ class RolloutDataModule(LightningDataModule):
         words = "`batch` or `batch time`, `time` being the longest length"
         require_shape(self.advantages, "__call__", advantages, words, step.rewards.shape + longest)
         mine = rearrange(advantages, "(prompt rank group) ... -> rank (prompt group) ...", **sizes)
-        mine = mine[self.trainer.global_rank]
+        mine = mine[data_rank(self.trainer)]
         if mine.ndim == 1:
             return mine
         # A negative width cuts: another rank's completions may be longer than any of this one's.

@@ -22,6 +22,7 @@ class RolloutLoader:
         batches_per_rollout: how many it gives.
         inner_epochs: how often they go through the rollout.
         batches_per_update: how many make up an optimiser step; a resumed run keeps to its old number when None.
+        share: number of this rank's share of the data, and how many there are; one for each rank when None.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class RolloutLoader:
         batches_per_rollout: int,
         inner_epochs: int = 1,
         batches_per_update: int | None = None,
+        share: tuple[int, int] | None = None,
     ) -> None:
         self._make_rollout = make_rollout
         self._batches_per_rollout = batches_per_rollout
         self._inner_epochs = inner_epochs
         self._batches_per_update = batches_per_update
+        self._share = share or (rank(), number_of_ranks())
         self._rollouts = 0  # made so far
         self._buffer: list[RolloutBatch] = []
         self._cursor = 0  # batches of the buffer that were handed out
@@ -65,12 +68,13 @@ class RolloutLoader:
         return dropped
 
     def state_dict(self) -> dict[str, Any]:
-        """Rollouts made, and what is left of the last one on each rank; all ranks must ask, and the first one knows."""
+        """Rollouts made, and what each share has left of the last one; all ranks must ask, and the first one knows."""
         left = [batch.state_dict() for batch in self._buffer[self._cursor :]]
-        return {"rollouts": self._rollouts, "left": collected_on_first_rank(left)}
+        partners = number_of_ranks() // self._share[1]  # ranks of one share follow one another
+        return {"rollouts": self._rollouts, "left": collected_on_first_rank(left)[::partners]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where `state_dict` was taken."""
         self._rollouts = state["rollouts"]
-        self._buffer = share_of_rank(state["left"], rank(), number_of_ranks(), self._batches_per_update)
+        self._buffer = share_of_rank(state["left"], *self._share, self._batches_per_update)
         self._cursor = 0

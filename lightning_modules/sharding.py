@@ -14,20 +14,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
-def require_data_parallel(mesh: DeviceMesh) -> None:
-    """Check that the ranks of a mesh differ in their data alone.
-
-    Raises:
-        ValueError: some ranks are to share the work on each tensor.
-    """
-    size = mesh["tensor_parallel"].size()
-    if size > 1:
-        raise ValueError(
-            f"`tensor_parallel_size` of ModelParallelStrategy is {size}, which is not supported; pass "
-            f"tensor_parallel_size=1 and data_parallel_size={mesh.size()}, the number of ranks."
-        )
-
-
 def shard(model: nn.Module, mesh: DeviceMesh, computation_dtype: torch.dtype | None = None) -> None:
     """Spread each block of a transformers model over the data-parallel ranks, and then the rest of it.
 

@@ -89,6 +89,7 @@ def job_plan(
     """
     stand_in = SimpleNamespace(
         world_size=settings.sharding.ranks,
+        distributed_sampler_kwargs={"num_replicas": settings.sharding.ranks, "rank": 0},
         accumulate_grad_batches=settings.accumulate_grad_batches,
         lightning_module=module,
     )

@@ -145,7 +145,7 @@ def _sharding(strategy: Any, devices: int, num_nodes: int) -> tuple[str, Shardin
         if parts != 1 or shards != ranks:
             raise ValueError(
                 f"`data_parallel_size` and `tensor_parallel_size` of ModelParallelStrategy are {shards} and {parts} on "
-                f"{ranks} devices; pass {ranks} and 1."
+                f"{ranks} devices, and a plan knows no tensor parallelism; pass {ranks} and 1."
             )
         return "ModelParallelStrategy", Sharding(ranks, shards=ranks)
     if isinstance(strategy, str) and strategy in StrategyRegistry:

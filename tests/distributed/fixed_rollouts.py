@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, recipes
 from aggregate_po.transforms import PessimisticClip
 from lightning_modules import LoRA, PackedSequences, PolicyModule, policy_module
-from lightning_modules.distributed import rank
+from lightning_modules.distributed import data_rank, number_of_data_ranks, rank
 from lightning_modules.rollout_batch import RolloutBatch, left_padded
 from lightning_modules.rollout_loader import RolloutLoader
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
@@ -62,7 +62,11 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
     "single": lambda: "auto",
     "ddp": lambda: DDPStrategy(timeout=TIMEOUT),
     "sharded": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, timeout=TIMEOUT),
+    "divided": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2, timeout=TIMEOUT),
+    "both": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=2, timeout=TIMEOUT),
 }
+RANKS = {"single": 1, "both": 4}
+DIVIDED = ("divided", "both")  # in which adapters are refused
 
 
 class ExactModels:
@@ -116,7 +120,7 @@ class FixedRollouts(LightningDataModule):
         return batch
 
     def _share(self, number: int) -> list[RolloutBatch]:
-        mine = torch.arange(ROWS).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
+        mine = torch.arange(ROWS).tensor_split(number_of_data_ranks(self.trainer))[data_rank(self.trainer)]
         pieces = mine.tensor_split(self.trainer.accumulate_grad_batches)
         update = whole_update(number)
         if number == 0 and self.infinite is not None:
@@ -153,7 +157,7 @@ def train(model: str, case: Case, strategy: str, accumulate: int) -> dict[str, t
     figures = Figures()
     trainer = Trainer(
         accelerator="cpu",
-        devices=1 if strategy == "single" else 2,
+        devices=RANKS.get(strategy, 2),
         strategy=STRATEGIES[strategy](),
         accumulate_grad_batches=accumulate,
         max_steps=UPDATES,
@@ -166,7 +170,7 @@ def train(model: str, case: Case, strategy: str, accumulate: int) -> dict[str, t
         **case.options,
     )
     trainer.fit(module, FixedRollouts(case.infinite))
-    assert is_sharded(module.model) == (strategy == "sharded")
+    assert is_sharded(module.model) == (strategy in ("sharded", *DIVIDED))
     parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
     assert {value.dtype for value in parameters.values()} == {torch.float32 if rounded else torch.float64}
     noted = {"grad_norm": torch.tensor(figures.norms), "skipped_steps": torch.tensor(figures.skipped)}
@@ -178,7 +182,7 @@ def drawn(module: PolicyModule) -> dict[str, torch.Tensor]:
     engine, prompts = TransformersEngine(), [[5, 6, 7], [8, 9]]
     engine.load_policy(module.model)
     completions = engine.generate(
-        prompts, SamplingParameters(3 + 4 * rank(), stop_token_ids=(0,), samples_per_prompt=2)
+        prompts, SamplingParameters(3 + 4 * data_rank(module.trainer), stop_token_ids=(0,), samples_per_prompt=2)
     )
     return {"drawn": completions.log_probs[:, :3].clone()}
 
@@ -188,9 +192,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("output", type=Path)
     parser.add_argument("strategies", nargs="+", choices=list(STRATEGIES))
+    parser.add_argument("--cases", nargs="+", default=[*CASES, *ROUNDED])
     arguments = parser.parse_args()
     for strategy in arguments.strategies:
-        for name, case in {**CASES, **ROUNDED}.items():
+        for name in arguments.cases:
+            case = {**CASES, **ROUNDED}[name]
+            if "lora" in case.module and strategy in DIVIDED:
+                continue
             for accumulate in ACCUMULATE[: 1 if name in ROUNDED else None]:
                 trained = train(arguments.model, case, strategy, accumulate)
                 save_file(trained, arguments.output / f"{name}-{strategy}-{accumulate}-{rank()}.safetensors")

@@ -20,7 +20,7 @@ from aggregate_po import TokenCorrection
 from aggregate_po.advantages import WhitenedReturns
 from aggregate_po.recipes import dapo
 from lightning_modules import AtomicCheckpointIO, LoRA, PolicyModule, RolloutDataModule, RunCheckpoint, policy_module
-from lightning_modules.distributed import rank
+from lightning_modules.distributed import data_rank, rank
 from lightning_modules.sharding import whole
 from tests.distributed import fixed_rollouts
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine, text_reward
@@ -110,7 +110,8 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapte
     folder.mkdir(exist_ok=True)
     parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
     save_file(parameters, folder / f"{rank()}.safetensors")
-    (folder / f"{rank()}.json").write_text(json.dumps({"rows": record.rows, "draws": record.draws}))
+    notes = {"share": data_rank(trainer), "rows": record.rows, "draws": record.draws}
+    (folder / f"{rank()}.json").write_text(json.dumps(notes))
 
 
 def main() -> None:

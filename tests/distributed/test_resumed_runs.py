@@ -31,6 +31,11 @@ PLANS = [
         "sharded, resumed": {"strategy": "sharded", "accumulate": 2, "resume": "sharded, stopped"},
         "one file, stopped": {"strategy": "sharded, one file", "accumulate": 2, "stop": True},
         "from one file, sharded": {"strategy": "sharded", "accumulate": 1, "resume": "one file, stopped"},
+        "divided, stopped": {"strategy": "divided", "accumulate": 2, "stop": True},
+        "divided, resumed": {"strategy": "divided", "accumulate": 2, "resume": "divided, stopped"},
+        "from divided to sharded": {"strategy": "sharded", "accumulate": 2, "resume": "divided, stopped"},
+        "from sharded to divided": {"strategy": "divided", "accumulate": 1, "resume": "sharded, stopped"},
+        "divided": {"strategy": "divided", "accumulate": 2},
         "adapters, ddp, stopped": {"strategy": "ddp", "adapters": True, "stop": True},
         "adapters, sharded": {"strategy": "sharded", "adapters": True, "resume": "adapters, ddp, stopped"},
         "adapters, shards, stopped": {"strategy": "sharded, one file", "adapters": True, "stop": True},
@@ -64,12 +69,14 @@ def noted(folder: Path, rank: int) -> dict:
 
 
 def rows_by_step(folder: Path) -> dict[str, list]:
-    """What each step trained on, over all ranks, in an order of its own."""
-    ranks = [json.loads(file.read_text())["rows"] for file in folder.glob("*.json")]
-    return {step: sorted(row for rank in ranks for row in rank[step]) for step in ranks[0]}
+    """What each step trained on, over all shares of the data, in an order of its own; ranks may have the same share."""
+    shares: dict[int, dict[str, list]] = {}
+    for ranks in map(json.loads, map(Path.read_text, folder.glob("*.json"))):
+        assert shares.setdefault(ranks["share"], ranks["rows"]) == ranks["rows"]
+    return {step: sorted(row for rows in shares.values() for row in rows[step]) for step in shares[0]}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("strategy", ["ddp", "sharded", "divided"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, runs):
     undisturbed, resumed = runs / strategy, runs / f"{strategy}, resumed"
@@ -94,6 +101,9 @@ def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, run
         "from one file, sharded",
         "from one file, alone",
         "from two shards to one",
+        "divided, resumed",
+        "from divided to sharded",
+        "from sharded to divided",
     ],
 )
 def test_other_numbers_train_on_the_same_completions_in_the_same_steps(name, runs):
@@ -110,7 +120,7 @@ def test_adapters_go_on_under_another_strategy(name, runs):
     assert max((alone[key] - resumed[key]).abs().max().item() for key in alone) < 1e-12
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("strategy", ["ddp", "sharded", "divided"])
 def test_undisturbed_runs_of_two_ranks_are_that_of_one(strategy, runs):
     assert rows_by_step(runs / strategy) == rows_by_step(runs / "alone")
     alone, shared = (load_file(runs / folder / "0.safetensors") for folder in ("alone", strategy))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.fixed_rollouts import ACCUMULATE, CASES, ROUNDED, UPDATES
+from tests.distributed.fixed_rollouts import ACCUMULATE, CASES, DIVIDED, ROUNDED, UPDATES
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 def trained(tiny_model, tmp_path_factory):
     """Folder of the parameters after three updates, by case, strategy, micro-batches and rank."""
     folder = tmp_path_factory.mktemp("trained")
-    for strategies in (["single"], ["ddp", "sharded"]):
+    for strategies in (["single"], ["ddp", "sharded", "divided"], ["both", "--cases", "gmpo"]):
         command = [sys.executable, "-m", "tests.distributed.fixed_rollouts", tiny_model, folder, *strategies]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(
@@ -37,7 +37,12 @@ def start(tiny_model):
 
 CUTS = [
     *(("single", accumulate, 0) for accumulate in ACCUMULATE[1:]),
-    *((strategy, accumulate, rank) for strategy in ("ddp", "sharded") for accumulate in ACCUMULATE for rank in (0, 1)),
+    *(
+        (strategy, accumulate, rank)
+        for strategy in ("ddp", "sharded", "divided")
+        for accumulate in ACCUMULATE
+        for rank in (0, 1)
+    ),
 ]
 
 
@@ -56,7 +61,10 @@ def test_same_parameters_however_the_step_is_cut(name, trained, start):
     assert len(alone["grad_norm"]) == UPDATES
     assert alone["skipped_steps"] == (name == "a skipped step")
     apart = {}
-    for strategy, accumulate, rank in CUTS:
+    cuts = CUTS + [("both", accumulate, rank) for accumulate in ACCUMULATE for rank in range(4) if name == "gmpo"]
+    for strategy, accumulate, rank in cuts:
+        if name == "adapters" and strategy in DIVIDED:
+            continue
         cut = load_file(trained / f"{name}-{strategy}-{accumulate}-{rank}.safetensors")
         assert cut.keys() == alone.keys()
         assert cut["skipped_steps"] == alone["skipped_steps"]
@@ -73,7 +81,7 @@ def test_same_parameters_however_completions_are_laid_out(name, trained, start):
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-@pytest.mark.parametrize("strategy", ["single", "ddp", "sharded"])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "sharded", "divided"])
 def test_lower_precision_is_near(name, strategy, trained, start):
     """Weights are kept in float32, so what remains are roundings within each step; measured 0.7 to 0.9 %."""
     exact = load_file(trained / f"{name.split()[0]}-single-1-0.safetensors")

@@ -9,9 +9,22 @@ from lightning_modules.distributed import gathered_over_ranks, loss_scale, summe
 from tests.lightning_modules.training import quiet_trainer
 
 
-@pytest.mark.parametrize(("ranks", "accumulate", "scale"), [(1, 1, 1), (1, 3, 3), (4, 1, 4), (4, 3, 12)])
-def test_the_loss_is_scaled_by_ranks_times_micro_batches(ranks, accumulate, scale):
-    assert loss_scale(SimpleNamespace(world_size=ranks, accumulate_grad_batches=accumulate)) == scale
+def trainer_of(ranks, shares, rank=0, accumulate=1, **strategy):
+    """What the functions read of a trainer on several ranks, some of which may have the same share of the data."""
+    return SimpleNamespace(
+        world_size=ranks,
+        global_rank=rank,
+        distributed_sampler_kwargs={"num_replicas": shares, "rank": rank * shares // ranks},
+        accumulate_grad_batches=accumulate,
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), **strategy),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shares", "accumulate", "scale"), [(1, 1, 1, 1), (1, 1, 3, 3), (4, 4, 1, 4), (4, 4, 3, 12), (4, 2, 3, 6)]
+)
+def test_the_loss_is_scaled_by_shares_of_the_data_times_micro_batches(ranks, shares, accumulate, scale):
+    assert loss_scale(trainer_of(ranks, shares, accumulate=accumulate)) == scale
 
 
 def test_the_scale_of_a_real_trainer(tmp_path):
@@ -27,9 +40,11 @@ def test_several_ranks_are_summed_and_not_averaged():
     def reduce(values, reduce_op="mean"):
         return values * (4 if reduce_op == "sum" else 1)
 
-    strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("cpu"))
-    trainer = SimpleNamespace(world_size=4, strategy=strategy)
-    assert summed_over_ranks(torch.tensor([1.0, 2.0]), trainer).tolist() == [4.0, 8.0]
+    values = torch.tensor([1.0, 2.0])
+    assert summed_over_ranks(values, trainer_of(4, 4, reduce=reduce)).tolist() == [4.0, 8.0]
+    # Of ranks with the same share, the first one counts.
+    parts = [summed_over_ranks(values, trainer_of(4, 2, rank, reduce=reduce)).tolist() for rank in range(4)]
+    assert parts == [[4.0, 8.0], [0.0, 0.0]] * 2
 
 
 def test_one_rank_gathers_its_own_rows(tmp_path):
@@ -40,8 +55,8 @@ def test_one_rank_gathers_its_own_rows(tmp_path):
 @pytest.mark.parametrize("shape", [(3,), (3, 2)])
 def test_rows_of_several_ranks_stand_in_the_order_of_ranks(shape):
     rows = torch.arange(6.0)[: 3 * (shape[1:] or (1,))[0]].reshape(shape)
-    strategy = SimpleNamespace(
-        all_gather=lambda values: torch.stack([values, values + 10]), root_device=torch.device("cpu")
-    )
-    trainer = SimpleNamespace(world_size=2, strategy=strategy)
-    assert torch.equal(gathered_over_ranks(rows, trainer), torch.cat([rows, rows + 10]))
+    gathered = torch.stack([rows, rows + 10, rows + 20, rows + 30])
+    found = gathered_over_ranks(rows, trainer_of(4, 4, all_gather=lambda values: gathered))
+    assert torch.equal(found, torch.cat([rows, rows + 10, rows + 20, rows + 30]))
+    found = gathered_over_ranks(rows, trainer_of(4, 2, all_gather=lambda values: gathered))
+    assert torch.equal(found, torch.cat([rows, rows + 20]))

@@ -9,8 +9,6 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, Qwen2Config
 
-from aggregate_po.recipes import gmpo
-from lightning_modules import PolicyModule
 from lightning_modules.sharding import gathered, is_sharded, shard
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
@@ -30,17 +28,15 @@ def two_ranks():
     dist.destroy_process_group()
 
 
-def mesh(data_parallel, tensor_parallel):
-    return init_device_mesh(
-        "cpu", (data_parallel, tensor_parallel), mesh_dim_names=("data_parallel", "tensor_parallel")
-    )
+def mesh():
+    return init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_block_and_the_rest_of_any_architecture(name, two_ranks):
     model = AutoModelForCausalLM.from_config(CONFIGS[name])
     numbers = {key: value.numel() for key, value in model.named_parameters()}
-    shard(model, mesh(2, 1))
+    shard(model, mesh())
     assert is_sharded(model)
     assert sum(isinstance(module, FSDPModule) for module in model.modules()) == 3 + 1
     assert {key: value.numel() for key, value in model.named_parameters()} == numbers
@@ -51,20 +47,10 @@ def test_each_block_and_the_rest_of_any_architecture(name, two_ranks):
 @pytest.mark.parametrize("gathered_dtype", [None, torch.bfloat16])
 def test_weights_are_kept_in_float32_and_gathered_as_asked(gathered_dtype, two_ranks):
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
-    shard(model, mesh(2, 1), gathered_dtype)
+    shard(model, mesh(), gathered_dtype)
     with gathered(model):
         assert {value.dtype for value in model.parameters()} == {gathered_dtype or torch.float32}
     assert {value.dtype for value in model.parameters()} == {torch.float32}
-
-
-def test_tensor_parallelism_is_refused_before_anything_is_loaded(two_ranks, model_folder):
-    module = PolicyModule(model_folder, gmpo())
-    module._device_mesh = mesh(1, 2)
-    with pytest.raises(
-        ValueError, match=r"`tensor_parallel_size` .* is 2, which is not supported; .* data_parallel_size=2"
-    ):
-        module.configure_model()
-    assert module.model is None
 
 
 def test_a_model_in_one_piece_is_left_alone(model):

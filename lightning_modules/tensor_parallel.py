@@ -1,0 +1,91 @@
+"""Each layer of a model divided among ranks that work on the same data (tensor parallelism)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import PreTrainedModel
+
+
+def divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Divide the layers that transformers' plan for the architecture names; all others are whole on every rank.
+
+    So are embedding and output layer, which may be tied; log-probabilities are made from the latter's weight.
+
+    Args:
+        model: any of transformers that has a plan.
+        mesh: of the ranks that share the work on each tensor.
+
+    Raises:
+        ValueError: there is no plan, it has a layer of a kind that is not known here, or the heads do not divide.
+    """
+    _check_heads(model, mesh.size())
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    plan = model.tp_plan
+    # Inner modules first: what is left of an outer one is its own.
+    for name, module in reversed(list(model.named_modules())):
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        kind = None if module in (head, embedding) else plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+        if kind not in _KINDS:
+            raise ValueError(
+                f"`tensor_parallel_size` is {mesh.size()}, but transformers divides {name} of {type(model).__name__} "
+                f"by {kind!r}, which is not supported; pass tensor_parallel_size=1."
+            )
+        _KINDS[kind](module, mesh)
+    if tied:
+        head.weight = embedding.weight
+
+
+def _check_heads(model: PreTrainedModel, ranks: int) -> None:
+    config = model.config.get_text_config()
+    if not any("*" in name for name in model.tp_plan):  # the number of a decoder block
+        raise ValueError(
+            f"`tensor_parallel_size` is {ranks}, but transformers has no plan to divide {type(model).__name__}; pass "
+            "tensor_parallel_size=1."
+        )
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None) or config.num_attention_heads
+        if heads % ranks:
+            raise ValueError(
+                f"`tensor_parallel_size` is {ranks}, which does not divide the {heads} `{name}` of "
+                f"{type(model).__name__}; pass a divisor."
+            )
+
+
+def _whole(module: nn.Module, mesh: DeviceMesh, layout: Placement) -> None:
+    """Keep a layer whole on every rank, for inputs of one layout, which is that of its outputs too."""
+    # What the hooks return takes the place of inputs and outputs; its annotations say None.
+    distribute_module(module, mesh, None, cast(Any, partial(_distributed, layout)), cast(Any, _local))
+
+
+def _distributed(layout: Placement, module: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
+    return DTensor.from_local(inputs[0], mesh, [layout], run_check=False), *inputs[1:]
+
+
+def _local(module: nn.Module, output: Tensor, mesh: DeviceMesh) -> Tensor:
+    return output.to_local() if isinstance(output, DTensor) else output
+
+
+def _by(style: Any) -> Callable[[nn.Module, DeviceMesh], Any]:
+    return lambda module, mesh: parallelize_module(module, mesh, style)
+
+
+# What transformers calls the ways to divide a layer.
+_KINDS: dict[str | None, Callable[[nn.Module, DeviceMesh], Any]] = {
+    None: partial(_whole, layout=Replicate()),
+    # On heads that are divided, so that each rank has a part of the gradient; which dimension they are is no matter.
+    "replicated_with_grad_allreduce": partial(_whole, layout=Shard(1)),
+    "colwise": _by(ColwiseParallel()),
+    "colwise_gather_output": _by(ColwiseParallel(output_layouts=Replicate())),
+    "rowwise": _by(RowwiseParallel()),
+    "rowwise_split_input": _by(RowwiseParallel(input_layouts=Replicate())),
+}
