@@ -28,7 +28,7 @@ def divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """
     _check_heads(model, mesh.size())
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head is not None and head.weight is embedding.weight
+    tied = head.weight is embedding.weight
     plan = model.tp_plan
     # Inner modules first: what is left of an outer one is its own.
     for name, module in reversed(list(model.named_modules())):
@@ -43,6 +43,8 @@ def divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         _KINDS[kind](module, mesh)
     if tied:
         head.weight = embedding.weight
+    # FSDP2, which may come on top, warns of a model that gives views.
+    head.register_forward_hook(lambda module, inputs, output: output.clone())
 
 
 def _check_heads(model: PreTrainedModel, ranks: int) -> None:

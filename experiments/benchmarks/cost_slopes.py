@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from process_memory import peak_resident_bytes, reset_peak, resident_bytes
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from aggregate_po.recipes import grpo
@@ -105,20 +106,15 @@ class Steps(Callback):
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         if self.begins:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
-            self.before, self.started = _status("VmRSS"), time.perf_counter()
+            reset_peak()
+            self.before, self.started = resident_bytes(), time.perf_counter()
         self.begins = False
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
         if batch.closes_update:
             self.seconds.append(time.perf_counter() - self.started)
-            self.bytes.append(_status("VmHWM") - self.before)
+            self.bytes.append(peak_resident_bytes() - self.before)
             self.begins = True
-
-
-def _status(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
-    return 1024 * int(line.split()[1])
 
 
 def make_model(folder: Path) -> None:

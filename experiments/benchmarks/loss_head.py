@@ -17,9 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from process_memory import peak_resident_bytes, reset_peak, resident_bytes
 from torch import Tensor
 
 from aggregate_po import PolicyBatch, linear_log_probs
@@ -56,15 +56,10 @@ def peak_bytes(device: str, work: Callable[[], None]) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
-    before = _status("VmRSS")
+    reset_peak()
+    before = resident_bytes()
     work()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
-    return 1024 * int(line.split()[1])
+    return peak_resident_bytes() - before
 
 
 def measured(side: str, vocabulary: int, width: int, tokens: int, device: str) -> dict[str, float]:

@@ -20,11 +20,11 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from process_memory import peak_resident_bytes, reset_peak, resident_bytes
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from aggregate_po.recipes import gmpo
@@ -117,7 +117,7 @@ class Peaks(Callback):
 
     def begin(self) -> None:
         """Note what is there before the training."""
-        self.before = resident("VmRSS")
+        self.before = resident_bytes()
         self._reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,20 +143,14 @@ class Peaks(Callback):
         if trainer.global_step > 0 or phase == "update":  # the first step has no gradients or states from before
             peak = torch.cuda.max_memory_allocated() if self.on_gpu else self.memory.peak + self.weights
             self.live[phase] = max(self.live[phase], peak)
-            self.resident[phase] = max(self.resident[phase], resident("VmHWM") - self.before)
+            self.resident[phase] = max(self.resident[phase], peak_resident_bytes() - self.before)
         self._reset()
 
     def _reset(self) -> None:
         self.memory.reset_peak()
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident(name: str) -> int:
-    """Bytes of the process in memory, now (VmRSS) or at most since it was reset (VmHWM)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].split()[0]) * 1024
+        reset_peak()
 
 
 def measure(case: str, on_gpu: bool) -> dict[str, Any]:

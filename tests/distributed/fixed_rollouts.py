@@ -142,8 +142,8 @@ class Figures(Callback):
             self.skipped = float(trainer.callback_metrics["skipped_steps"])
 
 
-def train(model: str, case: Case, strategy: str, accumulate: int) -> dict[str, torch.Tensor]:
-    """Whole parameters and figures at the end."""
+def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) -> dict[str, torch.Tensor]:
+    """Whole parameters and figures at the end; the folder is what the module leaves behind."""
     rounded = "precision" in case.options
     policy_module.AutoModelForCausalLM = AutoModelForCausalLM if rounded else ExactModels
     # Plain gradient descent: an adaptive optimiser would hide a gradient of the wrong scale.
@@ -173,6 +173,7 @@ def train(model: str, case: Case, strategy: str, accumulate: int) -> dict[str, t
     assert is_sharded(module.model) == (strategy in ("sharded", *DIVIDED))
     parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
     assert {value.dtype for value in parameters.values()} == {torch.float32 if rounded else torch.float64}
+    module.save_pretrained(folder)
     noted = {"grad_norm": torch.tensor(figures.norms), "skipped_steps": torch.tensor(figures.skipped)}
     return {**parameters, **noted, **drawn(module)}
 
@@ -200,8 +201,9 @@ def main() -> None:
             if "lora" in case.module and strategy in DIVIDED:
                 continue
             for accumulate in ACCUMULATE[: 1 if name in ROUNDED else None]:
-                trained = train(arguments.model, case, strategy, accumulate)
-                save_file(trained, arguments.output / f"{name}-{strategy}-{accumulate}-{rank()}.safetensors")
+                output = arguments.output / f"{name}-{strategy}-{accumulate}"
+                trained = train(arguments.model, case, strategy, accumulate, output)
+                save_file(trained, f"{output}-{rank()}.safetensors")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def test_same_parameters_however_completions_are_laid_out(name, trained, start):
     assert max((padded[key] - other[key]).abs().max().item() for key in start) < 1e-12
 
 
+@pytest.mark.parametrize("strategy", ["single", "ddp", "sharded", "divided", "both"])
+def test_the_folder_that_is_left_holds_the_whole_parameters(strategy, trained, start):
+    left = AutoModelForCausalLM.from_pretrained(trained / f"gmpo-{strategy}-2", dtype="auto").state_dict()
+    expected = load_file(trained / f"gmpo-{strategy}-2-0.safetensors")
+    assert all(torch.equal(left[name], expected[name]) for name in start)
+    assert torch.equal(left["lm_head.weight"], left["model.embed_tokens.weight"])
+
+
 @pytest.mark.parametrize("name", ROUNDED)
 @pytest.mark.parametrize("strategy", ["single", "ddp", "sharded", "divided"])
 def test_lower_precision_is_near(name, strategy, trained, start):
