@@ -101,7 +101,8 @@ class LoRA:
         if self.export == "merged":
             # What is merged is new, and need not stand beside the model on its device.
             own = {parameter.data_ptr() for parameter in model.parameters()}
-            weights = {name: w if w.data_ptr() in own else w.cpu() for name, w in policy_weights(model)}
+            gathered = policy_weights(model)
+            weights = {name: w if w.data_ptr() in own else w.cpu() for name, w in gathered if rank() == 0}
             if rank() == 0:
                 model.save_pretrained(folder, state_dict=weights)
             return

@@ -47,6 +47,7 @@ class PolicyModule(LightningModule):
         max_skipped_steps: an optimiser step whose gradient is not finite is skipped; this many in a row stop the run.
         layout: how prompts and completions are laid out for the forward pass.
         lora: trains adapters in place of the weights; their absence is the reference.
+        attn_implementation: transformers' name of the attention, as flash_attention_2; transformers chooses when None.
 
     Raises:
         TypeError: `objective` is no `PolicyObjective`.
@@ -66,6 +67,7 @@ class PolicyModule(LightningModule):
         max_skipped_steps: int = 3,
         layout: SequenceLayout = SharedPrompts(),
         lora: LoRA | None = None,
+        attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(objective, PolicyObjective):
@@ -95,6 +97,7 @@ class PolicyModule(LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.layout = layout
         self.lora = lora
+        self.attn_implementation = attn_implementation
         self.strict_loading = lora is None  # a checkpoint of adapters has no other weights
         self.model: PreTrainedModel = None  # type: ignore[assignment]  # loaded by `configure_model`
         self.tokenizer: PreTrainedTokenizerBase = None  # type: ignore[assignment]
@@ -132,18 +135,21 @@ class PolicyModule(LightningModule):
             )
         path = self.model_name if isinstance(self.model_name, str) else self.model_name.prepare()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.model = self._loaded(path)
         if self.lora is not None:
             self.lora.adapt(self.model)
         elif self._needs_reference:
-            reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-            self._reference = (reference.requires_grad_(False),)
+            self._reference = (self._loaded(path).requires_grad_(False),)
         if self.device_mesh is not None:
             gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             for model in (self.model, *self._reference):
                 if parts > 1:
                     divide(model, self.device_mesh["tensor_parallel"])
                 shard(model, self.device_mesh, gathered)
+
+    def _loaded(self, path: str) -> PreTrainedModel:
+        attention = self.attn_implementation
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
 
     @property
     def needs_reference(self) -> bool:

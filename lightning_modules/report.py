@@ -66,6 +66,7 @@ class RunReport(Callback):
             self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until)
             if fresh and self._before:
                 self._metrics.append(0, _held_out(self._before))
+                _log_elsewhere(trainer, self._before)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the tokens of a rollout once, however many updates use them."""
@@ -86,6 +87,7 @@ class RunReport(Callback):
         if self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0:
             measured, _ = evaluate(trainer)
             figures |= _held_out(measured)
+            _log_elsewhere(trainer, measured)
             self._step_started = time.perf_counter()
         if self._metrics is not None:
             self._metrics.append(trainer.global_step, {**figures, "time/step": seconds})
@@ -98,6 +100,7 @@ class RunReport(Callback):
         if not self._trained:  # no step was asked for
             return
         after, samples_after = evaluate(trainer)
+        _log_elsewhere(trainer, after)
         folder = _folder(trainer)
         cast(PolicyModule, pl_module).save_pretrained(folder / "model")
         if self._metrics is None:  # on the other ranks
@@ -162,6 +165,12 @@ def print_table(columns: dict[str, dict[str, float]]) -> None:
     for name in names:
         cells = "".join(f"{figures[name]:>10.3f}" if name in figures else " " * 10 for figures in columns.values())
         print(f"{name:<{width}}{cells}")
+
+
+def _log_elsewhere(trainer: Trainer, figures: dict[str, float]) -> None:
+    """Give held-out figures to the loggers that were asked for, which Lightning gives all others."""
+    for logger in trainer.loggers:
+        logger.log_metrics(_held_out(figures), trainer.global_step)
 
 
 def _held_out(figures: dict[str, float]) -> dict[str, float]:

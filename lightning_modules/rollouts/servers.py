@@ -117,7 +117,8 @@ class VLLMServers(RolloutEngine):
         """
         wait_for_ranks(model.device)  # no other rank is still drawing from the policy before
         # Sharded weights are gathered, and the policy reads its text, on every rank.
-        weights = {name: tensor.detach().cpu() for name, tensor in policy_weights(model)}
+        gathered = policy_weights(model)
+        weights = {name: tensor.detach().cpu() for name, tensor in gathered if rank() == 0}
         text = _Text.read_by(model) if self.check_weights else None
         sizes = model_sizes(model.config)
         error: Exception | None = None

@@ -73,7 +73,7 @@ class ExactModels:
     """Loads models that compute in float64 throughout; the sharding strategy accepts no precision that says so."""
 
     @staticmethod
-    def from_pretrained(path, dtype):
+    def from_pretrained(path, dtype, attn_implementation):
         """In place of the library's."""
         return exact(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64))
 

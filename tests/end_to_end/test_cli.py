@@ -72,14 +72,31 @@ def test_a_run_leaves_its_folder(run, small_fit, tmp_path):
     assert "--ckpt_path last" in output
 
 
+def rows(file):
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
 @pytest.mark.parametrize(
     ("export", "weights"), [("merged", "model.safetensors"), ("adapter", "adapter_model.safetensors")]
 )
 def test_an_adapted_model_is_measured_as_it_was_trained(run, small_fit, tmp_path, export, weights):
     folder = tmp_path / "run"
     lora = ["--model.lora.rank=4", f"--model.lora.export={export}", "--model.learning_rate=1e-2"]
-    status, output = run([*small_fit, *lora, "--trainer.max_steps=4", f"--trainer.default_root_dir={folder}"])
+    logger = [
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.save_dir={tmp_path / 'logged'}",
+    ]
+    options = ["--trainer.max_steps=4", "--trainer.log_every_n_steps=1", f"--trainer.default_root_dir={folder}"]
+    status, output = run([*small_fit, *lora, *logger, *options])
     assert status == 0, output
+    # Another logger gets what the run's own file has, held-out figures too.
+    (logged,) = (tmp_path / "logged").rglob("metrics.csv")
+    elsewhere = {int(row["step"]): row for row in rows(logged) if row["val/pass@1_greedy"]}
+    summary = json.loads((folder / "summary.json").read_text())
+    for step, name in ((0, "before"), (4, "after")):
+        assert float(elsewhere[step]["val/pass@1_greedy"]) == pytest.approx(summary[name]["pass@1_greedy"])
+    assert sum(bool(row["entropy"]) for row in rows(logged)) == 4
     assert [path.name for path in (folder / "model").glob("*.safetensors")] == [weights]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["after"] != summary["before"]

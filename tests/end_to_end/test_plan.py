@@ -60,7 +60,7 @@ def configs(*names):
             ["1 node of 8 x GPU; ModelParallelStrategy, divided by 8", "gathered weights", "gathered gradients"],
         ),
         (
-            [*configs("eight-gpus", "two-nodes"), "--model.model_name=./described"],
+            [*configs("eight-gpus", "node-of-servers"), "--model.model_name=./described"],
             ["VLLMServers: on devices of its own", "prompt of 512 (assumed", "log-probabilities of the rollout"],
         ),
     ],

@@ -439,6 +439,14 @@ def test_a_model_can_be_made_on_the_spot(tmp_path, model_folder):
     assert run.trainer.global_step == 1
 
 
+@pytest.mark.parametrize(("asked", "used"), [(None, "sdpa"), ("eager", "eager")])
+def test_policy_and_reference_have_the_attention_that_was_asked_for(model_folder, asked, used):
+    module = PolicyModule(model_folder, grpo(penalties=[K3Penalty(0.1)]), attn_implementation=asked)
+    module.configure_model()
+    models = [module.model, *module._reference]
+    assert [one.config._attn_implementation for one in models] == [used, used]
+
+
 def test_stop_tokens_are_those_of_model_and_tokenizer(module):
     eos = module.tokenizer.eos_token_id
     module.model.generation_config.eos_token_id = [7, 3]
