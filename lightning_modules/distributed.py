@@ -66,9 +66,18 @@ def number_of_data_ranks(trainer: Trainer) -> int:
     return (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
 
 
+def is_first_partner(trainer: Trainer) -> bool:
+    """Whether this rank is the first of those that divide tensors among them, which follow one another."""
+    return trainer.global_rank % _number_of_partners(trainer) == 0
+
+
+def _number_of_partners(trainer: Trainer) -> int:
+    return trainer.world_size // number_of_data_ranks(trainer)
+
+
 def agreed_among_partners(value: Any, trainer: Trainer) -> Any:
     """The same value on all ranks that divide tensors among them: that of the first."""
-    if number_of_data_ranks(trainer) == trainer.world_size:
+    if _number_of_partners(trainer) == 1:
         return value
     mesh, values = cast(ModelParallelStrategy, trainer.strategy).device_mesh["tensor_parallel"], [value]
     dist.broadcast_object_list(values, group=mesh.get_group(), group_src=0)
@@ -88,7 +97,7 @@ def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
     """The sum of the tensors of all shares of the data, on every rank and on the CPU."""
     if trainer.world_size == 1:
         return values
-    mine = values if _is_first_partner(trainer) else torch.zeros_like(values)
+    mine = values if is_first_partner(trainer) else torch.zeros_like(values)
     reduced = trainer.strategy.reduce(mine.to(trainer.strategy.root_device), reduce_op="sum")
     return torch.as_tensor(reduced).cpu()
 
@@ -98,10 +107,4 @@ def gathered_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
     if trainer.world_size == 1:
         return values
     gathered = trainer.strategy.all_gather(values.to(trainer.strategy.root_device))
-    partners = trainer.world_size // number_of_data_ranks(trainer)
-    return rearrange(gathered[::partners], "rank batch ... -> (rank batch) ...").cpu()
-
-
-def _is_first_partner(trainer: Trainer) -> bool:
-    """Whether this rank is the first of those that have its share of the data, which follow one another."""
-    return trainer.global_rank % (trainer.world_size // number_of_data_ranks(trainer)) == 0
+    return rearrange(gathered[:: _number_of_partners(trainer)], "rank batch ... -> (rank batch) ...").cpu()

@@ -299,6 +299,8 @@ class PolicyModule(LightningModule):
             optimizer = self.optimizer(parameters)
         else:
             optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        for parameter in [one for one in optimizer.state if not one.requires_grad]:
+            del optimizer.state[parameter]  # which some optimisers make at once
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / max(self.warmup_steps, 1), 1.0)
         )

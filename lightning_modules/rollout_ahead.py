@@ -14,12 +14,12 @@ class Drawn:
     """Completions, and the policy that drew them.
 
     Args:
-        completions: as the engine gave them.
+        completions: as the engine gave them; None where another rank draws the same ones.
         global_step: optimiser steps that the policy had made.
         figures: what the engine said of itself, to be logged.
     """
 
-    completions: Completions
+    completions: Completions | None
     global_step: int
     figures: Mapping[str, float]
 

@@ -30,6 +30,7 @@ from lightning_modules.distributed import (
     agreed_among_partners,
     data_rank,
     gathered_over_ranks,
+    is_first_partner,
     number_of_data_ranks,
     summed_over_ranks,
 )
@@ -193,7 +194,7 @@ class RolloutDataModule(LightningDataModule):
         if self.prompts_per_rollout % pieces:
             raise ValueError(
                 f"`prompts_per_rollout` is {self.prompts_per_rollout}, which {self.updates_per_rollout} updates on "
-                f"{shares} ranks do not divide; pass a multiple of {pieces}."
+                f"{shares} data-parallel ranks do not divide; pass a multiple of {pieces}."
             )
         completions = self.prompts_per_rollout * self.group_size // pieces
         if self.trainer.accumulate_grad_batches > completions:
@@ -275,10 +276,11 @@ class RolloutDataModule(LightningDataModule):
         examples = self._examples_of(number)
         prompts = [self._prompt_ids(example) for example in examples]
         finished = self._ahead.take(number) or self._drawing(number, prompts)()
-        drawn, texts = finished.completions, self._texts(finished.completions)
+        drawn = cast(Completions, agreed_among_partners(finished.completions, self.trainer))
+        texts = self._texts(drawn)
         repeated = [example for example in examples for _ in range(self.group_size)]
-        components = self.rewards.components(texts, repeated)
-        drawn, components = agreed_among_partners((drawn, components), self.trainer)
+        scored = self.rewards.components(texts, repeated) if is_first_partner(self.trainer) else None
+        components = cast(Tensor, agreed_among_partners(scored, self.trainer))
         response_mask = drawn.mask
         if self.truncated == "zero_reward":
             components = torch.where(drawn.finished.unsqueeze(-1), components, 0)
@@ -335,9 +337,12 @@ class RolloutDataModule(LightningDataModule):
         with context():
             self.rollouts.load_policy(self.policy.model)
 
+        # An engine elsewhere is asked once; one in the training process may need the ranks together.
+        draws = not self.rollouts.concurrent or is_first_partner(self.trainer)
+
         def draw() -> Drawn:
             with context():
-                completions = self.rollouts.generate(prompts, sampling)
+                completions = self.rollouts.generate(prompts, sampling) if draws else None
             return Drawn(completions, step, self.rollouts.figures())
 
         return draw

@@ -66,6 +66,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
     """Within it every rank has the whole weights, and may call the model as often as it likes, outside any graph.
 
     A sharded model otherwise gathers its weights in each forward pass, so all ranks must make the same number of them.
+    Ranks that divide layers among them (`tensor_parallel`) still have parts of these, and must make the same calls.
     """
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not shards:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module
@@ -24,7 +25,7 @@ def divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         mesh: of the ranks that share the work on each tensor.
 
     Raises:
-        ValueError: there is no plan, it has a layer of a kind that is not known here, or the heads do not divide.
+        ValueError: there is no plan, or it has a layer that cannot be divided here or evenly.
     """
     _check_heads(model, mesh.size())
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -34,17 +35,55 @@ def divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     for name, module in reversed(list(model.named_modules())):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        kind = None if module in (head, embedding) else plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
-        if kind not in _KINDS:
+        kind = None if module in (head, embedding) else plan.get(_pattern(name))
+        if kind not in _KINDS or (kind is None and _is_amid_parts(model, name, module)):
             raise ValueError(
                 f"`tensor_parallel_size` is {mesh.size()}, but transformers divides {name} of {type(model).__name__} "
                 f"by {kind!r}, which is not supported; pass tensor_parallel_size=1."
             )
+        _check_divides(name, module, kind, mesh.size())
         _KINDS[kind](module, mesh)
     if tied:
         head.weight = embedding.weight
     # FSDP2, which may come on top, warns of a model that gives views.
     head.register_forward_hook(lambda module, inputs, output: output.clone())
+
+
+def agreed_draw(tokens: Tensor, model: PreTrainedModel) -> Tensor:
+    """Tokens that were drawn from a model, as the first of the ranks that divide it has them, if any do.
+
+    Roundings may differ between ranks, and with them a draw; all must go on with the same one.
+    """
+    mesh = getattr(next(model.parameters()), "device_mesh", None)
+    if mesh is not None and _DIMENSION in (mesh.mesh_dim_names or ()):
+        dist.broadcast(tokens, group=mesh[_DIMENSION].get_group(), group_src=0)
+    return tokens
+
+
+def _pattern(name: str) -> str:
+    """The name of a layer as a plan has it, with a star for each number."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def _is_amid_parts(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
+    """Whether a layer that is in no plan may work on parts: beside divided ones, above others, or by its parameters."""
+    plan, beside = model.tp_plan, _pattern(name).rpartition(".")[0]
+    return (
+        any(kind == "colwise" and other.rpartition(".")[0] == beside for other, kind in plan.items())
+        or any(True for child in module.children() for _ in child.parameters())
+        or any(_pattern(f"{name}.{parameter}") in plan for parameter, _ in module.named_parameters(recurse=False))
+    )
+
+
+def _check_divides(name: str, module: nn.Module, kind: str | None, ranks: int) -> None:
+    if not isinstance(module, nn.Linear) or kind is None:
+        return
+    side = "out_features" if kind.startswith("colwise") else "in_features"
+    if getattr(module, side) % ranks:
+        raise ValueError(
+            f"`tensor_parallel_size` is {ranks}, which does not divide the {getattr(module, side)} `{side}` of {name}; "
+            "pass a divisor."
+        )
 
 
 def _check_heads(model: PreTrainedModel, ranks: int) -> None:
@@ -81,6 +120,7 @@ def _by(style: Any) -> Callable[[nn.Module, DeviceMesh], Any]:
     return lambda module, mesh: parallelize_module(module, mesh, style)
 
 
+_DIMENSION = "tensor_parallel"  # of the mesh that Lightning makes
 # What transformers calls the ways to divide a layer.
 _KINDS: dict[str | None, Callable[[nn.Module, DeviceMesh], Any]] = {
     None: partial(_whole, layout=Replicate()),

@@ -63,6 +63,11 @@ class TrainerSettings:
             raise ValueError(
                 f"`trainer.precision` is {precision!r}; a plan knows 64-true, 32-true, and bf16 and 16, true or mixed."
             )
+        if strategy == "ModelParallelStrategy" and precision in ("64-true", "16-mixed"):
+            raise ValueError(
+                f"`trainer.precision` is {precision!r}, which ModelParallelStrategy does not accept; pass 32-true or "
+                "bf16-mixed."
+            )
         if sharding.shards > 1 and kind == "mixed":
             sharding = replace(sharding, gathered=_TYPES[number].itemsize / torch.float32.itemsize)
         return cls(

@@ -13,13 +13,14 @@ from lightning_modules.progress import progress_bar
 from lightning_modules.rollout_batch import left_padded
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.sharding import gathered
+from lightning_modules.tensor_parallel import agreed_draw
 
 
 class TransformersEngine(RolloutEngine):
     """Draws completions with the policy's own forward pass, so the log-probabilities are those of the trainer.
 
     A prompt is read once for all its completions, and completions that have ended leave the batch. The weights of a
-    sharded policy are gathered on every rank while it draws.
+    sharded policy are gathered on every rank while it draws; ranks that divide its layers draw the same together.
 
     Args:
         max_sequences: completions drawn at the same time; more prompts wait for their turn.
@@ -147,6 +148,7 @@ class _Decoding:
             tokens = log_probs.argmax(dim=-1)
         else:
             tokens = torch.multinomial(log_probs.exp(), 1, generator=self.generator).squeeze(-1)
+        tokens = agreed_draw(tokens, self.model)
         self.token_ids[self.rows, time] = tokens
         self.log_probs[self.rows, time] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         self.lengths[self.rows] = time + 1

@@ -1,9 +1,9 @@
-"""Logits and gradients of models whose layers are divided among ranks; a program, started by the tests."""
+"""Models whose layers are divided among two ranks, and what these agree upon; a program, started by the tests."""
 
 import copy
 import json
-import os
 import sys
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from lightning_modules.sharding import whole
+from lightning_modules.distributed import agreed_among_partners
+from lightning_modules.rollouts import SamplingParameters, TransformersEngine
+from lightning_modules.sharding import shard, whole
 from lightning_modules.tensor_parallel import divide
 
 SIZES = {
@@ -58,14 +60,16 @@ def gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 def main() -> None:
     dist.init_process_group("gloo")
-    mesh, found = init_device_mesh("cpu", (2,)), {}
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    found = {}
     for name, config in CONFIGS.items():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)  # biases and norms, too
         divided = copy.deepcopy(model)
-        divide(divided, mesh)
+        divide(divided, mesh["tensor_parallel"])
+        shard(divided, mesh)
         (logits, grads), (our_logits, our_grads) = gradients(model), gradients(divided)
         assert grads.keys() == our_grads.keys()
         apart = [(logits - our_logits).abs().max(), *((grads[key] - our_grads[key]).abs().max() for key in grads)]
@@ -75,8 +79,19 @@ def main() -> None:
         )
         size = max(value.abs().max().item() for value in grads.values())
         found[name] = {"apart": max(apart).item() / size, "share": local / numbers}
-    if os.environ["RANK"] == sys.argv[1]:
-        print(json.dumps(found))
+    # A rank whose logits are others, as if by rounding, must draw what the first one draws.
+    with torch.no_grad():
+        for parameter in divided.parameters():
+            parameter.to_local().mul_(1 + 0.2 * dist.get_rank())
+    engine = TransformersEngine()
+    engine.load_policy(divided)
+    drawn = engine.generate([[3, 4], [5]], SamplingParameters(9, stop_token_ids=(1, 7, 8), samples_per_prompt=3))
+    one_share = {"num_replicas": 1, "rank": 0}
+    trainer = SimpleNamespace(
+        world_size=2, distributed_sampler_kwargs=one_share, strategy=SimpleNamespace(device_mesh=mesh)
+    )
+    agreed = agreed_among_partners(f"rank {dist.get_rank()}", trainer)
+    print(json.dumps({"models": found, "drawn": drawn.token_ids.tolist(), "agreed": agreed}))
     dist.destroy_process_group()
 
 

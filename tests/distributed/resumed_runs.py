@@ -31,6 +31,7 @@ STRATEGIES = {
     "sharded, one file": lambda: ModelParallelStrategy(**SIZES, save_distributed_checkpoint=False),
     "sharded over one": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1),
 }
+RANKS = {**fixed_rollouts.RANKS, "sharded over one": 1}
 UPDATES_PER_ROLLOUT, STOP, STEPS = 4, 3, 6
 
 
@@ -91,7 +92,7 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapte
     record, checkpoint = Record(stop), RunCheckpoint(str(folder / "checkpoints"), every_n_train_steps=STOP)
     trainer = Trainer(
         accelerator="cpu",
-        devices=1 if strategy in ("single", "sharded over one") else 2,
+        devices=RANKS.get(strategy, 2),
         strategy=STRATEGIES[strategy](),
         accumulate_grad_batches=accumulate,
         max_steps=STEPS,

@@ -48,6 +48,11 @@ PLANS = [
         "from two to one, other micro-batches": {"strategy": "single", "accumulate": 1, "resume": "ddp, stopped"},
         "from one file, alone": {"strategy": "single", "accumulate": 1, "resume": "one file, stopped"},
     },
+    {
+        "both, stopped": {"strategy": "both", "stop": True},
+        "both, resumed": {"strategy": "both", "resume": "both, stopped"},
+        "from ddp to both": {"strategy": "both", "resume": "ddp, stopped"},
+    },
     {"from two shards to one": {"strategy": "sharded over one", "accumulate": 2, "resume": "sharded, stopped"}},
 ]
 
@@ -106,6 +111,8 @@ def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, run
         "divided, resumed",
         "from ddp to sharded",
         "from ddp to divided",
+        "both, resumed",
+        "from ddp to both",
         "from divided to sharded",
         "from sharded to divided",
     ],

@@ -309,6 +309,10 @@ def test_precisions(precision, weights, autocast):
     [
         ({"strategy": "deepspeed"}, "`trainer.strategy` is 'deepspeed'"),
         ({"devices": 4, "strategy": ModelParallelStrategy()}, "`tensor_parallel_size` .* are 1 and 4 .* pass 4 and 1"),
+        (
+            {"strategy": ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1), "precision": "64-true"},
+            "`trainer.precision` is '64-true', which ModelParallelStrategy does not accept",
+        ),
         ({"precision": "transformer-engine"}, "`trainer.precision` is 'transformer-engine'"),
         ({"accelerator": "tpu"}, "`trainer.accelerator` is 'tpu'"),
         ({"devices": "many"}, "`trainer.devices` is 'many'"),

@@ -129,7 +129,7 @@ def test_prompts_may_come_as_a_list_or_a_file(tmp_path, model_folder):
         (
             {"updates_per_rollout": 3},
             1,
-            r"`prompts_per_rollout` is 4, which 3 updates on 1 ranks do not divide; .* 3\.",
+            r"`prompts_per_rollout` is 4, which 3 updates on 1 data-parallel ranks do not divide; .* 3\.",
         ),
         ({}, 17, "`accumulate_grad_batches` is 17, but an update has only 16 completions on each rank; pass at most"),
         ({"updates_per_rollout": 2}, 9, "`accumulate_grad_batches` is 9, but an update has only 8 completions"),
@@ -229,7 +229,9 @@ def test_ranks_share_the_prompts_and_draw_with_seeds_of_their_own(tmp_path, mode
 
 def test_updates_divide_among_ranks_too(tmp_path, model_folder, monkeypatch):
     monkeypatch.setattr(Trainer, "world_size", property(lambda self: 3))
-    with pytest.raises(ValueError, match=r"which 2 updates on 3 ranks do not divide; pass a multiple of 6"):
+    with pytest.raises(
+        ValueError, match=r"which 2 updates on 3 data-parallel ranks do not divide; pass a multiple of 6"
+    ):
         fitted(tmp_path, model_folder, data=small_data(updates_per_rollout=2))
 
 

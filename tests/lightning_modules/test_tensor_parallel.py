@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, PhiConfig, Qwen2Config
 
 from aggregate_po.recipes import gmpo
 from lightning_modules import LoRA, PolicyModule
@@ -54,11 +54,19 @@ def test_layers_are_divided_as_the_architecture_wants(mesh):
             "is 2, which does not divide the 3 `num_attention_heads` of Llama",
         ),
         (
+            LlamaConfig(**{**SIZES, "intermediate_size": 31}, num_attention_heads=4, num_key_value_heads=2),
+            "is 2, which does not divide the 31 `in_features` of model.layers.1.mlp.down_proj; pass a divisor",
+        ),
+        (
             MixtralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2),
             "divides model.layers.1.mlp.* of MixtralForCausalLM by '.*', which is not supported",
         ),
+        (
+            PhiConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, qk_layernorm=True),
+            "divides model.layers.1.self_attn.._layernorm of PhiForCausalLM by None, which is not supported",
+        ),
     ],
-    ids=["no plan", "key-value heads", "heads", "experts"],
+    ids=["no plan", "key-value heads", "heads", "columns", "experts", "beside divided layers"],
 )
 def test_what_cannot_be_divided_is_refused(config, message, mesh):
     with pytest.raises(ValueError, match=f"`tensor_parallel_size` .*{message}"):
