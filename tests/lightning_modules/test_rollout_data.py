@@ -210,14 +210,21 @@ def test_seeds_decide_the_rollout(tmp_path, model_folder):
     assert [sampling.seed for sampling in again.sampling] == seeds[:3]
 
 
+def as_one_of(ranks, rank, monkeypatch):
+    """Let a trainer take its process for one of several."""
+    share = {"num_replicas": ranks, "rank": rank}
+    monkeypatch.setattr(Trainer, "world_size", property(lambda self: ranks))
+    monkeypatch.setattr(Trainer, "global_rank", property(lambda self: rank))
+    monkeypatch.setattr(Trainer, "distributed_sampler_kwargs", property(lambda self: share))
+
+
 def test_ranks_share_the_prompts_and_draw_with_seeds_of_their_own(tmp_path, model_folder, monkeypatch):
     engines = []
     for rank in (None, 0, 1):
         engines.append(RecordingEngine())
         with monkeypatch.context() as patched:
             if rank is not None:
-                patched.setattr(Trainer, "world_size", property(lambda self: 2))
-                patched.setattr(Trainer, "global_rank", property(lambda self, rank=rank: rank))
+                as_one_of(2, rank, patched)
                 # As if the other rank had drawn the same.
                 patched.setattr(rollout_data, "gathered_over_ranks", lambda rows, trainer: rows.repeat(2, 1))
             fitted(tmp_path, model_folder, data=small_data(rollouts=engines[-1]))
@@ -228,7 +235,7 @@ def test_ranks_share_the_prompts_and_draw_with_seeds_of_their_own(tmp_path, mode
 
 
 def test_updates_divide_among_ranks_too(tmp_path, model_folder, monkeypatch):
-    monkeypatch.setattr(Trainer, "world_size", property(lambda self: 3))
+    as_one_of(3, 0, monkeypatch)
     with pytest.raises(
         ValueError, match=r"which 2 updates on 3 data-parallel ranks do not divide; pass a multiple of 6"
     ):
