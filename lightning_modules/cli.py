@@ -61,12 +61,18 @@ class PolicyArgumentParser(LightningArgumentParser):
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Keeps the configuration that a run was trained with; measuring it later leaves the file alone."""
+    """Keeps the configuration that a run was trained with in its folder; measuring it later leaves the file alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file at the beginning of a fit."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it there whatever logger there is, since `evaluate` looks for it."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
 
 
 class PolicyCLI(LightningCLI):
@@ -127,7 +133,7 @@ def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = Poli
         auto_configure_optimizers=False,  # the parameters exist only once the trainer has loaded the model
         parser_kwargs={"prog": "aggregate-po", "description": _DESCRIPTION},
         save_config_callback=SaveFitConfig,
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar()]},
     )
 
