@@ -35,7 +35,10 @@ def divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     for name, module in reversed(list(model.named_modules())):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        kind = None if module in (head, embedding) else plan.get(_pattern(name))
+        if module in (head, embedding):
+            _KINDS[None](module, mesh)
+            continue
+        kind = plan.get(_pattern(name))
         if kind not in _KINDS or (kind is None and _is_amid_parts(model, name, module)):
             raise ValueError(
                 f"`tensor_parallel_size` is {mesh.size()}, but transformers divides {name} of {type(model).__name__} "
