@@ -35,6 +35,12 @@ RANKS = {**fixed_rollouts.RANKS, "sharded over one": 1}
 UPDATES_PER_ROLLOUT, STOP, STEPS = 4, 3, 6
 
 
+def reward_of_first_partner(completion, example):
+    """Of each two ranks that divide tensors among them, the first one is to ask."""
+    assert rank() % 2 == 0
+    return text_reward(completion, example)
+
+
 class Stopped(Exception):
     """The run has been told to stop."""
 
@@ -75,7 +81,7 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapte
     module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4, lora=lora)
     data = RolloutDataModule(
         [{"prompt": f"{number} + {number}"} for number in range(16)],
-        text_reward,
+        reward_of_first_partner if strategy in fixed_rollouts.DIVIDED else text_reward,
         rollouts=PromptedEngine(),
         group_size=3,
         prompts_per_rollout=8,
