@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, recipes
+from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals, recipes
 from aggregate_po.transforms import PessimisticClip
 from lightning_modules import LoRA, PackedSequences, PolicyModule, policy_module
 from lightning_modules.distributed import data_rank, number_of_data_ranks, rank
@@ -57,7 +57,12 @@ CASES = {
     "recomputed": Case(recipes.gmpo, module={"layout": PackedSequences(recompute=True)}),
     "adapters": Case(recipes.gmpo, module={"lora": LoRA(4)}),
 }
-ROUNDED = {"gmpo in bfloat16": Case(recipes.gmpo, {"precision": "bf16-mixed"})}
+# Without a clip, whose gates a rounding may open or close.
+EXACT, ROUNDED = "unclipped", "unclipped in bfloat16"
+PRECISIONS = {
+    EXACT: Case(lambda: PolicyObjective(GeometricMean())),
+    ROUNDED: Case(lambda: PolicyObjective(GeometricMean()), {"precision": "bf16-mixed"}),
+}
 STRATEGIES: dict[str, Callable[[], Any]] = {
     "single": lambda: "auto",
     "ddp": lambda: DDPStrategy(timeout=TIMEOUT),
@@ -66,7 +71,14 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
     "both": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=2, timeout=TIMEOUT),
 }
 RANKS = {"single": 1, "both": 4}
-DIVIDED = ("divided", "both")  # in which adapters are refused
+DIVIDED = ("divided", "both")
+
+
+def cuts(name: str, strategy: str) -> tuple[int, ...]:
+    """Numbers of micro-batches that a case is trained with; none where adapters are refused."""
+    if strategy in DIVIDED:
+        return () if "lora" in {**CASES, **PRECISIONS}[name].module else (2,)
+    return ACCUMULATE if name in CASES else (2,)
 
 
 class ExactModels:
@@ -193,14 +205,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("output", type=Path)
     parser.add_argument("strategies", nargs="+", choices=list(STRATEGIES))
-    parser.add_argument("--cases", nargs="+", default=[*CASES, *ROUNDED])
+    parser.add_argument("--cases", nargs="+", default=[*CASES, *PRECISIONS])
     arguments = parser.parse_args()
     for strategy in arguments.strategies:
         for name in arguments.cases:
-            case = {**CASES, **ROUNDED}[name]
-            if "lora" in case.module and strategy in DIVIDED:
-                continue
-            for accumulate in ACCUMULATE[: 1 if name in ROUNDED else None]:
+            case = {**CASES, **PRECISIONS}[name]
+            for accumulate in cuts(name, strategy):
                 output = arguments.output / f"{name}-{strategy}-{accumulate}"
                 trained = train(arguments.model, case, strategy, accumulate, output)
                 save_file(trained, f"{output}-{rank()}.safetensors")
