@@ -39,6 +39,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         scratch.replace(target)
 
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Load from a file.
+
+        Raises:
+            ValueError: it is a folder, which a strategy that shards has written.
+        """
+        if Path(path).is_dir():
+            raise ValueError(
+                f"`ckpt_path` is {str(path)!r}, a folder of shards; resume it under ModelParallelStrategy, which "
+                "wrote it, or have that write one file, `save_distributed_checkpoint: false`."
+            )
+        return super().load_checkpoint(path, *arguments, **options)
+
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, every so many optimiser steps and when a signal says that time runs out.

@@ -28,6 +28,7 @@ _TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "logger": False,
+    "log_every_n_steps": 1,  # of another logger
 }
 
 _DESCRIPTION = (

@@ -57,6 +57,11 @@ class LoRA:
         if find_spec("peft") is None:
             raise ImportError("LoRA needs `peft`, which is not installed; pip install 'aggregate-po[lora]', or peft.")
 
+    @property
+    def form(self) -> dict[str, Any]:
+        """What a model with trained adapters must be adapted with again."""
+        return {"rank": self.rank, "alpha": self.alpha, "target_modules": self.target_modules}
+
     def adapt(self, model: PreTrainedModel) -> None:
         """Freeze the weights and put adapters beside them, which change nothing before they are trained.
 

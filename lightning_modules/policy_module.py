@@ -321,10 +321,10 @@ class PolicyModule(LightningModule):
         A strategy that reads checkpoints by itself, as one that shards does, wants all weights.
         """
         if self.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
-            trained = self._trained()
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trained}
         checkpoint["policy_module"] = {
-            "trained": sorted(self._trained()),
+            "lora": None if self.lora is None else self.lora.form,
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "objective": self.objective.state_dict(),
@@ -336,14 +336,11 @@ class PolicyModule(LightningModule):
         """Take it back; the random state when training begins, because set-up draws from it.
 
         Raises:
-            ValueError: other weights were trained.
+            ValueError: it was made with other adapters, or with none.
         """
         state = checkpoint["policy_module"]
-        if other := self._trained() ^ set(state["trained"]):
-            raise ValueError(
-                f"`lora` is {self.lora}, with which {min(other)} {'is' if min(other) in self._trained() else 'is not'} "
-                f"trained, unlike in the checkpoint, and so for {len(other)} weights; pass what it was made with."
-            )
+        if state["lora"] != (None if self.lora is None else self.lora.form):
+            raise ValueError(f"`lora` is {self.lora}, but the checkpoint was made with {state['lora']}; pass that.")
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         self.objective.load_state_dict(state["objective"])
@@ -352,10 +349,6 @@ class PolicyModule(LightningModule):
         loop = checkpoint["loops"]["fit_loop"]
         pieces = state["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
         loop["epoch_loop.batch_progress"] = recounted(loop["epoch_loop.batch_progress"], *pieces)
-
-    def _trained(self) -> set[str]:
-        """Names of the parameters that are trained."""
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run."""

@@ -100,7 +100,8 @@ class RunReport(Callback):
         if not self._trained:  # no step was asked for
             return
         after, samples_after = evaluate(trainer)
-        _log_elsewhere(trainer, after)
+        if not self.evaluate_every_n_steps or trainer.global_step % self.evaluate_every_n_steps:
+            _log_elsewhere(trainer, after)
         folder = _folder(trainer)
         cast(PolicyModule, pl_module).save_pretrained(folder / "model")
         if self._metrics is None:  # on the other ranks

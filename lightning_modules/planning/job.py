@@ -85,8 +85,12 @@ def job_plan(
         device_memory: GiB of one device.
 
     Raises:
-        ValueError: the model is not found, or the rollout does not divide.
+        ValueError: the model is not found, the rollout does not divide, or a number is out of its range.
     """
+    if prompt_length is not None and prompt_length < 1:
+        raise ValueError(f"`prompt_length` is {prompt_length}; pass 1 or more tokens.")
+    if device_memory is not None and not device_memory > 0:
+        raise ValueError(f"`device_memory` is {device_memory}; pass a positive number of GiB.")
     stand_in = SimpleNamespace(
         world_size=settings.sharding.ranks,
         distributed_sampler_kwargs={"num_replicas": settings.sharding.ranks, "rank": 0},

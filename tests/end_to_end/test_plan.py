@@ -102,6 +102,8 @@ def test_a_folder_that_holds_a_run_can_be_planned_again(plan, tmp_path):
         (["--model.model_name=nobody/nothing"], ["`model_name` is 'nobody/nothing'", "hub id that can be reached"]),
         (["--trainer.devices=3"], ["`prompts_per_rollout` is 16", "pass a multiple of 6"]),
         (["--trainer.strategy=deepspeed"], ["`trainer.strategy` is 'deepspeed'", "ModelParallelStrategy"]),
+        (["--prompt_length=0"], ["`prompt_length` is 0", "pass 1 or more tokens"]),
+        (["--device_memory=0"], ["`device_memory` is 0.0", "pass a positive number"]),
         (["--data.group_size=1"], ["`group_size` is 1", "pass 2 or more"]),
     ],
 )

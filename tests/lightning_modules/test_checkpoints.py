@@ -327,3 +327,9 @@ def test_otherwise_nothing_is_queued(tmp_path, model_folder, monkeypatch, previo
         monkeypatch.setenv("SLURM_JOB_ID", "4711")
         run(tmp_path, model_folder, max_steps=2)
     assert calls(tmp_path) == []
+
+
+def test_a_folder_of_shards_is_refused_where_nothing_is_sharded(tmp_path, model_folder):
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(ValueError, match=r"`ckpt_path` is '.*last.ckpt', a folder of shards; resume it under ModelPar"):
+        fitted(tmp_path, model_folder, ckpt_path=tmp_path / "last.ckpt", plugins=[AtomicCheckpointIO()])

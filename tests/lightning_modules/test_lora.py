@@ -241,15 +241,19 @@ def test_a_checkpoint_holds_adapters_alone(tmp_path, model_folder):
     saved = torch.load(tmp_path / "adapters.ckpt", weights_only=False)["state_dict"]
     assert saved.keys() == {f"model.{name}" for name, _ in trained_parameters(run.module.model)}
     options = {"ckpt_path": tmp_path / "adapters.ckpt", "max_steps": 2}
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        fitted(tmp_path, model_folder, module=adapted_module(model_folder, rank=5), **options)
-    narrower = LoRA(4, target_modules=["q_proj"])
-    with pytest.raises(
-        ValueError, match=r"`lora` is LoRA.* with which model\..*lora_A.* is not trained, unlike .* for 24"
-    ):
-        fitted(tmp_path, model_folder, module=PolicyModule(model_folder, gmpo(), lora=narrower), **options)
-    with pytest.raises(ValueError, match=r"`lora` is None, with which model\..* is trained, unlike in the checkpoint"):
-        fitted(tmp_path, model_folder, **options)
+    others = [LoRA(5, 6), LoRA(3, 64), LoRA(3, 6, target_modules=["q_proj"]), None]
+    for lora in others:
+        module = PolicyModule(model_folder, gmpo(), lora=lora)
+        with pytest.raises(
+            ValueError, match=r"`lora` is .*, but the checkpoint was made with {'rank': 3, .*; pass that"
+        ):
+            fitted(tmp_path, model_folder, module=module, **options)
+
+
+def test_weights_are_no_checkpoint_of_adapters(tmp_path, model_folder):
+    fitted(tmp_path, model_folder).trainer.save_checkpoint(tmp_path / "weights.ckpt")
+    with pytest.raises(ValueError, match=r"`lora` is LoRA.*, but the checkpoint was made with None; pass that"):
+        fitted(tmp_path, model_folder, module=adapted_module(model_folder), ckpt_path=tmp_path / "weights.ckpt")
 
 
 def test_a_strategy_that_reads_checkpoints_by_itself_finds_all_weights(tmp_path, model_folder, monkeypatch):
