@@ -25,7 +25,7 @@ PerVocabulary = Annotated[Tensor, "vocabulary"]
 Tokens = Annotated[Tensor, "..."]
 
 _LOGITS_AT_A_TIME = 2**24
-_TOKENS_AT_LEAST = 256  # of fewer, going over the gradient of the weight for each chunk would take a fifth of the time
+_TOKENS_AT_LEAST = 256  # each chunk goes over the whole gradient of the weight, so there should not be too many
 
 
 def linear_log_probs(

@@ -35,16 +35,11 @@ def wait_for_ranks(device: torch.device) -> None:
 
 
 def agreed_text(text: str, device: torch.device) -> str:
-    """Rank 0's text, on every rank; sent as bytes, since torch would pickle an object."""
-    if number_of_ranks() == 1:
-        return text
-    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
-    size = torch.tensor([len(content)], device=device)
-    dist.broadcast(size, src=0)
-    if rank() != 0:
-        content = torch.zeros(int(size), dtype=torch.uint8, device=device)
-    dist.broadcast(content, src=0)
-    return bytes(content.tolist()).decode()
+    """Rank 0's text, on every rank."""
+    values = [text]
+    if number_of_ranks() > 1:
+        dist.broadcast_object_list(values, src=0, device=device)
+    return values[0]
 
 
 def collected_on_first_rank(value: Any) -> list[Any]:

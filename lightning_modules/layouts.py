@@ -44,7 +44,10 @@ class SequenceLayout(ABC):
 
     @abstractmethod
     def size(self, extent: Extent) -> int:
-        """Tokens that the model runs over, padding included, for a micro-batch of this extent; no less for a larger."""
+        """Tokens of a micro-batch of this extent, padding included; no less for a larger one.
+
+        The last token of a completion counts, although the model need not run over it.
+        """
 
     @abstractmethod
     def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:

@@ -27,7 +27,7 @@ def micro_batches(
 ) -> list[Tensor]:
     """Rows of each micro-batch, so that the largest micro-batch is as small as it can be.
 
-    The size of a micro-batch is the number of tokens that the model runs over in its layout. Completions are sorted by
+    The size of a micro-batch is the number of its tokens in its layout. Completions are sorted by
     length, which leaves little padding, or kept beside those of their prompt, so that fewer prompts are read, whichever
     is smaller.
 

@@ -41,6 +41,16 @@ def reward_of_first_partner(completion, example):
     return text_reward(completion, example)
 
 
+class EngineOfFirstPartner(PromptedEngine):
+    """An engine in another process, which of each such two ranks the first one is to ask."""
+
+    concurrent = True
+
+    def generate(self, prompts, sampling):
+        assert rank() % 2 == 0
+        return super().generate(prompts, sampling)
+
+
 class Stopped(Exception):
     """The run has been told to stop."""
 
@@ -82,7 +92,7 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapte
     data = RolloutDataModule(
         [{"prompt": f"{number} + {number}"} for number in range(16)],
         reward_of_first_partner if strategy in fixed_rollouts.DIVIDED else text_reward,
-        rollouts=PromptedEngine(),
+        rollouts=EngineOfFirstPartner() if strategy in fixed_rollouts.DIVIDED else PromptedEngine(),
         group_size=3,
         prompts_per_rollout=8,
         updates_per_rollout=UPDATES_PER_ROLLOUT,

@@ -122,6 +122,12 @@ def test_adapters_alone_are_trained(tmp_path, model, model_folder):
     assert all(value.any() for name, value in parameters.items() if ".lora_B." in name)
 
 
+def test_an_optimizer_that_makes_its_state_at_once_has_none_of_frozen_weights(tmp_path, model_folder):
+    module = PolicyModule(model_folder, gmpo(), lora=LoRA(3), optimizer=lambda p: torch.optim.Adagrad(p, lr=1e-3))
+    run = fitted(tmp_path, model_folder, module=module)
+    assert run.trainer.optimizers[0].state.keys() == {value for _, value in trained_parameters(run.module.model)}
+
+
 def test_fresh_adapters_are_the_same_everywhere_and_change_nothing(model, model_folder):
     """On every rank, whatever it has drawn before."""
     modules = [adapted_module(model_folder, seed=seed) for seed in (5, 5, 6)]

@@ -24,7 +24,7 @@ def rollout(prompt_lengths, lengths):
 
 
 def size(whole, rows, layout=SharedPrompts):
-    """Tokens that the model really runs over."""
+    """Tokens that are really there once the rows are selected."""
     batch = whole.select(torch.as_tensor(rows))
     if layout is PackedSequences:
         return int(batch.prompt_mask[batch.prompt_of].sum() + batch.completion_mask.sum())
