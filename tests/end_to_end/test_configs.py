@@ -1,19 +1,78 @@
-"""The configurations under `experiments/configs` are understood by the command line."""
+"""The configurations under `experiments/configs` are understood by the command line, and keep their meaning."""
 
 from pathlib import Path
+from pydoc import locate
+from typing import Any
 
 import pytest
 import yaml
 
+from lightning_modules.cli import PolicyCLI, run
 from tests.docs.test_snippets import contains, parsed_config
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
+GOLDEN = Path(__file__).parent / "golden"
+PATHS = pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+class ResolvingCLI(PolicyCLI):
+    """Makes the module and its data, and runs nothing."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The class itself: the devices of a trainer need not be those of this machine."""
+        return self.trainer_class
+
+    def fit(self, **_: Any) -> None:
+        """Nothing."""
+
+    def before_fit(self) -> None:
+        """Nothing."""
+
+
+def arguments(path: Path) -> list[str]:
+    """Of a fit: the file alone, or on top of the default job where it names no model."""
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    below = [] if "model" in said else ["--config", str(CONFIGS / "addition.yaml")]
+    return ["fit", *below, "--config", str(path)]
+
+
+def class_paths(node: Any):
+    """Every import path in a resolved configuration."""
+    if isinstance(node, dict):
+        yield from ([node["class_path"]] if "class_path" in node else [])
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from class_paths(child)
+
+
+def objects(node: Any, depth: int = 0) -> Any:
+    """Names of the classes that a module or its data are made of, by attribute."""
+    if type(node).__module__.partition(".")[0] not in ("aggregate_po", "lightning_modules") or depth > 6:
+        return None
+    parts = {name: objects(value, depth + 1) for name, value in sorted(vars(node).items()) if name[0] != "_"}
+    return {"class": type(node).__name__, **{name: part for name, part in parts.items() if part}}
+
+
+def resolved(path: Path) -> dict[str, Any]:
+    """The whole configuration with all defaults, and the parts of the objective that is made of it."""
+    configuration = parsed_config(arguments(path))
+    module = run(arguments(path), ResolvingCLI).model
+    return {"configuration": configuration, "objective": objects(module.objective)}
+
+
+@PATHS
 def test_the_command_line_understands_it(path):
     """Alone, or on top of the default job where it names no model; and nothing it says is lost."""
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    below = [] if "model" in said else ["--config", str(CONFIGS / "addition.yaml")]
-    parsed = parsed_config(["fit", *below, "--config", str(path)])
-    assert contains(parsed, said)
+    assert contains(parsed_config(arguments(path)), said)
+
+
+@PATHS
+def test_it_resolves_to_the_same_objects_as_ever(path, tmp_path, monkeypatch):
+    """What a configuration means is part of the interface: defaults, import paths, and what is made of them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.jsonl", "test.jsonl"):
+        Path(name).write_text('{"prompt": "What is 1 + 1?", "answer": "2"}\n')
+    found = resolved(path)
+    assert [class_path for class_path in class_paths(found["configuration"]) if locate(class_path) is None] == []
+    golden = yaml.safe_load((GOLDEN / path.name).read_text(encoding="utf-8"))
+    assert contains(found, golden)  # there may be new options, with defaults
