@@ -1,15 +1,16 @@
 """Training of language models with `aggregate_po`, on Lightning."""
 
-from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
-from lightning_modules.layouts import PackedSequences, SequenceLayout, SharedPrompts
-from lightning_modules.lora import LoRA
+from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_modules.callbacks.progress import TrainingProgressBar
+from lightning_modules.callbacks.ratio_deviation import RatioDeviationStop
+from lightning_modules.callbacks.report import RunReport
+from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.metrics import GradientWeightMetrics
+from lightning_modules.model.layouts import PackedSequences, SequenceLayout, SharedPrompts
+from lightning_modules.model.lora import LoRA
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.prompts import JSONLines, PromptDataset
-from lightning_modules.ratio_deviation import RatioDeviationStop
-from lightning_modules.report import RunReport
 from lightning_modules.rewards import boxed_answer
-from lightning_modules.rollout_data import RolloutDataModule
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -25,5 +26,6 @@ __all__ = [
     "RunReport",
     "SequenceLayout",
     "SharedPrompts",
+    "TrainingProgressBar",
     "boxed_answer",
 ]

@@ -4,7 +4,7 @@ import sys
 
 from lightning_modules.cli import evaluate_run, run
 from lightning_modules.planning.command import plan
-from lightning_modules.serve import serve
+from lightning_modules.rollouts.serving.command import serve
 
 
 def main() -> None:

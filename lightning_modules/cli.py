@@ -13,11 +13,11 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from lightning_modules.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_modules.callbacks.progress import TrainingProgressBar
+from lightning_modules.callbacks.report import RunReport, print_table
+from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.progress import TrainingProgressBar
-from lightning_modules.report import RunReport, print_table
-from lightning_modules.rollout_data import RolloutDataModule
 
 _TRAINER_DEFAULTS = {
     "default_root_dir": "runs/run",

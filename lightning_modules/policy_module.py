@@ -14,17 +14,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aggregate_po import PerToken, PolicyObjective, masked_sum
+from lightning_modules.batch import RolloutBatch
+from lightning_modules.data.evaluation import Evaluation
+from lightning_modules.data.resume import recounted
 from lightning_modules.distributed import collected_on_first_rank, loss_scale, rank, summed_over_ranks
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.layouts import SequenceLayout, SharedPrompts
-from lightning_modules.log_probs import log_probs_and_entropy
-from lightning_modules.lora import LoRA, without_adapters
 from lightning_modules.metrics import GradientWeightMetrics
-from lightning_modules.random_state import random_state, restore_random_state
-from lightning_modules.resume import recounted
-from lightning_modules.rollout_batch import RolloutBatch
-from lightning_modules.sharding import is_sharded, shard, whole, whole_weights
-from lightning_modules.tensor_parallel import divide
+from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.model.log_probs import log_probs_and_entropy
+from lightning_modules.model.lora import LoRA, without_adapters
+from lightning_modules.model.sharding import is_sharded, shard, whole, whole_weights
+from lightning_modules.model.tensor_parallel import divide
+from lightning_modules.seeding import random_state, restore_random_state
 
 
 class ModelSource(Protocol):

@@ -27,10 +27,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from aggregate_po import PolicyBatch, StepTotals
 from aggregate_po.recipes import grpo
-from lightning_modules.layouts import PackedSequences, SequenceLayout, SharedPrompts
-from lightning_modules.log_probs import log_probs_and_entropy
-from lightning_modules.micro_batches import micro_batches
-from lightning_modules.rollout_batch import RolloutBatch, left_padded
+from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.data.micro_batches import micro_batches
+from lightning_modules.model.layouts import PackedSequences, SequenceLayout, SharedPrompts
+from lightning_modules.model.log_probs import log_probs_and_entropy
 
 PROMPTS, GROUP_SIZE, LEARNING_RATE = 8, 8, 1e-6
 SIDES = ("shared prompts", "packed", "trl")

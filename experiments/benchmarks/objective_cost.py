@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from aggregate_po import PolicyBatch, recipes
 from lightning_modules.addition import AdditionWarmStart
-from lightning_modules.log_probs import log_probs_and_entropy
-from lightning_modules.rollout_batch import RolloutBatch, left_padded
+from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.model.log_probs import log_probs_and_entropy
 
 PROMPTS, GROUP_SIZE, LENGTH = 8, 8, 32
 RECIPES = ("grpo", "gmpo", "gspo", "hmpo", "pmpo", "holder_po")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from lightning_modules.prompts import PromptDataset, derived_seed
+from lightning_modules.prompts import PromptDataset
+from lightning_modules.seeding import derived_seed
 
 _MOST_TRAINED, _MOST_HELD_OUT = 900_000, 40_000
 _HELD_OUT_SHARE = 20  # one pair of numbers in this many is never trained on

@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from lightning_modules.micro_batches import micro_batches
+from lightning_modules.batch import RolloutBatch
+from lightning_modules.data.micro_batches import micro_batches
+from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.planning.engines import Drawing, EnginePlan, engine_plan
 from lightning_modules.planning.memory import (
     MemoryPlan,
@@ -29,8 +31,6 @@ from lightning_modules.planning.traces import (
     scoring_size,
 )
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.rollout_batch import RolloutBatch
-from lightning_modules.rollout_data import RolloutDataModule
 from lightning_modules.rollouts import VLLM, TransformersEngine
 
 _PROMPTS_READ = 1024

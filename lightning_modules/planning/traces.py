@@ -18,13 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from lightning_modules.layouts import Extent, SequenceLayout, SharedPrompts
-from lightning_modules.log_probs import has_linear_head, log_probs_and_entropy
-from lightning_modules.lora import LoRA
+from lightning_modules.batch import Extent, RolloutBatch
+from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.model.log_probs import has_linear_head, log_probs_and_entropy
+from lightning_modules.model.lora import LoRA
+from lightning_modules.model.sharding import blocks
 from lightning_modules.planning.live_memory import LiveMemory
 from lightning_modules.planning.memory import ModelSizes, OptimizerSizes, PassSizes
-from lightning_modules.rollout_batch import RolloutBatch
-from lightning_modules.sharding import blocks
 
 _NOTED = (torch.long, torch.float32)  # of each token that is drawn: its id, and its log-probability
 

@@ -1,10 +1,10 @@
 """Rollout engines: prompts in, completions with their log-probabilities out."""
 
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
-from lightning_modules.rollouts.servers import VLLMServers
+from lightning_modules.rollouts.servers.engine import VLLMServers
+from lightning_modules.rollouts.servers.weight_channels import Broadcast, SharedFolder
 from lightning_modules.rollouts.transformers import TransformersEngine
 from lightning_modules.rollouts.vllm import VLLM
-from lightning_modules.rollouts.weight_channels import Broadcast, SharedFolder
 
 __all__ = [
     "VLLM",

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from lightning_modules.batch import left_padded
+from lightning_modules.model.sharding import gathered
+from lightning_modules.model.tensor_parallel import agreed_draw
 from lightning_modules.progress import progress_bar
-from lightning_modules.rollout_batch import left_padded
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
-from lightning_modules.sharding import gathered
-from lightning_modules.tensor_parallel import agreed_draw
 
 
 class TransformersEngine(RolloutEngine):

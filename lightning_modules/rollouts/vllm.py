@@ -20,7 +20,7 @@ from torch.distributed import GroupMember, ProcessGroup
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from lightning_modules.prompts import derived_seed
+from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.isolation import (
     default_process_group,
@@ -28,8 +28,8 @@ from lightning_modules.rollouts.isolation import (
     free_port,
     training_state_kept,
 )
-from lightning_modules.rollouts.policy_weights import policy_weights
 from lightning_modules.rollouts.weight_check import WeightCheck, policy_log_probs, probe_tokens
+from lightning_modules.seeding import derived_seed
 
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from lightning_modules.distributed import agreed_among_partners
+from lightning_modules.model.sharding import shard, whole
+from lightning_modules.model.tensor_parallel import divide
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
-from lightning_modules.sharding import shard, whole
-from lightning_modules.tensor_parallel import divide
 
 SIZES = {
     "vocab_size": 40,

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals, recipes
 from aggregate_po.transforms import PessimisticClip
 from lightning_modules import LoRA, PackedSequences, PolicyModule, policy_module
+from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.distributed import data_rank, number_of_data_ranks, rank
-from lightning_modules.rollout_batch import RolloutBatch, left_padded
-from lightning_modules.rollout_loader import RolloutLoader
+from lightning_modules.model.sharding import is_sharded, whole
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
-from lightning_modules.sharding import is_sharded, whole
 from tests.lightning_modules.training import exact
 from tests.third_party.lehmer import LehmerMean
 

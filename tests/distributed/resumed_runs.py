@@ -21,7 +21,7 @@ from aggregate_po.advantages import WhitenedReturns
 from aggregate_po.recipes import dapo
 from lightning_modules import AtomicCheckpointIO, LoRA, PolicyModule, RolloutDataModule, RunCheckpoint, policy_module
 from lightning_modules.distributed import data_rank, rank
-from lightning_modules.sharding import whole
+from lightning_modules.model.sharding import whole
 from tests.distributed import fixed_rollouts
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine, text_reward
 

@@ -177,7 +177,7 @@ def test_wrong_arguments_are_named_before_a_model_is_made(arguments, parts, refu
 
 
 def test_what_is_not_installed_is_named(refusal, monkeypatch):
-    monkeypatch.setattr("lightning_modules.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_modules.model.lora.find_spec", lambda name: None)
     assert "LoRA needs `peft`, which is not installed; pip install" in refusal(["--model.lora.rank=4"])
 
 

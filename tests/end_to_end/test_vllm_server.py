@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aggregate_po import TokenCorrection
 from lightning_modules import PolicyModule, RunCheckpoint
 from lightning_modules.addition.warm_start import make_model, make_tokenizer
-from lightning_modules.log_probs import log_probs_and_entropy
+from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.rollouts import Broadcast, SamplingParameters, SharedFolder, TransformersEngine, VLLMServers
-from lightning_modules.rollouts.server import ServerRefusal
+from lightning_modules.rollouts.servers.client import ServerRefusal
 from tests.lightning_modules.training import (
     BatchRecorder,
     copied,

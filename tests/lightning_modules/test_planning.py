@@ -14,9 +14,10 @@ from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems, AdditionWarmStart
-from lightning_modules.layouts import PackedSequences
-from lightning_modules.log_probs import log_probs_and_entropy
-from lightning_modules.lora import LoRA
+from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.model.layouts import PackedSequences
+from lightning_modules.model.log_probs import log_probs_and_entropy
+from lightning_modules.model.lora import LoRA
 from lightning_modules.planning import LiveMemory, ModelSizes, PassSizes, Sharding, memory_plan
 from lightning_modules.planning.engines import Drawing, engine_plan
 from lightning_modules.planning.job import job_plan
@@ -32,7 +33,6 @@ from lightning_modules.planning.traces import (
     pass_sizes,
     scoring_size,
 )
-from lightning_modules.rollout_batch import RolloutBatch, left_padded
 from lightning_modules.rollouts import VLLM, SharedFolder, TransformersEngine, VLLMServers
 from tests.lightning_modules.training import text_reward
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aggregate_po import K3Penalty, PolicyBatch
 from aggregate_po.recipes import dapo, gmpo, grpo, pmpo
 from lightning_modules import PolicyModule
-from lightning_modules.rollout_batch import RolloutBatch, left_padded
+from lightning_modules.batch import RolloutBatch, left_padded
 from tests.lightning_modules.training import (
     BatchRecorder,
     ExactPolicy,

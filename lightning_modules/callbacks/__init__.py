@@ -1,0 +1,1 @@
+"""Lightning callbacks: the run folder, its checkpoints and metrics, progress, early stopping."""

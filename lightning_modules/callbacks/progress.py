@@ -1,0 +1,81 @@
+"""Progress of a training on the terminal: rollouts with the live reward, and updates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm.auto import tqdm
+
+from lightning_modules.progress import progress_bar
+
+
+class TrainingProgressBar(ProgressBar):
+    """Two bars over the whole run, rollouts and optimiser steps; Lightning's own begins anew with each rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rollouts: tqdm | None = None
+        self._updates: tqdm | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Called by Lightning on the ranks that print nothing."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Undo `disable`."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bars where a resumed run stands."""
+        updates_per_rollout = max(int(trainer.num_training_batches) // trainer.accumulate_grad_batches, 1)
+        updates = trainer.estimated_stepping_batches
+        endless = updates == float("inf")
+        self._rollouts = progress_bar(
+            desc="rollouts",
+            unit="rollout",
+            total=None if endless else math.ceil(updates / updates_per_rollout),
+            initial=math.ceil(trainer.global_step / updates_per_rollout),
+            disable=not self._enabled,
+        )
+        self._updates = progress_bar(
+            desc="updates",
+            unit="step",
+            total=None if endless else int(updates),
+            initial=trainer.global_step,
+            disable=not self._enabled,
+        )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the rollout that a first micro-batch comes from, and show its reward."""
+        if self._rollouts is not None and batch_idx == 0:
+            names = {"reward": "reward", "completions/mean_length": "length"}
+            shown = {label: f"{batch.metrics[name]:.3g}" for name, label in names.items() if name in batch.metrics}
+            self._rollouts.set_postfix(shown, refresh=False)
+            self._rollouts.update()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on by the optimiser steps made since."""
+        if self._updates is not None and trainer.global_step > self._updates.n:
+            shown = self.get_metrics(trainer, pl_module)
+            self._updates.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if isinstance(v, float)}, refresh=False)
+            self._updates.update(trainer.global_step - self._updates.n)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bars."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bars, so that the message stands on a line of its own."""
+        self._close()
+
+    def _close(self) -> None:
+        for bar in (self._updates, self._rollouts):
+            if bar is not None:
+                bar.close()
+        self._rollouts = self._updates = None

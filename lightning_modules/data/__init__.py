@@ -1,0 +1,1 @@
+"""From prompts to micro-batches: sampling, advantages, optimizer steps, evaluation."""

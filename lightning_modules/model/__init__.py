@@ -1,0 +1,1 @@
+"""The policy as a model: loading, log-probabilities, layouts, adapters, sharding."""

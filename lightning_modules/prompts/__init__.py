@@ -1,0 +1,7 @@
+"""Where prompts come from, and in which order."""
+
+from lightning_modules.prompts.base import Example, PromptDataset
+from lightning_modules.prompts.json_lines import JSONLines
+from lightning_modules.prompts.order import PromptOrder
+
+__all__ = ["Example", "JSONLines", "PromptDataset", "PromptOrder"]

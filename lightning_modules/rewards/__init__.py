@@ -1,0 +1,7 @@
+"""Verifiable rewards: functions of a completion and the example that it answers."""
+
+from lightning_modules.rewards.base import Reward
+from lightning_modules.rewards.boxed import boxed_answer, last_boxed
+from lightning_modules.rewards.weighted import WeightedRewards
+
+__all__ = ["Reward", "WeightedRewards", "boxed_answer", "last_boxed"]

@@ -1,0 +1,1 @@
+"""Rollouts by vLLM servers, seen from the trainer."""

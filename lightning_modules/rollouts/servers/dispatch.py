@@ -1,0 +1,93 @@
+"""The prompts of one rollout, handed out to servers until each has its answer."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from lightning_modules.rollouts.servers.client import Server, ServerFailure
+
+Answer = TypeVar("Answer")
+
+
+class Dispatch(Generic[Answer]):
+    """Asks servers for the answers of numbered tasks; a server that fails is left out, and others take its tasks.
+
+    A task is in the queue, with one thread, or answered; so none is answered twice and none is lost.
+
+    Args:
+        ask: gets the answer of a task from a server, or raises `ServerFailure`.
+        tasks: how many there are.
+        servers: those that may be asked.
+        tasks_per_server: how many one server is given at a time.
+    """
+
+    def __init__(
+        self, ask: Callable[[Server, int], Answer], tasks: int, servers: Sequence[Server], tasks_per_server: int
+    ) -> None:
+        self._ask, self._servers = ask, servers
+        share = math.ceil(tasks / max(len(servers), 1))
+        self._threads_per_server = min(share, tasks_per_server)
+        self._waiting = deque(range(tasks))
+        self._answers: dict[int, Answer] = {}
+        self._tasks = tasks
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self.lost: dict[Server, ServerFailure] = {}
+
+    def run(self) -> list[Answer]:
+        """Answers in the order of the tasks; fewer where no server is left.
+
+        Raises:
+            Exception: whatever `ask` raised other than `ServerFailure`.
+        """
+        for _ in range(self._threads_per_server):
+            for server in self._servers:
+                # Daemons: a thread that waits for a server that hangs must not hold up the end of the process.
+                threading.Thread(target=self._work, args=(server,), daemon=True).start()
+        with self._changed:
+            try:
+                self._changed.wait_for(self._over)
+            finally:
+                self._closed = True
+                self._changed.notify_all()
+        if self._error is not None:
+            raise self._error
+        return [self._answers[task] for task in sorted(self._answers)]
+
+    def _over(self) -> bool:
+        finished = self._error is not None or len(self._answers) == self._tasks
+        return finished or len(self.lost) == len(self._servers)
+
+    def _work(self, server: Server) -> None:
+        while (task := self._next(server)) is not None:
+            try:
+                answer = self._ask(server, task)
+            except BaseException as error:
+                self._give_up(server, task, error)
+                return
+            with self._changed:
+                self._answers[task] = answer
+                self._changed.notify_all()
+
+    def _next(self, server: Server) -> int | None:
+        """A task for the server; None when there will be no more."""
+        with self._changed:
+            # An empty queue may fill again, when another server fails.
+            self._changed.wait_for(lambda: self._closed or self._over() or server in self.lost or self._waiting)
+            if self._closed or self._over() or server in self.lost:
+                return None
+            return self._waiting.popleft()
+
+    def _give_up(self, server: Server, task: int, error: BaseException) -> None:
+        with self._changed:
+            if isinstance(error, ServerFailure):
+                self._waiting.append(task)
+                self.lost.setdefault(server, error)
+            else:
+                self._error = error
+            self._changed.notify_all()

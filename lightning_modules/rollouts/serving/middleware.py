@@ -1,0 +1,228 @@
+"""What a vLLM server gains (`--middleware`): a token on every route, and a route that loads the policy's weights."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.rollouts.servers.client import (
+    STATE_ROUTE,
+    TRANSFER_ROUTE,
+    VERSION_HEADER,
+    WEIGHTS_ROUTE,
+    model_sizes,
+)
+from lightning_modules.rollouts.servers.weight_channels import weights_file
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+TOKEN_VARIABLE = "AGGREGATE_PO_TOKEN"
+FOLDER_VARIABLE = "AGGREGATE_PO_WEIGHTS_FOLDER"
+
+_LONGEST_BODY = 2**24
+_LONGEST_LOAD = 3600.0  # seconds
+_GRACE = 10.0  # seconds beyond the time that the workers give themselves
+_BROKEN = "broken"  # the version while weights are loaded, and for ever where that fails
+
+
+class OpenGate:
+    """Loads weights on request, and says in every answer which ones it was made with; asks for no token."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self._loading = asyncio.Lock()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the start and the end of the server."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, _announcing(scope, send))
+        elif not self._admits(scope):
+            await _refuse(scope, send)
+        elif (scope.get("method"), scope["path"]) == ("GET", STATE_ROUTE):
+            await _answer(send, 200, _state(scope))
+        elif (scope.get("method"), scope["path"]) == ("POST", WEIGHTS_ROUTE):
+            await self._change(scope, receive, send, _load)
+        elif (scope.get("method"), scope["path"]) == ("POST", TRANSFER_ROUTE):
+            await self._change(scope, receive, send, _join)
+        else:
+            await self.app(scope, receive, _labelling(scope, send))
+
+    def _admits(self, scope: Message) -> bool:
+        return True
+
+    async def _change(
+        self, scope: Message, receive: Receive, send: Send, change: Callable[[Any, Any], Awaitable[None]]
+    ) -> None:
+        """Answer a request to load weights, or to get ready for them; one at a time."""
+        state = scope["app"].state
+        async with self._loading:
+            try:
+                await change(state, json.loads(await _body(receive)))
+            except (ValueError, TypeError, KeyError, OSError) as error:
+                await _answer(send, 400, {"error": f"{type(error).__name__}: {error}"})
+            except Exception as error:  # whatever the engine's process reports
+                await _answer(send, 500, {"error": f"{type(error).__name__}: {error}"})
+            else:
+                await _answer(send, 200, _state(scope))
+
+
+class TokenGate(OpenGate):
+    """Demands the token of the environment on every route; vLLM's `--api-key` guards some only.
+
+    Raises:
+        RuntimeError: the environment has none.
+    """
+
+    def __init__(self, app: Application) -> None:
+        super().__init__(app)
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        if not token:
+            raise RuntimeError(f"{TOKEN_VARIABLE} is not set; start the server with `aggregate-po serve`.")
+        self._expected = f"Bearer {token}".encode()
+
+    def _admits(self, scope: Message) -> bool:
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        return len(sent) == 1 and hmac.compare_digest(sent[0], self._expected)
+
+
+async def _load(state: Any, request: Any) -> None:
+    """Stop what is being generated, load the weights of a version and start afresh."""
+    version = request["version"]
+    if "tensors" in request:
+        if not getattr(state, "policy_transfer", False):
+            raise RuntimeError("the server is in no group with the trainer; was it started again?")
+        call, argument = "receive_policy", request["tensors"]
+    else:
+        call, argument = "load_policy_file", str(_existing(version))
+    if getattr(state, "policy_version", "none") == _BROKEN:
+        raise RuntimeError(
+            "weights could not be loaded before, which vLLM does not recover from; start the server again"
+        )
+    engine = state.engine_client
+    await engine.pause_generation(mode="abort", clear_cache=True)
+    try:
+        digests = await _told(engine, state, call, argument)
+        state.policy_version = "damaged"
+        if any(digest != version.rpartition("-")[2] for digest in digests):
+            raise RuntimeError(
+                f"the weights of version {version} have the digests {digests}; they were damaged on their way"
+            )
+        await engine.update_weight_version(version)
+        state.policy_version = version
+    finally:
+        await engine.resume_generation()
+
+
+async def _told(engine: Any, state: Any, call: str, argument: Any) -> Any:
+    """Results of a call that changes weights; while it runs, and where it fails, the server has none."""
+    state.policy_version = _BROKEN
+    try:
+        return await _answer_of(engine.collective_rpc(call, args=(argument,)), _LONGEST_LOAD)
+    except Exception as error:
+        raise RuntimeError(str(error)) from error  # also where it looks like a mistake in the request
+
+
+async def _answer_of(call: Awaitable[Any], seconds: float) -> Any:
+    """Result of a call of the engine; one that is gone never answers, and the server would wait for it to the end."""
+    try:
+        return await asyncio.wait_for(call, seconds)
+    except TimeoutError:
+        raise RuntimeError(f"the engine gave no answer within {seconds:g} s; start the server again") from None
+
+
+async def _join(state: Any, request: Any) -> None:
+    """Have the workers join the trainer in a group."""
+    arguments = [request[name] for name in ("address", "port", "size", "backend", "timeout")]
+    state.policy_transfer = False
+    joining = state.engine_client.collective_rpc("join_policy_transfer", args=tuple(arguments))
+    await _answer_of(joining, request["timeout"] + _GRACE)
+    state.policy_transfer = True
+
+
+def _existing(version: str) -> Path:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        raise FileNotFoundError("the server was started without `--weights_folder`; name the folder of `SharedFolder`")
+    path = weights_file(Path(folder), version)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; trainer and server must share the folder")
+    return path
+
+
+def _state(scope: Message) -> dict[str, Any]:
+    """What a client must know before it asks for completions."""
+    state = scope["app"].state
+    config = state.engine_client.model_config
+    return {
+        "version": _version(scope),
+        "logprobs_mode": config.logprobs_mode,
+        "dtype": str(config.dtype),
+        "max_model_len": config.max_model_len,
+        "sizes": model_sizes(config.hf_config),
+        "workers": state.engine_client.vllm_config.parallel_config.world_size,
+    }
+
+
+def _version(scope: Message) -> str:
+    return getattr(scope["app"].state, "policy_version", "none")
+
+
+def _labelling(scope: Message, send: Send) -> Send:
+    """Add the version of the weights to an answer; one that saw two versions gets neither."""
+    before = _version(scope)
+
+    async def labelled(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            version = before if _version(scope) == before else "mixed"
+            header = (VERSION_HEADER.encode(), version.encode())
+            message = {**message, "headers": [*message.get("headers", []), header]}
+        await send(message)
+
+    return labelled
+
+
+def _announcing(scope: Message, send: Send) -> Send:
+    """Say on the terminal when the server is ready."""
+
+    async def announced(message: Message) -> None:
+        await send(message)
+        if message["type"] == "lifespan.startup.complete":
+            arguments = scope["app"].state.args
+            scheme = "https" if arguments.ssl_certfile else "http"
+            host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+            print(f"ready: {scheme}://{host}:{arguments.port}", flush=True)
+
+    return announced
+
+
+async def _body(receive: Receive) -> bytes:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > _LONGEST_BODY:
+            raise ValueError(f"the body is longer than {_LONGEST_BODY} bytes")
+    return body
+
+
+async def _refuse(scope: Message, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await _answer(send, 401, {"error": "the token is missing or wrong"})
+
+
+async def _answer(send: Send, status: int, content: dict[str, Any]) -> None:
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

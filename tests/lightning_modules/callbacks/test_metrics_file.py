@@ -1,0 +1,124 @@
+"""`metrics.csv` after appends, new columns, resumes and kills."""
+
+import csv
+import math
+import os
+
+import pytest
+
+from lightning_modules.callbacks.metrics_file import MetricsFile
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "metrics.csv"
+
+
+def three_steps(path):
+    metrics = MetricsFile(path, keep_until=0)
+    for step in (1, 2, 3):
+        metrics.append(step, {"reward": step / 8, "entropy": 1 / 3})
+    return metrics
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_appended(path):
+    metrics = MetricsFile(path, keep_until=0)
+    assert rows_of(path) == []
+    metrics.append(1, {"reward": 0.125, "entropy": 1 / 3})
+    assert rows_of(path) == [{"step": "1", "entropy": "0.3333333333333333", "reward": "0.125"}]
+    metrics.append(2, {"entropy": 0.5, "reward": 1e-300})
+    assert rows_of(path)[1] == {"step": "2", "entropy": "0.5", "reward": "1e-300"}
+    assert float(rows_of(path)[0]["entropy"]) == 1 / 3
+
+
+def test_a_new_figure_is_a_new_column_and_a_missing_one_an_empty_cell(path):
+    metrics = three_steps(path)
+    metrics.append(4, {"reward": 0.5, "val/pass@1": 0.25})
+    metrics.append(5, {"entropy": 2.0})
+    rows = rows_of(path)
+    assert list(rows[0]) == ["step", "entropy", "reward", "val/pass@1"]
+    assert [row["val/pass@1"] for row in rows] == ["", "", "", "0.25", ""]
+    assert [row["entropy"] for row in rows] == ["0.3333333333333333"] * 3 + ["", "2.0"]
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_figure_that_is_not_a_number_is_an_empty_cell(path):
+    MetricsFile(path, keep_until=0).append(1, {"reward": 0.5, "entropy": math.nan, "ratio/max": math.inf})
+    assert rows_of(path) == [{"step": "1", "entropy": "", "ratio/max": "inf", "reward": "0.5"}]
+
+
+@pytest.mark.parametrize("keep_until", [0, 1, 2, 3, 7])
+def test_a_resumed_run_keeps_the_rows_up_to_its_step(path, keep_until):
+    three_steps(path)
+    before = rows_of(path)
+    MetricsFile(path, keep_until)
+    assert rows_of(path) == [row for row in before if int(row["step"]) <= keep_until]
+
+
+def test_a_resumed_run_goes_on_in_the_old_columns(path):
+    three_steps(path).append(4, {"extra": 1.0})
+    metrics = MetricsFile(path, keep_until=3)
+    metrics.append(4, {"reward": 0.75})
+    metrics.append(5, {"reward": 1.0, "newer": 2.0})
+    assert list(rows_of(path)[0]) == ["step", "entropy", "reward", "extra", "newer"]
+    assert [row["reward"] for row in rows_of(path)] == ["0.125", "0.25", "0.375", "0.75", "1.0"]
+
+
+def test_a_resumed_run_gives_the_file_of_one_that_was_not_interrupted(path, tmp_path):
+    three_steps(path)
+    expected = path.read_bytes()
+    other = tmp_path / "other.csv"
+    three_steps(other)
+    metrics = MetricsFile(other, keep_until=1)
+    for step in (2, 3):
+        metrics.append(step, {"reward": step / 8, "entropy": 1 / 3})
+    assert other.read_bytes() == expected
+
+
+@pytest.mark.parametrize("cut", range(1, 26))
+def test_a_last_line_that_was_written_in_part_is_dropped(path, cut):
+    """Wherever it was cut: also within a number, where what is left reads like another one."""
+    three_steps(path)
+    whole = path.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    assert len(last) > 26
+    path.write_bytes(whole[: len(whole) - len(last) + cut])
+    metrics = MetricsFile(path, keep_until=3)
+    assert [row["step"] for row in rows_of(path)] == ["1", "2"]
+    metrics.append(3, {"reward": 3 / 8, "entropy": 1 / 3})
+    assert path.read_bytes() == whole
+
+
+def test_a_file_that_was_cut_before_its_first_line_begins_anew(path):
+    three_steps(path)
+    path.write_bytes(b"")
+    MetricsFile(path, keep_until=3).append(4, {"reward": 0.5})
+    assert rows_of(path) == [{"step": "4", "reward": "0.5"}]
+
+
+@pytest.mark.parametrize("occasion", ["resume", "new column"])
+def test_an_interrupted_rewrite_leaves_the_old_file(path, monkeypatch, occasion):
+    metrics = three_steps(path)
+    before = path.read_bytes()
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", interrupted)
+    rewrites = {"resume": lambda: MetricsFile(path, 1), "new column": lambda: metrics.append(4, {"new": 1.0})}
+    with pytest.raises(KeyboardInterrupt):
+        rewrites[occasion]()
+    assert path.read_bytes() == before
+
+
+def test_what_an_interrupted_rewrite_left_does_no_harm(path):
+    three_steps(path)
+    (path.parent / ".metrics.csv.part").write_text("step,rew")
+    MetricsFile(path, keep_until=2)
+    assert [row["step"] for row in rows_of(path)] == ["1", "2"]
+    assert os.listdir(path.parent) == ["metrics.csv"]

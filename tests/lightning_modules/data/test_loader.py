@@ -1,0 +1,125 @@
+"""The loader makes a rollout when the last one is used up, and not before."""
+
+from itertools import islice
+
+import pytest
+import torch
+from lightning import Callback
+
+from aggregate_po import PolicyBatch
+from aggregate_po.recipes import gmpo
+from lightning_modules import PolicyModule
+from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.data.loader import RolloutLoader
+from tests.lightning_modules.training import RecordingEngine, copied, fitted, largest_difference, small_data
+
+
+class Rollouts:
+    """Rollouts of `size` batches that carry their number and their place; counts the calls."""
+
+    def __init__(self, size):
+        self.size, self.calls = size, []
+
+    def __call__(self, number):
+        self.calls.append(number)
+        return [labelled_batch(number, place) for place in range(self.size)]
+
+
+def labelled_batch(number, place):
+    prompt_ids, prompt_mask = left_padded([[number], [place]])
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    policy = PolicyBatch(torch.zeros(2, 1), mask, torch.zeros(2))
+    return RolloutBatch(prompt_ids, prompt_mask, torch.tensor([0, 1]), torch.ones(2, 1).long(), mask, policy)
+
+
+def label(batch):
+    return tuple(batch.prompt_ids.flatten().tolist())
+
+
+def test_length_is_that_of_a_rollout():
+    assert len(RolloutLoader(Rollouts(3), 3)) == 3
+
+
+def test_a_rollout_is_made_when_the_last_one_is_used_up():
+    rollouts = Rollouts(3)
+    loader = RolloutLoader(rollouts, 3)
+    iterator = iter(loader)
+    assert rollouts.calls == []
+    assert label(next(iterator)) == (0, 0)
+    assert rollouts.calls == [0]
+    assert [label(batch) for batch in islice(iterator, 2)] == [(0, 1), (0, 2)]
+    assert rollouts.calls == [0]
+    assert list(iterator) == []
+    assert rollouts.calls == [0]
+    assert [label(batch) for batch in loader] == [(1, 0), (1, 1), (1, 2)]
+    assert rollouts.calls == [0, 1]
+
+
+def test_a_rollout_that_was_left_is_gone_on_with():
+    rollouts = Rollouts(3)
+    loader = RolloutLoader(rollouts, 3)
+    next(iter(loader))
+    assert [label(batch) for batch in loader] == [(0, 1), (0, 2)]
+    assert rollouts.calls == [0]
+
+
+@pytest.mark.parametrize("taken", range(7))
+def test_state_resumes_with_exactly_the_batches_that_remain(taken):
+    expected = [(number, place) for number in range(3) for place in range(3)]
+    loader = RolloutLoader(Rollouts(3), 3)
+    seen = []
+    while len(seen) < taken:
+        seen += [label(batch) for batch in islice(loader, taken - len(seen))]
+    again = Rollouts(3)
+    resumed = RolloutLoader(again, 3)
+    resumed.load_state_dict(loader.state_dict())
+    while len(seen) < len(expected):
+        seen += [label(batch) for batch in resumed]
+    assert seen == expected
+    assert again.calls == [number for number in range(3) if 3 * number >= taken]
+
+
+def test_state_does_not_change_with_the_loader():
+    loader = RolloutLoader(Rollouts(3), 3)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    list(iterator)
+    list(loader)
+    resumed = RolloutLoader(Rollouts(3), 3)
+    resumed.load_state_dict(state)
+    assert [label(batch) for batch in resumed] == [(0, 1), (0, 2)]
+
+
+class WeightsByStep(Callback):
+    """The parameters after each optimiser step."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_train_start(self, trainer, pl_module):
+        self.weights[0] = copied(pl_module.model)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.weights[trainer.global_step] = copied(pl_module.model)
+
+
+@pytest.mark.parametrize(("updates", "epochs", "accumulate"), [(1, 1, 1), (2, 1, 1), (2, 2, 3)])
+def test_each_rollout_is_made_with_the_newest_weights(tmp_path, model_folder, updates, epochs, accumulate):
+    used = []
+
+    class Engine(RecordingEngine):
+        def load_policy(self, model):
+            super().load_policy(model)
+            used.append((data.trainer.global_step, copied(model)))
+
+    data = small_data(rollouts=Engine(), updates_per_rollout=updates, epochs_per_rollout=epochs)
+    recorder = WeightsByStep()
+    module = PolicyModule(model_folder, gmpo(), learning_rate=1e-2, warmup_steps=0)
+    steps = 3 * updates * epochs
+    options = {"max_steps": steps, "accumulate_grad_batches": accumulate, "callbacks": [recorder]}
+    fitted(tmp_path, model_folder, data=data, module=module, **options)
+    assert [step for step, _ in used] == [0, steps // 3, 2 * steps // 3]
+    for step, weights in used:
+        assert largest_difference(weights, recorder.weights[step]) == 0
+        assert step == 0 or largest_difference(weights, recorder.weights[step - 1]) > 1e-3

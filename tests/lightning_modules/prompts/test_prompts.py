@@ -1,0 +1,140 @@
+"""Files of prompts, and the order in which prompts come."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_modules.prompts import JSONLines, PromptOrder
+from lightning_modules.rewards import boxed_answer
+from lightning_modules.seeding import derived_seed
+
+DATA = sorted((Path(__file__).resolve().parents[4] / "shared" / "data").glob("*.jsonl"))
+
+
+def written(folder, text):
+    path = folder / "prompts.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_examples_keep_all_their_fields(tmp_path):
+    path = written(tmp_path, '{"prompt": "1 + 1", "answer": 2, "level": ["a"]}\n{"prompt": "2 + 2", "answer": "4"}')
+    examples = JSONLines(path)
+    assert len(examples) == 2
+    assert examples[0] == {"prompt": "1 + 1", "answer": 2, "level": ["a"]}
+    assert [example["answer"] for example in examples] == [2, "4"]
+
+
+def test_blank_lines_are_skipped(tmp_path):
+    path = written(tmp_path, '\n{"prompt": "a"}\n\n   \n{"prompt": "b"}\n\n')
+    assert [example["prompt"] for example in JSONLines(path)] == ["a", "b"]
+
+
+def test_prompt_may_stand_in_another_field(tmp_path):
+    path = written(tmp_path, '{"problem": "1 + 1", "answer": "2"}\n{"problem": "x", "prompt": "other"}\n')
+    examples = JSONLines(path, prompt="problem")
+    assert examples[0] == {"problem": "1 + 1", "answer": "2", "prompt": "1 + 1"}
+    assert examples[1]["prompt"] == "x"
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_only_newlines_end_a_line(tmp_path, separator):
+    """JSON strings may hold the line separators of Unicode as they are."""
+    prompt = f"before{separator}after"
+    path = written(tmp_path, json.dumps({"prompt": prompt}, ensure_ascii=False) + '\n{"prompt": "b"}\n')
+    assert [example["prompt"] for example in JSONLines(path)] == [prompt, "b"]
+
+
+def test_lines_may_end_as_on_windows(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n')
+    assert [example["prompt"] for example in JSONLines(str(path))] == ["a", "b"]
+
+
+def test_missing_file(tmp_path):
+    path = str(tmp_path / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a file"):
+        JSONLines(path)
+    with pytest.raises(FileNotFoundError):
+        JSONLines(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', r"line 3: not JSON \(.*\); write one JSON object per line"),
+        ('{"question": "a", "answer": 1}', r"line 3: .*`prompt`='prompt', found \['answer', 'question'\]; name the"),
+        ('{"prompt": 7}', r"line 3: the prompt is 7; write a text"),
+        ('["prompt"]', r"line 3: no field .* found list"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
+    path = written(tmp_path, f'{{"prompt": "a"}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl, {message}"):
+        JSONLines(path)
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
+def test_problem_sets_load_and_their_answers_are_recognised(path):
+    examples = JSONLines(str(path), prompt="problem")
+    assert len(examples) == path.read_bytes().count(b"\n")
+    for example in examples:
+        assert example["prompt"] == example["problem"]
+        answer = str(example["answer"])
+        assert boxed_answer(rf"So the answer is $\boxed{{{answer}}}$.", example) == 1, answer
+        assert boxed_answer(rf"So the answer is $\boxed{{{answer}1}}$.", example) == 0, answer
+
+
+@given(st.integers(1, 40), st.integers(0, 2**40))
+def test_each_pass_is_a_permutation(size, seed):
+    order = PromptOrder(size, seed)
+    for number in range(3):
+        assert sorted(order.slice(number * size, (number + 1) * size)) == list(range(size))
+
+
+def test_passes_and_seeds_differ():
+    passes = [PromptOrder(50, seed).slice(50 * number, 50 * number + 50) for seed in (0, 1) for number in range(4)]
+    assert len({tuple(indices) for indices in passes}) == 8
+    assert list(range(50)) not in passes
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 60), min_size=1, max_size=5))
+def test_order_is_a_function_of_the_position(size, starts):
+    """However a run was cut into slices, and wherever it resumed."""
+    expected = [index for position in range(80) for index in PromptOrder(size, 3).slice(position, position + 1)]
+    order = PromptOrder(size, 3)
+    for start in starts:
+        assert order.slice(start, start + 15) == expected[start : start + 15]
+
+
+def test_derived_seeds_spread():
+    parts = [(seed, number, rank) for seed in range(12) for number in range(12) for rank in range(12)]
+    seeds = {derived_seed(*part) for part in parts}
+    assert len(seeds) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # Neighbours have nothing in common: of 63 bits about half differ.
+    distances = [(derived_seed(0, number) ^ derived_seed(0, number + 1)).bit_count() for number in range(200)]
+    assert 28 < sum(distances) / len(distances) < 35
+
+
+def test_derived_seeds_depend_on_the_order_and_number_of_parts():
+    assert len({derived_seed(*parts) for parts in [(1, 2), (2, 1), (1, 2, 0), (0, 1, 2), (1,), (2,), ()]}) == 7
+    assert derived_seed(1, 2) == derived_seed(1, 2)
+    # The first round of splitmix64 from 0, from its published reference.
+    assert derived_seed(0) == 0xE220A8397B1DCDAF % 2**63
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\n')
+    assert [example["prompt"] for example in JSONLines(str(path))] == ["one"]
+
+
+def test_an_empty_prompt_is_named_by_its_line(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n{"prompt": " "}\n')
+    with pytest.raises(ValueError, match=r"line 2: the prompt is ' '; write a text"):
+        JSONLines(str(path))
