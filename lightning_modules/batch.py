@@ -1,23 +1,26 @@
-"""One micro-batch of completions, ready for the policy's forward pass."""
+"""What the data hands to the policy: token sequences, micro-batches of a rollout, and evaluated completions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self, get_type_hints
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from aggregate_po import CorrectionWeights, PerToken, PolicyBatch, StepTotals
+from aggregate_po import PerCompletion, PerToken, PolicyBatch
+from lightning_modules.prompts import Example
+from lightning_modules.tally import Tally
 
 
-class RolloutBatch:
-    """Completions with their prompts, and what the objective needs to know of them.
+class Sequences:
+    """Completions with their prompts, as a model reads them.
 
     Not a dataclass, because Lightning takes those apart to convert their numbers for some precisions, and refuses
-    frozen ones such as `PolicyBatch`.
+    frozen ones such as `PolicyBatch`, which `RolloutBatch` adds.
 
     Args:
         prompt_ids: each prompt once, padded on the left; shape `prompt prompt_time`.
@@ -25,10 +28,69 @@ class RolloutBatch:
         prompt_of: index of each completion's prompt; shape `batch`.
         completion_ids: padded on the right; shape `batch time`.
         completion_mask: True on tokens of the completion, trained or not; shape `batch time`.
+        temperature: of the sampling distribution.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        prompt_of: Tensor,
+        completion_ids: Tensor,
+        completion_mask: PerToken,
+        temperature: float = 1.0,
+    ) -> None:
+        self.prompt_ids = prompt_ids
+        self.prompt_mask = prompt_mask
+        self.prompt_of = prompt_of
+        self.completion_ids = completion_ids
+        self.completion_mask = completion_mask
+        self.temperature = temperature
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return type(self)(**{**vars(self), **changes})
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Return a copy whose tensors are moved as by `Tensor.to`."""
+        moved: dict[str, Any] = {
+            name: value.to(*args, **kwargs)
+            for name, value in vars(self).items()
+            if isinstance(value, (Tensor, PolicyBatch))
+        }
+        return self.replace(**moved)
+
+    def select(self, rows: Tensor) -> Self:
+        """Return some completions with the prompts that they need, without padding that none of them needs."""
+        prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
+        start = int(self.prompt_mask[prompts].sum(dim=-1).max())
+        time = int(self.completion_mask[rows].sum(dim=-1).max())
+        return self.replace(
+            prompt_ids=self.prompt_ids[prompts, -start:],
+            prompt_mask=self.prompt_mask[prompts, -start:],
+            prompt_of=prompt_of,
+            completion_ids=self.completion_ids[rows, :time],
+            completion_mask=self.completion_mask[rows, :time],
+            **self._selected(rows, time),
+        )
+
+    def _selected(self, rows: Tensor, time: int) -> dict[str, Any]:
+        """Further fields for some completions, cut to their first tokens."""
+        return {}
+
+
+class RolloutBatch(Sequences):
+    """A micro-batch of completions: what the model reads, and what the objective sees.
+
+    Args:
+        prompt_ids: as the other fields of `Sequences`.
+        prompt_mask: likewise.
+        prompt_of: likewise.
+        completion_ids: likewise.
+        completion_mask: likewise.
         policy: the part that the objective sees.
         temperature: of the sampling distribution.
-        closes_update: whether this is the last micro-batch of an optimiser step.
-        metrics: figures of the rollout it was cut from.
+        closes_update: whether this is the last micro-batch of an optimizer step.
     """
 
     def __init__(
@@ -41,60 +103,55 @@ class RolloutBatch:
         policy: PolicyBatch,
         temperature: float = 1.0,
         closes_update: bool = True,
-        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        self.prompt_ids = prompt_ids
-        self.prompt_mask = prompt_mask
-        self.prompt_of = prompt_of
-        self.completion_ids = completion_ids
-        self.completion_mask = completion_mask
+        super().__init__(prompt_ids, prompt_mask, prompt_of, completion_ids, completion_mask, temperature)
         self.policy = policy
-        self.temperature = temperature
         self.closes_update = closes_update
-        self.metrics = {} if metrics is None else metrics
 
-    def replace(self, **changes: Any) -> RolloutBatch:
-        """A copy with some fields changed."""
-        return RolloutBatch(**{**vars(self), **changes})
-
-    def to(self, *args: Any, **kwargs: Any) -> RolloutBatch:
-        """A copy whose tensors were moved as by `Tensor.to`."""
-        moved: dict[str, Any] = {
-            name: value.to(*args, **kwargs)
-            for name, value in vars(self).items()
-            if isinstance(value, (Tensor, PolicyBatch))
-        }
-        return self.replace(**moved)
-
-    def select(self, rows: Tensor) -> RolloutBatch:
-        """The given completions, with the prompts that they need and padding that none of them needs cut off."""
-        prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
-        start = int(self.prompt_mask[prompts].sum(dim=-1).max())
-        time = int(self.completion_mask[rows].sum(dim=-1).max())
-        return self.replace(
-            prompt_ids=self.prompt_ids[prompts, -start:],
-            prompt_mask=self.prompt_mask[prompts, -start:],
-            prompt_of=prompt_of,
-            completion_ids=self.completion_ids[rows, :time],
-            completion_mask=self.completion_mask[rows, :time],
-            policy=self.policy.select(rows, time),
-        )
+    def _selected(self, rows: Tensor, time: int) -> dict[str, Any]:
+        return {"policy": self.policy.select(rows, time)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, numbers and dictionaries, for a checkpoint."""
-        nested = {name: dict(vars(getattr(self.policy, name))) for name in ("totals", "correction")}
-        policy = {**vars(self.policy), **nested}
-        return {**vars(self), "policy": policy, "metrics": dict(self.metrics)}
+        """Return plain tensors, numbers and dictionaries, for a checkpoint.
+
+        Raises:
+            TypeError: a field is of another kind, which a checkpoint could only pickle.
+        """
+        return {name: _plain(name, value) for name, value in vars(self).items()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RolloutBatch:
-        """The batch that `state_dict` was taken of."""
-        policy = {
-            **state["policy"],
-            "totals": StepTotals(**state["policy"]["totals"]),
-            "correction": CorrectionWeights(**state["policy"]["correction"]),
-        }
-        return cls(**{**state, "policy": PolicyBatch(**policy)})
+        """Return the batch that `state_dict` was taken of."""
+        return cls(**{**state, "policy": _rebuilt(PolicyBatch, state["policy"])})
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a record as a dictionary of its fields, and theirs; tensors and numbers as they are."""
+    if is_dataclass(value):
+        return {part.name: _plain(f"{name}.{part.name}", getattr(value, part.name)) for part in fields(value)}
+    if value is None or isinstance(value, (Tensor, bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"`{name}` is {value!r}, which a checkpoint cannot hold; make it a tensor, a number or a dataclass."
+    )
+
+
+def _rebuilt(kind: type[Any], state: Mapping[str, Any]) -> Any:
+    """Return the record of which `_plain` made a dictionary."""
+    hints = get_type_hints(kind)
+    nested = {name: hints[name] for name in state if is_dataclass(hints[name])}
+    return kind(**{**state, **{name: _rebuilt(inner, state[name]) for name, inner in nested.items()}})
+
+
+def inert(batch: RolloutBatch) -> RolloutBatch:
+    """Return a batch whose completions are read by the model and trained on by nobody."""
+    policy = replace(batch.policy, response_mask=torch.zeros_like(batch.policy.response_mask))
+    return batch.replace(policy=policy)
+
+
+def current_rollout_metrics(trainer: Trainer) -> Mapping[str, float]:
+    """Return metrics of the rollout that is trained on, by name; a loader that keeps no `metrics` has none."""
+    return getattr(trainer.train_dataloader, "metrics", {})
 
 
 @dataclass(frozen=True)
@@ -118,8 +175,52 @@ class Extent:
     prompt_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Completions of held-out prompts with their rewards; this rank's share of them.
+
+    Args:
+        name: how they were generated, "sampled" or "greedy".
+        examples: the prompts with their fields.
+        completions: one text for each.
+        rewards: shape `batch`.
+        lengths: tokens, the stop token included; shape `batch`.
+        single_rewards: those of which `rewards` is the weighted sum, by name; none where there is only one.
+    """
+
+    name: str
+    examples: list[Example]
+    completions: list[str]
+    rewards: PerCompletion
+    lengths: PerCompletion
+    single_rewards: Mapping[str, PerCompletion] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, PerCompletion]:
+        """What is measured of each completion, by the name under which its mean is logged."""
+        single = {f"rewards/{reward}_{self.name}": values for reward, values in self.single_rewards.items()}
+        return {f"pass@1_{self.name}": self.rewards, **single, f"mean_length_{self.name}": self.lengths.float()}
+
+    @property
+    def tally(self) -> Tally:
+        """Sum of each metric over these completions, and how many they are."""
+        count = torch.tensor(len(self.completions))
+        sums = {name: values.double().sum() for name, values in self.metrics.items()}
+        return Tally.of(**sums, **{_count_of(name): count for name in sums})
+
+
+def evaluation_metrics(tally: Tally) -> dict[str, float]:
+    """Return the mean of each metric, from the tallies of evaluations added up."""
+    totals = {name: total for name, total in tally.sums.items() if not name.startswith(_count_of(""))}
+    return {name: total / tally.sums[_count_of(name)] for name, total in totals.items()}
+
+
+def _count_of(metric: str) -> str:
+    return f"count of {metric}"
+
+
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Token ids padded on the left with 0, and the mask that is True on tokens; shape `prompt prompt_time`."""
+    """Return token ids padded on the left with 0, and the mask that is True on tokens; shape `prompt prompt_time`."""
     reversed_rows = [torch.tensor(prompt, dtype=torch.long).flip(0) for prompt in prompts]
     token_ids = pad_sequence(reversed_rows, batch_first=True).flip(1)
     lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(-1)

@@ -51,28 +51,29 @@ def collected_on_first_rank(value: Any) -> list[Any]:
     return collected or []
 
 
-def data_rank(trainer: Trainer) -> int:
-    """Number of this rank's share of the data, from 0; ranks that divide tensors among them have the same one."""
+def data_parallel_rank(trainer: Trainer) -> int:
+    """Return the number of this rank's shard of the data, from 0; the ranks of a tensor-parallel group share one."""
     return (trainer.distributed_sampler_kwargs or {"rank": 0})["rank"]
 
 
-def number_of_data_ranks(trainer: Trainer) -> int:
-    """How many shares there are."""
+def data_parallel_size(trainer: Trainer) -> int:
+    """Return the number of shards of the data."""
     return (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
 
 
-def is_first_partner(trainer: Trainer) -> bool:
-    """Whether this rank is the first of those that divide tensors among them, which follow one another."""
-    return trainer.global_rank % _number_of_partners(trainer) == 0
+def tensor_parallel_size(trainer: Trainer) -> int:
+    """Return the number of ranks that share the layers of one model."""
+    return trainer.world_size // data_parallel_size(trainer)
 
 
-def _number_of_partners(trainer: Trainer) -> int:
-    return trainer.world_size // number_of_data_ranks(trainer)
+def is_tensor_parallel_leader(trainer: Trainer) -> bool:
+    """Whether this is rank 0 of its tensor-parallel group; the ranks of a group are contiguous."""
+    return trainer.global_rank % tensor_parallel_size(trainer) == 0
 
 
-def agreed_among_partners(value: Any, trainer: Trainer) -> Any:
-    """The same value on all ranks that divide tensors among them: that of the first."""
-    if _number_of_partners(trainer) == 1:
+def broadcast_in_tensor_parallel_group(value: Any, trainer: Trainer) -> Any:
+    """Return the value of the group's rank 0 on all ranks of a tensor-parallel group."""
+    if tensor_parallel_size(trainer) == 1:
         return value
     mesh, values = cast(ModelParallelStrategy, trainer.strategy).device_mesh["tensor_parallel"], [value]
     dist.broadcast_object_list(values, group=mesh.get_group(), group_src=0)
@@ -80,26 +81,26 @@ def agreed_among_partners(value: Any, trainer: Trainer) -> Any:
 
 
 def loss_scale(trainer: Trainer) -> int:
-    """What Lightning and the gradient reduction divide a loss by.
+    """Return what Lightning and the gradient reduction divide a loss by.
 
-    The objective is normalised by totals of the whole optimiser step, so the gradients of its pieces must add up:
-    accumulation divides by the number of micro-batches and data parallelism by the number of shares of the data.
+    The objective is normalized by totals of the whole optimizer step, so the gradients of micro-batches must add up:
+    accumulation divides by the number of micro-batches and data parallelism by the number of shards of the data.
     """
-    return number_of_data_ranks(trainer) * trainer.accumulate_grad_batches
+    return data_parallel_size(trainer) * trainer.accumulate_grad_batches
 
 
 def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
-    """The sum of the tensors of all shares of the data, on every rank and on the CPU."""
+    """Return the sum of the tensors of all shards of the data, on every rank and on the CPU."""
     if trainer.world_size == 1:
         return values
-    mine = values if is_first_partner(trainer) else torch.zeros_like(values)
+    mine = values if is_tensor_parallel_leader(trainer) else torch.zeros_like(values)
     reduced = trainer.strategy.reduce(mine.to(trainer.strategy.root_device), reduce_op="sum")
     return torch.as_tensor(reduced).cpu()
 
 
 def gathered_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
-    """The rows of all shares of the data, one after the other, on every rank and on the CPU; their shapes are equal."""
+    """Return the rows of all shards of the data, one shard after another, on every rank and on the CPU."""
     if trainer.world_size == 1:
         return values
     gathered = trainer.strategy.all_gather(values.to(trainer.strategy.root_device))
-    return rearrange(gathered[:: _number_of_partners(trainer)], "rank batch ... -> (rank batch) ...").cpu()
+    return rearrange(gathered[:: tensor_parallel_size(trainer)], "rank batch ... -> (rank batch) ...").cpu()

@@ -122,7 +122,7 @@ class Peaks(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Weights, which count as there beforehand for the count of live tensors."""
-        models = [pl_module.model, *pl_module._reference]
+        models = list(filter(None, [pl_module.model, pl_module.policy.reference]))
         tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
         self.weights = 0 if self.on_gpu else sum(tensor.numel() * tensor.itemsize for tensor in tensors)
         self._reset()

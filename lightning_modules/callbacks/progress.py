@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
+from lightning_modules.batch import current_rollout_metrics
 from lightning_modules.progress import progress_bar
 
 
@@ -53,7 +54,8 @@ class TrainingProgressBar(ProgressBar):
         """Count the rollout that a first micro-batch comes from, and show its reward."""
         if self._rollouts is not None and batch_idx == 0:
             names = {"reward": "reward", "completions/mean_length": "length"}
-            shown = {label: f"{batch.metrics[name]:.3g}" for name, label in names.items() if name in batch.metrics}
+            metrics = current_rollout_metrics(trainer)
+            shown = {label: f"{metrics[name]:.3g}" for name, label in names.items() if name in metrics}
             self._rollouts.set_postfix(shown, refresh=False)
             self._rollouts.update()
 

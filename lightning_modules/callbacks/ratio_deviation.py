@@ -14,8 +14,9 @@ from aggregate_po import masked_sum
 from aggregate_po.bounds import bounded, log_ratio_of
 from lightning_modules.batch import RolloutBatch
 from lightning_modules.data.loader import RolloutLoader
-from lightning_modules.distributed import summed_over_ranks
+from lightning_modules.model.policy import Policy
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.tally import Tally
 
 
 class RatioDeviationStop(Callback):
@@ -56,23 +57,23 @@ class RatioDeviationStop(Callback):
         upcoming = loader.next_inner_epoch()
         deviation = math.nan  # where nothing is measured, or the last figure would stand there still
         if upcoming:
-            deviation = self._deviation(trainer, cast(PolicyModule, pl_module), upcoming)
+            deviation = self._deviation(trainer, cast(PolicyModule, pl_module).policy, upcoming)
         if deviation > self.bound:
             self.dropped_updates += loader.end_rollout() // trainer.accumulate_grad_batches
         pl_module.log("ratio/deviation", deviation)
         pl_module.log("dropped_updates", float(self.dropped_updates))
 
     @torch.no_grad()
-    def _deviation(self, trainer: Trainer, policy: PolicyModule, batches: Sequence[RolloutBatch]) -> float:
-        sums = torch.zeros(2, dtype=torch.double)
+    def _deviation(self, trainer: Trainer, policy: Policy, batches: Sequence[RolloutBatch]) -> float:
+        counted = Tally()
         for batch in batches:
             here = batch.to(policy.device)
             log_probs = policy.current_log_probs(here)
             mask = here.policy.response_mask
             ratio = bounded(log_ratio_of(log_probs, here.policy.old_log_probs, mask)).exp()
-            sums += torch.stack([masked_sum((ratio - 1).abs(), mask).sum(), mask.sum()]).double().cpu()
-        total, tokens = summed_over_ranks(sums, trainer).tolist()
-        return total / max(tokens, 1)
+            counted += Tally.of(deviation=masked_sum((ratio - 1).abs(), mask).sum(), tokens=mask.sum())
+        sums = counted.over_ranks(trainer).sums
+        return sums["deviation"] / max(sums["tokens"], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """The count, for a checkpoint."""

@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_modules.batch import current_rollout_metrics, evaluation_metrics
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.callbacks.plots import draw_run
-from lightning_modules.data.evaluation import Evaluation
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.tally import Tally
 
 _SAMPLES = 5
 
@@ -71,7 +71,7 @@ class RunReport(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the tokens of a rollout once, however many updates use them."""
         if batch_idx == 0:
-            self._tokens += batch.metrics["num_tokens"]
+            self._tokens += current_rollout_metrics(trainer).get("num_tokens", 0.0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,7 +103,7 @@ class RunReport(Callback):
         if not self.evaluate_every_n_steps or trainer.global_step % self.evaluate_every_n_steps:
             _log_elsewhere(trainer, after)
         folder = _folder(trainer)
-        cast(PolicyModule, pl_module).save_pretrained(folder / "model")
+        cast(PolicyModule, pl_module).policy.save_pretrained(folder / "model")
         if self._metrics is None:  # on the other ranks
             return
         draw_run(folder / "metrics.csv", folder / "reward.png")
@@ -140,18 +140,17 @@ def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
         `[prompt, completion]` pairs; empty without held-out prompts.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
-    figures: dict[str, float] = {}
+    counted = Tally()
     samples: list[list[str]] = []
     if not isinstance(data, RolloutDataModule):
-        return figures, samples
+        return {}, samples
     for loader in data.val_dataloader():
-        evaluations: list[Evaluation] = list(loader)
-        for name in evaluations[0].figures:
-            figures[name] = torch.cat([one.figures[name] for one in evaluations]).double().mean().item()
-        if loader.name == "sampled":
-            drawn = zip(evaluations[0].examples, evaluations[0].completions, strict=True)
-            samples = [[example["prompt"], text] for example, text in list(drawn)[:_SAMPLES]]
-    return figures, samples
+        for evaluation in loader:
+            counted += evaluation.tally
+            if evaluation.name == "sampled" and not samples:
+                sampled = zip(evaluation.examples, evaluation.completions, strict=True)
+                samples = [[example["prompt"], text] for example, text in list(sampled)[:_SAMPLES]]
+    return evaluation_metrics(counted.over_ranks(trainer)) if counted.sums else {}, samples
 
 
 @rank_zero_only

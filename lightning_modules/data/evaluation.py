@@ -1,73 +1,76 @@
-"""Held-out prompts: completed by the policy as it is, and scored."""
+"""Held-out prompts: completed by the policy as it is, scored, and divided among the ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import cast
 
-from aggregate_po import PerCompletion
-from lightning_modules.prompts import Example
+from lightning import Trainer
+from torch import Tensor
+
+from lightning_modules.batch import Evaluation
+from lightning_modules.data.sampler import Sampler
+from lightning_modules.distributed import (
+    broadcast_in_tensor_parallel_group,
+    data_parallel_rank,
+    data_parallel_size,
+    is_tensor_parallel_leader,
+)
+from lightning_modules.prompts import Prompt
+from lightning_modules.rewards import WeightedRewards
 from lightning_modules.seeding import derived_seed
-
-if TYPE_CHECKING:
-    from lightning_modules.data.module import RolloutDataModule
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Completions of held-out prompts with their rewards.
-
-    Args:
-        name: how they were drawn, "sampled" or "greedy".
-        examples: the prompts with their fields.
-        completions: one text for each.
-        rewards: shape `batch`.
-        lengths: tokens, the stop token included; shape `batch`.
-        single_rewards: those of which `rewards` is the weighted sum, by name; none where there is only one.
-    """
-
-    name: str
-    examples: list[Example]
-    completions: list[str]
-    rewards: PerCompletion
-    lengths: PerCompletion
-    single_rewards: Mapping[str, PerCompletion] = field(default_factory=dict)
-
-    @property
-    def figures(self) -> dict[str, PerCompletion]:
-        """What is measured of each completion, by the name under which its mean is logged."""
-        single = {f"rewards/{reward}_{self.name}": values for reward, values in self.single_rewards.items()}
-        return {f"pass@1_{self.name}": self.rewards, **single, f"mean_length_{self.name}": self.lengths.float()}
 
 
 class EvaluationLoader:
-    """Held-out prompts, completed and scored as they are asked for."""
+    """This rank's share of the held-out prompts, completed and scored as they are asked for.
 
-    _prompts_per_batch = 256
+    Args:
+        name: of the evaluation, such as "greedy".
+        prompts: all that are held out; the ranks take those of a batch in turn.
+        sampler: completes them.
+        rewards: score the completions.
+        temperature: of sampling; 0 takes the most likely token.
+        trainer: knows the ranks.
+    """
 
-    def __init__(self, data: RolloutDataModule, name: str, temperature: float) -> None:
-        assert data.validation is not None
-        self._data, self._examples = data, data.validation
-        self.name, self._temperature = name, temperature
+    _prompts_per_batch = 256  # over all ranks
+
+    def __init__(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        sampler: Sampler,
+        rewards: WeightedRewards,
+        temperature: float,
+        trainer: Trainer,
+    ) -> None:
+        self.name, self._prompts = name, prompts
+        self._sampler, self._rewards, self._temperature, self._trainer = sampler, rewards, temperature, trainer
 
     def __len__(self) -> int:
-        return math.ceil(len(self._examples) / self._prompts_per_batch)
+        return math.ceil(len(self._prompts) / self._prompts_per_batch)
 
     def __iter__(self) -> Iterator[Evaluation]:
-        for start in range(0, len(self._examples), self._prompts_per_batch):
-            stop = min(start + self._prompts_per_batch, len(self._examples))
-            examples = [self._examples[index] for index in range(start, stop)]
-            _, drawn, texts = self._data.complete(examples, self._temperature, seed=derived_seed(start))
-            rewards = self._data.rewards
-            components = rewards.components(texts, examples)
-            single = dict(zip(rewards.names, components.unbind(dim=-1), strict=True))
-            yield Evaluation(
-                name=self.name,
-                examples=examples,
-                completions=texts,
-                rewards=rewards.total(components),
-                lengths=drawn.mask.sum(dim=-1),
-                single_rewards=single if len(single) > 1 else {},
-            )
+        rank, ranks = data_parallel_rank(self._trainer), data_parallel_size(self._trainer)
+        for start in range(0, len(self._prompts), self._prompts_per_batch):
+            stop = min(start + self._prompts_per_batch, len(self._prompts))
+            mine = list(self._prompts[start + rank : stop : ranks])
+            yield self._evaluation(mine, derived_seed(start + rank))
+
+    def _evaluation(self, prompts: list[Prompt], seed: int) -> Evaluation:
+        # All ranks make as many calls of the engine; one that has no prompt left completes another and drops it.
+        sampled = self._sampler.sample(prompts or self._prompts[:1], self._temperature, seed)
+        examples = [prompt.example for prompt in prompts]
+        texts, lengths = sampled.texts[: len(prompts)], sampled.completions.mask.sum(dim=-1)[: len(prompts)]
+        scores = self._rewards.components(texts, examples) if is_tensor_parallel_leader(self._trainer) else None
+        components = cast(Tensor, broadcast_in_tensor_parallel_group(scores, self._trainer))
+        single = dict(zip(self._rewards.names, components.unbind(dim=-1), strict=True))
+        return Evaluation(
+            name=self.name,
+            examples=examples,
+            completions=texts,
+            rewards=self._rewards.total(components),
+            lengths=lengths,
+            single_rewards=single if len(single) > 1 else {},
+        )

@@ -1,58 +1,118 @@
-"""Figures of a rollout, from sums that any division into ranks agrees on."""
+"""Metrics of a rollout: rewards, lengths, and how far the sampler is from the policy as the trainer computes it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from aggregate_po import PerCompletion
-from lightning_modules.rollouts import Completions
+from aggregate_po import CorrectionWeights, PerCompletion, PerToken
+from aggregate_po.corrections import log_mismatch
+from lightning_modules.data.groups import Groups
+from lightning_modules.tally import Tally
 
-RolloutSums = Annotated[Tensor, "figure"]
 
-
-def rollout_sums(rewards: PerCompletion, components: Tensor, drawn: Completions, group_size: int) -> RolloutSums:
-    """Sums over this rank's completions, from which the figures of the rollout follow on all ranks together.
+def rollout_tally(groups: Groups, rewards: PerCompletion, reward_names: Sequence[str]) -> Tally:
+    """Count this rank's completions, for `rollout_metrics`.
 
     Args:
-        rewards: total reward of each completion; shape `batch`.
-        components: the single rewards; shape `batch component`.
-        drawn: the completions.
-        group_size: completions per prompt.
+        groups: the completions.
+        rewards: total reward of each, the penalty for leaving the reference included; shape `batch`.
+        reward_names: of the single rewards.
     """
-    groups = rearrange(rewards.double(), "(prompt group) -> prompt group", group=group_size)
-    sums = torch.stack(
-        [
-            torch.tensor(rewards.numel(), dtype=torch.double),
-            rewards.double().sum(),
-            rewards.double().square().sum(),
-            torch.tensor(len(groups), dtype=torch.double),
-            groups.std(dim=-1).sum(),
-            (groups.amax(dim=-1) == groups.amin(dim=-1)).double().sum(),
-            drawn.mask.double().sum(),
-            (~drawn.finished).double().sum(),
-        ]
+    by_group = rearrange(rewards.double(), "(prompt group) -> prompt group", group=groups.group_size)
+    single = zip(reward_names, groups.components.double().sum(dim=0), strict=True)
+    return Tally.of(
+        completions=torch.tensor(rewards.numel()),
+        reward=rewards.double().sum(),
+        squared_reward=rewards.double().square().sum(),
+        groups=torch.tensor(len(by_group)),
+        group_std=by_group.std(dim=-1).sum(),
+        equal_groups=(by_group.amax(dim=-1) == by_group.amin(dim=-1)).sum(),
+        tokens=groups.completions.mask.sum(),
+        cut_off=(~groups.completions.finished).sum(),
+        **{f"rewards/{name}": total for name, total in single},
     )
-    return torch.cat([sums, components.double().sum(dim=0)])
 
 
-def rollout_figures(sums: RolloutSums, reward_names: Sequence[str]) -> dict[str, float]:
-    """Figures by name; `reward_std` is the standard deviation of all completions, `reward_group_std` within groups."""
-    completions, total, squares, groups, stds, equal, tokens, cut_off, *components = sums.tolist()
-    mean = total / completions
-    single = {f"rewards/{name}/mean": one / completions for name, one in zip(reward_names, components, strict=True)}
+def rollout_metrics(tally: Tally) -> dict[str, float]:
+    """Return metrics by name; `reward_std` is over all completions, `reward_group_std` the mean over groups."""
+    sums = tally.sums
+    completions, groups = sums["completions"], sums["groups"]
+    mean = sums["reward"] / completions
     return {
         "reward": mean,
-        "reward_group_std": stds / groups,
-        "reward_std": math.sqrt(max(squares / completions - mean**2, 0.0)),
-        "frac_reward_zero_std": equal / groups,
-        "completions/mean_length": tokens / completions,
-        "completions/clipped_ratio": cut_off / completions,
-        "num_tokens": tokens,
-        **single,
+        "reward_group_std": sums["group_std"] / groups,
+        "reward_std": math.sqrt(max(sums["squared_reward"] / completions - mean**2, 0.0)),
+        "frac_reward_zero_std": sums["equal_groups"] / groups,
+        "completions/mean_length": sums["tokens"] / completions,
+        "completions/clipped_ratio": sums["cut_off"] / completions,
+        "num_tokens": sums["tokens"],
+        **{f"{name}/mean": total / completions for name, total in sums.items() if name.startswith("rewards/")},
     }
+
+
+def mismatch_tally(
+    old_log_probs: PerToken, rollout_log_probs: PerToken, response_mask: PerToken, weights: CorrectionWeights
+) -> Tally:
+    """Count the differences between trainer and sampler on this rank's tokens, and the weights that correct them.
+
+    Args:
+        old_log_probs: of the trainer; shape `batch time`; nats.
+        rollout_log_probs: of the sampler, not finite where it gave none; shape `batch time`; nats.
+        response_mask: True on trained tokens; shape `batch time`.
+        weights: the correction.
+    """
+    known = response_mask & torch.isfinite(rollout_log_probs)
+    log_weight = log_mismatch(old_log_probs, rollout_log_probs, response_mask).double()
+    differences = log_weight.abs()[known]
+    applied = _applied(weights, log_weight, response_mask)
+    sums = Tally.of(
+        known=known.sum(),
+        missing=(response_mask & ~known).sum(),
+        absolute_difference=differences.sum(),
+        difference=log_weight[known].sum(),
+        weights=torch.tensor(len(applied)),
+        weight=applied.sum(),
+        squared_weight=applied.square().sum(),
+    )
+    maxima = {"difference": _largest(differences), "weight": _largest(applied)}
+    return sums + Tally(minima={"weight": float(applied.amin()) if len(applied) else math.inf}, maxima=maxima)
+
+
+def mismatch_metrics(tally: Tally) -> dict[str, float]:
+    """Return metrics by name, of the trainer's log-probabilities less the sampler's, in nats, and of the weights.
+
+    None where the sampler is the behavior policy, and nothing was counted.
+    """
+    if not tally.sums:
+        return {}
+    sums = tally.sums
+    tokens, weights = max(sums["known"], 1), max(sums["weights"], 1)
+    squares = sums["squared_weight"]
+    return {
+        "sampling/sampling_logp_difference/mean": sums["absolute_difference"] / tokens,
+        "sampling/sampling_logp_difference/max": tally.maxima["difference"],
+        "sampling/kl": -sums["difference"] / tokens,
+        "sampling/missing_log_probs": sums["missing"],
+        "sampling/importance_sampling_ratio/min": tally.minima["weight"],
+        "sampling/importance_sampling_ratio/mean": sums["weight"] / weights,
+        "sampling/importance_sampling_ratio/max": tally.maxima["weight"],
+        "sampling/ess_fraction": sums["weight"] ** 2 / (weights * squares) if squares else 0.0,
+    }
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.amax()) if len(values) else 0.0
+
+
+def _applied(weights: CorrectionWeights, log_weight: PerToken, response_mask: PerToken) -> Tensor:
+    """Return the weight of each completion, or of each token; without a correction, what each token's would be."""
+    if weights.log_sequence is not None:
+        return weights.log_sequence[response_mask.any(dim=-1)].double().exp()
+    log_token = log_weight if weights.log_token is None else weights.log_token.double()
+    kept = torch.ones_like(response_mask) if weights.kept is None else weights.kept
+    return torch.where(kept, log_token.exp(), 0)[response_mask]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_modules.batch import Extent, RolloutBatch
+from lightning_modules.batch import Extent, Sequences
 from lightning_modules.model.layouts import SequenceLayout
 
 
@@ -23,7 +23,7 @@ class _Row:
 
 
 def micro_batches(
-    whole: RolloutBatch, rows: Tensor, most: int, layout: SequenceLayout, token_budget: int | None = None
+    whole: Sequences, rows: Tensor, most: int, layout: SequenceLayout, token_budget: int | None = None
 ) -> list[Tensor]:
     """Rows of each micro-batch, so that the largest micro-batch is as small as it can be.
 
@@ -58,6 +58,54 @@ def micro_batches(
     cuts = [_smallest_cut(order, most, layout, token_budget or 0) for order in orders]
     best = min(cuts, key=lambda cut: (max(sizes := [layout.size(piece.extent) for piece in cut]), sum(sizes)))
     return [torch.tensor(sorted(row.number for row in piece.rows), device=rows.device) for piece in best]
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """Into how many optimizer steps and micro-batches a rollout is split, on each rank.
+
+    Args:
+        updates: optimizer steps that a rollout is split into.
+        epochs: how often the rollout is used.
+        micro_batches: of each optimizer step.
+        layout: of the forward pass, which says how large a micro-batch is.
+        token_budget: tokens of a micro-batch; about equal micro-batches when None.
+    """
+
+    updates: int
+    epochs: int
+    micro_batches: int
+    layout: SequenceLayout
+    token_budget: int | None
+
+    def rows(self, sequences: Sequences, rows: Tensor, count: int) -> list[Tensor]:
+        """Return the rows of each of `count` micro-batches; the last ones may be empty."""
+        split = micro_batches(sequences, rows, count, self.layout, self.token_budget)
+        return split + [rows[:0]] * (count - len(split))
+
+    def all_rows(self, sequences: Sequences) -> list[Tensor]:
+        """Return the rows of as many micro-batches as an epoch has, for passes over all completions."""
+        return self.rows(sequences, torch.arange(len(sequences.completion_ids)), self.updates * self.micro_batches)
+
+
+def require_division(prompts_per_rollout: int, group_size: int, ranks: int, plan: UpdatePlan) -> None:
+    """Check that a rollout divides into updates on each rank, and an update into micro-batches.
+
+    Raises:
+        ValueError: it does not.
+    """
+    parts = ranks * plan.updates
+    if prompts_per_rollout % parts:
+        raise ValueError(
+            f"`prompts_per_rollout` is {prompts_per_rollout}, which {plan.updates} updates on {ranks} data-parallel "
+            f"ranks do not divide; pass a multiple of {parts}."
+        )
+    completions = prompts_per_rollout * group_size // parts
+    if plan.micro_batches > completions:
+        raise ValueError(
+            f"`accumulate_grad_batches` is {plan.micro_batches}, but an update has only {completions} completions on "
+            "each rank; pass at most that many."
+        )
 
 
 class _Piece:

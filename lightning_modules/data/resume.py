@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_modules.batch import RolloutBatch
+from lightning_modules.batch import RolloutBatch, inert
 
 State = dict[str, Any]  # a `RolloutBatch`, by its `state_dict`
 
@@ -43,14 +42,6 @@ def share_of_rank(
     return [batch.replace(closes_update=batch is share[-1]) for share in shares for batch in share]
 
 
-def recounted(progress: State, saved: int, now: int) -> State:
-    """Lightning's count of the epoch's micro-batches, from `saved` to `now` of them to an optimiser step."""
-    current = progress["current"]
-    ready = current["ready"] // saved * now
-    # A checkpoint is written before the micro-batch at hand counts as completed.
-    return {**progress, "current": {name: ready - current["ready"] + count for name, count in current.items()}}
-
-
 def _updates(batches: Sequence[State]) -> Iterator[list[State]]:
     update: list[State] = []
     for batch in batches:
@@ -66,10 +57,8 @@ def _cut(states: Sequence[State], pieces: int) -> list[RolloutBatch]:
     rows = whole.policy.response_mask.any(dim=-1).nonzero().squeeze(-1)
     batches = [whole.select(piece if len(piece) else torch.arange(1)) for piece in rows.tensor_split(pieces)]
     for index in range(len(rows), pieces):
-        # Nothing is left for this one, but all ranks go through as many; `tensor_split` gives the first ones more.
-        policy = batches[index].policy
-        policy = replace(policy, response_mask=torch.zeros_like(policy.response_mask))
-        batches[index] = batches[index].replace(policy=policy)
+        # This rank has no completions left, but every rank runs as many micro-batches; `tensor_split` fills the first.
+        batches[index] = inert(batches[index])
     return batches
 
 

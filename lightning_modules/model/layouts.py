@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 
-from lightning_modules.batch import Extent, RolloutBatch
+from lightning_modules.batch import Extent, Sequences
 from lightning_modules.model.sharding import blocks, is_sharded
 
 
@@ -28,7 +28,7 @@ class SequenceLayout(ABC):
         """
 
     @abstractmethod
-    def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
+    def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
         """What the model says one place before each token of the completions.
 
         Returns:
@@ -46,7 +46,7 @@ class SharedPrompts(SequenceLayout):
         """See `SequenceLayout`."""
         return extent.prompts * extent.longest_prompt + extent.completions * extent.longest
 
-    def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
+    def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
         """See `SequenceLayout`."""
         cache = DynamicCache(config=model.config)
         prompt_mask = batch.prompt_mask
@@ -99,7 +99,7 @@ class PackedSequences(SequenceLayout):
         """See `SequenceLayout`."""
         return extent.prompt_tokens + extent.tokens
 
-    def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
+    def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
         """See `SequenceLayout`."""
         if model not in self._checked:
             _check_packing(model, batch.prompt_ids.device)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from aggregate_po import PerToken, linear_log_probs_and_entropy
 from aggregate_po.bounds import working_precision
-from lightning_modules.batch import RolloutBatch
+from lightning_modules.batch import Sequences
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.sharding import whole
 
@@ -25,7 +25,7 @@ has_linear_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def log_probs_and_entropy(
-    model: PreTrainedModel, batch: RolloutBatch, layout: SequenceLayout = SharedPrompts()
+    model: PreTrainedModel, batch: Sequences, layout: SequenceLayout = SharedPrompts()
 ) -> tuple[PerToken, PerToken]:
     """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from lightning_modules.batch import RolloutBatch
-from lightning_modules.data.micro_batches import micro_batches
+from lightning_modules.batch import Sequences
+from lightning_modules.data.micro_batches import UpdatePlan, require_division
 from lightning_modules.data.module import RolloutDataModule
+from lightning_modules.data.sampler import tokenized
 from lightning_modules.planning.engines import Drawing, EnginePlan, engine_plan
 from lightning_modules.planning.memory import (
     MemoryPlan,
@@ -91,27 +91,22 @@ def job_plan(
         raise ValueError(f"`prompt_length` is {prompt_length}; pass 1 or more tokens.")
     if device_memory is not None and not device_memory > 0:
         raise ValueError(f"`device_memory` is {device_memory}; pass a positive number of GiB.")
-    stand_in = SimpleNamespace(
-        world_size=settings.sharding.ranks,
-        distributed_sampler_kwargs={"num_replicas": settings.sharding.ranks, "rank": 0},
-        accumulate_grad_batches=settings.accumulate_grad_batches,
-        lightning_module=module,
-    )
-    data.trainer = cast(Any, stand_in)
-    data.setup("fit")  # checks how the rollout divides, and asks for a reference
-    config, tokenizer = _described(module.model_name)
-    description = Description(config, settings.weights_dtype, module.lora, module.layout, settings.forward_context)
+    policy = module.policy
+    plan = data.update_plan(policy.layout, settings.accumulate_grad_batches)
+    require_division(data.prompts_per_rollout, data.group_size, settings.sharding.ranks, plan)
+    keeps_reference = policy.keeps_reference or data.needs_reference
+    config, tokenizer = _described(policy.source)
+    description = Description(config, settings.weights_dtype, policy.lora, policy.layout, settings.forward_context)
     module.model = description.model()
-    module.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
     passing = replace(description, dtype=settings.passing_dtype)
     sizes = model_sizes(module.model, settings.autocast if passing == description else None)
     longest, origin = _prompt_length(data, tokenizer) if prompt_length is None else (prompt_length, "as given")
     completions = data.prompts_per_rollout * data.group_size
-    shape = _largest_micro_batch(data, settings, longest)
+    shape = _largest_micro_batch(data, plan, settings.sharding.ranks, longest)
     unknown: list[str] = []
     optimizer = _or_unknown("the optimiser", OptimizerSizes(0, 0), unknown, lambda: _optimizer(module, settings))
     accumulates = settings.accumulate_grad_batches > 1
-    scores = module.needs_reference or data.old_log_probs == "trainer"
+    scores = keeps_reference or data.old_log_probs == "trainer"
     passes = _or_unknown(
         "activations and loss head",
         PassSizes(0, 0),
@@ -133,7 +128,7 @@ def job_plan(
             passes,
             settings.sharding,
             # Adapters are switched off for the reference.
-            reference=sizes.weights if module.needs_reference and module.lora is None else 0,
+            reference=sizes.weights if keeps_reference and policy.lora is None else 0,
             engine=engine.entries,
             drawn_whole=isinstance(data.rollouts, TransformersEngine),
         ),
@@ -150,22 +145,24 @@ def job_plan(
     )
 
 
-def _largest_micro_batch(data: RolloutDataModule, settings: TrainerSettings, prompt_length: int) -> PassShape:
-    """What an update is cut into where all its prompts and completions are as long as the longest."""
-    prompts = data.prompts_per_rollout // (settings.sharding.ranks * data.updates_per_rollout)
-    rows = torch.arange(prompts * data.group_size)
-    whole = SimpleNamespace(
-        prompt_mask=torch.ones(1, 1, dtype=torch.bool).expand(prompts, prompt_length),
-        completion_mask=torch.ones(1, 1, dtype=torch.bool).expand(len(rows), data.max_completion_length),
-        prompt_of=rows // data.group_size,
+def _largest_micro_batch(data: RolloutDataModule, plan: UpdatePlan, ranks: int, prompt_length: int) -> PassShape:
+    """Return the largest micro-batch of an update whose prompts and completions are all as long as the longest."""
+    prompts = data.prompts_per_rollout // (ranks * plan.updates)
+    completions, longest = prompts * data.group_size, data.max_completion_length
+    token, tokens = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    update = Sequences(
+        prompt_ids=token.expand(prompts, prompt_length),
+        prompt_mask=tokens.expand(prompts, prompt_length),
+        prompt_of=torch.arange(completions) // data.group_size,
+        completion_ids=token.expand(completions, longest),
+        completion_mask=tokens.expand(completions, longest),
     )
-    most, layout = settings.accumulate_grad_batches, data.policy.layout
-    pieces = micro_batches(cast(RolloutBatch, whole), rows, most, layout, data.tokens_per_micro_batch)
     shapes = [
-        PassShape(len(whole.prompt_of[piece].unique()), len(piece), prompt_length, data.max_completion_length)
-        for piece in pieces
+        PassShape(len(update.prompt_of[rows].unique()), len(rows), prompt_length, longest)
+        for rows in plan.rows(update, torch.arange(completions), plan.micro_batches)
+        if len(rows)
     ]
-    return max(shapes, key=lambda shape: layout.size(shape.extent))
+    return max(shapes, key=lambda shape: plan.layout.size(shape.extent))
 
 
 def _or_unknown(name: str, nothing: Any, unknown: list[str], found: Any) -> Any:
@@ -214,7 +211,7 @@ def _prompt_length(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBase |
     """Tokens of the longest prompt, and how they are known."""
     if tokenizer is not None:
         count = min(len(data.dataset), _PROMPTS_READ)
-        lengths = data.prompt_lengths([data.dataset[index] for index in range(count)])
+        lengths = [len(tokenized(tokenizer, data.dataset[index], data.chat_template)) for index in range(count)]
         return max(lengths), f"the longest of {'all' if count == len(data.dataset) else 'the first'} {count:,}"
     room = getattr(data.rollouts, "max_model_length", None) if isinstance(data.rollouts, VLLM) else None
     if room and room > data.max_completion_length:

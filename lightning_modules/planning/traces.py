@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from lightning_modules.batch import Extent, RolloutBatch
+from lightning_modules.batch import Extent, Sequences
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.log_probs import has_linear_head, log_probs_and_entropy
 from lightning_modules.model.lora import LoRA
@@ -157,7 +156,7 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
             there are those of the step before.
     """
     with FakeTensorMode():
-        model, batch = description.model("cpu"), _batch(shape)
+        model, batch = description.model("cpu"), _sequences(shape)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if gradients_kept:
             for parameter in trained:
@@ -179,25 +178,23 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
 def scoring_size(description: Description, shape: PassShape) -> int:
     """What the log-probabilities of a micro-batch take outside any graph, beside weights."""
     with FakeTensorMode(), torch.no_grad():
-        model, batch = description.model("cpu"), _batch(shape)
+        model, batch = description.model("cpu"), _sequences(shape)
         with LiveMemory() as memory, _WholeMasks(), description.context():
             log_probs_and_entropy(model, batch, description.layout)
     return memory.peak
 
 
-def _batch(shape: PassShape) -> RolloutBatch:
-    """A micro-batch without padding, of which only the shapes are known."""
+def _sequences(shape: PassShape) -> Sequences:
+    """Return a micro-batch without padding, of which only the shapes are known."""
     prompt_ids = torch.zeros(shape.prompts, shape.prompt_length, dtype=torch.long)
     completion_ids = torch.zeros(shape.completions, shape.completion_length, dtype=torch.long)
-    batch = SimpleNamespace(
+    return Sequences(
         prompt_ids=prompt_ids,
         prompt_mask=torch.ones_like(prompt_ids, dtype=torch.bool),
         prompt_of=torch.zeros(shape.completions, dtype=torch.long),
         completion_ids=completion_ids,
         completion_mask=torch.ones_like(completion_ids, dtype=torch.bool),
-        temperature=1.0,
     )
-    return cast(RolloutBatch, batch)
 
 
 class _WatchedLayout(SequenceLayout):
@@ -211,7 +208,7 @@ class _WatchedLayout(SequenceLayout):
         """See `SequenceLayout`."""
         return self.layout.size(extent)
 
-    def last_layer(self, model: PreTrainedModel, batch: RolloutBatch) -> Tensor:
+    def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
         """See `SequenceLayout`."""
         states = self.layout.last_layer(model, batch)
         self.forward = self.memory.taken_peak()

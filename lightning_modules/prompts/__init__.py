@@ -3,5 +3,6 @@
 from lightning_modules.prompts.base import Example, PromptDataset
 from lightning_modules.prompts.json_lines import JSONLines
 from lightning_modules.prompts.order import PromptOrder
+from lightning_modules.prompts.stream import Prompt, PromptStream
 
-__all__ = ["Example", "JSONLines", "PromptDataset", "PromptOrder"]
+__all__ = ["Example", "JSONLines", "Prompt", "PromptDataset", "PromptOrder", "PromptStream"]

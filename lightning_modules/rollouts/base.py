@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from aggregate_po import PerCompletion, PerToken
@@ -50,6 +52,20 @@ class Completions:
     mask: PerToken
     log_probs: PerToken
     finished: PerCompletion
+
+    def select(self, rows: Tensor) -> Completions:
+        """Return some of the completions; shape of `rows` `batch`, their indices."""
+        return Completions(**{name: value[rows] for name, value in vars(self).items()})
+
+    @staticmethod
+    def joined(parts: Sequence[Completions]) -> Completions:
+        """Return the completions of all parts, one part after another, padded to the longest."""
+        width = max(part.mask.shape[1] for part in parts)
+        columns = {
+            name: torch.cat([pad(getattr(part, name), (0, width - part.mask.shape[1])) for part in parts])
+            for name in ("token_ids", "mask", "log_probs")
+        }
+        return Completions(finished=torch.cat([part.finished for part in parts]), **columns)
 
 
 class RolloutEngine(ABC):

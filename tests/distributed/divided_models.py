@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from lightning_modules.distributed import agreed_among_partners
+from lightning_modules.distributed import broadcast_in_tensor_parallel_group
 from lightning_modules.model.sharding import shard, whole
 from lightning_modules.model.tensor_parallel import divide
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
@@ -90,7 +90,7 @@ def main() -> None:
     trainer = SimpleNamespace(
         world_size=2, distributed_sampler_kwargs=one_share, strategy=SimpleNamespace(device_mesh=mesh)
     )
-    agreed = agreed_among_partners(f"rank {dist.get_rank()}", trainer)
+    agreed = broadcast_in_tensor_parallel_group(f"rank {dist.get_rank()}", trainer)
     print(json.dumps({"models": found, "drawn": drawn.token_ids.tolist(), "agreed": agreed}))
     dist.destroy_process_group()
 

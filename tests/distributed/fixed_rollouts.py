@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals, recipes
 from aggregate_po.transforms import PessimisticClip
-from lightning_modules import LoRA, PackedSequences, PolicyModule, policy_module
+from lightning_modules import LoRA, PackedSequences, PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.loader import RolloutLoader
-from lightning_modules.distributed import data_rank, number_of_data_ranks, rank
+from lightning_modules.data.loader import RolledOut, RolloutLoader
+from lightning_modules.distributed import data_parallel_rank, data_parallel_size, rank
+from lightning_modules.model import policy as policy_file
 from lightning_modules.model.sharding import is_sharded, whole
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
 from tests.lightning_modules.training import exact
@@ -125,14 +126,14 @@ class FixedRollouts(LightningDataModule):
 
     def train_dataloader(self) -> RolloutLoader:
         """One optimiser step to a rollout."""
-        return RolloutLoader(self._share, self.trainer.accumulate_grad_batches)
+        return RolloutLoader(lambda number: RolledOut(self._share(number)), self.trainer.accumulate_grad_batches)
 
     def transfer_batch_to_device(self, batch: RolloutBatch, device: torch.device, dataloader_idx: int) -> RolloutBatch:
         """Stay on the CPU."""
         return batch
 
     def _share(self, number: int) -> list[RolloutBatch]:
-        mine = torch.arange(ROWS).tensor_split(number_of_data_ranks(self.trainer))[data_rank(self.trainer)]
+        mine = torch.arange(ROWS).tensor_split(data_parallel_size(self.trainer))[data_parallel_rank(self.trainer)]
         pieces = mine.tensor_split(self.trainer.accumulate_grad_batches)
         update = whole_update(number)
         if number == 0 and self.infinite is not None:
@@ -157,7 +158,7 @@ class Figures(Callback):
 def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) -> dict[str, torch.Tensor]:
     """Whole parameters and figures at the end; the folder is what the module leaves behind."""
     rounded = "precision" in case.options
-    policy_module.AutoModelForCausalLM = AutoModelForCausalLM if rounded else ExactModels
+    policy_file.AutoModelForCausalLM = AutoModelForCausalLM if rounded else ExactModels
     # Plain gradient descent: an adaptive optimiser would hide a gradient of the wrong scale.
     module = PolicyModule(
         model,
@@ -185,7 +186,7 @@ def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) 
     assert is_sharded(module.model) == (strategy in ("sharded", *DIVIDED))
     parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
     assert {value.dtype for value in parameters.values()} == {torch.float32 if rounded else torch.float64}
-    module.save_pretrained(folder)
+    module.policy.save_pretrained(folder)
     noted = {"grad_norm": torch.tensor(figures.norms), "skipped_steps": torch.tensor(figures.skipped)}
     return {**parameters, **noted, **drawn(module)}
 
@@ -195,7 +196,8 @@ def drawn(module: PolicyModule) -> dict[str, torch.Tensor]:
     engine, prompts = TransformersEngine(), [[5, 6, 7], [8, 9]]
     engine.load_policy(module.model)
     completions = engine.generate(
-        prompts, SamplingParameters(3 + 4 * data_rank(module.trainer), stop_token_ids=(0,), samples_per_prompt=2)
+        prompts,
+        SamplingParameters(3 + 4 * data_parallel_rank(module.trainer), stop_token_ids=(0,), samples_per_prompt=2),
     )
     return {"drawn": completions.log_probs[:, :3].clone()}
 

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from aggregate_po import TokenCorrection
 from aggregate_po.advantages import WhitenedReturns
 from aggregate_po.recipes import dapo
-from lightning_modules import AtomicCheckpointIO, LoRA, PolicyModule, RolloutDataModule, RunCheckpoint, policy_module
-from lightning_modules.distributed import data_rank, rank
+from lightning_modules import AtomicCheckpointIO, LoRA, PolicyModule, RolloutDataModule, RunCheckpoint
+from lightning_modules.distributed import data_parallel_rank, rank
+from lightning_modules.model import policy as policy_file
 from lightning_modules.model.sharding import whole
 from tests.distributed import fixed_rollouts
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine, text_reward
@@ -127,7 +128,7 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapte
     folder.mkdir(exist_ok=True)
     parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
     save_file(parameters, folder / f"{rank()}.safetensors")
-    notes = {"share": data_rank(trainer), "rows": record.rows, "draws": record.draws}
+    notes = {"share": data_parallel_rank(trainer), "rows": record.rows, "draws": record.draws}
     (folder / f"{rank()}.json").write_text(json.dumps(notes))
 
 
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("plan", type=json.loads)
     arguments = parser.parse_args()
-    policy_module.AutoModelForCausalLM = fixed_rollouts.ExactModels
+    policy_file.AutoModelForCausalLM = fixed_rollouts.ExactModels
     for name, options in arguments.plan.items():
         resume = options.pop("resume", None)
         train(

@@ -28,7 +28,7 @@ class Record(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         with torch.no_grad():
-            log_ratio = pl_module.log_probs(batch) - batch.policy.old_log_probs
+            log_ratio = pl_module.policy.log_probs(batch) - batch.policy.old_log_probs
         self.deviations.append((log_ratio.exp() - 1)[batch.policy.response_mask].abs().max().item())
         self.first_tokens.append(batch.completion_ids[:, 0].tolist())
 

@@ -39,7 +39,6 @@ def example_batch(ref=True):
         policy=policy,
         temperature=0.7,
         closes_update=False,
-        metrics={"reward": 0.5},
     )
 
 
@@ -55,7 +54,7 @@ def assert_equal(first, second):
         assert torch.equal(tensor, right[name]), name
         assert tensor.dtype == right[name].dtype, name
     assert first.policy.totals == second.policy.totals
-    for name in ("temperature", "closes_update", "metrics"):
+    for name in ("temperature", "closes_update"):
         assert getattr(first, name) == getattr(second, name)
 
 
@@ -85,7 +84,7 @@ def test_selection_takes_rows_with_their_prompts_and_trims_padding():
     assert part.policy.ref_log_probs.tolist() == [[-120.0, -121.0, -122.0], [-112.0, 0, 0], [-108.0, -109.0, -110.0]]
     assert torch.equal(part.policy.response_mask, part.completion_mask)
     assert part.policy.totals == example_batch().policy.totals
-    assert (part.temperature, part.closes_update, part.metrics) == (0.7, False, {"reward": 0.5})
+    assert (part.temperature, part.closes_update) == (0.7, False)
 
 
 def test_selection_keeps_tokens_of_completions_that_are_not_trained():
@@ -103,11 +102,11 @@ def test_selection_changes_no_log_probability(model_folder):
     module.configure_model()
     whole = example_batch()
     with torch.no_grad():
-        expected = module.log_probs(whole)
+        expected = module.policy.log_probs(whole)
         for rows in ([0], [3], [5, 0, 2], [4, 4, 1]):
             part = whole.select(torch.tensor(rows))
             time = part.completion_mask.shape[1]
-            difference = module.log_probs(part) - expected[rows, :time]
+            difference = module.policy.log_probs(part) - expected[rows, :time]
             assert difference[part.completion_mask].abs().max() < 1e-5
 
 
@@ -138,7 +137,7 @@ def test_moving_moves_every_tensor_and_nothing_else():
     assert {tensor.device.type for tensor in tensors_of(moved).values()} == {"meta"}
     assert tensors_of(moved).keys() == tensors_of(batch).keys()
     assert moved.policy.totals == batch.policy.totals
-    assert (moved.temperature, moved.closes_update, moved.metrics) == (0.7, False, {"reward": 0.5})
+    assert (moved.temperature, moved.closes_update) == (0.7, False)
     assert {tensor.device.type for tensor in tensors_of(batch).values()} == {"cpu"}
 
 

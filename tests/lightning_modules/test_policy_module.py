@@ -62,7 +62,7 @@ def test_log_probs_are_those_of_a_plain_forward_pass(module, temperature, comple
     batch = example_batch(temperature, completions)
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(batch.completion_ids.shape, generator=generator) * batch.completion_mask
-    log_probs = module.log_probs(batch)
+    log_probs = module.policy.log_probs(batch)
     (log_probs * weights).sum().backward()
     found = {name: parameter.grad.clone() for name, parameter in module.model.named_parameters()}
 
@@ -304,17 +304,17 @@ def test_without_a_penalty_there_is_no_reference(tmp_path, model_folder, monkeyp
     )
     run = fitted(tmp_path, model_folder, grpo(penalties=[K3Penalty(0.0)]))
     assert len(loaded) == 1
-    assert not run.module.needs_reference
+    assert not run.module.policy.keeps_reference
     assert "kl" not in run.metrics
-    with pytest.raises(RuntimeError, match=r"no reference; call `keep_reference\(\)` before the model is loaded"):
-        run.module.reference_log_probs(example_batch())
+    with pytest.raises(RuntimeError, match=r"the policy keeps no reference; call `keep_reference\(\)`"):
+        run.module.policy.reference_log_probs(example_batch())
 
 
 def test_the_reference_stays_the_first_policy(tmp_path, model, model_folder):
     recorder = BatchRecorder()
     module = PolicyModule(model_folder, grpo(penalties=[K3Penalty(0.1)]), learning_rate=1e-2, warmup_steps=0)
     run = fitted(tmp_path, model_folder, module=module, max_steps=3, callbacks=[recorder])
-    (reference,) = run.module._reference
+    reference = run.module.policy.reference
     start = copied(model)
     assert largest_difference(copied(reference), start) == 0
     assert largest_difference(copied(run.module.model), start) > 1e-2
@@ -443,36 +443,36 @@ def test_a_model_can_be_made_on_the_spot(tmp_path, model_folder):
 def test_policy_and_reference_have_the_attention_that_was_asked_for(model_folder, asked, used):
     module = PolicyModule(model_folder, grpo(penalties=[K3Penalty(0.1)]), attn_implementation=asked)
     module.configure_model()
-    models = [module.model, *module._reference]
+    models = [module.model, module.policy.reference]
     assert [one.config._attn_implementation for one in models] == [used, used]
 
 
 def test_stop_tokens_are_those_of_model_and_tokenizer(module):
-    eos = module.tokenizer.eos_token_id
+    eos = module.policy.tokenizer.eos_token_id
     module.model.generation_config.eos_token_id = [7, 3]
-    assert module.stop_token_ids == tuple(sorted({3, 7, eos}))
+    assert module.policy.stop_token_ids == tuple(sorted({3, 7, eos}))
     module.model.generation_config.eos_token_id = 9
-    assert module.stop_token_ids == tuple(sorted({9, eos}))
+    assert module.policy.stop_token_ids == tuple(sorted({9, eos}))
     module.model.generation_config.eos_token_id = None
-    assert module.stop_token_ids == (eos,)
+    assert module.policy.stop_token_ids == (eos,)
     module.model.generation_config = None
-    assert module.stop_token_ids == (eos,)
+    assert module.policy.stop_token_ids == (eos,)
 
 
 def test_a_model_without_stop_token_is_an_error(module):
     module.model.generation_config.eos_token_id = None
-    module.tokenizer = SimpleNamespace(eos_token_id=None)
+    module.policy.tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"`model_name` '.*' has no end-of-sequence token; set `eos_token`"):
-        module.stop_token_ids  # noqa: B018
+        module.policy.stop_token_ids  # noqa: B018
 
 
 def test_a_saved_policy_loads_as_it_was(tmp_path, model_folder):
     module = fitted(tmp_path, model_folder, max_steps=2).module
-    module.save_pretrained(tmp_path / "model")
+    module.policy.save_pretrained(tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
     assert largest_difference(copied(loaded), copied(module.model)) == 0
     text = r"What is 12 + 3? \boxed{15}"
-    assert AutoTokenizer.from_pretrained(tmp_path / "model").encode(text) == module.tokenizer.encode(text)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").encode(text) == module.policy.tokenizer.encode(text)
     start = AutoModelForCausalLM.from_pretrained(model_folder)
     assert largest_difference(copied(loaded), copied(start)) > 0
 

@@ -12,6 +12,7 @@ from aggregate_po.advantages import GroupCentered
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems
+from lightning_modules.batch import current_rollout_metrics
 from lightning_modules.rollouts import Completions, TransformersEngine
 
 
@@ -83,7 +84,7 @@ class ExactPolicy(PolicyModule):
 
     def configure_model(self):
         super().configure_model()
-        for model in (self.model, *self._reference):
+        for model in filter(None, (self.model, self.policy.reference)):
             exact(model)
 
 
@@ -110,13 +111,14 @@ class BatchRecorder(Callback):
     """Keeps the micro-batches, and the gradients and parameters that each update ends with."""
 
     def __init__(self):
-        self.batches, self.gradients, self.parameters, self.steps_after = [], [], [], []
+        self.batches, self.gradients, self.parameters, self.steps_after, self.metrics = [], [], [], [], []
 
     def on_fit_start(self, trainer, pl_module):
         self.parameters.append(copied(pl_module.model))
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches.append(batch)
+        self.metrics.append(current_rollout_metrics(trainer))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.gradients.append({name: p.grad.clone() for name, p in trained_parameters(pl_module.model)})

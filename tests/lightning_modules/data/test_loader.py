@@ -10,7 +10,7 @@ from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.loader import RolloutLoader
+from lightning_modules.data.loader import RolledOut, RolloutLoader
 from tests.lightning_modules.training import RecordingEngine, copied, fitted, largest_difference, small_data
 
 
@@ -22,7 +22,8 @@ class Rollouts:
 
     def __call__(self, number):
         self.calls.append(number)
-        return [labelled_batch(number, place) for place in range(self.size)]
+        batches = [labelled_batch(number, place) for place in range(self.size)]
+        return RolledOut(batches, {"number": number})
 
 
 def labelled_batch(number, place):

@@ -9,7 +9,7 @@ import torch
 from aggregate_po import CorrectionWeights, PolicyBatch, SequenceCorrection, TokenCorrection
 from aggregate_po.recipes import gmpo, grpo
 from lightning_modules.batch import RolloutBatch
-from lightning_modules.data.mismatch import mismatch_figures, named
+from lightning_modules.data.metrics import mismatch_metrics, mismatch_tally
 from tests.lightning_modules.test_batch import example_batch
 from tests.lightning_modules.test_policy_module import NotedAdvantages
 from tests.lightning_modules.training import (
@@ -77,23 +77,21 @@ def test_the_mismatch_is_logged(tmp_path, model_folder, model):
     )
 
 
-def test_figures_of_ranks_are_put_together():
+def test_metrics_of_ranks_are_put_together():
     """Differences 0.3, 0.2, 1.5, 0 on one rank, one of 0.5 and a missing one on the other."""
     old = [torch.tensor([[0.3, -0.2, 1.5, 0.0]]), torch.tensor([[0.5, 1.0]])]
     rollout = [torch.zeros(1, 4), torch.tensor([[0.0, math.nan]])]
     masks = [torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)]
-    ranks = torch.stack(
-        [mismatch_figures(*tensors, CorrectionWeights()) for tensors in zip(old, rollout, masks, strict=True)]
-    )
-    figures = named(ranks)
+    first, second = (mismatch_tally(*tensors, CorrectionWeights()) for tensors in zip(old, rollout, masks, strict=True))
+    metrics = mismatch_metrics(first + second)
     weights = torch.tensor([0.3, -0.2, 1.5, 0.0, 0.5, 0.0]).exp()
-    assert figures["sampling/sampling_logp_difference/mean"] == pytest.approx(2.5 / 5)
-    assert figures["sampling/sampling_logp_difference/max"] == pytest.approx(1.5)
-    assert figures["sampling/kl"] == pytest.approx(-2.1 / 5)
-    assert figures["sampling/missing_log_probs"] == 1
-    assert figures["sampling/importance_sampling_ratio/min"] == pytest.approx(math.exp(-0.2))
-    assert figures["sampling/importance_sampling_ratio/max"] == pytest.approx(math.exp(1.5))
-    assert figures["sampling/ess_fraction"] == pytest.approx(float(weights.sum() ** 2 / weights.square().sum() / 6))
+    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(2.5 / 5)
+    assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(1.5)
+    assert metrics["sampling/kl"] == pytest.approx(-2.1 / 5)
+    assert metrics["sampling/missing_log_probs"] == 1
+    assert metrics["sampling/importance_sampling_ratio/min"] == pytest.approx(math.exp(-0.2))
+    assert metrics["sampling/importance_sampling_ratio/max"] == pytest.approx(math.exp(1.5))
+    assert metrics["sampling/ess_fraction"] == pytest.approx(float(weights.sum() ** 2 / weights.square().sum() / 6))
 
 
 def test_weights_of_completions_and_masked_tokens_are_measured_as_they_are_applied():
@@ -104,8 +102,8 @@ def test_weights_of_completions_and_masked_tokens_are_measured_as_they_are_appli
         (SequenceCorrection(3.0), 0.0, 0.0, 0.0),
         (TokenCorrection(2.0, 0.5, "mask"), 0.0, (1.34985881 + 0.81873075 + 1) / 4, 1.34985881),
     ):
-        figures = named(mismatch_figures(old, rollout, mask, correction(old, rollout, mask)).unsqueeze(0))
-        found = [figures[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
+        metrics = mismatch_metrics(mismatch_tally(old, rollout, mask, correction(old, rollout, mask)))
+        found = [metrics[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
         assert found == pytest.approx([smallest, mean, largest], abs=1e-7)
 
 

@@ -12,9 +12,10 @@ from aggregate_po import EntropyBonus, GroupedRewards, K3Penalty, PolicyBatch
 from aggregate_po.advantages import GroupCentered, GroupNormalized
 from aggregate_po.recipes import dapo, dr_grpo, gmpo, grpo, pmpo
 from lightning_modules import PolicyModule, RolloutDataModule
+from lightning_modules import tally as tally_file
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.callbacks.report import evaluate, print_table
-from lightning_modules.data import module as rollout_data
+from lightning_modules.data import advantages as advantages_file
 from lightning_modules.rollouts import Completions
 from tests.lightning_modules.training import (
     BatchRecorder,
@@ -78,7 +79,7 @@ def rollout_of(tmp_path, model_folder, objective=None, data=None, updates=1, **o
         ({"updates_per_rollout": 0}, "`updates_per_rollout` is 0; pass 1 or more"),
         ({"epochs_per_rollout": -1}, "`epochs_per_rollout` is -1; pass 1 or more"),
         ({"max_completion_length": 0}, "`max_completion_length` is 0; pass 1 or more"),
-        ({"tokens_per_micro_batch": 0}, "`tokens_per_micro_batch` is 0; pass 1 or more tokens"),
+        ({"tokens_per_micro_batch": 0}, "`tokens_per_micro_batch` is 0; pass 1 or more"),
         ({"group_size": 1}, "`group_size` is 1; pass 2 or more, since an advantage compares"),
         ({"temperature": 0.0}, r"`temperature` is 0\.0; pass a positive number, 1\.0 for the policy itself"),
         ({"temperature": math.nan}, "`temperature` is nan; pass a positive number"),
@@ -178,7 +179,7 @@ def test_an_engine_is_heard_with_each_rollout_and_closed_at_the_end(tmp_path, mo
     engine = ReportingEngine()
     recorder = BatchRecorder()
     run = fitted(tmp_path, model_folder, data=small_data(rollouts=engine), max_steps=2, callbacks=[recorder])
-    assert [batch.metrics["rollout/number"] for batch in recorder.batches] == [1, 2]
+    assert [metrics["rollout/number"] for metrics in recorder.metrics] == [1, 2]
     assert run.metrics["rollout/number"] == 2
     assert engine.closed == 1
 
@@ -188,9 +189,9 @@ def test_the_engine_is_asked_for_what_was_configured(tmp_path, model_folder):
     run = fitted(tmp_path, model_folder, data=small_data(rollouts=engine, temperature=0.8), max_steps=2)
     sampling = engine.sampling[0]
     assert (sampling.max_completion_length, sampling.temperature, sampling.samples_per_prompt) == (6, 0.8, 4)
-    assert sampling.stop_token_ids == run.module.stop_token_ids
+    assert sampling.stop_token_ids == run.module.policy.stop_token_ids
     assert len(sampling.stop_token_ids) > 10
-    texts = [run.module.tokenizer.decode(prompt) for prompts in engine.prompts for prompt in prompts]
+    texts = [run.module.policy.tokenizer.decode(prompt) for prompts in engine.prompts for prompt in prompts]
     questions = [problem["prompt"] for problem in AdditionProblems(16)]
     assert len(texts) == len(set(texts)) == 8  # two rollouts of four, no prompt twice
     assert set(texts) < set(questions)
@@ -227,7 +228,8 @@ def test_ranks_share_the_prompts_and_draw_with_seeds_of_their_own(tmp_path, mode
             if rank is not None:
                 as_one_of(2, rank, patched)
                 # As if the other rank had drawn the same.
-                patched.setattr(rollout_data, "gathered_over_ranks", lambda rows, trainer: rows.repeat(2, 1))
+                for file in (advantages_file, tally_file):
+                    patched.setattr(file, "gathered_over_ranks", lambda rows, trainer: rows.repeat(2, 1))
             fitted(tmp_path, model_folder, data=small_data(rollouts=engines[-1]))
     alone, first, second = engines
     assert first.prompts[0] == alone.prompts[0][0::2]
@@ -289,10 +291,10 @@ def test_a_chat_template_wraps_the_prompt(tmp_path, model_folder):
     engine = RecordingEngine()
     module = PolicyModule(model_folder, gmpo())
     module.configure_model()
-    module.tokenizer.chat_template = template
+    module.policy.tokenizer.chat_template = template
     data = small_data(rollouts=engine, dataset=[{"prompt": "1 + 1"}], prompts_per_rollout=1, chat_template=True)
     fitted(tmp_path, model_folder, data=data, module=module)
-    assert module.tokenizer.decode(engine.prompts[0][0]) == "<user>1 + 1>>"
+    assert module.policy.tokenizer.decode(engine.prompts[0][0]) == "<user>1 + 1>>"
 
 
 # Rewards and advantages
@@ -307,7 +309,7 @@ def test_rewards_see_the_text_without_its_stop_token_and_the_example(tmp_path, m
 
     run = fitted(tmp_path, model_folder, data=small_data(rollouts=engine, reward=reward))
     problems = {problem["prompt"]: problem for problem in AdditionProblems(16)}
-    tokenizer = run.module.tokenizer
+    tokenizer = run.module.policy.tokenizer
     for row, (completion, example) in enumerate(seen):
         assert example == problems[tokenizer.decode(engine.prompts[0][row // 4])]
         assert completion == tokenizer.decode(tokens_of(engine.drawn[0], row), skip_special_tokens=True)
@@ -458,7 +460,7 @@ def test_without_the_divergence_in_the_rewards_a_reference_changes_none(tmp_path
     data = small_data(reward=lambda completion, example: 0.5, advantages=noted)
     run = fitted(tmp_path, model_folder, grpo(penalties=[K3Penalty(0.1)]), data=data, callbacks=[Moved()])
     assert noted.steps[0].rewards.tolist() == [0.5] * 16
-    assert run.module.needs_reference
+    assert run.module.policy.keeps_reference
 
 
 # Updates and micro-batches
@@ -596,7 +598,7 @@ def test_progress_runs_from_zero_to_one_step_before_the_end(tmp_path, model_fold
 def test_progress_is_never_more_than_one(tmp_path, model_folder):
     """The last rollout may reach beyond the last step."""
     run = rollout_of(tmp_path, model_folder, data=small_data(updates_per_rollout=4), updates=6)
-    assert all(0 <= batch.policy.totals.progress <= 1 for batch in run.data.train_dataloader()._make_rollout(0))
+    assert all(0 <= batch.policy.totals.progress <= 1 for batch in run.data.train_dataloader()._make_rollout(0).batches)
 
 
 # Held-out prompts
@@ -617,7 +619,7 @@ def test_held_out_prompts_are_completed_sampled_and_greedily(tmp_path, model_fol
         assert evaluation.name == name
         assert list(evaluation.examples) == held_out
         assert evaluation.lengths.tolist() == drawn.mask.sum(dim=-1).tolist()
-        texts = [module.tokenizer.decode(tokens_of(drawn, row), skip_special_tokens=True) for row in range(5)]
+        texts = [module.policy.tokenizer.decode(tokens_of(drawn, row), skip_special_tokens=True) for row in range(5)]
         assert evaluation.completions == texts
         rewards = [text_reward(text, example) for text, example in zip(texts, held_out, strict=True)]
         assert evaluation.rewards.tolist() == rewards

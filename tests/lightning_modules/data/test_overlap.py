@@ -121,14 +121,15 @@ class Measuring(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == 2:
-            trainer.datamodule.complete([{"prompt": "1 + 1"}], temperature=0.0, seed=0)
+            sampler = trainer.datamodule.sampler
+            sampler.sample([sampler.prompt_of({"prompt": "1 + 1"})], temperature=0.0, seed=0)
 
 
 def test_what_is_logged_of_the_engine_is_from_when_it_drew(tmp_path, model_folder):
     engine, recorder = NumberedEngine(), BatchRecorder()
     data = small_data(rollouts=engine, overlap=True)
     fitted(tmp_path, model_folder, data=data, max_steps=3, callbacks=[Measuring(), recorder])
-    assert [batch.metrics["rollout/weight_version"] for batch in recorder.batches] == [1, 2, 3]
+    assert [metrics["rollout/weight_version"] for metrics in recorder.metrics] == [1, 2, 3]
     assert len(engine.loaded) == 4
 
 
@@ -159,7 +160,8 @@ def test_other_uses_of_the_engine_wait_for_it(tmp_path, model_folder):
 
     class Evaluate(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            trainer.datamodule.complete([{"prompt": "What is 1 + 2?"}], 1.0, seed=0)
+            sampler = trainer.datamodule.sampler
+            sampler.sample([sampler.prompt_of({"prompt": "What is 1 + 2?"})], 1.0, seed=0)
 
     engine = ElsewhereEngine()
     data = small_data(rollouts=engine, updates_per_rollout=2, overlap=True)
@@ -168,5 +170,5 @@ def test_other_uses_of_the_engine_wait_for_it(tmp_path, model_folder):
 
 
 def test_an_engine_in_the_training_process_cannot_overlap():
-    with pytest.raises(ValueError, match=r"^`overlap` is True, but TransformersEngine draws in the training process"):
+    with pytest.raises(ValueError, match=r"^`overlap` is True, but TransformersEngine generates in the training"):
         small_data(overlap=True)

@@ -8,7 +8,7 @@ import torch
 
 from aggregate_po import CorrectionWeights, PolicyBatch, StepTotals
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.resume import recounted, share_of_rank
+from lightning_modules.data.resume import share_of_rank
 from lightning_modules.seeding import random_state, restore_random_state
 
 TOTALS = StepTotals(completions=4, tokens=torch.tensor(9), progress=0.5)
@@ -36,7 +36,6 @@ def micro_batch(number, closes=True, trained=True):
         ),
         temperature=0.7,
         closes_update=closes,
-        metrics={"reward": 0.25},
     )
 
 
@@ -81,7 +80,7 @@ def test_each_completion_stays_in_its_step_as_it_was(ranks, per_update, left):
     for share in shares:
         assert [batch.closes_update for batch in share] == [*[False] * (pieces - 1), True] * 2
         assert all(batch.policy.totals == TOTALS for batch in share)
-        assert all((batch.temperature, batch.metrics) == (0.7, {"reward": 0.25}) for batch in share)
+        assert all(batch.temperature == 0.7 for batch in share)
     for step in (0, 1):
         before = [batch for batches in left for batch in batches[2 * step : 2 * step + 2]]
         after = [batch for share in shares for batch in share[pieces * step : pieces * (step + 1)]]
@@ -105,14 +104,6 @@ def test_a_step_without_trained_completions_is_gone_through_by_all(left):
 
 def test_nothing_is_left_between_rollouts():
     assert share_of_rank([[], []], 0, 3, 2) == []
-
-
-@pytest.mark.parametrize(("saved", "now", "ready"), [(2, 2, 6), (2, 1, 3), (2, 3, 9), (6, 2, 2)])
-def test_micro_batches_are_counted_anew(saved, now, ready):
-    before = {"total": {"ready": 20}, "current": {"ready": 6, "started": 6, "processed": 6, "completed": 5}}
-    after = recounted(before, saved, now)
-    assert after["current"] == {"ready": ready, "started": ready, "processed": ready, "completed": ready - 1}
-    assert after["total"] == before["total"]
 
 
 def test_random_state(tmp_path):

@@ -185,24 +185,24 @@ def test_the_reference_is_the_model_without_adapters(tmp_path, model_folder, mon
     module = adapted_module(model_folder, grpo(penalties=[K3Penalty(0.1)]))
     run = fitted(tmp_path, model_folder, module=module, max_steps=3, callbacks=[recorder])
     assert len(loaded) == 1
-    assert module._reference == ()
+    assert module.policy.reference is None
     assert run.metrics["kl"].item() > 1e-4
 
     untouched = PolicyModule(model_folder, gmpo())
     untouched.configure_model()
     with torch.no_grad():
         for batch in recorder.batches:
-            expected = untouched.log_probs(batch)
-            assert torch.equal(module.reference_log_probs(batch), expected)
+            expected = untouched.policy.log_probs(batch)
+            assert torch.equal(module.policy.reference_log_probs(batch), expected)
             mask = batch.policy.response_mask
             assert (batch.policy.ref_log_probs - expected)[mask].abs().max() < 1e-5  # noted by a larger batch
-        assert (module.log_probs(batch) - expected).abs().max() > 1e-2
+        assert (module.policy.log_probs(batch) - expected).abs().max() > 1e-2
     assert len(trained_parameters(module.model)) == 28
 
 
 def test_without_need_there_is_no_reference(trained):
     with pytest.raises(RuntimeError, match="the policy keeps no reference"):
-        trained.reference_log_probs(None)
+        trained.policy.reference_log_probs(None)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
@@ -276,7 +276,7 @@ def test_a_strategy_that_reads_checkpoints_by_itself_finds_all_weights(tmp_path,
 def test_the_merged_folder_is_a_plain_model_of_the_trained_policy(tmp_path, model_folder, trained):
     before = copied(trained.model)
     expected = log_probs_of(trained.model)
-    trained.save_pretrained(tmp_path / "model")
+    trained.policy.save_pretrained(tmp_path / "model")
     assert largest_difference(copied(trained.model), before) == 0
     assert torch.equal(log_probs_of(trained.model), expected)
 
@@ -299,7 +299,7 @@ def test_the_merged_folder_is_a_plain_model_of_the_trained_policy(tmp_path, mode
 def test_the_adapter_folder_loads_on_top_of_its_model(tmp_path, model_folder, load):
     module = adapted_module(model_folder, export="adapter")
     trained = fitted(tmp_path, model_folder, module=module, max_steps=2).module
-    trained.save_pretrained(tmp_path / "model")
+    trained.policy.save_pretrained(tmp_path / "model")
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
     assert "model.safetensors" not in names
@@ -383,7 +383,7 @@ def test_a_model_is_adapted_once(model):
 def test_the_folder_of_an_adapter_is_not_trained_on(tmp_path, model_folder):
     module = adapted_module(model_folder, export="adapter")
     module.configure_model()
-    module.save_pretrained(tmp_path / "adapter")
+    module.policy.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="has frozen weights alone, as an adapter; merge it first"):
         fitted(tmp_path, str(tmp_path / "adapter"))
     with pytest.raises(ValueError, match="has adapters already; merge them"):

@@ -78,4 +78,4 @@ def test_adapters_are_refused_before_anything_is_loaded(mesh, model_folder):
     module._device_mesh = mesh
     with pytest.raises(ValueError, match=r"`lora` is LoRA.*`tensor_parallel_size` is 2; pass tensor_parallel_size=1"):
         module.configure_model()
-    assert module.model is None
+    assert not module.policy.is_loaded

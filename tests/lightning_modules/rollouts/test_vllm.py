@@ -415,7 +415,7 @@ class RatioRecorder(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         with torch.no_grad():
-            log_ratio = pl_module.log_probs(batch) - batch.policy.old_log_probs
+            log_ratio = pl_module.policy.log_probs(batch) - batch.policy.old_log_probs
         self.log_ratios.append(log_ratio[batch.policy.response_mask])
 
 

@@ -1,0 +1,6 @@
+"""Sampling schemes: which scored groups make up a rollout."""
+
+from lightning_modules.data.schemes.base import SamplingScheme, Stage
+from lightning_modules.data.schemes.dynamic import DynamicSampling
+
+__all__ = ["DynamicSampling", "SamplingScheme", "Stage"]

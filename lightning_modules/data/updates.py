@@ -1,0 +1,87 @@
+"""From a rollout to the micro-batches of its optimizer steps, each with the totals of the whole step."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, reduce
+from lightning import Trainer
+from torch import Tensor
+
+from aggregate_po import PolicyBatch, StepTotals
+from lightning_modules.batch import RolloutBatch, inert
+from lightning_modules.data.micro_batches import UpdatePlan
+from lightning_modules.data.rollout import Rollout
+from lightning_modules.tally import Tally
+
+
+def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Trainer) -> tuple[list[RolloutBatch], float]:
+    """Return the micro-batches of all optimizer steps in order, and the share of completions that is trained on.
+
+    Completions that cannot contribute are left out of the forward pass; the totals of their step count them.
+
+    Args:
+        rollout: of this rank.
+        plan: how it is split.
+        keeps_all: whether completions without advantage are trained on too, as penalties need them.
+        trainer: knows the ranks and the optimizer steps.
+    """
+    mask = rollout.groups.response_mask
+    contributes = mask.any(dim=-1)
+    if not keeps_all:
+        contributes = contributes & _in_groups_with_gradient(rollout)
+    steps = torch.arange(len(mask)).tensor_split(plan.updates)
+    counts = [_counted(mask[rows], contributes[rows]).over_ranks(trainer) for rows in steps]
+    batches = []
+    for number in range(plan.updates * plan.epochs):
+        rows, counted = steps[number % plan.updates], counts[number % plan.updates]
+        step = _step(rollout, rows, _totals(counted, rollout, number, trainer))
+        split = plan.rows(step, contributes[rows].nonzero().squeeze(-1), plan.micro_batches)
+        # A micro-batch without completions would skip backward, which other ranks wait for.
+        parts = [step.select(part) if len(part) else inert(step.select(torch.arange(1))) for part in split]
+        batches += [part.replace(closes_update=part is parts[-1]) for part in parts]
+    trained = sum(counted.sums["contributing"] for counted in counts)
+    return batches, trained / sum(counted.sums["all"] for counted in counts)
+
+
+def _step(rollout: Rollout, rows: Tensor, totals: StepTotals) -> RolloutBatch:
+    """Return the completions of one optimizer step as one batch."""
+    sequences = rollout.sequences.select(rows)
+    time = sequences.completion_ids.shape[1]
+    log_probs, reference = rollout.log_probs, rollout.log_probs.reference
+    policy = PolicyBatch(
+        old_log_probs=log_probs.old[rows, :time],
+        response_mask=rollout.groups.response_mask[rows, :time],
+        advantages=rollout.advantages[rows] if rollout.advantages.ndim == 1 else rollout.advantages[rows, :time],
+        totals=totals,
+        ref_log_probs=None if reference is None else reference[rows, :time],
+        correction=log_probs.correction.map(lambda tensor: tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]),
+    )
+    return RolloutBatch(policy=policy, **vars(sequences))
+
+
+def _counted(mask: Tensor, contributes: Tensor) -> Tally:
+    """Count the completions of one optimizer step on this rank."""
+    return Tally.of(
+        completions=mask.any(dim=-1).sum(),
+        tokens=mask.sum(),
+        contributing=contributes.sum(),
+        all=torch.tensor(len(mask)),
+    )
+
+
+def _totals(counted: Tally, rollout: Rollout, number: int, trainer: Trainer) -> StepTotals:
+    return StepTotals(
+        completions=counted.sums["completions"],
+        tokens=counted.sums["tokens"],
+        progress=min((trainer.global_step + number) / trainer.estimated_stepping_batches, 1.0),
+        reward_mean=rollout.metrics["reward"],
+        reward_std=rollout.metrics["reward_std"],
+    )
+
+
+def _in_groups_with_gradient(rollout: Rollout) -> Tensor:
+    """True for the completions of groups in which any advantage differs from zero."""
+    advantages, group_size = rollout.advantages, rollout.groups.group_size
+    differs = advantages != 0 if advantages.ndim == 1 else (advantages != 0).any(dim=-1)
+    groups = rearrange(differs, "(prompt group) -> prompt group", group=group_size)
+    return reduce(groups, "prompt group -> prompt", "max").repeat_interleave(group_size)
