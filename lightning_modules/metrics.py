@@ -1,13 +1,17 @@
-"""Diagnostics of the gradient weights, as torchmetrics: sums and counts, so any division of the work agrees."""
+"""Metrics of one optimizer step: sums and counts over its micro-batches and ranks, however it is split."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+from lightning import Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
 from aggregate_po import GradientWeights, PerToken, PolicyBatch, effective_sample_size, masked_sum, weight_entropy
 from aggregate_po.bounds import bounded, log_ratio_of
+from lightning_modules.tally import Tally
 
 
 class GradientWeightMetrics(Metric):
@@ -96,3 +100,35 @@ class GradientWeightMetrics(Metric):
             "weights/ess_fraction": self.ess_fraction / self.completions,
             "weights/entropy": self.entropy / self.completions,
         }
+
+
+class UpdateMetrics:
+    """Loss, entropy and divergence from the reference of one optimizer step."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+
+    @torch.no_grad()
+    def update(self, value: Tensor, entropy: PerToken, log_probs: PerToken, batch: PolicyBatch) -> None:
+        """Count one micro-batch.
+
+        Args:
+            value: of the objective.
+            entropy: of the distribution of each token; shape `batch time`; nats.
+            log_probs: log-probabilities under the policy that is trained; shape `batch time`.
+            batch: what the objective saw.
+        """
+        mask = batch.response_mask
+        sums = {"tokens": mask.sum(), "policy_loss": -value, "entropy": masked_sum(entropy, mask).sum()}
+        if batch.ref_log_probs is not None:
+            log_ratio = log_probs - batch.ref_log_probs
+            sums["kl"] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
+        self._tally += Tally.of(**sums)
+
+    def compute(self, trainer: Trainer) -> dict[str, float]:
+        """Return `policy_loss`, and `entropy` and `kl` per token, NaN where no token was counted; begin anew."""
+        sums = dict(self._tally.over_ranks(trainer).sums)
+        self._tally = Tally()
+        tokens = sums.pop("tokens")
+        per_token = 1 / tokens if tokens else math.nan
+        return {name: total if name == "policy_loss" else total * per_token for name, total in sums.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,10 +12,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from aggregate_po import PerToken, PolicyObjective, masked_sum
+from aggregate_po import PolicyObjective
 from lightning_modules.batch import Evaluation, RolloutBatch, current_rollout_metrics, evaluation_metrics
 from lightning_modules.distributed import collected_on_first_rank, loss_scale, rank, summed_over_ranks
-from lightning_modules.metrics import GradientWeightMetrics
+from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
 from lightning_modules.model.policy import ModelSource, Policy
@@ -81,7 +80,7 @@ class PolicyModule(LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.strict_loading = lora is None  # a checkpoint of adapters has no other weights
         self.weight_metrics = GradientWeightMetrics()
-        self._update = Tally()  # over the micro-batches of the update
+        self._update = UpdateMetrics()
         self._held_out = Tally()  # over the evaluations of a validation
         self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)  # by the penalties, over the update
         self._skipped_steps = 0
@@ -120,29 +119,15 @@ class PolicyModule(LightningModule):
         value = self.objective(log_probs, batch.policy)
         weights = self.objective.gradient_weights(log_probs.detach(), batch.policy)
         self.weight_metrics.update(weights, log_probs.detach(), batch.policy)
-        self._count(value.detach(), entropy, log_probs.detach(), batch)
+        self._update.update(value, entropy, log_probs, batch.policy)
         self._observed += self.objective.observed(log_probs.detach(), batch.policy).double().cpu()
         if batch.closes_update:
             self._log_update()
         return -loss_scale(self.trainer) * value
 
-    def _count(self, objective: Tensor, entropy: PerToken, log_probs: PerToken, batch: RolloutBatch) -> None:
-        """Add a micro-batch to the tally of its update."""
-        mask = batch.policy.response_mask
-        sums = {"tokens": mask.sum(), "policy_loss": -objective, "entropy": masked_sum(entropy, mask).sum()}
-        if batch.policy.ref_log_probs is not None:
-            log_ratio = log_probs - batch.policy.ref_log_probs
-            sums["kl"] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
-        self._update += Tally.of(**sums)
-
     def _log_update(self) -> None:
-        """Log the metrics of one optimizer step; NaN where no token was trained."""
-        sums = dict(self._update.over_ranks(self.trainer).sums)
-        self._update = Tally()
-        per_token = 1 / sums["tokens"] if sums["tokens"] else math.nan
-        averages: dict[str, float] = {name: sums[name] * per_token for name in ("entropy", "kl") if name in sums}
-        metrics: dict[str, float] = {**current_rollout_metrics(self.trainer), **averages}
-        metrics["policy_loss"] = sums["policy_loss"]
+        """Log the metrics of one optimizer step."""
+        metrics = {**current_rollout_metrics(self.trainer), **self._update.compute(self.trainer)}
         shown: dict[str, Any] = {name: metrics.pop(name) for name in ("reward", "entropy") if name in metrics}
         self.log_dict(shown, prog_bar=True)
         self.log_dict({**metrics, **self.weight_metrics.compute(), **self._penalty_states()})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
+from lightning import Trainer
 from torch import Tensor
 
 from aggregate_po import CorrectionWeights, PerCompletion, PerToken
@@ -15,8 +16,28 @@ from lightning_modules.data.groups import Groups
 from lightning_modules.tally import Tally
 
 
-def rollout_tally(groups: Groups, rewards: PerCompletion, reward_names: Sequence[str]) -> Tally:
-    """Count this rank's completions, for `rollout_metrics`.
+def rollout_metrics(
+    groups: Groups, rewards: PerCompletion, reward_names: Sequence[str], mismatch: Tally, trainer: Trainer
+) -> dict[str, float]:
+    """Return the metrics of a rollout over all ranks, by name.
+
+    Args:
+        groups: of this rank.
+        rewards: total reward of each completion, the penalty for leaving the reference included; shape `batch`.
+        reward_names: of the single rewards.
+        mismatch: of sampler and trainer, as this rank counted it.
+        trainer: knows the ranks and the optimizer step.
+    """
+    return {
+        **completion_metrics(completion_tally(groups, rewards, reward_names).over_ranks(trainer)),
+        **mismatch_metrics(mismatch.over_ranks(trainer)),
+        **groups.metrics,
+        "rollout/staleness": trainer.global_step - groups.policy_step,
+    }
+
+
+def completion_tally(groups: Groups, rewards: PerCompletion, reward_names: Sequence[str]) -> Tally:
+    """Count this rank's completions, for `completion_metrics`.
 
     Args:
         groups: the completions.
@@ -38,7 +59,7 @@ def rollout_tally(groups: Groups, rewards: PerCompletion, reward_names: Sequence
     )
 
 
-def rollout_metrics(tally: Tally) -> dict[str, float]:
+def completion_metrics(tally: Tally) -> dict[str, float]:
     """Return metrics by name; `reward_std` is over all completions, `reward_group_std` the mean over groups."""
     sums = tally.sums
     completions, groups = sums["completions"], sums["groups"]

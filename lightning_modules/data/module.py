@@ -10,16 +10,16 @@ from typing import cast
 import torch
 from lightning import LightningDataModule, Trainer
 
-from aggregate_po import AdvantageEstimator, PerCompletion, PolicyObjective, SamplerCorrection
+from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.batch import Evaluation, RolloutBatch
 from lightning_modules.data.advantages import advantages
 from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.loader import RolledOut, RolloutLoader, Stateful
-from lightning_modules.data.metrics import mismatch_metrics, rollout_metrics, rollout_tally
+from lightning_modules.data.metrics import rollout_metrics
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
-from lightning_modules.data.rollout import LogProbSource, Rollout, RolloutLogProbs, penalized_rewards, rollout_log_probs
+from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.base import first_count, groups_of_rollout, weighted
@@ -231,10 +231,9 @@ class RolloutDataModule(LightningDataModule):
         sequences = groups.sequences(self.temperature)
         log_probs = rollout_log_probs(groups, sequences, self.policy, self.old_log_probs, self.correction, plan)
         rewards = penalized_rewards(groups, log_probs, self.kl_in_reward)
-        estimated = advantages(
-            self.advantages, groups, rewards, self.rewards.weights, self._seed(number), self._trainer
-        )
-        metrics = self._metrics(groups, log_probs, rewards)
+        seed = derived_seed(self.seed, number)
+        estimated = advantages(self.advantages, groups, rewards, self.rewards.weights, seed, self._trainer)
+        metrics = rollout_metrics(groups, rewards, self.rewards.names, log_probs.mismatch, self._trainer)
         rollout = Rollout(groups, sequences, log_probs, weighted(self.schemes, estimated, groups), metrics)
         batches, trained = updates(rollout, plan, self._keeps_all, self._trainer)
         self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)
@@ -264,16 +263,6 @@ class RolloutDataModule(LightningDataModule):
             self._trainer,
         )
 
-    def _metrics(self, groups: Groups, log_probs: RolloutLogProbs, rewards: PerCompletion) -> dict[str, float]:
-        """Return metrics of the rollout over all ranks, by name."""
-        counted = rollout_tally(groups, rewards, self.rewards.names).over_ranks(self._trainer)
-        return {
-            **rollout_metrics(counted),
-            **mismatch_metrics(log_probs.mismatch.over_ranks(self._trainer)),
-            **groups.metrics,
-            "rollout/staleness": self._trainer.global_step - groups.policy_step,
-        }
-
     @property
     def _prompts_per_rank(self) -> int:
         return self.prompts_per_rollout // data_parallel_size(self._trainer)
@@ -282,9 +271,6 @@ class RolloutDataModule(LightningDataModule):
     def _keeps_all(self) -> bool:
         """Whether completions without advantage are trained on too, as penalties need them."""
         return bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)
-
-    def _seed(self, number: int) -> int:
-        return derived_seed(self.seed, number)
 
 
 def _require_numbers(group_size: int, temperature: float, kl_in_reward: float) -> None:

@@ -1,7 +1,7 @@
 """Micro-batches: padding, selection, moving, saving."""
 
 import io
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -150,3 +150,36 @@ def test_advantages_of_tokens_are_selected_with_their_tokens():
     assert torch.equal(chosen.policy.advantages, advantages[rows, :3])
     assert torch.equal(batch.select(torch.arange(6)).policy.advantages, advantages)
     assert_equal(RolloutBatch.from_state_dict(chosen.state_dict()), chosen)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A record within a record, as a later batch may have one."""
+
+    scale: torch.Tensor
+    inner: StepTotals
+
+
+@dataclass(frozen=True)
+class WiderBatch(PolicyBatch):
+    """A batch with a third nested field."""
+
+    steps: Steps | None = None
+
+
+def test_any_nested_field_is_saved_as_plain_values():
+    batch = example_batch()
+    wider = WiderBatch(**vars(batch.policy), steps=Steps(torch.arange(3.0), StepTotals(1.0, 2.0)))
+    file = io.BytesIO()
+    torch.save(batch.replace(policy=wider).state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)["policy"]["steps"]
+    assert state["scale"].tolist() == [0, 1, 2]
+    assert state["inner"] == vars(StepTotals(1.0, 2.0))
+
+
+def test_what_a_checkpoint_could_only_pickle_is_refused_by_name():
+    batch = example_batch()
+    wider = WiderBatch(**vars(batch.policy), steps=Steps(torch.arange(3.0), inner={1, 2}))
+    with pytest.raises(TypeError, match=r"`policy\.steps\.inner` is \{1, 2\}, which a checkpoint cannot hold"):
+        batch.replace(policy=wider).state_dict()

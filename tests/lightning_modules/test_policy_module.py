@@ -13,6 +13,8 @@ from aggregate_po import K3Penalty, PolicyBatch
 from aggregate_po.recipes import dapo, gmpo, grpo, pmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.model.policy import Policy
+from lightning_modules.policy_module import _recounted
 from tests.lightning_modules.training import (
     BatchRecorder,
     ExactPolicy,
@@ -310,6 +312,30 @@ def test_without_a_penalty_there_is_no_reference(tmp_path, model_folder, monkeyp
         run.module.policy.reference_log_probs(example_batch())
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_reference_may_be_asked_for_before_the_model_is_loaded_or_after(model_folder, early):
+    policy = Policy(model_folder)
+    if early:
+        policy.keep_reference()
+    policy.load()
+    if not early:
+        assert policy.reference is None
+        policy.model.lm_head.weight.data += 1.0  # the reference is what the policy was at first
+        policy.keep_reference()
+    expected = copied(AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32))
+    assert largest_difference(copied(policy.reference), expected) == 0
+    policy.keep_reference()  # once more changes nothing
+    batch = example_batch()
+    assert torch.isfinite(policy.reference_log_probs(batch)).all()
+
+
+def test_a_policy_that_is_not_loaded_says_so(model_folder):
+    with pytest.raises(RuntimeError, match="the policy is not loaded; fit or validate its PolicyModule"):
+        Policy(model_folder).model  # noqa: B018
+    with pytest.raises(RuntimeError, match="the policy is not loaded"):
+        Policy(model_folder).tokenizer  # noqa: B018
+
+
 def test_the_reference_stays_the_first_policy(tmp_path, model, model_folder):
     recorder = BatchRecorder()
     module = PolicyModule(model_folder, grpo(penalties=[K3Penalty(0.1)]), learning_rate=1e-2, warmup_steps=0)
@@ -525,3 +551,11 @@ def test_validation_logs_the_mean_reward_and_length(tmp_path, model_folder):
     assert figures["val/mean_length_sampled"] == pytest.approx(lengths[0])
     assert figures["val/mean_length_greedy"] == pytest.approx(lengths[1])
     assert [sampling.temperature for sampling in engine.sampling] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("saved", "now", "ready"), [(2, 2, 6), (2, 1, 3), (2, 3, 9), (6, 2, 2)])
+def test_micro_batches_are_counted_anew(saved, now, ready):
+    before = {"total": {"ready": 20}, "current": {"ready": 6, "started": 6, "processed": 6, "completed": 5}}
+    after = _recounted(before, saved, now)
+    assert after["current"] == {"ready": ready, "started": ready, "processed": ready, "completed": ready - 1}
+    assert after["total"] == before["total"]

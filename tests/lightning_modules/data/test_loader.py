@@ -11,6 +11,7 @@ from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.data.loader import RolledOut, RolloutLoader
+from lightning_modules.prompts import PromptStream
 from tests.lightning_modules.training import RecordingEngine, copied, fitted, largest_difference, small_data
 
 
@@ -90,6 +91,34 @@ def test_state_does_not_change_with_the_loader():
     resumed = RolloutLoader(Rollouts(3), 3)
     resumed.load_state_dict(state)
     assert [label(batch) for batch in resumed] == [(0, 1), (0, 2)]
+
+
+def test_metrics_of_the_rollout_stay_with_the_loader_and_its_state():
+    loader = RolloutLoader(Rollouts(3), 3)
+    assert loader.metrics == {}
+    list(loader)
+    next(iter(loader))
+    assert loader.metrics == {"number": 1}
+    assert not any("metrics" in batch for batches in loader.state_dict()["left"] for batch in batches)
+    resumed = RolloutLoader(Rollouts(3), 3)
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.metrics == {"number": 1}
+
+
+def test_a_state_of_0_1_0_is_understood():
+    """Its batches have the metrics of their rollout, and it knows of no stages."""
+    loader = RolloutLoader(Rollouts(3), 3)
+    next(iter(loader))
+    state = loader.state_dict()
+    old = {
+        "rollouts": state["rollouts"],
+        "left": [[{**batch, "metrics": {"reward": 0.5}} for batch in batches] for batches in state["left"]],
+    }
+    resumed = RolloutLoader(Rollouts(3), 3, stages={"prompts": PromptStream([], None, None)})
+    resumed.load_state_dict(old)
+    assert [label(batch) for batch in resumed] == [(0, 1), (0, 2)]
+    assert resumed.metrics == {"reward": 0.5}
+    assert "metrics" in old["left"][0][0]
 
 
 class WeightsByStep(Callback):

@@ -16,6 +16,7 @@ from lightning_modules import tally as tally_file
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.callbacks.report import evaluate, print_table
 from lightning_modules.data import advantages as advantages_file
+from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.rollouts import Completions
 from tests.lightning_modules.training import (
     BatchRecorder,
@@ -685,6 +686,28 @@ def test_many_held_out_prompts_come_in_batches_drawn_with_different_seeds(tmp_pa
     assert [len(prompts) for prompts in engine.prompts] == [256, 44] * 2
     assert engine.sampling[0].seed != engine.sampling[1].seed
     assert [len(loader) for loader in data.val_dataloader()] == [2, 2]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_held_out_prompts_are_divided_among_the_ranks(tmp_path, model_folder, monkeypatch, ranks):
+    """Each prompt is completed by one rank; one without a prompt completes another, which does not count."""
+    held_out, found, calls = list(AdditionProblems(ranks + 2, held_out=True)), [], []
+    for rank in range(ranks):
+        engine = RecordingEngine()
+        data = small_data(validation=held_out, rollouts=engine)
+        with monkeypatch.context() as patched:
+            as_one_of(ranks, rank, patched)
+            patched.setattr(tally_file, "gathered_over_ranks", lambda rows, trainer: rows)
+            patched.setattr(EvaluationLoader, "_prompts_per_batch", ranks + 1)
+            quiet_trainer(tmp_path).validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
+            evaluations = list(data.val_dataloader()[1])
+        found += [example for evaluation in evaluations for example in evaluation.examples]
+        assert all(len(evaluation.examples) == len(evaluation.completions) for evaluation in evaluations)
+        calls.append(len(engine.prompts))
+        counted = sum(evaluation.tally.sums["count of pass@1_greedy"] for evaluation in evaluations)
+        assert counted == sum(len(evaluation.examples) for evaluation in evaluations)
+    assert sorted(found, key=str) == sorted(held_out, key=str)
+    assert len(set(calls)) == 1
 
 
 def test_a_reward_that_raises_says_for_which_completion(tmp_path, model_folder):

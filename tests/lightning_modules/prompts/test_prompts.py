@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_modules.prompts import JSONLines, PromptOrder
+from lightning_modules.prompts import JSONLines, Prompt, PromptOrder, PromptStream
 from lightning_modules.rewards import boxed_answer
 from lightning_modules.seeding import derived_seed
 
@@ -138,3 +138,51 @@ def test_an_empty_prompt_is_named_by_its_line(tmp_path):
     path.write_text('{"prompt": "one"}\n{"prompt": " "}\n')
     with pytest.raises(ValueError, match=r"line 2: the prompt is ' '; write a text"):
         JSONLines(str(path))
+
+
+def stream(rank=0, ranks=1, size=7):
+    """Prompts that are their own numbers; notes which were tokenized."""
+    tokenized = []
+
+    def prompt_of(example):
+        tokenized.append(example["prompt"])
+        return Prompt(example, (example["prompt"],))
+
+    dataset = [{"prompt": number} for number in range(size)]
+    return PromptStream(dataset, PromptOrder(size, seed=3), prompt_of, rank, ranks), tokenized
+
+
+def taken(prompts):
+    return [prompt.example["prompt"] for prompt in prompts]
+
+
+@given(st.lists(st.integers(0, 5), max_size=8), st.integers(1, 4))
+def test_ranks_take_the_prompts_in_turn_whatever_they_ask_for(counts, ranks):
+    whole = PromptOrder(7, seed=3).slice(0, sum(counts) * ranks)
+    for rank in range(ranks):
+        prompts, tokenized = stream(rank, ranks)
+        found = [prompt for count in counts for prompt in taken(prompts.take(count))]
+        assert found == whole[rank::ranks] == tokenized
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=10))
+def test_looking_ahead_changes_nothing_and_tokenizes_nothing_twice(calls):
+    prompts, tokenized = stream()
+    found = []
+    for ahead, count in calls:
+        if ahead:
+            assert taken(prompts.peek(count)) == PromptOrder(7, seed=3).slice(len(found), len(found) + count)
+        else:
+            found += taken(prompts.take(count))
+    assert found == PromptOrder(7, seed=3).slice(0, len(found))
+    assert tokenized == PromptOrder(7, seed=3).slice(0, len(tokenized))
+
+
+def test_a_position_is_restored_also_with_another_number_of_ranks():
+    prompts, _ = stream(rank=1, ranks=2)
+    prompts.take(3)
+    prompts.peek(2)
+    other, _ = stream(rank=2, ranks=3)
+    other.load_state_dict(prompts.state_dict())
+    other.begin_at(0)  # without effect, since there is a position
+    assert taken(other.take(2)) == PromptOrder(7, seed=3).slice(6, 12)[2::3]
