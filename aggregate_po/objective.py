@@ -10,14 +10,14 @@ from einops import rearrange
 from torch import Tensor
 
 from aggregate_po.aggregators.base import TokenAggregator
-from aggregate_po.batch import PerToken, PolicyBatch
-from aggregate_po.bounds import MAX_LOG_RATIO
+from aggregate_po.batch import PerToken, PolicyBatch, TokenRatios
+from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
 from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
-from aggregate_po.shapes import require_shape
+from aggregate_po.shapes import bind_shapes, require_shape
 from aggregate_po.trace import Trace
-from aggregate_po.transforms.base import RatioTransform
+from aggregate_po.transforms.base import RatioTransform, transformed
 
 
 class PolicyObjective:
@@ -85,7 +85,7 @@ class PolicyObjective:
         Raises:
             ValueError: shapes disagree, or a penalty misses the reference log-probabilities.
         """
-        trace = Trace.of(self, log_probs, batch)
+        trace = self._trace(log_probs, batch)
         objective = (trace.completion * trace.advantage_weighted()).sum()
         for penalty in self.penalties:
             objective = objective - trace.average(penalty.token_costs(trace.log_probs, batch))
@@ -97,7 +97,7 @@ class PolicyObjective:
 
         Takes what `__call__` takes and raises what it raises; nothing is attached to the graph.
         """
-        trace = Trace.of(self, log_probs, batch)
+        trace = self._trace(log_probs, batch)
         mask = batch.response_mask
         log_ratio = trace.entering.log_ratio
         gate = trace.within.to(log_ratio.dtype)
@@ -135,7 +135,7 @@ class PolicyObjective:
 
         Takes what `__call__` takes and raises what it raises; one number per penalty, in their order.
         """
-        trace = Trace.of(self, log_probs, batch)
+        trace = self._trace(log_probs, batch)
         averages = [trace.average(penalty.observed(trace.log_probs, batch)) for penalty in self.penalties]
         return torch.stack(averages) if averages else trace.completion.new_zeros(0)
 
@@ -162,6 +162,75 @@ class PolicyObjective:
             )
         for penalty, own in zip(self.penalties, saved, strict=True):
             penalty.load_state_dict(own)
+
+    def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> Trace:
+        """Send a batch through the parts.
+
+        Raises:
+            ValueError: shapes disagree, or an advantage or a correction per token meets a part that has no definition
+                for it.
+        """
+        bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
+        if self.sequence_transform is not None:
+            self._require_one_ratio(batch)
+        mask = batch.response_mask
+        lengths = mask.sum(dim=-1)
+        # Once, so that a gradient in half precision is rounded once.
+        log_probs = torch.where(mask, working_precision(log_probs), 0)
+        raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
+        log_ratio = bounded(raw)
+        advantages = batch.advantages.to(log_ratio.dtype)
+        entering = TokenRatios(
+            log_ratio=log_ratio,
+            raw_log_ratio=log_ratio.detach(),
+            response_mask=mask,
+            saturated=torch.zeros_like(mask),
+            lengths=lengths,
+            old_log_probs=batch.old_log_probs,
+            advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
+            totals=batch.totals,
+        )
+        tokens = transformed(entering, self.token_transform).corrected(batch.correction)
+        log_values = self.aggregator.log_aggregate(tokens)
+        require_shape(self.aggregator, "log_aggregate", log_values, "batch", lengths.shape)
+        log_values = torch.where(lengths > 0, log_values, 0)
+        log_terms = self.aggregator.log_terms(tokens) if batch.has_token_advantages else None
+        sequences = None
+        if self.sequence_transform is not None:
+            sequences = entering.after_mean(log_values)
+            log_values = transformed(sequences, self.sequence_transform).log_ratio
+        if batch.correction.log_sequence is not None:
+            log_weights = batch.correction.log_sequence.to(log_ratio.dtype)
+            log_values = log_values + log_weights
+            log_terms = None if log_terms is None else log_terms + rearrange(log_weights, "batch -> batch 1")
+        # In working precision, because counts that are divided as integers give single precision.
+        weights = self.normalizer(lengths.to(log_ratio.dtype), batch.totals).to(log_ratio.dtype)
+        require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
+        return Trace(
+            log_probs=log_probs,
+            within=raw.detach().abs() <= MAX_LOG_RATIO,
+            entering=entering,
+            tokens=tokens,
+            sequences=sequences,
+            log_values=log_values,
+            log_terms=log_terms,
+            completion=torch.where(lengths > 0, weights, 0),
+        )
+
+    def _require_one_ratio(self, batch: PolicyBatch) -> None:
+        """Refuse advantages and corrections per token: the ratio of a completion, once clipped, has neither."""
+        acts = f"which `sequence_transform` {self.sequence_transform!r} acts on"
+        if batch.has_token_advantages:
+            raise ValueError(
+                f"`advantages` has shape `batch time`, but the ratio of a completion, {acts}, has no advantage per "
+                "token; pass one advantage per completion, or give each token its completion's ratio "
+                "(aggregate_po.transforms.CompletionRatio)."
+            )
+        if batch.correction.log_token is not None:
+            raise ValueError(
+                f"`correction` has a weight per token, but the ratio of a completion, {acts}, would be clipped with "
+                "them; pass a SequenceCorrection, which multiplies what the clip leaves."
+            )
 
 
 def _require(name: str, part: object, kind: type) -> None:
