@@ -17,7 +17,7 @@ from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
 from aggregate_po.shapes import bind_shapes, require_shape
 from aggregate_po.trace import Trace
-from aggregate_po.transforms.base import RatioTransform, transformed
+from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, evaluated
 
 
 class PolicyObjective:
@@ -100,19 +100,13 @@ class PolicyObjective:
         trace = self._trace(log_probs, batch)
         mask = batch.response_mask
         log_ratio = trace.entering.log_ratio
-        gate = trace.within.to(log_ratio.dtype)
-        if self.token_transform is not None:
-            gate = gate * self.token_transform.derivative(trace.entering)
+        gate = trace.within.to(log_ratio.dtype) * trace.token_transform.derivative
         if batch.correction.kept is not None:
             gate = gate * batch.correction.kept
-        completion_clipped = torch.zeros_like(mask[..., :1])
-        magnitude = trace.log_values.clamp(max=MAX_LOG_RATIO).exp()
-        if self.sequence_transform is not None and trace.sequences is not None:
-            magnitude = magnitude * self.sequence_transform.derivative(trace.sequences)
-            completion_clipped = rearrange(self.sequence_transform.saturated(trace.sequences), "batch -> batch 1")
+        magnitude = trace.log_values.clamp(max=MAX_LOG_RATIO).exp() * trace.sequence_transform.derivative
         finite = trace.log_values <= MAX_LOG_RATIO
         overflow = mask & ~(trace.within & rearrange(finite, "batch -> batch 1"))
-        clipped = trace.tokens.saturated | completion_clipped
+        clipped = trace.tokens.saturated | rearrange(trace.sequence_transform.saturated, "batch -> batch 1")
         concentration = self.aggregator.token_weights(trace.tokens)
         require_shape(self.aggregator, "token_weights", concentration, "batch time", mask.shape)
         penalty = torch.zeros_like(log_ratio)
@@ -190,15 +184,18 @@ class PolicyObjective:
             advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
             totals=batch.totals,
         )
-        tokens = transformed(entering, self.token_transform).corrected(batch.correction)
+        token_transform = EvaluatedTransform.identity(log_ratio)
+        if self.token_transform is not None:
+            token_transform = evaluated(self.token_transform, entering)
+        tokens = entering.transformed(token_transform.value, token_transform.saturated).corrected(batch.correction)
         log_values = self.aggregator.log_aggregate(tokens)
         require_shape(self.aggregator, "log_aggregate", log_values, "batch", lengths.shape)
         log_values = torch.where(lengths > 0, log_values, 0)
         log_terms = self.aggregator.log_terms(tokens) if batch.has_token_advantages else None
-        sequences = None
+        sequence_transform = EvaluatedTransform.identity(log_values)
         if self.sequence_transform is not None:
-            sequences = entering.after_mean(log_values)
-            log_values = transformed(sequences, self.sequence_transform).log_ratio
+            sequence_transform = evaluated(self.sequence_transform, entering.after_mean(log_values))
+            log_values = sequence_transform.value
         if batch.correction.log_sequence is not None:
             log_weights = batch.correction.log_sequence.to(log_ratio.dtype)
             log_values = log_values + log_weights
@@ -210,8 +207,9 @@ class PolicyObjective:
             log_probs=log_probs,
             within=raw.detach().abs() <= MAX_LOG_RATIO,
             entering=entering,
+            token_transform=token_transform,
             tokens=tokens,
-            sequences=sequences,
+            sequence_transform=sequence_transform,
             log_values=log_values,
             log_terms=log_terms,
             completion=torch.where(lengths > 0, weights, 0),

@@ -9,6 +9,7 @@ from torch import Tensor
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO
 from aggregate_po.masked import masked_sum
+from aggregate_po.transforms.base import EvaluatedTransform
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Trace:
         log_probs: under the policy that is trained, in working precision, 0 on padding; shape `batch time`.
         within: True on log ratios inside the bound; shape `batch time`.
         entering: what the token transform sees.
+        token_transform: what the token transform gives; the identity where there is none.
         tokens: what the aggregator sees.
-        sequences: what the sequence transform sees, where there is one.
+        sequence_transform: what the sequence transform gives; the identity where there is none.
         log_values: log value of each completion; shape `batch`.
         log_terms: terms of that value, where each token has an advantage of its own; shape `batch time`.
         completion: weight of each completion; shape `batch`.
@@ -29,8 +31,9 @@ class Trace:
     log_probs: PerToken
     within: PerToken
     entering: TokenRatios
+    token_transform: EvaluatedTransform
     tokens: TokenRatios
-    sequences: TokenRatios | None
+    sequence_transform: EvaluatedTransform
     log_values: PerCompletion
     log_terms: PerToken | None
     completion: PerCompletion

@@ -21,6 +21,7 @@ from aggregate_po import (
 )
 from aggregate_po.advantages import GroupAdvantage
 from aggregate_po.masked import masked_mean, masked_softmax
+from aggregate_po.transforms import EvaluatedTransform
 from tests.third_party import AsinhMean
 
 
@@ -236,13 +237,36 @@ class WrongDerivative(BrokenTransform):
         return 1 - torch.tanh(ratios.log_ratio / 100).square()
 
 
-@broken("saturated")
+@broken("saturated", "evaluate")
 class SaturatedOnOneSide(BrokenTransform):
     def __call__(self, ratios):
         return ratios.log_ratio.clamp(-0.5, 0.5)
 
     def saturated(self, ratios):
         return ratios.log_ratio > 0.5
+
+
+@broken("evaluate")
+class EvaluatesAnotherFunction(BrokenTransform):
+    """An objective would not notice: value and derivative of its evaluation agree."""
+
+    def evaluate(self, ratios):
+        return EvaluatedTransform.identity(ratios.log_ratio)
+
+
+@broken("evaluate")
+class EvaluatesNoSaturation(BrokenTransform):
+    def __call__(self, ratios):
+        return ratios.log_ratio.clamp(-0.5, 0.5)
+
+    def evaluate(self, ratios):
+        return replace(super().evaluate(ratios), saturated=torch.zeros_like(ratios.response_mask))
+
+
+@broken("evaluate")
+class KeepsTheGraphOfTheDerivative(BrokenTransform):
+    def evaluate(self, ratios):
+        return replace(super().evaluate(ratios), derivative=2 + 0 * ratios.log_ratio)
 
 
 @broken("own_derivative_only", "gradient_of_the_objective")

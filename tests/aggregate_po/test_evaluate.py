@@ -1,0 +1,68 @@
+"""`evaluate` of a part gives in one pass what its separate methods give, and computes nothing twice."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from aggregate_po import Chain, LogPessimisticClip, RatioMask, TokenRatios
+from tests.aggregate_po.worked_example import LOG_RATIO, close
+from tests.third_party import TanhLimit
+
+
+@pytest.fixture
+def calls():
+    """Number of evaluations of each counted part."""
+    return Counter()
+
+
+@dataclass(frozen=True)
+class CountedClip(LogPessimisticClip):
+    name: str = "clip"
+    calls: Counter = field(default_factory=Counter, repr=False)
+
+    def log_bounds(self, ratios):
+        self.calls[self.name] += 1
+        return super().log_bounds(ratios)
+
+
+@dataclass(frozen=True)
+class CountedMask(RatioMask):
+    calls: Counter
+
+    def closed(self, ratios):
+        self.calls["mask"] += 1
+        return ratios.raw_log_ratio > 0.5
+
+
+@dataclass(frozen=True)
+class CountedLimit(TanhLimit):
+    """A transform of a user, that gives its value only."""
+
+    calls: Counter = field(default_factory=Counter, repr=False)
+
+    def __call__(self, ratios):
+        self.calls["limit"] += 1
+        return super().__call__(ratios)
+
+
+def test_a_chain_walks_its_transforms_once(calls):
+    """The log ratios 0.6, -0.5, 0.2, 0.1 of a negative advantage: bounded below at -0.4, then closed above 0.5."""
+    chain = Chain([CountedClip(0.4, 0.4, calls=calls), CountedMask(calls)])
+    context = replace(TokenRatios.of(LOG_RATIO), advantages=torch.tensor([[-1.0]]))
+    result = chain.evaluate(context)
+    assert calls == {"clip": 1, "mask": 1}
+    close(result.value, [[0.6, -0.4, 0.2, 0.1]])
+    assert result.derivative.tolist() == [[0.0, 0.0, 1.0, 1.0]]
+    assert result.saturated.tolist() == [[True, True, False, False]]
+
+
+def test_a_transform_that_gives_its_value_only_is_called_once_more_by_autograd(calls):
+    context = replace(TokenRatios.of(LOG_RATIO), log_ratio=LOG_RATIO.clone().requires_grad_())
+    result = CountedLimit(2.0, calls=calls).evaluate(context)
+    assert calls == {"limit": 2}
+    close(result.derivative, 1 / torch.cosh(LOG_RATIO / 2).square(), tolerance=1e-14)
+    (gradient,) = torch.autograd.grad(result.value.sum(), context.log_ratio)
+    assert torch.equal(gradient, result.derivative)
+    assert not result.derivative.requires_grad
