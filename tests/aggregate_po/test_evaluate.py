@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from aggregate_po import Chain, LogPessimisticClip, RatioMask, TokenRatios
-from tests.aggregate_po.worked_example import LOG_RATIO, close
-from tests.third_party import TanhLimit
+from aggregate_po import Chain, ESSMatching, LogPessimisticClip, PowerMean, RatioMask, TokenRatios
+from tests.aggregate_po.worked_example import LOG_RATIO, close, worked_tokens
+from tests.third_party import LehmerMean, TanhLimit
 
 
 @pytest.fixture
@@ -66,3 +66,44 @@ def test_a_transform_that_gives_its_value_only_is_called_once_more_by_autograd(c
     (gradient,) = torch.autograd.grad(result.value.sum(), context.log_ratio)
     assert torch.equal(gradient, result.derivative)
     assert not result.derivative.requires_grad
+
+
+@dataclass(frozen=True)
+class CountedRule(ESSMatching):
+    calls: Counter = field(default_factory=Counter, repr=False)
+
+    def __call__(self, tokens):
+        self.calls["exponent rule"] += 1
+        return super().__call__(tokens)
+
+
+@dataclass(frozen=True)
+class CountedLehmer(LehmerMean):
+    """An aggregator of a user, that gives its value only."""
+
+    calls: Counter = field(default_factory=Counter, repr=False)
+
+    def log_aggregate(self, tokens):
+        self.calls["log_aggregate"] += 1
+        return super().log_aggregate(tokens)
+
+
+def test_a_power_mean_asks_its_rule_once(calls):
+    """One token of four is clipped, so the exponent lies within (0, 1) and takes a bisection."""
+    tokens = worked_tokens(LogPessimisticClip(0.4, 0.4), -1.0)
+    mean = PowerMean(CountedRule(calls=calls))
+    result = mean.evaluate(tokens)
+    assert calls == {"exponent rule": 1}
+    (exponent,) = mean.exponents(tokens).tolist()
+    assert 0 < exponent < 1
+    powers = (exponent * tokens.log_ratio).exp()
+    close(result.log_aggregate, powers.mean(dim=-1).log() / exponent, tolerance=1e-14)
+    close(result.token_weights, powers / powers.sum(), tolerance=1e-15)
+
+
+def test_an_aggregator_that_gives_its_value_only_is_called_once_more_by_autograd(calls):
+    result = CountedLehmer(2.0, calls=calls).evaluate(TokenRatios.of(LOG_RATIO))
+    assert calls == {"log_aggregate": 2}
+    squares, ratios = (2 * LOG_RATIO).exp(), LOG_RATIO.exp()
+    close(result.log_aggregate, (squares.sum(dim=-1) / ratios.sum(dim=-1)).log(), tolerance=1e-15)
+    close(result.token_weights, 2 * squares / squares.sum() - ratios / ratios.sum(), tolerance=1e-15)

@@ -20,6 +20,7 @@ from aggregate_po import (
     TokenAggregator,
 )
 from aggregate_po.advantages import GroupAdvantage
+from aggregate_po.aggregators import EvaluatedAggregator
 from aggregate_po.masked import masked_mean, masked_softmax
 from aggregate_po.transforms import EvaluatedTransform
 from tests.third_party import AsinhMean
@@ -157,6 +158,19 @@ class LosesDigits(Broken):
 class AnotherValueWithoutGradient(Broken):
     def log_aggregate(self, tokens):
         return average(tokens) + 0.1 * without_gradient_mode()
+
+
+@broken("evaluate")
+class EvaluatesOutsideTheGraph(Broken):
+    def evaluate(self, tokens):
+        return replace(super().evaluate(tokens), log_aggregate=self.log_aggregate(tokens).detach())
+
+
+@broken("evaluate")
+class EvaluatesTheSum(Broken):
+    def evaluate(self, tokens):
+        log_sum = torch.where(tokens.response_mask, tokens.log_ratio, 0).sum(dim=-1)
+        return EvaluatedAggregator(log_sum, self.token_weights(tokens))
 
 
 @broken("log_terms")
