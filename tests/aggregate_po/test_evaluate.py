@@ -6,8 +6,19 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from aggregate_po import Chain, ESSMatching, LogPessimisticClip, PowerMean, RatioMask, TokenRatios
-from tests.aggregate_po.worked_example import LOG_RATIO, close, worked_tokens
+from aggregate_po import (
+    Chain,
+    ESSMatching,
+    ImportanceWeighted,
+    LagrangePenalty,
+    LogPessimisticClip,
+    Penalty,
+    PowerMean,
+    RatioMask,
+    RatioVariance,
+    TokenRatios,
+)
+from tests.aggregate_po.worked_example import LOG_RATIO, close, worked_batch, worked_tokens
 from tests.third_party import LehmerMean, TanhLimit
 
 
@@ -107,3 +118,68 @@ def test_an_aggregator_that_gives_its_value_only_is_called_once_more_by_autograd
     squares, ratios = (2 * LOG_RATIO).exp(), LOG_RATIO.exp()
     close(result.log_aggregate, (squares.sum(dim=-1) / ratios.sum(dim=-1)).log(), tolerance=1e-15)
     close(result.token_weights, 2 * squares / squares.sum() - ratios / ratios.sum(), tolerance=1e-15)
+
+
+@dataclass(frozen=True)
+class CountedVariance(RatioVariance):
+    name: str = "variance"
+    calls: Counter = field(default_factory=Counter, repr=False)
+
+    def token_costs(self, log_probs, batch):
+        self.calls[f"{self.name}, costs"] += 1
+        return super().token_costs(log_probs, batch)
+
+    def token_derivatives(self, log_probs, batch):
+        self.calls[f"{self.name}, derivatives"] += 1
+        return super().token_derivatives(log_probs, batch)
+
+
+RATIO = LOG_RATIO.exp()
+VARIANCE, VARIANCE_SLOPE = (RATIO - 1).square(), 2 * (RATIO - 1) * RATIO
+
+
+@pytest.mark.parametrize(
+    ("wrap", "costs", "derivatives", "observed"),
+    [
+        (lambda cost: cost, VARIANCE, VARIANCE_SLOPE, VARIANCE),
+        (
+            lambda cost: LagrangePenalty(cost, bound=0.1, step_size=1.0, multiplier=0.3),
+            0.3 * (VARIANCE - 0.1),
+            0.3 * VARIANCE_SLOPE,
+            VARIANCE - 0.1,
+        ),
+        (ImportanceWeighted, RATIO * VARIANCE, RATIO * (VARIANCE + VARIANCE_SLOPE), RATIO * VARIANCE),
+        (
+            lambda cost: LagrangePenalty(ImportanceWeighted(cost), bound=0.1, step_size=1.0, multiplier=0.3),
+            0.3 * (RATIO * VARIANCE - 0.1),
+            0.3 * RATIO * (VARIANCE + VARIANCE_SLOPE),
+            RATIO * VARIANCE - 0.1,
+        ),
+    ],
+    ids=["alone", "bounded", "importance weighted", "both"],
+)
+def test_a_cost_is_asked_once_also_inside_other_penalties(wrap, costs, derivatives, observed, calls):
+    log_probs, batch = worked_batch(1.0)
+    result = wrap(CountedVariance(calls=calls)).evaluate(log_probs, batch)
+    assert calls == {"variance, costs": 1, "variance, derivatives": 1}
+    close(result.token_costs, costs, tolerance=1e-14)
+    close(result.token_derivatives, derivatives, tolerance=1e-14)
+    close(result.observed, observed, tolerance=1e-14)
+
+
+class DistanceObserver(Penalty):
+    """Overrides `observed` alone, as a penalty that adapts may."""
+
+    def token_costs(self, log_probs, batch):
+        return 0.5 * log_probs.square()
+
+    def observed(self, log_probs, batch):
+        return log_probs.abs()
+
+
+def test_a_penalty_that_overrides_what_it_observes_is_asked_for_it():
+    log_probs, batch = worked_batch(1.0)
+    result = DistanceObserver().evaluate(log_probs, batch)
+    assert torch.equal(result.observed, log_probs.detach().abs())
+    assert not result.observed.requires_grad
+    assert torch.equal(result.token_derivatives, log_probs.detach())

@@ -524,6 +524,20 @@ class WrongSlope(BrokenPenalty):
         return torch.full_like(log_probs, 0.1)
 
 
+@broken("evaluate")
+class ObservesSomethingElseTogether(BrokenPenalty):
+    """Adapts to other numbers in training than `observed` tells."""
+
+    def evaluate(self, log_probs, batch):
+        return replace(super().evaluate(log_probs, batch), observed=log_probs.detach())
+
+
+@broken("evaluate")
+class CostsOutsideTheGraph(BrokenPenalty):
+    def evaluate(self, log_probs, batch):
+        return replace(super().evaluate(log_probs, batch), token_costs=self.token_costs(log_probs.detach(), batch))
+
+
 @broken("completions_do_not_see_each_other", "in_an_objective")
 class LessTheAverageCost(BrokenPenalty):
     def token_costs(self, log_probs, batch):
@@ -556,7 +570,7 @@ class HidesItsReference(K2Penalty):
         return False
 
 
-@broken("in_an_objective")
+@broken("in_an_objective", "evaluate")
 class AnotherSlopeWithoutGradient(BrokenPenalty):
     def token_derivatives(self, log_probs, batch):
         return super().token_derivatives(log_probs, batch) * (2 if without_gradient_mode() else 1)
