@@ -1,58 +1,110 @@
-"""One pass through the parts of an objective, from log-probabilities to the log value of each completion."""
+"""One pass through the parts of an objective: what it finds before and after the mean, and what follows from that."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO
+from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.masked import masked_sum
 from aggregate_po.transforms.base import EvaluatedTransform
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What value and gradient weights of an objective have in common.
+class TokenTrace:
+    """A batch on its way to the aggregator; shapes `batch time`.
 
     Args:
-        log_probs: under the policy that is trained, in working precision, 0 on padding; shape `batch time`.
-        within: True on log ratios inside the bound; shape `batch time`.
-        entering: what the token transform sees.
-        token_transform: what the token transform gives; the identity where there is none.
-        tokens: what the aggregator sees.
-        sequence_transform: what the sequence transform gives; the identity where there is none.
-        log_values: log value of each completion; shape `batch`.
-        log_terms: terms of that value, where each token has an advantage of its own; shape `batch time`.
-        completion: weight of each completion; shape `batch`.
+        batch: the completions.
+        log_probs: log-probabilities under the policy that is trained, in working precision, 0 on padding.
+        within: True on log ratios inside the bound.
+        entering: context of the token transform.
+        transform: result of the token transform; the identity where there is none.
+        tokens: context of the aggregator.
     """
 
+    batch: PolicyBatch
     log_probs: PerToken
     within: PerToken
     entering: TokenRatios
-    token_transform: EvaluatedTransform
+    transform: EvaluatedTransform
     tokens: TokenRatios
-    sequence_transform: EvaluatedTransform
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A batch from its log-probabilities to the log value of each completion; shapes `batch` unless stated.
+
+    Args:
+        before: the way to the aggregator.
+        transform: result of the sequence transform; the identity where there is none.
+        log_values: log value of each completion.
+        log_terms: terms of that value, where each token has an advantage of its own; shape `batch time`.
+        completion: weight of each completion.
+    """
+
+    before: TokenTrace
+    transform: EvaluatedTransform
     log_values: PerCompletion
     log_terms: PerToken | None
     completion: PerCompletion
 
+    def value(self, token_costs: Sequence[PerToken]) -> Tensor:
+        """Return the objective, a scalar: the weighted completions less the average cost of each penalty."""
+        objective = (self.completion * self._advantage_weighted()).sum()
+        for costs in token_costs:
+            objective = objective - self._average(costs)
+        return objective
+
+    @torch.no_grad()
+    def weights(self, concentration: PerToken, token_derivatives: Sequence[PerToken]) -> GradientWeights:
+        """Return the gradient of `value` in factors, from the weights of the aggregator and the slopes of the costs."""
+        before, mask, kept = self.before, self.before.batch.response_mask, self.before.batch.correction.kept
+        gate = before.within.to(before.log_probs.dtype) * before.transform.derivative
+        if kept is not None:
+            gate = gate * kept
+        finite = self.log_values <= MAX_LOG_RATIO
+        magnitude = self.log_values.clamp(max=MAX_LOG_RATIO).exp() * self.transform.derivative
+        overflow = mask & ~(before.within & rearrange(finite, "batch -> batch 1"))
+        clipped = before.tokens.saturated | rearrange(self.transform.saturated, "batch -> batch 1")
+        penalty = torch.zeros_like(before.log_probs)
+        for derivatives in token_derivatives:
+            penalty = penalty - self._shares * derivatives
+        return GradientWeights(
+            completion=rearrange(self.completion, "batch -> batch 1"),
+            advantages=before.entering.advantages.detach(),
+            magnitude=rearrange(torch.where(finite, magnitude, 0), "batch -> batch 1"),
+            concentration=concentration,
+            gate=torch.where(mask, gate, 0),
+            penalty=torch.where(mask, penalty, 0),
+            clipped=mask & clipped & ~overflow,
+            overflow=overflow,
+        )
+
+    def averages(self, observed: Sequence[PerToken]) -> Tensor:
+        """Return the average of each observation, taken as that of a cost; shape `(penalties,)`."""
+        averages = [self._average(per_token) for per_token in observed]
+        return torch.stack(averages) if averages else self.completion.new_zeros(0)
+
     @property
-    def shares(self) -> Tensor:
+    def _shares(self) -> Tensor:
         """Weight of the cost of one token: the completion's, over its length; shape `(batch, 1)`."""
-        return rearrange(self.completion / self.entering.lengths.clamp(min=1), "batch -> batch 1")
+        return rearrange(self.completion / self.before.entering.lengths.clamp(min=1), "batch -> batch 1")
 
-    def average(self, per_token: PerToken) -> Tensor:
-        """This batch's part of a cost's average over the optimiser step."""
-        return masked_sum(self.shares * per_token, self.entering.response_mask).sum()
+    def _average(self, per_token: PerToken) -> Tensor:
+        """Contribution of this batch to the average of a cost over the optimizer step."""
+        return masked_sum(self._shares * per_token, self.before.batch.response_mask).sum()
 
-    def advantage_weighted(self) -> PerCompletion:
+    def _advantage_weighted(self) -> PerCompletion:
         """Value of each completion times its advantage, or the sum of its tokens' terms times theirs (eq. 19)."""
-        advantages, terms = self.entering.advantages, self.log_terms
+        advantages, terms = self.before.entering.advantages, self.log_terms
         if terms is None:
             return advantages.squeeze(-1) * self.log_values.clamp(max=MAX_LOG_RATIO).exp()
         # The bound is on the completion's value, so all its terms shrink, and stop, together.
         excess = rearrange((self.log_values - MAX_LOG_RATIO).clamp(min=0), "batch -> batch 1").detach()
         terms = torch.where(excess > 0, terms.detach() - excess, terms)
-        return masked_sum(advantages * terms.exp(), self.entering.response_mask)
+        return masked_sum(advantages * terms.exp(), self.before.batch.response_mask)

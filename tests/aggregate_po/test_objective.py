@@ -113,7 +113,7 @@ def test_repr_shows_the_parts():
 
 PUBLIC = {
     "aggregate_po": [
-        *("PolicyObjective", "PolicyBatch", "StepTotals", "TokenRatios", "GradientWeights", "PerToken"),
+        *("PolicyObjective", "PolicyBatch", "StepTotals", "TokenRatios", "GradientWeights", "Evaluated", "PerToken"),
         *("PerCompletion", "TokenAggregator", "RatioTransform", "Normalizer", "Penalty", "effective_sample_size"),
     ],
     "aggregate_po.aggregators": ["ArithmeticMean", "GeometricMean", "KolmogorovMean", "PowerMean", "Product"],

@@ -166,7 +166,7 @@ class EvaluatesOutsideTheGraph(Broken):
         return replace(super().evaluate(tokens), log_aggregate=self.log_aggregate(tokens).detach())
 
 
-@broken("evaluate")
+@broken("evaluate", "gradient_of_the_objective")
 class EvaluatesTheSum(Broken):
     def evaluate(self, tokens):
         log_sum = torch.where(tokens.response_mask, tokens.log_ratio, 0).sum(dim=-1)
