@@ -30,8 +30,8 @@ class GradientWeights:
     concentration: PerToken
     gate: PerToken
     penalty: PerToken
-    clipped: Tensor | None = None
-    overflow: Tensor | None = None
+    clipped: PerToken
+    overflow: PerToken
 
     @property
     def total(self) -> PerToken:

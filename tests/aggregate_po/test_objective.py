@@ -54,6 +54,8 @@ def test_total_is_the_product_of_the_factors_and_the_penalty():
         concentration=torch.tensor([[0.5, 0.25]]),
         gate=torch.tensor([[1.0, 2.0]]),
         penalty=torch.tensor([[0.125, 0.0]]),
+        clipped=torch.tensor([[False, False]]),
+        overflow=torch.tensor([[False, False]]),
     )
     assert factors.total.tolist() == [[-14.875, -15.0]]
 
