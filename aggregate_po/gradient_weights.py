@@ -47,7 +47,7 @@ class Evaluated:
     Args:
         value: value of the objective, a scalar attached to the graph of the log-probabilities.
         weights: gradient of the value with respect to the log-probabilities, in factors; detached.
-        observed: this batch's part of what each penalty observes over the optimizer step; detached; shape
+        observed: this batch's part of what each penalty observes over the optimiser step; detached; shape
             `(penalties,)`.
     """
 

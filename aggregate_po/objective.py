@@ -101,9 +101,9 @@ class PolicyObjective:
 
     @torch.no_grad()
     def observed(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
-        """What the penalties observe, each averaged as its costs are; add up over the pieces of a step for `adapt`.
+        """Observation of each penalty on this batch, averaged as its costs are; the sum over a step is for `adapt`.
 
-        Takes what `__call__` takes and raises what it raises; one number per penalty, in their order.
+        Takes what `__call__` takes and raises what it raises; one number per penalty, in their order; detached.
         """
         trace = self._trace(log_probs, batch)
         return trace.averages([penalty.observed(trace.before.log_probs, batch) for penalty in self.penalties])
@@ -132,7 +132,16 @@ class PolicyObjective:
         )
 
     def adapt(self, observed: Sequence[float]) -> None:
-        """Let the penalties adapt, once after every optimiser step, to what `observed` amounted to over the step."""
+        """Let the penalties adapt to what they observed, once after every optimiser step that was made.
+
+        A step that was skipped, as for a gradient that is not finite, adapts nothing.
+
+        Args:
+            observed: sum of `observed` over the ranks and micro-batches of the step; one number per penalty.
+
+        Raises:
+            ValueError: there are more or fewer numbers than penalties.
+        """
         for penalty, average in zip(self.penalties, observed, strict=True):
             penalty.adapt(average)
 
@@ -165,9 +174,7 @@ class PolicyObjective:
         before = self._before_the_mean(log_probs, batch)
         aggregate = self.aggregator.evaluate(before.tokens)
         trace = self._after_the_mean(before, aggregate.log_aggregate)
-        require_shape(
-            self.aggregator, "token_weights", aggregate.token_weights, "batch time", batch.response_mask.shape
-        )
+        require_shape(self.aggregator, "token_weights", aggregate.token_weights, "batch time", before.within.shape)
         return trace, aggregate.token_weights
 
     def _before_the_mean(self, log_probs: PerToken, batch: PolicyBatch) -> TokenTrace:

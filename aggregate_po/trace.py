@@ -96,7 +96,7 @@ class Trace:
         return rearrange(self.completion / self.before.entering.lengths.clamp(min=1), "batch -> batch 1")
 
     def _average(self, per_token: PerToken) -> Tensor:
-        """Contribution of this batch to the average of a cost over the optimizer step."""
+        """Contribution of this batch to the average of a cost over the optimiser step."""
         return masked_sum(self._shares * per_token, self.before.batch.response_mask).sum()
 
     def _advantage_weighted(self) -> PerCompletion:

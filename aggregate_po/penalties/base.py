@@ -71,7 +71,10 @@ class Penalty(ABC):
             return EvaluatedPenalty(costs, self.token_derivatives(log_probs, batch), observed)
 
     def adapt(self, mean_observed: float) -> None:  # noqa: B027  # most penalties never change
-        """Called once after every optimiser step, with the step's average over all ranks and micro-batches."""
+        """Adapt to the average of `observed` over all ranks and micro-batches of an optimiser step.
+
+        It is called once after every optimiser step that was made; a step that was skipped adapts nothing.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What `adapt` has changed; empty for a penalty that never changes."""
