@@ -15,7 +15,7 @@ from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, StepTotals,
 from aggregate_po.corrections import CorrectionWeights, SamplerCorrection, SequenceCorrection, TokenCorrection
 from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent, RewardExponent
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
-from aggregate_po.gradient_weights import GradientWeights
+from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.linear_log_probs import linear_log_probs, linear_log_probs_and_entropy
 from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax, masked_sum
 from aggregate_po.normalizers import (
@@ -68,6 +68,7 @@ __all__ = [
     "CorrectionWeights",
     "ESSMatching",
     "EntropyBonus",
+    "Evaluated",
     "ExponentRule",
     "FixedExponent",
     "GammaKernel",

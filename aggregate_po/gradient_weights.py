@@ -1,4 +1,4 @@
-"""The gradient of an objective as five readable factors."""
+"""Results of an objective: its gradient as five readable factors, and all that it gives for one batch."""
 
 from dataclasses import dataclass
 
@@ -30,11 +30,27 @@ class GradientWeights:
     concentration: PerToken
     gate: PerToken
     penalty: PerToken
-    clipped: Tensor | None = None
-    overflow: Tensor | None = None
+    clipped: PerToken
+    overflow: PerToken
 
     @property
     def total(self) -> PerToken:
         """Gradient of the objective with respect to `log_probs`; shape `batch time`."""
         product = self.completion * self.advantages * self.magnitude * self.concentration * self.gate
         return product + self.penalty
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Value, gradient and observations of an objective on one batch.
+
+    Args:
+        value: value of the objective, a scalar attached to the graph of the log-probabilities.
+        weights: gradient of the value with respect to the log-probabilities, in factors; detached.
+        observed: this batch's part of what each penalty observes over the optimiser step; detached; shape
+            `(penalties,)`.
+    """
+
+    value: Tensor
+    weights: GradientWeights
+    observed: Tensor

@@ -10,14 +10,14 @@ from einops import rearrange
 from torch import Tensor
 
 from aggregate_po.aggregators.base import TokenAggregator
-from aggregate_po.batch import PerToken, PolicyBatch
-from aggregate_po.bounds import MAX_LOG_RATIO
-from aggregate_po.gradient_weights import GradientWeights
+from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
+from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
+from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
-from aggregate_po.shapes import require_shape
-from aggregate_po.trace import Trace
-from aggregate_po.transforms.base import RatioTransform
+from aggregate_po.shapes import bind_shapes, require_shape
+from aggregate_po.trace import TokenTrace, Trace
+from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, evaluated
 
 
 class PolicyObjective:
@@ -83,13 +83,11 @@ class PolicyObjective:
             batch: the completions.
 
         Raises:
-            ValueError: shapes disagree, or a penalty misses the reference log-probabilities.
+            ValueError: shapes disagree, an advantage or a correction per token meets a part that has no definition for
+                it, or a penalty misses the reference log-probabilities.
         """
-        trace = Trace.of(self, log_probs, batch)
-        objective = (trace.completion * trace.advantage_weighted()).sum()
-        for penalty in self.penalties:
-            objective = objective - trace.average(penalty.token_costs(trace.log_probs, batch))
-        return objective
+        trace = self._trace(log_probs, batch)
+        return trace.value([penalty.token_costs(trace.before.log_probs, batch) for penalty in self.penalties])
 
     @torch.no_grad()
     def gradient_weights(self, log_probs: PerToken, batch: PolicyBatch) -> GradientWeights:
@@ -97,50 +95,53 @@ class PolicyObjective:
 
         Takes what `__call__` takes and raises what it raises; nothing is attached to the graph.
         """
-        trace = Trace.of(self, log_probs, batch)
-        mask = batch.response_mask
-        log_ratio = trace.entering.log_ratio
-        gate = trace.within.to(log_ratio.dtype)
-        if self.token_transform is not None:
-            gate = gate * self.token_transform.derivative(trace.entering)
-        if batch.correction.kept is not None:
-            gate = gate * batch.correction.kept
-        completion_clipped = torch.zeros_like(mask[..., :1])
-        magnitude = trace.log_values.clamp(max=MAX_LOG_RATIO).exp()
-        if self.sequence_transform is not None and trace.sequences is not None:
-            magnitude = magnitude * self.sequence_transform.derivative(trace.sequences)
-            completion_clipped = rearrange(self.sequence_transform.saturated(trace.sequences), "batch -> batch 1")
-        finite = trace.log_values <= MAX_LOG_RATIO
-        overflow = mask & ~(trace.within & rearrange(finite, "batch -> batch 1"))
-        clipped = trace.tokens.saturated | completion_clipped
-        concentration = self.aggregator.token_weights(trace.tokens)
-        require_shape(self.aggregator, "token_weights", concentration, "batch time", mask.shape)
-        penalty = torch.zeros_like(log_ratio)
-        for part in self.penalties:
-            penalty = penalty - trace.shares * part.token_derivatives(trace.log_probs, batch)
-        return GradientWeights(
-            completion=rearrange(trace.completion, "batch -> batch 1"),
-            advantages=trace.entering.advantages,
-            magnitude=rearrange(torch.where(finite, magnitude, 0), "batch -> batch 1"),
-            concentration=concentration,
-            gate=torch.where(mask, gate, 0),
-            penalty=torch.where(mask, penalty, 0),
-            clipped=mask & clipped & ~overflow,
-            overflow=overflow,
-        )
+        trace, concentration = self._trace_with_concentration(log_probs, batch)
+        derivatives = [penalty.token_derivatives(trace.before.log_probs, batch) for penalty in self.penalties]
+        return trace.weights(concentration, derivatives)
 
     @torch.no_grad()
     def observed(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
-        """What the penalties observe, each averaged as its costs are; add up over the pieces of a step for `adapt`.
+        """Observation of each penalty on this batch, averaged as its costs are; the sum over a step is for `adapt`.
 
-        Takes what `__call__` takes and raises what it raises; one number per penalty, in their order.
+        Takes what `__call__` takes and raises what it raises; one number per penalty, in their order; detached.
         """
-        trace = Trace.of(self, log_probs, batch)
-        averages = [trace.average(penalty.observed(trace.log_probs, batch)) for penalty in self.penalties]
-        return torch.stack(averages) if averages else trace.completion.new_zeros(0)
+        trace = self._trace(log_probs, batch)
+        return trace.averages([penalty.observed(trace.before.log_probs, batch) for penalty in self.penalties])
+
+    def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> Evaluated:
+        """Return value, gradient weights and observations from one pass, in which no part is computed twice.
+
+        Takes what `__call__` takes and raises what it raises. The numbers are those of `__call__`, `gradient_weights`
+        and `observed`; ask these where only one of the three is needed.
+
+        Example:
+            >>> from aggregate_po import ArithmeticMean, PolicyBatch
+            >>> log_probs = torch.tensor([[0.0, 0.5]], requires_grad=True)
+            >>> batch = PolicyBatch(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1))
+            >>> evaluated = PolicyObjective(ArithmeticMean()).evaluate(log_probs, batch)
+            >>> evaluated.value.backward()
+            >>> torch.allclose(log_probs.grad, evaluated.weights.total)
+            True
+        """
+        trace, concentration = self._trace_with_concentration(log_probs, batch)
+        penalties = [penalty.evaluate(trace.before.log_probs, batch) for penalty in self.penalties]
+        return Evaluated(
+            value=trace.value([penalty.token_costs for penalty in penalties]),
+            weights=trace.weights(concentration, [penalty.token_derivatives for penalty in penalties]),
+            observed=trace.averages([penalty.observed for penalty in penalties]),
+        )
 
     def adapt(self, observed: Sequence[float]) -> None:
-        """Let the penalties adapt, once after every optimiser step, to what `observed` amounted to over the step."""
+        """Let the penalties adapt to what they observed, once after every optimiser step that was made.
+
+        A step that was skipped, as for a gradient that is not finite, adapts nothing.
+
+        Args:
+            observed: sum of `observed` over the ranks and micro-batches of the step; one number per penalty.
+
+        Raises:
+            ValueError: there are more or fewer numbers than penalties.
+        """
         for penalty, average in zip(self.penalties, observed, strict=True):
             penalty.adapt(average)
 
@@ -162,6 +163,84 @@ class PolicyObjective:
             )
         for penalty, own in zip(self.penalties, saved, strict=True):
             penalty.load_state_dict(own)
+
+    def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> Trace:
+        """Send a batch through the parts, for the value alone."""
+        before = self._before_the_mean(log_probs, batch)
+        return self._after_the_mean(before, self.aggregator.log_aggregate(before.tokens))
+
+    def _trace_with_concentration(self, log_probs: PerToken, batch: PolicyBatch) -> tuple[Trace, PerToken]:
+        """Send a batch through the parts, and take the weights of the aggregator along."""
+        before = self._before_the_mean(log_probs, batch)
+        aggregate = self.aggregator.evaluate(before.tokens)
+        trace = self._after_the_mean(before, aggregate.log_aggregate)
+        require_shape(self.aggregator, "token_weights", aggregate.token_weights, "batch time", before.within.shape)
+        return trace, aggregate.token_weights
+
+    def _before_the_mean(self, log_probs: PerToken, batch: PolicyBatch) -> TokenTrace:
+        bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
+        if self.sequence_transform is not None:
+            self._require_one_ratio(batch)
+        mask = batch.response_mask
+        # Once, so that a gradient in half precision is rounded once.
+        log_probs = torch.where(mask, working_precision(log_probs), 0)
+        raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
+        log_ratio = bounded(raw)
+        advantages = batch.advantages.to(log_ratio.dtype)
+        entering = TokenRatios(
+            log_ratio=log_ratio,
+            raw_log_ratio=log_ratio.detach(),
+            response_mask=mask,
+            saturated=torch.zeros_like(mask),
+            lengths=mask.sum(dim=-1),
+            old_log_probs=batch.old_log_probs,
+            advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
+            totals=batch.totals,
+        )
+        transform = EvaluatedTransform.identity(log_ratio)
+        if self.token_transform is not None:
+            transform = evaluated(self.token_transform, entering)
+        return TokenTrace(
+            batch=batch,
+            log_probs=log_probs,
+            within=raw.detach().abs() <= MAX_LOG_RATIO,
+            entering=entering,
+            transform=transform,
+            tokens=entering.transformed(transform.value, transform.saturated).corrected(batch.correction),
+        )
+
+    def _after_the_mean(self, before: TokenTrace, log_aggregate: PerCompletion) -> Trace:
+        batch, lengths, dtype = before.batch, before.entering.lengths, before.log_probs.dtype
+        require_shape(self.aggregator, "log_aggregate", log_aggregate, "batch", lengths.shape)
+        log_values = torch.where(lengths > 0, log_aggregate, 0)
+        log_terms = self.aggregator.log_terms(before.tokens) if batch.has_token_advantages else None
+        transform = EvaluatedTransform.identity(log_values)
+        if self.sequence_transform is not None:
+            transform = evaluated(self.sequence_transform, before.entering.after_mean(log_values))
+            log_values = transform.value
+        if batch.correction.log_sequence is not None:
+            log_weights = batch.correction.log_sequence.to(dtype)
+            log_values = log_values + log_weights
+            log_terms = None if log_terms is None else log_terms + rearrange(log_weights, "batch -> batch 1")
+        # In working precision, because counts that are divided as integers give single precision.
+        weights = self.normalizer(lengths.to(dtype), batch.totals).to(dtype)
+        require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
+        return Trace(before, transform, log_values, log_terms, completion=torch.where(lengths > 0, weights, 0))
+
+    def _require_one_ratio(self, batch: PolicyBatch) -> None:
+        """Refuse advantages and corrections per token: the ratio of a completion, once clipped, has neither."""
+        acts = f"which `sequence_transform` {self.sequence_transform!r} acts on"
+        if batch.has_token_advantages:
+            raise ValueError(
+                f"`advantages` has shape `batch time`, but the ratio of a completion, {acts}, has no advantage per "
+                "token; pass one advantage per completion, or give each token its completion's ratio "
+                "(aggregate_po.transforms.CompletionRatio)."
+            )
+        if batch.correction.log_token is not None:
+            raise ValueError(
+                f"`correction` has a weight per token, but the ratio of a completion, {acts}, would be clipped with "
+                "them; pass a SequenceCorrection, which multiplies what the clip leaves."
+            )
 
 
 def _require(name: str, part: object, kind: type) -> None:

@@ -13,7 +13,9 @@ PACKAGES = ["aggregate_po", "lightning_modules", "experiments"]  # each may impo
 CORE_LAYERS = [
     ["masked", "shapes", "corrections", "batch", "bounds", "derivatives", "linear_log_probs"],
     ["aggregators", "exponents", "transforms", "normalizers", "penalties", "advantages", "geometry"],
-    ["gradient_weights", "trace", "objective"],
+    ["gradient_weights"],
+    ["trace"],
+    ["objective"],
     ["recipes"],
     ["__init__"],
     ["testing"],  # imported by tests alone

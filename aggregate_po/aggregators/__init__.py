@@ -1,12 +1,13 @@
 """Token aggregators: how the ratios of a completion become one."""
 
-from aggregate_po.aggregators.base import HomogeneousMean, Mean, TokenAggregator
+from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean, Mean, TokenAggregator
 from aggregate_po.aggregators.kolmogorov import KolmogorovMean
 from aggregate_po.aggregators.power import ArithmeticMean, GeometricMean, PowerMean
 from aggregate_po.aggregators.product import Product
 
 __all__ = [
     "ArithmeticMean",
+    "EvaluatedAggregator",
     "GeometricMean",
     "HomogeneousMean",
     "KolmogorovMean",

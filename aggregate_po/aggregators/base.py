@@ -1,6 +1,7 @@
 """The interface of a token aggregator."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 
@@ -8,11 +9,26 @@ from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.derivatives import elementwise_derivative
 
 
+@dataclass(frozen=True)
+class EvaluatedAggregator:
+    """Value and derivative of an aggregator on one context.
+
+    Args:
+        log_aggregate: log of the aggregate of each completion, attached to the graph of the log ratios; shape `batch`.
+        token_weights: derivative of the log aggregate with respect to each log ratio, zero on padding; detached; shape
+            `batch time`.
+    """
+
+    log_aggregate: PerCompletion
+    token_weights: PerToken
+
+
 class TokenAggregator(ABC):
     """Reduces the token log ratios of each completion to one log ratio.
 
     A subclass writes `log_aggregate`; the gradient weights follow from it. A closed form may override
-    `token_weights`, and must then equal the derivative.
+    `token_weights`, and must then equal the derivative. An aggregator that shares work between the two may override
+    `evaluate` too, and must then give there what the two methods give.
     """
 
     @abstractmethod
@@ -26,6 +42,12 @@ class TokenAggregator(ABC):
         """
         weights = elementwise_derivative(self.log_aggregate, tokens)
         return torch.where(tokens.response_mask, weights, 0)
+
+    def evaluate(self, tokens: TokenRatios) -> EvaluatedAggregator:
+        """Return value and weights together, as an objective asks for them; by the two methods, one time each."""
+        log_aggregate = self.log_aggregate(tokens)
+        with torch.no_grad():
+            return EvaluatedAggregator(log_aggregate, self.token_weights(tokens))
 
     def log_terms(self, tokens: TokenRatios) -> PerToken:
         """Logs of terms, one per token, whose sum is the aggregate; shape `batch time`.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aggregate_po.aggregators.base import HomogeneousMean
+from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.exponents import ExponentRule
 from aggregate_po.masked import masked_logsumexp, masked_max, masked_mean, masked_softmax
@@ -115,4 +115,15 @@ class PowerMean(HomogeneousMean):
 
     def token_weights(self, tokens: TokenRatios) -> PerToken:
         """Softmax of `p` times the log ratios; shape `batch time`."""
-        return masked_softmax(self.exponents(tokens).unsqueeze(-1) * tokens.log_ratio, tokens.response_mask)
+        return _softmax_of_powers(tokens, self.exponents(tokens))
+
+    def evaluate(self, tokens: TokenRatios) -> EvaluatedAggregator:
+        """See `TokenAggregator.evaluate`; a rule is asked for the exponents once."""
+        exponents = self.exponents(tokens)
+        log_aggregate = log_power_mean(tokens.log_ratio, tokens.response_mask, exponents)
+        with torch.no_grad():
+            return EvaluatedAggregator(log_aggregate, _softmax_of_powers(tokens, exponents))
+
+
+def _softmax_of_powers(tokens: TokenRatios, exponents: PerCompletion) -> PerToken:
+    return masked_softmax(exponents.unsqueeze(-1) * tokens.log_ratio, tokens.response_mask)

@@ -1,6 +1,6 @@
 """Penalties: costs per token that are averaged over each completion and taken off the objective."""
 
-from aggregate_po.penalties.base import Penalty
+from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
 from aggregate_po.penalties.entropy import EntropyBonus
 from aggregate_po.penalties.kl import K1Penalty, K2Penalty, K3Penalty, KLPenalty
 from aggregate_po.penalties.lagrange import LagrangePenalty
@@ -9,6 +9,7 @@ from aggregate_po.penalties.weighted import ImportanceWeighted
 
 __all__ = [
     "EntropyBonus",
+    "EvaluatedPenalty",
     "ImportanceWeighted",
     "K1Penalty",
     "K2Penalty",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,30 @@ import torch
 from aggregate_po.batch import PerToken, PolicyBatch
 
 
+@dataclass(frozen=True)
+class EvaluatedPenalty:
+    """Costs, derivatives and observations of a penalty on one batch; shapes `batch time`, anything on padding.
+
+    Args:
+        token_costs: cost of each token, attached to the graph of the log-probabilities.
+        token_derivatives: derivative of the costs with respect to the log-probabilities; detached.
+        observed: what `Penalty.adapt` is given the average of; detached.
+    """
+
+    token_costs: PerToken
+    token_derivatives: PerToken
+    observed: PerToken
+
+
 class Penalty(ABC):
     """A cost of each token, averaged over a completion's tokens and weighted by the normaliser (eq. 21).
 
     A penalty may adapt between optimiser steps: `observed` says what it wants to know of each token, `adapt` is given
     the average of that over the whole step, and what it then remembers is its state.
+
+    A subclass writes `token_costs`; the derivatives follow from it. A closed form may override `token_derivatives`, and
+    must then equal the derivative. A penalty that shares work among its answers may override `evaluate` too, and must
+    then give there what the separate methods give.
     """
 
     @property
@@ -39,8 +59,22 @@ class Penalty(ABC):
         """What `adapt` is given the average of; the cost itself, unless a subclass says otherwise."""
         return self.token_costs(log_probs, batch)
 
+    def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> EvaluatedPenalty:
+        """Return costs, derivatives and observations together, as an objective asks for them.
+
+        By the separate methods, one time each; the costs are not computed again where they are what is observed.
+        """
+        costs = self.token_costs(log_probs, batch)
+        observes_costs = type(self).observed is Penalty.observed
+        with torch.no_grad():
+            observed = costs.detach() if observes_costs else self.observed(log_probs, batch)
+            return EvaluatedPenalty(costs, self.token_derivatives(log_probs, batch), observed)
+
     def adapt(self, mean_observed: float) -> None:  # noqa: B027  # most penalties never change
-        """Called once after every optimiser step, with the step's average over all ranks and micro-batches."""
+        """Adapt to the average of `observed` over all ranks and micro-batches of an optimiser step.
+
+        It is called once after every optimiser step that was made; a step that was skipped adapts nothing.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What `adapt` has changed; empty for a penalty that never changes."""

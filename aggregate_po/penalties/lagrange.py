@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aggregate_po.batch import PerToken, PolicyBatch
-from aggregate_po.penalties.base import Penalty
+from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
 
 
 class LagrangePenalty(Penalty):
@@ -60,6 +60,12 @@ class LagrangePenalty(Penalty):
     def observed(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
         """By how much the cost exceeds the bound; its average is the slope of the objective in the multiplier."""
         return self.cost.token_costs(log_probs, batch) - self.bound
+
+    def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> EvaluatedPenalty:
+        """See `Penalty`; the cost is evaluated once."""
+        cost = self.cost.evaluate(log_probs, batch)
+        excess = cost.token_costs - self.bound
+        return EvaluatedPenalty(self.multiplier * excess, self.multiplier * cost.token_derivatives, excess.detach())
 
     def adapt(self, mean_observed: float) -> None:
         """One step of projected ascent."""

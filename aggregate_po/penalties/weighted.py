@@ -8,7 +8,7 @@ import torch
 
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.bounds import bounded, log_ratio_of
-from aggregate_po.penalties.base import Penalty
+from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,15 @@ class ImportanceWeighted(Penalty):
 
     def token_derivatives(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
         """See `Penalty`."""
+        return self.evaluate(log_probs, batch).token_derivatives
+
+    def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> EvaluatedPenalty:
+        """See `Penalty`; the cost is evaluated once, although the derivative of the product needs it too."""
         log_ratio = log_ratio_of(log_probs, batch.old_log_probs, batch.response_mask)
-        inside = bounded(log_ratio) == log_ratio
-        through_the_ratio = torch.where(inside, self.cost.token_costs(log_probs, batch), 0)
-        return bounded(log_ratio).exp() * (through_the_ratio + self.cost.token_derivatives(log_probs, batch))
+        ratio = bounded(log_ratio).exp()
+        cost = self.cost.evaluate(log_probs, batch)
+        costs = ratio * cost.token_costs
+        with torch.no_grad():
+            through_the_ratio = torch.where(bounded(log_ratio) == log_ratio, cost.token_costs, 0)
+            derivatives = ratio * (through_the_ratio + cost.token_derivatives)
+        return EvaluatedPenalty(costs, derivatives, costs.detach())

@@ -19,6 +19,7 @@ from aggregate_po.testing.contexts import (
     in_precision,
     require_additive,
     require_gradient,
+    require_joint,
     require_untouched,
     some_rows,
     with_junk,
@@ -87,6 +88,17 @@ class AggregatorContract(Contract):
         expected = TokenAggregator.token_weights(self.aggregator, tokens)
         weights = self.aggregator.token_weights(tokens)
         require_close("token_weights", weights, expected, self.rounding * scale(expected), tokens.response_mask)
+
+    @law(tokens=token_ratios())
+    def test_evaluate(self, tokens: TokenRatios) -> None:
+        """`evaluate` gives `log_aggregate` and `token_weights` as they are one by one; only the value has a graph."""
+        context, aggregator = tokens.requiring_grad(), self.aggregator
+        separate = {
+            "log_aggregate": aggregator.log_aggregate(context),
+            "token_weights": aggregator.token_weights(context),
+        }
+        where = tokens.response_mask
+        require_joint(aggregator.evaluate(context), separate, context.log_ratio, self.rounding, where)
 
     @law(tokens=token_ratios(), junk=junk(), width=st.integers(0, 3))
     def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:

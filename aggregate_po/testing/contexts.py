@@ -12,7 +12,7 @@ from torch import Tensor
 from aggregate_po.batch import PolicyBatch, TokenRatios
 from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.objective import PolicyObjective
-from aggregate_po.testing.reports import LawBroken, require_close
+from aggregate_po.testing.reports import LawBroken, require, require_close, require_form, scale
 
 Context = TypeVar("Context", TokenRatios, PolicyBatch)
 
@@ -75,6 +75,38 @@ def require_untouched(name: str, value: Any, before: Any) -> None:
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             require_untouched(f"{name}.{field.name}", getattr(value, field.name), getattr(before, field.name))
+
+
+def require_joint(
+    evaluated: object, separate: dict[str, Tensor], inputs: Tensor, rounding: float, where: Tensor
+) -> None:
+    """Break the law unless `evaluate` gives at once what the separate methods of a part give one by one.
+
+    Args:
+        evaluated: the result of `evaluate`.
+        separate: results of the separate methods by the names of its fields, first the value, which is in the graph.
+        inputs: the tensor that requires gradient, from which both were computed.
+        rounding: how far results may be off, relative to their size or to 1.
+        where: entries of `inputs`, and of results with its shape, that count.
+    """
+    value, *detached = separate
+    for name, expected in separate.items():
+        actual = getattr(evaluated, name)
+        require_form(f"`{name}` of evaluate", actual, tuple(expected.shape), expected.dtype)
+        counted = where if actual.shape == where.shape else None
+        allowed = rounding * scale(expected.double())
+        require_close(f"`{name}` of evaluate", actual.detach(), expected.detach(), allowed, counted)
+    attached = [name for name in detached if getattr(evaluated, name).requires_grad]
+    require(not attached, f"results of evaluate require gradient: {', '.join(attached)}")
+    gradient, expected = (_gradient(tensor, inputs) for tensor in (getattr(evaluated, value), separate[value]))
+    require_close(f"gradient of `{value}` of evaluate", gradient, expected, rounding * scale(expected), where)
+
+
+def _gradient(values: Tensor, inputs: Tensor) -> Tensor:
+    """Gradient of the sum by autograd, 0 where the values are constants."""
+    if not values.requires_grad:
+        return torch.zeros_like(inputs)
+    return torch.autograd.grad(values.sum(), inputs, materialize_grads=True)[0]
 
 
 def differentiate(

@@ -12,7 +12,14 @@ from torch import Tensor
 from aggregate_po.aggregators import GeometricMean
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import Penalty
-from aggregate_po.testing.contexts import copied, require_additive, require_gradient, require_untouched, some_rows
+from aggregate_po.testing.contexts import (
+    copied,
+    require_additive,
+    require_gradient,
+    require_joint,
+    require_untouched,
+    some_rows,
+)
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import Case, batches, finite_batches
@@ -77,6 +84,18 @@ class PenaltyContract(Contract):
         # A large cost may have a small derivative, in which its rounding is left.
         allowed = self.rounding * (scale(expected) + costs.abs())
         require_close("token_derivatives", derivatives, expected, allowed, case.batch.response_mask)
+
+    @law(case=_cases())
+    def test_evaluate(self, case: Case) -> None:
+        """`evaluate` gives costs, derivatives and `observed` as they are one by one; only the costs have a graph."""
+        inputs = case.log_probs.detach().clone().requires_grad_()
+        given, penalty = Case(inputs, case.batch), self.penalty
+        separate = {
+            "token_costs": penalty.token_costs(*given),
+            "token_derivatives": penalty.token_derivatives(*given),
+            "observed": penalty.observed(*given),
+        }
+        require_joint(penalty.evaluate(*given), separate, inputs, self.rounding, case.batch.response_mask)
 
     @law(together=True, case=_cases())
     def test_completions_do_not_see_each_other(self, case: Case) -> None:

@@ -17,6 +17,7 @@ from aggregate_po.testing.contexts import (
     copied,
     in_precision,
     require_gradient,
+    require_joint,
     require_untouched,
     some_rows,
     with_junk,
@@ -128,6 +129,18 @@ class TransformContract(Contract):
         """`saturated` is True exactly where the derivative is zero."""
         expected = self.transform.derivative(ratios) == 0
         require_close("saturated", self.transform.saturated(ratios), expected, where=ratios.response_mask)
+
+    @law(ratios=_contexts)
+    def test_evaluate(self, ratios: TokenRatios) -> None:
+        """`evaluate` gives value, `derivative` and `saturated` as they are one by one; only the value has a graph."""
+        context, transform = ratios.requiring_grad(), self.transform
+        separate = {
+            "value": transform(context),
+            "derivative": transform.derivative(context),
+            "saturated": transform.saturated(context),
+        }
+        where = ratios.response_mask
+        require_joint(transform.evaluate(context), separate, context.log_ratio, self.rounding, where)
 
     @law(ratios=_contexts, index=st.integers(0, 23))
     def test_own_derivative_only(self, ratios: TokenRatios, index: int) -> None:

@@ -1,6 +1,6 @@
 """Ratio transforms: what happens to a log ratio before or after the mean."""
 
-from aggregate_po.transforms.base import RatioTransform
+from aggregate_po.transforms.base import EvaluatedTransform, JointTransform, RatioTransform
 from aggregate_po.transforms.clip import (
     AdaptiveClip,
     Clip,
@@ -21,7 +21,9 @@ __all__ = [
     "Chain",
     "Clip",
     "CompletionRatio",
+    "EvaluatedTransform",
     "GammaKernel",
+    "JointTransform",
     "LogPessimisticClip",
     "NegativeCap",
     "OneSidedClip",

@@ -1,6 +1,9 @@
 """The interface of a ratio transform."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +13,32 @@ from aggregate_po.derivatives import elementwise_derivative
 from aggregate_po.shapes import require_shape
 
 
+@dataclass(frozen=True)
+class EvaluatedTransform:
+    """Value, derivative and saturation of a transform on one context; each has the shape of `log_ratio`.
+
+    Args:
+        value: transformed log ratios, attached to the graph of `log_ratio`.
+        derivative: derivative of each value with respect to its own log ratio; detached.
+        saturated: True where the transform lets no gradient through.
+    """
+
+    value: Tensor
+    derivative: Tensor
+    saturated: Tensor
+
+    @classmethod
+    def identity(cls, log_ratio: Tensor) -> EvaluatedTransform:
+        """Return what a transform without effect gives: `log_ratio` itself, with derivative one."""
+        return cls(log_ratio, torch.ones_like(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool))
+
+
 class RatioTransform(ABC):
-    """Maps log ratios to log ratios, elementwise: before the mean, shape `batch time`, or after it, shape `batch`."""
+    """Maps log ratios to log ratios, elementwise: before the mean, shape `batch time`, or after it, shape `batch`.
+
+    A subclass writes `__call__`; the derivative follows from it. A closed form may override `derivative`, and must then
+    equal the derivative. A transform that shares work between value and derivative is a `JointTransform`.
+    """
 
     @abstractmethod
     def __call__(self, ratios: TokenRatios) -> Tensor:
@@ -25,17 +52,46 @@ class RatioTransform(ABC):
         """True where the transform lets no gradient through."""
         return self.derivative(ratios) == 0
 
+    def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
+        """Return value, derivative and saturation together, as an objective asks for them.
 
-def transformed(ratios: TokenRatios, transform: RatioTransform | None) -> TokenRatios:
-    """The context of the next part; the same without a transform.
+        By `__call__` and `derivative`, one time each; a transform is saturated where its derivative is zero.
+        """
+        value = self(ratios)
+        with torch.no_grad():
+            derivative = self.derivative(ratios)
+        return EvaluatedTransform(value, derivative, derivative == 0)
+
+
+class JointTransform(RatioTransform):
+    """A transform whose value, derivative and saturation come from one computation.
+
+    A subclass writes `evaluate`; the separate methods are views of it.
+    """
+
+    @abstractmethod
+    def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
+        """Return the value, attached to the graph, with derivative and saturation, detached."""
+
+    def __call__(self, ratios: TokenRatios) -> Tensor:
+        """See `RatioTransform`."""
+        return self.evaluate(ratios).value
+
+    def derivative(self, ratios: TokenRatios) -> Tensor:
+        """See `RatioTransform`."""
+        return self.evaluate(ratios).derivative
+
+    def saturated(self, ratios: TokenRatios) -> Tensor:
+        """See `RatioTransform`."""
+        return self.evaluate(ratios).saturated
+
+
+def evaluated(transform: RatioTransform, ratios: TokenRatios) -> EvaluatedTransform:
+    """Evaluate a transform and check the shape of its value.
 
     Raises:
         ValueError: the transform returned another shape.
     """
-    if transform is None:
-        return ratios
-    log_ratio = transform(ratios)
-    require_shape(transform, "__call__", log_ratio, "that of `log_ratio`", ratios.log_ratio.shape)
-    with torch.no_grad():
-        saturated = transform.saturated(ratios)
-    return ratios.transformed(log_ratio, saturated)
+    result = transform.evaluate(ratios)
+    require_shape(transform, "__call__", result.value, "that of `log_ratio`", ratios.log_ratio.shape)
+    return result

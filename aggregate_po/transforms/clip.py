@@ -10,31 +10,28 @@ import torch
 from torch import Tensor
 
 from aggregate_po.batch import TokenRatios
-from aggregate_po.transforms.base import RatioTransform
+from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
 
 
-class Clip(RatioTransform):
-    """Holds the log ratio between two bounds; a replaced one has no gradient."""
+class Clip(JointTransform):
+    """Holds the log ratio between two bounds; a replaced one has no gradient.
+
+    A subclass writes `log_bounds`.
+    """
 
     @abstractmethod
     def log_bounds(self, ratios: TokenRatios) -> tuple[float | Tensor, float | Tensor]:
         """Lower and upper bound of the log ratio; numbers, or tensors that broadcast against it."""
 
-    def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
+    def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
+        """Return the log ratios with derivative one, and their bounds with derivative zero where they are clipped."""
         lower, upper = self._tensors(ratios)
         log_ratio = ratios.log_ratio
+        above, below = log_ratio > upper, log_ratio < lower
         # Not `maximum`, which gives half of the gradient to a log ratio exactly on its bound.
-        return torch.where(log_ratio > upper, upper, torch.where(log_ratio < lower, lower, log_ratio))
-
-    def derivative(self, ratios: TokenRatios) -> Tensor:
-        """One where the log ratio stands, zero where it is clipped."""
-        return (~self.saturated(ratios)).to(ratios.log_ratio.dtype)
-
-    def saturated(self, ratios: TokenRatios) -> Tensor:
-        """True where the clip replaced the log ratio."""
-        lower, upper = self._tensors(ratios)
-        return (ratios.log_ratio > upper) | (ratios.log_ratio < lower)
+        value = torch.where(above, upper, torch.where(below, lower, log_ratio))
+        clipped = above | below
+        return EvaluatedTransform(value, (~clipped).to(log_ratio.dtype), clipped)
 
     def _tensors(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
         """The bounds as tensors in the precision of the log ratio."""

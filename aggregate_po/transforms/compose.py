@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from aggregate_po.batch import TokenRatios
-from aggregate_po.transforms.base import RatioTransform, transformed
+from aggregate_po.transforms.base import EvaluatedTransform, JointTransform, RatioTransform, evaluated
 
 
 @dataclass(frozen=True)
-class Chain(RatioTransform):
+class Chain(JointTransform):
     """Transforms one after the other; its derivative is the product of theirs.
 
     Args:
@@ -38,30 +38,20 @@ class Chain(RatioTransform):
                 raise TypeError(f"`transforms` has {transform!r}; pass instances of subclasses of RatioTransform.")
         object.__setattr__(self, "transforms", tuple(self.transforms))
 
-    def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
+    def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
+        """Return the last value, the product of the derivatives, and True where any of the transforms is saturated.
+
+        Raises:
+            ValueError: a transform returned another shape.
+        """
+        whole = EvaluatedTransform.identity(ratios.log_ratio)
         for transform in self.transforms:
-            ratios = transformed(ratios, transform)
-        return ratios.log_ratio
-
-    def derivative(self, ratios: TokenRatios) -> Tensor:
-        """Product of the derivatives, each where its transform stands."""
-        product = torch.ones_like(ratios.log_ratio)
-        for transform, stage in self._stages(ratios):
-            product = product * transform.derivative(stage)
-        return product
-
-    def saturated(self, ratios: TokenRatios) -> Tensor:
-        """True where one of them is."""
-        anywhere = torch.zeros_like(ratios.response_mask)
-        for transform, stage in self._stages(ratios):
-            anywhere = anywhere | transform.saturated(stage)
-        return anywhere
-
-    def _stages(self, ratios: TokenRatios) -> Iterator[tuple[RatioTransform, TokenRatios]]:
-        for transform in self.transforms:
-            yield transform, ratios
-            ratios = transformed(ratios, transform)
+            stage = evaluated(transform, ratios)
+            ratios = ratios.transformed(stage.value, stage.saturated)
+            whole = EvaluatedTransform(
+                stage.value, whole.derivative * stage.derivative, whole.saturated | stage.saturated
+            )
+        return whole
 
 
 @dataclass(frozen=True)

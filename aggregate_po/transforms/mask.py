@@ -11,34 +11,28 @@ from torch import Tensor
 
 from aggregate_po.batch import TokenRatios
 from aggregate_po.masked import masked_mean
-from aggregate_po.transforms.base import RatioTransform
+from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
 
 # Keeps the logarithm of the probability of all other tokens finite.
 _SMALLEST = 1e-8
 
 
-class RatioMask(RatioTransform):
+class RatioMask(JointTransform):
     """Takes the gradient of the tokens that a rule closes, and leaves their ratios as they are.
 
     Where a clip replaces the ratio by its bound, a mask keeps it: under a mean in which tokens see each other, a
-    masked token still counts with the ratio that it has.
+    masked token still counts with the ratio that it has. A subclass writes `closed`.
     """
 
     @abstractmethod
     def closed(self, ratios: TokenRatios) -> Tensor:
         """True on tokens without gradient, by what is known of the policies and not of earlier transforms."""
 
-    def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
-        return torch.where(self.closed(ratios), ratios.log_ratio.detach(), ratios.log_ratio)
-
-    def derivative(self, ratios: TokenRatios) -> Tensor:
-        """One where the token is open, zero where it is closed."""
-        return (~self.closed(ratios)).to(ratios.log_ratio.dtype)
-
-    def saturated(self, ratios: TokenRatios) -> Tensor:
-        """True where the token is closed."""
-        return self.closed(ratios)
+    def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
+        """Return the log ratios, with derivative one where the token is open and zero where it is closed."""
+        closed, log_ratio = self.closed(ratios), ratios.log_ratio
+        value = torch.where(closed, log_ratio.detach(), log_ratio)
+        return EvaluatedTransform(value, (~closed).to(log_ratio.dtype), closed)
 
 
 @dataclass(frozen=True)

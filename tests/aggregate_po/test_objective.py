@@ -54,6 +54,8 @@ def test_total_is_the_product_of_the_factors_and_the_penalty():
         concentration=torch.tensor([[0.5, 0.25]]),
         gate=torch.tensor([[1.0, 2.0]]),
         penalty=torch.tensor([[0.125, 0.0]]),
+        clipped=torch.tensor([[False, False]]),
+        overflow=torch.tensor([[False, False]]),
     )
     assert factors.total.tolist() == [[-14.875, -15.0]]
 
@@ -113,7 +115,7 @@ def test_repr_shows_the_parts():
 
 PUBLIC = {
     "aggregate_po": [
-        *("PolicyObjective", "PolicyBatch", "StepTotals", "TokenRatios", "GradientWeights", "PerToken"),
+        *("PolicyObjective", "PolicyBatch", "StepTotals", "TokenRatios", "GradientWeights", "Evaluated", "PerToken"),
         *("PerCompletion", "TokenAggregator", "RatioTransform", "Normalizer", "Penalty", "effective_sample_size"),
     ],
     "aggregate_po.aggregators": ["ArithmeticMean", "GeometricMean", "KolmogorovMean", "PowerMean", "Product"],

@@ -20,7 +20,9 @@ from aggregate_po import (
     TokenAggregator,
 )
 from aggregate_po.advantages import GroupAdvantage
+from aggregate_po.aggregators import EvaluatedAggregator
 from aggregate_po.masked import masked_mean, masked_softmax
+from aggregate_po.transforms import EvaluatedTransform
 from tests.third_party import AsinhMean
 
 
@@ -158,6 +160,19 @@ class AnotherValueWithoutGradient(Broken):
         return average(tokens) + 0.1 * without_gradient_mode()
 
 
+@broken("evaluate")
+class EvaluatesOutsideTheGraph(Broken):
+    def evaluate(self, tokens):
+        return replace(super().evaluate(tokens), log_aggregate=self.log_aggregate(tokens).detach())
+
+
+@broken("evaluate", "gradient_of_the_objective")
+class EvaluatesTheSum(Broken):
+    def evaluate(self, tokens):
+        log_sum = torch.where(tokens.response_mask, tokens.log_ratio, 0).sum(dim=-1)
+        return EvaluatedAggregator(log_sum, self.token_weights(tokens))
+
+
 @broken("log_terms")
 class TermsForgetTheLength(ArithmeticMean):
     def log_terms(self, tokens):
@@ -236,13 +251,36 @@ class WrongDerivative(BrokenTransform):
         return 1 - torch.tanh(ratios.log_ratio / 100).square()
 
 
-@broken("saturated")
+@broken("saturated", "evaluate")
 class SaturatedOnOneSide(BrokenTransform):
     def __call__(self, ratios):
         return ratios.log_ratio.clamp(-0.5, 0.5)
 
     def saturated(self, ratios):
         return ratios.log_ratio > 0.5
+
+
+@broken("evaluate")
+class EvaluatesAnotherFunction(BrokenTransform):
+    """An objective would not notice: value and derivative of its evaluation agree."""
+
+    def evaluate(self, ratios):
+        return EvaluatedTransform.identity(ratios.log_ratio)
+
+
+@broken("evaluate")
+class EvaluatesNoSaturation(BrokenTransform):
+    def __call__(self, ratios):
+        return ratios.log_ratio.clamp(-0.5, 0.5)
+
+    def evaluate(self, ratios):
+        return replace(super().evaluate(ratios), saturated=torch.zeros_like(ratios.response_mask))
+
+
+@broken("evaluate")
+class KeepsTheGraphOfTheDerivative(BrokenTransform):
+    def evaluate(self, ratios):
+        return replace(super().evaluate(ratios), derivative=2 + 0 * ratios.log_ratio)
 
 
 @broken("own_derivative_only", "gradient_of_the_objective")
@@ -486,6 +524,20 @@ class WrongSlope(BrokenPenalty):
         return torch.full_like(log_probs, 0.1)
 
 
+@broken("evaluate")
+class ObservesSomethingElseTogether(BrokenPenalty):
+    """Adapts to other numbers in training than `observed` tells."""
+
+    def evaluate(self, log_probs, batch):
+        return replace(super().evaluate(log_probs, batch), observed=log_probs.detach())
+
+
+@broken("evaluate")
+class CostsOutsideTheGraph(BrokenPenalty):
+    def evaluate(self, log_probs, batch):
+        return replace(super().evaluate(log_probs, batch), token_costs=self.token_costs(log_probs.detach(), batch))
+
+
 @broken("completions_do_not_see_each_other", "in_an_objective")
 class LessTheAverageCost(BrokenPenalty):
     def token_costs(self, log_probs, batch):
@@ -518,7 +570,7 @@ class HidesItsReference(K2Penalty):
         return False
 
 
-@broken("in_an_objective")
+@broken("in_an_objective", "evaluate")
 class AnotherSlopeWithoutGradient(BrokenPenalty):
     def token_derivatives(self, log_probs, batch):
         return super().token_derivatives(log_probs, batch) * (2 if without_gradient_mode() else 1)

@@ -76,7 +76,7 @@ def test_check_lists_every_broken_law_with_the_smallest_input():
     with pytest.raises(AssertionError) as caught:
         check_aggregator(broken_parts.WrongClosedForm())
     message = str(caught.value)
-    assert message.startswith("WrongClosedForm() breaks 2 of 13 laws.\n\n")
+    assert message.startswith("WrongClosedForm() breaks 2 of 14 laws.\n\n")
     assert "breaks weights_are_the_derivative: `token_weights` is the derivative of" in message
     assert "breaks gradient_of_the_objective: In an objective, the closed-form total weights" in message
     for name in ("actual", "expected", "log_ratio = [", "response_mask = [1, 1]", "advantages = [", "log_probs = ["):

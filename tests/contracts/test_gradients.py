@@ -132,6 +132,19 @@ def test_default_derivative_equals_that_of_a_clip_after_the_mean(tokens, where):
 
 @each_composition
 @given(case=batches())
+def test_evaluate_gives_what_the_separate_methods_give(objective, case):
+    """Bit for bit, in the gradient of the value too."""
+    log_probs, batch = case
+    evaluated = objective.evaluate(log_probs, batch)
+    value, gradient, weights = differentiate(objective, log_probs, batch)
+    assert torch.equal(evaluated.value, value)
+    assert torch.equal(torch.autograd.grad(evaluated.value, log_probs)[0], gradient)
+    assert all(torch.equal(getattr(evaluated.weights, name), factor) for name, factor in vars(weights).items())
+    assert torch.equal(evaluated.observed, objective.observed(log_probs, batch))
+
+
+@each_composition
+@given(case=batches())
 def test_no_advantage_no_gradient(objective, case):
     log_probs, batch = case
     parts = {name: part for name, part in vars(objective).items() if name != "penalties"}

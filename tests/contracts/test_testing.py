@@ -113,8 +113,8 @@ def test_kept_laws_print_as_sentences():
     kept = check_aggregator(Product(), examples=1)
     assert isinstance(kept, list)
     lines = repr(kept).splitlines()
-    assert lines[0] == "Product() keeps 13 laws:"
-    assert len(lines) == 14
+    assert lines[0] == "Product() keeps 14 laws:"
+    assert len(lines) == 15
     assert kept[:2] == ["shapes", "lets_gradient_through"]
     assert any(line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("as it is.") for line in lines)
 
@@ -208,4 +208,4 @@ def test_contracts_in_a_users_project(tmp_path):
     assert "Product() does not claim to be a HomogeneousMean" in run.stdout
     assert "breaks weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
     assert "FailedHealthCheck" not in run.stdout
-    assert run.stdout.splitlines()[-1].startswith("3 failed, 43 passed, 4 skipped")
+    assert run.stdout.splitlines()[-1].startswith("3 failed, 46 passed, 4 skipped")
