@@ -64,8 +64,6 @@ class GradientWeightMetrics(Metric):
             log_probs: log-probabilities under the policy that is trained; shape `batch time`.
             batch: what the objective saw.
         """
-        assert weights.clipped is not None
-        assert weights.overflow is not None
         mask = batch.response_mask
         log_ratio = log_ratio_of(log_probs, batch.old_log_probs, mask)
         ratio = bounded(log_ratio).exp()

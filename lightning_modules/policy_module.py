@@ -116,14 +116,13 @@ class PolicyModule(LightningModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Return the negative objective of a micro-batch, scaled so that the gradients of an update add up."""
         log_probs, entropy = self.policy.log_probs_and_entropy(batch)
-        value = self.objective(log_probs, batch.policy)
-        weights = self.objective.gradient_weights(log_probs.detach(), batch.policy)
-        self.weight_metrics.update(weights, log_probs.detach(), batch.policy)
-        self._update.update(value, entropy, log_probs, batch.policy)
-        self._observed += self.objective.observed(log_probs.detach(), batch.policy).double().cpu()
+        evaluated = self.objective.evaluate(log_probs, batch.policy)
+        self.weight_metrics.update(evaluated.weights, log_probs.detach(), batch.policy)
+        self._update.update(evaluated.value, entropy, log_probs, batch.policy)
+        self._observed += evaluated.observed.double().cpu()
         if batch.closes_update:
             self._log_update()
-        return -loss_scale(self.trainer) * value
+        return -loss_scale(self.trainer) * evaluated.value
 
     def _log_update(self) -> None:
         """Log the metrics of one optimizer step."""

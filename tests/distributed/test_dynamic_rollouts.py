@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from lightning_modules.prompts import PromptOrder
 from tests.distributed.dynamic_rollouts import PER_RANK, PROMPTS, SEED, STEPS, is_live
 
 REPOSITORY = Path(__file__).parents[2]
-STOP_AT = (8, 13)  # calls of the engine, each after the first checkpoint and between two rounds
+STOP_AT = (6, 14)  # calls of the engine, each after the first checkpoint and between two rounds
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,8 @@ def test_each_rank_keeps_its_first_groups_with_signal_and_all_make_as_many_round
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_stop_between_two_rounds_changes_nothing(runs, devices, call):
     whole, resumed = (runs[devices] / name for name in ("whole", f"stopped_{call}"))
+    rounds = accumulate(int(counted["groups/rounds"]) for counted in notes(whole, devices)[0]["metrics"])
+    assert call not in list(rounds)
     ours, theirs = (load_file(folder / "parameters.safetensors") for folder in (resumed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     for mine, other in zip(notes(resumed, devices), notes(whole, devices), strict=True):
