@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -138,15 +137,9 @@ class PolicyModule(LightningModule):
         states = enumerate(self.objective.state_dict()["penalties"])
         return {f"penalty_{number}/{name}": float(value) for number, state in states for name, value in state.items()}
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, and let the penalties adapt to the update; neither happens where the gradient is not finite."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        super().optimizer_step(*arguments, **options)
         observed, self._observed = self._observed, torch.zeros_like(self._observed)
         if len(observed) and not self._skipped_in_a_row:
             self.objective.adapt(summed_over_ranks(observed, self.trainer).tolist())

@@ -21,6 +21,32 @@ CORE_LAYERS = [
     ["testing"],  # imported by tests alone
 ]
 
+# Each may import those before it, and those beside it where that makes no circle.
+TRAINING_LAYERS = [
+    ["distributed", "seeding", "progress", "validation"],
+    ["tally"],
+    ["metrics", "prompts"],
+    ["batch", "rewards", "addition"],
+    ["model"],
+    ["rollouts", "policy_module"],
+    ["data"],
+    ["callbacks"],
+    ["__init__"],
+    ["cli"],
+    ["planning"],
+    ["__main__"],
+]
+# Lines; of functions and classes without their docstring.
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_CLASS = 300, 40, 200
+# What is longer. These lists may only become shorter.
+LONG_FILES = {
+    "lightning_modules.planning.traces",
+    "lightning_modules.rollouts.servers.engine",
+    "lightning_modules.rollouts.vllm",
+}
+LONG_FUNCTIONS = {"lightning_modules.planning.job.job_plan"}
+LONG_CLASSES = {"lightning_modules.rollouts.servers.engine.VLLMServers", "lightning_modules.rollouts.vllm.VLLM"}
+
 
 def python_files(*packages):
     return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
@@ -42,9 +68,9 @@ def imported_modules(path, tree=None):
             yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
-def core_layer(module):
-    """Layer of a module of the core, by its first name below the package; None for a name of the package itself."""
-    names = [layer for layer, members in enumerate(CORE_LAYERS) if module in members]
+def layer_of(module, layers):
+    """Layer of a module, by its first name below the package; None for a name of the package itself."""
+    names = [layer for layer, members in enumerate(layers) if module in members]
     return names[0] if names else None
 
 
@@ -56,17 +82,47 @@ def test_packages_import_one_way(path):
     assert "tests" not in roots
 
 
-@pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
-def test_core_imports_point_one_way(path):
-    own = path.relative_to(ROOT).with_suffix("").parts[1]
-    layer = core_layer(own)
-    assert layer is not None, f"give {own} a place in CORE_LAYERS"
+LAYERS = {"aggregate_po": CORE_LAYERS, "lightning_modules": TRAINING_LAYERS}
+
+
+@pytest.mark.parametrize("path", python_files(*LAYERS), ids=relative)
+def test_imports_point_one_way(path):
+    """Imports for types alone and inside functions count too."""
+    package, own = path.relative_to(ROOT).with_suffix("").parts[:2]
+    layers = LAYERS[package]
+    layer = layer_of(own, layers)
+    assert layer is not None, f"give {own} a place in the layers of {package}"
     for module in imported_modules(path):
         parts = module.split(".")
-        if parts[0] == "aggregate_po":
-            target = core_layer(parts[1])
-            target = core_layer("__init__") if target is None else target
+        if parts[0] == package and parts[1:]:
+            target = layer_of(parts[1], layers)
+            target = layer_of("__init__", layers) if target is None else target
             assert target <= layer, f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_modules_import_each_other_in_a_circle(package):
+    files = {module_name(path): path for path in python_files(package)}
+    arrows = {
+        name: {
+            found for module in imported_modules(path) if (found := longest_prefix(module, files)) not in (None, name)
+        }
+        for name, path in files.items()
+    }
+    while leaves := {name for name, targets in arrows.items() if not targets & arrows.keys()}:
+        arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
+    assert sorted(arrows) == []
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def longest_prefix(module, files):
+    """The file that an imported name stands in."""
+    while module and module not in files:
+        module = module.rpartition(".")[0]
+    return module or None
 
 
 @pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
@@ -162,6 +218,29 @@ def test_files_of_the_core_are_small():
     lengths = {relative(path): len(path.read_text().splitlines()) for path in python_files("aggregate_po")}
     assert len(lengths) > 10
     assert {path: length for path, length in lengths.items() if length > 250} == {}
+
+
+def test_files_functions_and_classes_of_the_training_are_small():
+    """But for those that are listed, and all that are listed are longer still."""
+    files, functions, classes = {}, {}, {}
+    for path in python_files("lightning_modules"):
+        files[module_name(path)] = len(path.read_text().splitlines())
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = f"{module_name(path)}.{getattr(node, 'name', '')}"
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                functions[name] = max(functions.get(name, 0), lines_of_code(node.body, node))
+            elif isinstance(node, ast.ClassDef):
+                classes[name] = lines_of_code([node, *node.body], node)
+    assert {name for name, length in files.items() if length > LONGEST_FILE} == LONG_FILES
+    assert {name for name, length in functions.items() if length > LONGEST_FUNCTION} == LONG_FUNCTIONS
+    assert {name for name, length in classes.items() if length > LONGEST_CLASS} == LONG_CLASSES
+
+
+def lines_of_code(body, node):
+    """Lines from the first to the last of some statements, without the docstring of a function or class."""
+    first = node.body[0]
+    docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+    return body[-1].end_lineno - body[0].lineno + 1 - docstring
 
 
 # By the words of an identifier, so that `group` or `optimizer` is none of them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,6 +13,7 @@ from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.batch import Evaluation, RolloutBatch
 from lightning_modules.data.advantages import advantages
+from lightning_modules.data.arguments import require_parts, require_sampling
 from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.loader import RolledOut, RolloutLoader, Stateful
@@ -27,7 +27,7 @@ from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.policy import Policy
-from lightning_modules.prompts import Example, JSONLines, Prompt, PromptDataset, PromptOrder, PromptStream
+from lightning_modules.prompts import Prompt, PromptDataset, PromptOrder, PromptStream, examples_of
 from lightning_modules.rewards import Reward, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
 from lightning_modules.seeding import derived_seed
@@ -111,11 +111,11 @@ class RolloutDataModule(LightningDataModule):
         )
         require_one_of(TruncationRule, truncated=truncated)
         require_one_of(LogProbSource, old_log_probs=old_log_probs)
-        _require_numbers(group_size, temperature, kl_in_reward)
-        _require_parts(advantages, correction, old_log_probs, schemes)
+        require_sampling(group_size, temperature, kl_in_reward)
+        require_parts(advantages, correction, old_log_probs, schemes)
         self.rewards = WeightedRewards(reward, reward_weights)
-        self.dataset = _examples("dataset", dataset)
-        self.validation = None if validation is None else _examples("validation", validation)
+        self.dataset = examples_of("dataset", dataset)
+        self.validation = None if validation is None else examples_of("validation", validation)
         self.rollouts = TransformersEngine() if rollouts is None else rollouts
         self.group_size = group_size
         self.prompts_per_rollout = prompts_per_rollout
@@ -271,43 +271,3 @@ class RolloutDataModule(LightningDataModule):
     def _keeps_all(self) -> bool:
         """Whether completions without advantage are trained on too, as penalties need them."""
         return bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)
-
-
-def _require_numbers(group_size: int, temperature: float, kl_in_reward: float) -> None:
-    if group_size < 2:
-        raise ValueError(
-            f"`group_size` is {group_size}; pass 2 or more, since an advantage compares completions of one prompt."
-        )
-    if not temperature > 0:
-        raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the policy itself.")
-    if not kl_in_reward >= 0:
-        raise ValueError(f"`kl_in_reward` is {kl_in_reward}; pass 0 for none, or a positive weight.")
-
-
-def _require_parts(
-    advantages: object, correction: SamplerCorrection | None, old_log_probs: str, schemes: Sequence[object]
-) -> None:
-    if correction is not None and old_log_probs == "sampler":
-        raise ValueError(
-            f"`correction` is {correction!r}, but `old_log_probs` is 'sampler', whose own log-probabilities need "
-            "none; pass old_log_probs='trainer'."
-        )
-    if not isinstance(advantages, AdvantageEstimator):
-        raise TypeError(
-            f"`advantages` is {advantages!r}; pass an instance of a subclass of aggregate_po.AdvantageEstimator, "
-            "such as aggregate_po.advantages.GroupCentered()."
-        )
-    for scheme in schemes:
-        if not isinstance(scheme, SamplingScheme):
-            raise TypeError(
-                f"`schemes` has {scheme!r}; pass instances of subclasses of lightning_modules.SamplingScheme."
-            )
-
-
-def _examples(name: str, dataset: PromptDataset | str) -> Sequence[Example]:
-    if isinstance(dataset, str) and not Path(dataset).is_file():
-        raise FileNotFoundError(f"`{name}` is {dataset!r}, which is not a file; pass a file of JSON lines.")
-    examples = JSONLines(dataset) if isinstance(dataset, str) else dataset
-    if len(examples) == 0:
-        raise ValueError(f"`{name}` is {dataset!r}, which has no prompts; pass at least one example.")
-    return examples

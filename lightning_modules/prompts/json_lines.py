@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_modules.prompts.base import Example, PromptDataset
@@ -47,3 +48,18 @@ def _parsed(line: str, place: str, prompt: str) -> Example:
     if not isinstance(example[prompt], str) or not example[prompt].strip():
         raise ValueError(f"{place}: the prompt is {example[prompt]!r}; write a text that is not empty.")
     return {**example, "prompt": example[prompt]}
+
+
+def examples_of(name: str, dataset: PromptDataset | str) -> Sequence[Example]:
+    """Return the examples of an argument of this name: a data set, a list, or a file of JSON lines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there are no examples.
+    """
+    if isinstance(dataset, str) and not Path(dataset).is_file():
+        raise FileNotFoundError(f"`{name}` is {dataset!r}, which is not a file; pass a file of JSON lines.")
+    examples = JSONLines(dataset) if isinstance(dataset, str) else dataset
+    if len(examples) == 0:
+        raise ValueError(f"`{name}` is {dataset!r}, which has no prompts; pass at least one example.")
+    return examples
