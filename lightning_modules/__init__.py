@@ -5,6 +5,7 @@ from lightning_modules.callbacks.progress import TrainingProgressBar
 from lightning_modules.callbacks.ratio_deviation import RatioDeviationStop
 from lightning_modules.callbacks.report import RunReport
 from lightning_modules.data.module import RolloutDataModule
+from lightning_modules.data.schemes import DynamicSampling, SamplingScheme
 from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.model.layouts import PackedSequences, SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
@@ -14,6 +15,7 @@ from lightning_modules.rewards import boxed_answer
 
 __all__ = [
     "AtomicCheckpointIO",
+    "DynamicSampling",
     "GradientWeightMetrics",
     "JSONLines",
     "LoRA",
@@ -24,6 +26,7 @@ __all__ = [
     "RolloutDataModule",
     "RunCheckpoint",
     "RunReport",
+    "SamplingScheme",
     "SequenceLayout",
     "SharedPrompts",
     "TrainingProgressBar",
