@@ -1,4 +1,15 @@
-"""Checkpoints that survive a kill: atomic writes, the last one always whole, one more when time runs out."""
+"""Checkpoints that survive a kill: atomic writes, the last one always whole, one more when time runs out.
+
+Besides what Lightning saves (weights, optimizer, schedules, loops), a checkpoint holds
+
+- `policy_module`, by `PolicyModule`: skipped steps, what the penalties have adapted to, the random state of each rank,
+  and with which adapters and micro-batches the run was made;
+- the state of the training data loader, by `RolloutLoader`: the number of the rollout, its metrics, the micro-batches
+  that each data-parallel rank has left of it, the position in the prompts, and what sampling schemes remember;
+- the state of each callback: `RunReport` has the held-out metrics and samples from before the training.
+
+What is sampled ahead is no part of it.
+"""
 
 from __future__ import annotations
 
