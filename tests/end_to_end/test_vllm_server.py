@@ -24,7 +24,7 @@ from aggregate_po import TokenCorrection
 from lightning_modules import PolicyModule, RunCheckpoint
 from lightning_modules.addition.warm_start import make_model, make_tokenizer
 from lightning_modules.model.log_probs import log_probs_and_entropy
-from lightning_modules.rollouts import Broadcast, SamplingParameters, SharedFolder, TransformersEngine, VLLMServers
+from lightning_modules.rollouts import SamplingParameters, SharedFolder, TransformersEngine, VLLMServers
 from lightning_modules.rollouts.servers.client import ServerRefusal
 from tests.lightning_modules.training import (
     BatchRecorder,
@@ -145,9 +145,8 @@ def prompts(folders):
     return [tokenizer.encode(text) for text in QUESTIONS]
 
 
-def engine_of(servers, weights, model=None, kind=VLLMServers, channel=None, **options):
-    channel = channel or SharedFolder(str(weights))
-    engine = kind([server.url for server in servers], channel, **{"timeout": 120.0, **options})
+def engine_of(servers, weights, model=None, kind=VLLMServers, **options):
+    engine = kind([server.url for server in servers], SharedFolder(str(weights)), **{"timeout": 120.0, **options})
     if model is not None:
         engine.load_policy(model)
     return engine
@@ -312,11 +311,9 @@ def test_a_prompt_that_is_too_long_ends_the_run(servers, weights, policies, leng
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("way", ["folder", "broadcast"])
-def test_servers_draw_from_the_weights_that_were_loaded_last(servers, weights, policies, prompts, tied, way):
+def test_servers_draw_from_the_weights_that_were_loaded_last(servers, weights, policies, prompts, tied):
     model = policies[tied]
-    channel = SharedFolder(str(weights)) if way == "folder" else Broadcast(backend="gloo", timeout=60)
-    engine = engine_of(servers if tied else servers[1:], weights, model, channel=channel)
+    engine = engine_of(servers if tied else servers[1:], weights, model)
     assert largest_error(model, prompts, engine.generate(prompts, sampling_of())) < TOLERANCE
     for version in (2, 3):
         trained_a_little(model)
@@ -474,7 +471,7 @@ def test_a_server_that_is_killed_in_a_rollout_costs_no_completion(servers, weigh
 
 def test_when_all_servers_are_dead_the_run_ends_and_can_be_resumed(servers, weights, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(PolicyModule, "stop_token_ids", (0,))
-    engine = engine_of(servers[:1], weights, kind=NotedServers, channel=Broadcast(backend="gloo", timeout=60))
+    engine = engine_of(servers[:1], weights, kind=NotedServers)
     engine.victim, engine.fatal_rollout = servers[0], 3
     data = data_of(engine, prompts_per_rollout=16, group_size=8, max_completion_length=200)
     checkpoint = RunCheckpoint(str(tmp_path / "checkpoints"), every_n_train_steps=1)

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 STATE_ROUTE = "/aggregate_po/state"
 WEIGHTS_ROUTE = "/aggregate_po/weights"
-TRANSFER_ROUTE = "/aggregate_po/transfer"
 COMPLETIONS_ROUTE = "/v1/completions"
 VERSION_HEADER = "x-policy-version"
 
@@ -46,7 +45,6 @@ class ServerState:
         dtype: of its weights.
         max_model_len: longest prompt with completion.
         sizes: of its model, see `model_sizes`.
-        workers: processes that hold its weights.
     """
 
     version: str
@@ -54,7 +52,6 @@ class ServerState:
     dtype: str
     max_model_len: int
     sizes: dict[str, Any]
-    workers: int
 
 
 class Server:
@@ -89,26 +86,17 @@ class Server:
         answer, _ = self._call("GET", STATE_ROUTE, timeout=timeout)
         return self._parsed_state(answer)
 
-    def load_weights(self, version: str, **how: Any) -> None:
-        """Have the server load the weights of a version, from its folder unless told otherwise.
+    def load_weights(self, version: str) -> None:
+        """Have the server load the weights of a version from its folder.
 
         Raises:
             ServerRefusal: it refused the token, or does not find the file.
             ServerFailure: it gave no usable answer.
         """
-        answer, _ = self._call("POST", WEIGHTS_ROUTE, {"version": version, **how})
+        answer, _ = self._call("POST", WEIGHTS_ROUTE, {"version": version})
         loaded = self._parsed_state(answer).version
         if loaded != version:
             raise ServerFailure(f"{self.url} loaded version {loaded} instead of {version}")
-
-    def join_transfer(self, **how: Any) -> None:
-        """Have the server's workers join a group in which the trainer sends weights.
-
-        Raises:
-            ServerRefusal: it refused the token.
-            ServerFailure: it gave no usable answer.
-        """
-        self._call("POST", TRANSFER_ROUTE, how)
 
     def completions(self, request: dict[str, Any], version: str) -> list[dict[str, Any]]:
         """Choices of a request for completions, in their order.
@@ -191,7 +179,7 @@ class Server:
                 f"{self.url} refused the token (status {status}); set {self._token_variable} to the one that the "
                 "server was started with."
             )
-        if status == 404 and route in (STATE_ROUTE, WEIGHTS_ROUTE, TRANSFER_ROUTE):
+        if status == 404 and route in (STATE_ROUTE, WEIGHTS_ROUTE):
             raise ServerRefusal(f"{self.url} takes no weights (status 404); start it with `aggregate-po serve`.")
         if status >= 500 or status in (408, 425, 429):
             raise ServerFailure(message)

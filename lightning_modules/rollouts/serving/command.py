@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import os
 import re
 import sys
@@ -13,7 +14,6 @@ from typing import NoReturn
 
 from lightning_modules.rollouts.serving.middleware import FOLDER_VARIABLE, TOKEN_VARIABLE, OpenGate, TokenGate
 from lightning_modules.rollouts.serving.worker import WeightsReader
-from lightning_modules.rollouts.transfer import is_loopback
 
 _EPILOG = """
 The token comes from the environment variable AGGREGATE_PO_TOKEN, here and where the trainer runs:
@@ -115,3 +115,11 @@ def _server_environment(options: argparse.Namespace, environment: Mapping[str, s
         kept.setdefault("VLLM_HOST_IP", "127.0.0.1")  # for the ports that vLLM's own processes talk through
     # Without a GPU vLLM takes nearly all of the memory for its cache, or fails where that is not free.
     return {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **kept}
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -12,7 +12,6 @@ from typing import Any
 
 from lightning_modules.rollouts.servers.client import (
     STATE_ROUTE,
-    TRANSFER_ROUTE,
     VERSION_HEADER,
     WEIGHTS_ROUTE,
     model_sizes,
@@ -29,7 +28,6 @@ FOLDER_VARIABLE = "AGGREGATE_PO_WEIGHTS_FOLDER"
 
 _LONGEST_BODY = 2**24
 _LONGEST_LOAD = 3600.0  # seconds
-_GRACE = 10.0  # seconds beyond the time that the workers give themselves
 _BROKEN = "broken"  # the version while weights are loaded, and for ever where that fails
 
 
@@ -49,23 +47,19 @@ class OpenGate:
         elif (scope.get("method"), scope["path"]) == ("GET", STATE_ROUTE):
             await _answer(send, 200, _state(scope))
         elif (scope.get("method"), scope["path"]) == ("POST", WEIGHTS_ROUTE):
-            await self._change(scope, receive, send, _load)
-        elif (scope.get("method"), scope["path"]) == ("POST", TRANSFER_ROUTE):
-            await self._change(scope, receive, send, _join)
+            await self._load(scope, receive, send)
         else:
             await self.app(scope, receive, _labelling(scope, send))
 
     def _admits(self, scope: Message) -> bool:
         return True
 
-    async def _change(
-        self, scope: Message, receive: Receive, send: Send, change: Callable[[Any, Any], Awaitable[None]]
-    ) -> None:
-        """Answer a request to load weights, or to get ready for them; one at a time."""
+    async def _load(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request to load weights; one at a time."""
         state = scope["app"].state
         async with self._loading:
             try:
-                await change(state, json.loads(await _body(receive)))
+                await _load(state, json.loads(await _body(receive)))
             except (ValueError, TypeError, KeyError, OSError) as error:
                 await _answer(send, 400, {"error": f"{type(error).__name__}: {error}"})
             except Exception as error:  # whatever the engine's process reports
@@ -96,12 +90,7 @@ class TokenGate(OpenGate):
 async def _load(state: Any, request: Any) -> None:
     """Stop what is being generated, load the weights of a version and start afresh."""
     version = request["version"]
-    if "tensors" in request:
-        if not getattr(state, "policy_transfer", False):
-            raise RuntimeError("the server is in no group with the trainer; was it started again?")
-        call, argument = "receive_policy", request["tensors"]
-    else:
-        call, argument = "load_policy_file", str(_existing(version))
+    path = _existing(version)
     if getattr(state, "policy_version", "none") == _BROKEN:
         raise RuntimeError(
             "weights could not be loaded before, which vLLM does not recover from; start the server again"
@@ -109,7 +98,7 @@ async def _load(state: Any, request: Any) -> None:
     engine = state.engine_client
     await engine.pause_generation(mode="abort", clear_cache=True)
     try:
-        digests = await _told(engine, state, call, argument)
+        digests = await _told(engine, state, path)
         state.policy_version = "damaged"
         if any(digest != version.rpartition("-")[2] for digest in digests):
             raise RuntimeError(
@@ -121,11 +110,11 @@ async def _load(state: Any, request: Any) -> None:
         await engine.resume_generation()
 
 
-async def _told(engine: Any, state: Any, call: str, argument: Any) -> Any:
-    """Results of a call that changes weights; while it runs, and where it fails, the server has none."""
+async def _told(engine: Any, state: Any, path: Path) -> Any:
+    """Digests of what the workers loaded; while they do, and where they fail, the server has no weights."""
     state.policy_version = _BROKEN
     try:
-        return await _answer_of(engine.collective_rpc(call, args=(argument,)), _LONGEST_LOAD)
+        return await _answer_of(engine.collective_rpc("load_policy_file", args=(str(path),)), _LONGEST_LOAD)
     except Exception as error:
         raise RuntimeError(str(error)) from error  # also where it looks like a mistake in the request
 
@@ -136,15 +125,6 @@ async def _answer_of(call: Awaitable[Any], seconds: float) -> Any:
         return await asyncio.wait_for(call, seconds)
     except TimeoutError:
         raise RuntimeError(f"the engine gave no answer within {seconds:g} s; start the server again") from None
-
-
-async def _join(state: Any, request: Any) -> None:
-    """Have the workers join the trainer in a group."""
-    arguments = [request[name] for name in ("address", "port", "size", "backend", "timeout")]
-    state.policy_transfer = False
-    joining = state.engine_client.collective_rpc("join_policy_transfer", args=tuple(arguments))
-    await _answer_of(joining, request["timeout"] + _GRACE)
-    state.policy_transfer = True
 
 
 def _existing(version: str) -> Path:
@@ -167,7 +147,6 @@ def _state(scope: Message) -> dict[str, Any]:
         "dtype": str(config.dtype),
         "max_model_len": config.max_model_len,
         "sizes": model_sizes(config.hf_config),
-        "workers": state.engine_client.vllm_config.parallel_config.world_size,
     }
 
 

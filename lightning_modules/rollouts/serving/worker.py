@@ -1,15 +1,13 @@
-"""What vLLM's worker gains: it loads weights that the trainer wrote into a shared folder, or sends."""
+"""What vLLM's worker gains: it loads weights that the trainer wrote into a shared folder."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-
-from lightning_modules.rollouts.transfer import Description, TransferGroup, find_store, is_loopback
 
 
 class WeightsDigest:
@@ -38,10 +36,7 @@ class WeightsDigest:
 class WeightsReader:
     """Mixed into vLLM's worker (`--worker-extension-cls`); a method that has the name of one of the worker's fails."""
 
-    reload_weights: Callable[..., None]  # the worker's own, as is its number
-    rank: int
-
-    policy_transfer: TransferGroup | None = None
+    reload_weights: Callable[..., None]  # the worker's own
 
     def load_policy_file(self, path: str) -> str:
         """Load a file of safetensors with the names of a checkpoint.
@@ -53,27 +48,4 @@ class WeightsReader:
         with safe_open(path, framework="pt") as file:
             tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
             self.reload_weights(weights_iterator=digest.watched(tensors))
-        return str(digest)
-
-    def join_policy_transfer(self, address: str, port: int, size: int, backend: str, timeout: float) -> None:
-        """Join the trainer in the group in which it sends weights, instead of any group before."""
-        if self.policy_transfer is not None:
-            self.policy_transfer.abort()
-            self.policy_transfer = None
-        store = find_store(address, port, timeout)
-        mine = address if is_loopback(address) else None
-        self.policy_transfer = TransferGroup(store, 1 + self.rank, size, backend, mine, timeout)
-
-    def receive_policy(self, descriptions: Sequence[Description]) -> str:
-        """Load the tensors that the trainer sends.
-
-        Returns:
-            Digest of what was loaded.
-
-        Raises:
-            RuntimeError: the trainer is gone.
-        """
-        assert self.policy_transfer is not None  # the gate has seen to it
-        digest = WeightsDigest()
-        self.reload_weights(weights_iterator=digest.watched(self.policy_transfer.receive(descriptions)))
         return str(digest)

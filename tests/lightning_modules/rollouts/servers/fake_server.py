@@ -44,7 +44,6 @@ class FakeServer:
             "dtype": "torch.float32",
             "max_model_len": 256,
             "sizes": model_sizes(config),
-            "workers": 1,
         }
         self.requests, self.loads, self.refusals = [], [], 0
         self.prompt_log_probs = None

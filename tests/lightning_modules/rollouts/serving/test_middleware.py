@@ -37,7 +37,6 @@ class Engine:
             max_model_len=64,
             hf_config=Qwen2Config(hidden_size=8, vocab_size=9, num_hidden_layers=2, num_attention_heads=4),
         )
-        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(world_size=2))
         self.workers = [Worker(), Worker()]
         self.calls = []
 
@@ -111,7 +110,6 @@ ROUTES = [
     "/metrics",
     "/",
     "/aggregate_po/weights",
-    "/aggregate_po/transfer",
 ]
 WRONG = {
     "none": [],
@@ -200,7 +198,6 @@ def test_weights_are_loaded_while_nothing_is_generated(application, published):
             "num_attention_heads": 4,
             "vocab_size": 9,
         },
-        "workers": 2,
     }
 
 
@@ -259,40 +256,18 @@ def test_without_a_folder_it_says_how_to_name_one(application, published, monkey
     assert "without `--weights_folder`" in answer["error"]
 
 
-def test_weights_come_from_the_trainer_once_the_workers_have_joined_it(application):
-    gate, engine = TokenGate(application), application.state.engine_client
-    joined, received = [], []
-    for worker in engine.workers:
-        worker.join_policy_transfer = lambda *place: joined.append(place)
-        worker.receive_policy = lambda tensors: received.append(tensors) or "0000000a"
-    weights = json.dumps({"version": "000001-0000000a", "tensors": [["a", "float32", [2]]]}).encode()
-    start, body = called(gate, application, "/aggregate_po/weights", body=weights)
-    assert start["status"] == 500
-    assert b"in no group with the trainer" in body["body"]
-    place = {"address": "127.0.0.1", "port": 5, "size": 3, "backend": "gloo", "timeout": 2.5}
-    start, _ = called(gate, application, "/aggregate_po/transfer", body=json.dumps(place).encode())
-    assert start["status"] == 200
-    assert joined == [("127.0.0.1", 5, 3, "gloo", 2.5)] * 2
-    # The request before broke nothing.
-    start, body = called(gate, application, "/aggregate_po/weights", body=weights)
-    assert json.loads(body["body"])["version"] == "000001-0000000a"
-    assert received == [[["a", "float32", [2]]]] * 2
-
-
-def test_an_engine_that_is_gone_keeps_no_request_waiting(application, monkeypatch):
+def test_an_engine_that_is_gone_keeps_no_request_waiting(application, published, monkeypatch):
     """vLLM's own call would never return, and the server would not end before it."""
 
     async def never(method, args):
         await asyncio.sleep(3600)
 
-    monkeypatch.setattr(gate_module, "_GRACE", 0.1)
+    monkeypatch.setattr(gate_module, "_LONGEST_LOAD", 0.2)
     monkeypatch.setattr(application.state.engine_client, "collective_rpc", never)
-    place = {"address": "127.0.0.1", "port": 5, "size": 3, "backend": "gloo", "timeout": 0.1}
     started = time.monotonic()
-    body = json.dumps(place).encode()
-    start, answer = called(TokenGate(application), application, "/aggregate_po/transfer", body=body)
-    assert start["status"] == 500
-    assert b"the engine gave no answer within 0.2 s" in answer["body"]
+    status, answer = load(TokenGate(application), application, published[1])
+    assert status == 500
+    assert "the engine gave no answer within 0.2 s" in answer["error"]
     assert time.monotonic() - started < 5
 
 
