@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-STATE_ROUTE = "/aggregate_po/state"
-WEIGHTS_ROUTE = "/aggregate_po/weights"
-COMPLETIONS_ROUTE = "/v1/completions"
-VERSION_HEADER = "x-policy-version"
+from lightning_modules.rollouts.protocol import STATE_ROUTE, VERSION_HEADER, WEIGHTS_ROUTE
 
+COMPLETIONS_ROUTE = "/v1/completions"
 _LONGEST_MESSAGE = 500
 
 
@@ -184,13 +182,6 @@ class Server:
         if status >= 500 or status in (408, 425, 429):
             raise ServerFailure(message)
         raise ServerRefusal(message)
-
-
-def model_sizes(config: Any) -> dict[str, Any]:
-    """What two models must have in common before the weights of one are loaded into the other."""
-    text = config.get_text_config()
-    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    return {name: getattr(text, name, None) for name in names}
 
 
 def _remaining(deadline: float) -> float:

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from lightning_modules.distributed import agreed_text, rank, wait_for_ranks
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
-from lightning_modules.rollouts.servers.client import Server, ServerFailure, ServerRefusal, ServerState, model_sizes
+from lightning_modules.rollouts.protocol import TOKEN_VARIABLE, model_sizes
+from lightning_modules.rollouts.servers.client import Server, ServerFailure, ServerRefusal, ServerState
 from lightning_modules.rollouts.servers.dispatch import Dispatch
 from lightning_modules.rollouts.servers.weight_channels import WeightChannel
 from lightning_modules.rollouts.weight_check import WeightCheck, policy_log_probs, probe_tokens
@@ -60,7 +61,7 @@ class VLLMServers(RolloutEngine):
         self,
         urls: Sequence[str],
         weights: WeightChannel,
-        token_variable: str = "AGGREGATE_PO_TOKEN",
+        token_variable: str = TOKEN_VARIABLE,
         timeout: float = 600.0,
         retries: int = 2,
         startup_timeout: float = 0.0,

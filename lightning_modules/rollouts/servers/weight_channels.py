@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_modules.rollouts.protocol import VERSION, WeightsDigest, weights_file
 from lightning_modules.rollouts.servers.client import Server
-from lightning_modules.rollouts.serving.worker import WeightsDigest
 
-_VERSION = re.compile(r"\d{6,}-[0-9a-f]{8}")
-_LEFTOVER = re.compile(rf"policy-{_VERSION.pattern}\.safetensors|\.policy-{_VERSION.pattern}\.safetensors\.part")
+_LEFTOVER = re.compile(rf"policy-{VERSION.pattern}\.safetensors|\.policy-{VERSION.pattern}\.safetensors\.part")
 
 
 class WeightChannel(Protocol):
@@ -98,17 +97,6 @@ class SharedFolder(WeightChannel):
         for file in folder.iterdir():
             if _LEFTOVER.fullmatch(file.name):
                 file.unlink(missing_ok=True)
-
-
-def weights_file(folder: Path, version: str) -> Path:
-    """File that holds the weights of a version.
-
-    Raises:
-        ValueError: `version` is none.
-    """
-    if not _VERSION.fullmatch(version):
-        raise ValueError(f"`version` is {version!r}; pass one that `SharedFolder.publish` returned.")
-    return folder / f"policy-{version}.safetensors"
 
 
 def _unshared(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

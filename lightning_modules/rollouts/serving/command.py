@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lightning_modules.rollouts.serving.middleware import FOLDER_VARIABLE, TOKEN_VARIABLE, OpenGate, TokenGate
+from lightning_modules.rollouts.protocol import FOLDER_VARIABLE, TOKEN_VARIABLE
+from lightning_modules.rollouts.serving.middleware import OpenGate, TokenGate
 from lightning_modules.rollouts.serving.worker import WeightsReader
 
 _EPILOG = """

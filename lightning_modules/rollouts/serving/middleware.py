@@ -10,21 +10,20 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.rollouts.servers.client import (
+from lightning_modules.rollouts.protocol import (
+    FOLDER_VARIABLE,
     STATE_ROUTE,
+    TOKEN_VARIABLE,
     VERSION_HEADER,
     WEIGHTS_ROUTE,
     model_sizes,
+    weights_file,
 )
-from lightning_modules.rollouts.servers.weight_channels import weights_file
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
-
-TOKEN_VARIABLE = "AGGREGATE_PO_TOKEN"
-FOLDER_VARIABLE = "AGGREGATE_PO_WEIGHTS_FOLDER"
 
 _LONGEST_BODY = 2**24
 _LONGEST_LOAD = 3600.0  # seconds

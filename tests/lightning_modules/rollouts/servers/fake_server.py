@@ -5,7 +5,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from lightning_modules.rollouts.servers.client import model_sizes
+from lightning_modules.rollouts.protocol import model_sizes
 
 TOKEN = "a-token-for-the-tests"
 STOP = 7

@@ -14,8 +14,8 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
 from lightning_modules.rollouts import RolloutEngine, SamplingParameters, SharedFolder, VLLMServers
+from lightning_modules.rollouts.protocol import weights_file
 from lightning_modules.rollouts.servers.client import ServerRefusal
-from lightning_modules.rollouts.servers.weight_channels import weights_file
 from lightning_modules.rollouts.weight_check import policy_log_probs, probe_tokens
 from tests.lightning_modules.rollouts.servers.fake_server import (
     STOP,

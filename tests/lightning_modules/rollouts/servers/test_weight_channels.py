@@ -3,7 +3,7 @@
 import torch
 
 from lightning_modules.rollouts import SharedFolder
-from lightning_modules.rollouts.servers.weight_channels import weights_file
+from lightning_modules.rollouts.protocol import weights_file
 from lightning_modules.rollouts.serving.worker import WeightsReader
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
 from lightning_modules.rollouts import SharedFolder
-from lightning_modules.rollouts.servers.weight_channels import weights_file
+from lightning_modules.rollouts.protocol import weights_file
 from lightning_modules.rollouts.serving import middleware as gate_module
 from lightning_modules.rollouts.serving.middleware import OpenGate, TokenGate
 from lightning_modules.rollouts.serving.worker import WeightsReader
