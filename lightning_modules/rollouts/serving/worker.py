@@ -1,4 +1,4 @@
-"""What vLLM's worker gains: it loads weights that the trainer wrote into a shared folder."""
+"""Extension of vLLM's worker (`--worker-extension-cls`) that loads weights from a shared folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from safetensors import safe_open
 from lightning_modules.rollouts.protocol import WeightsDigest
 
 
-class WeightsReader:
-    """Mixed into vLLM's worker (`--worker-extension-cls`); a method that has the name of one of the worker's fails."""
+class WorkerExtension:
+    """Mixed into vLLM's worker, which must have no method of the same name."""
 
     reload_weights: Callable[..., None]  # the worker's own
 

@@ -481,11 +481,11 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "vllm":
+        if name.partition(".")[0] in ("vllm", "starlette"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-import lightning_modules
+import lightning_modules.__main__
 from lightning_modules.rollouts import VLLM, SamplingParameters, TransformersEngine
 from transformers import AutoModelForCausalLM
 
@@ -501,7 +501,7 @@ except ImportError as error:
 
 
 def test_without_vllm_everything_else_works_and_it_says_what_to_install(folders):
-    """The package is imported where every import of vLLM fails, so it does none by itself."""
+    """The package is imported where every import of vLLM and of what comes with it fails, so it does none by itself."""
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_VLLM, folders[True]],
         cwd=REPOSITORY,

@@ -4,7 +4,7 @@ import torch
 
 from lightning_modules.rollouts import SharedFolder
 from lightning_modules.rollouts.protocol import weights_file
-from lightning_modules.rollouts.serving.worker import WeightsReader
+from lightning_modules.rollouts.serving.worker import WorkerExtension
 
 
 def weights_of(seed):
@@ -14,7 +14,7 @@ def weights_of(seed):
     return {"a": table, "z": table, "b": table.t(), "half": table.bfloat16(), "one": torch.tensor(2.0 + seed)}
 
 
-class Worker(WeightsReader):
+class Worker(WorkerExtension):
     """Takes the place of vLLM's worker, whose method this is."""
 
     def reload_weights(self, weights_iterator):
