@@ -19,7 +19,7 @@ from lightning_modules.distributed import agreed_text, rank, wait_for_ranks
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.protocol import TOKEN_VARIABLE, model_sizes
-from lightning_modules.rollouts.servers.client import Server, ServerFailure, ServerRefusal, ServerState
+from lightning_modules.rollouts.servers.client import ServerClient, ServerFailure, ServerRefusal, ServerState
 from lightning_modules.rollouts.servers.dispatch import Dispatch
 from lightning_modules.rollouts.servers.weight_channels import WeightChannel
 from lightning_modules.rollouts.weight_check import WeightCheck, policy_log_probs, probe_tokens
@@ -83,7 +83,7 @@ class VLLMServers(RolloutEngine):
         self.startup_timeout = startup_timeout
         self.prompts_per_server = prompts_per_server
         self.check_weights = check_weights
-        self._servers = [Server(url, token_variable, timeout) for url in urls]
+        self._servers = [ServerClient(url, token_variable, timeout) for url in urls]
         self._checks = {server.url: WeightCheck() for server in self._servers}
         self._checked: dict[str, str] = {}  # version by address
         self._lost: dict[str, str] = {}  # reason by address
@@ -161,7 +161,7 @@ class VLLMServers(RolloutEngine):
                 "`max_completion_length`."
             )
 
-        def ask(server: Server, index: int) -> list[_Completion]:
+        def ask(server: ServerClient, index: int) -> list[_Completion]:
             request = _request(prompts[index], sampling, derived_seed(sampling.seed, index))
             return self._tried(server, lambda: _parsed(server, server.completions(request, version), sampling))
 
@@ -177,7 +177,7 @@ class VLLMServers(RolloutEngine):
     def _deliver(self, version: str, text: _Text | None, sizes: dict[str, Any]) -> None:
         """Bring the weights to every server that answers, lost ones included."""
 
-        def deliver(server: Server) -> ServerFailure | None:
+        def deliver(server: ServerClient) -> ServerFailure | None:
             try:
                 self._update(server, version, text, sizes)
             except ServerFailure as failure:
@@ -195,7 +195,7 @@ class VLLMServers(RolloutEngine):
         if len(self._lost) == len(self._servers):
             raise self._none_left()
 
-    def _update(self, server: Server, version: str, text: _Text | None, sizes: dict[str, Any]) -> None:
+    def _update(self, server: ServerClient, version: str, text: _Text | None, sizes: dict[str, Any]) -> None:
         """Have one server load the weights, unless it has them, and check that it uses them."""
         state = self._first_state(server)
         if state.logprobs_mode != "processed_logprobs":
@@ -218,7 +218,7 @@ class VLLMServers(RolloutEngine):
             self._check(server, version, text, state)
             self._checked[server.url] = version
 
-    def _check(self, server: Server, version: str, text: _Text, state: ServerState) -> None:
+    def _check(self, server: ServerClient, version: str, text: _Text, state: ServerState) -> None:
         token_ids = text.token_ids[: state.max_model_len - 1]
         request = {"prompt": token_ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         choices = self._tried(server, lambda: server.completions(request, version))
@@ -237,11 +237,11 @@ class VLLMServers(RolloutEngine):
         except RuntimeError as error:
             raise RuntimeError(f"{server.url} does not have the weights of the policy: {error}") from None
 
-    def _first_state(self, server: Server) -> ServerState:
+    def _first_state(self, server: ServerClient) -> ServerState:
         """State of a server, for which a run that has just begun waits."""
         if self._version is not None:
             lost = server.url in self._lost
-            return server.state(min(_RETURN_TIMEOUT, self.timeout)) if lost else self._tried(server, server.state)
+            return server.state(_RETURN_TIMEOUT) if lost else self._tried(server, server.state)
         deadline = time.monotonic() + self.startup_timeout
         while True:
             try:
@@ -251,18 +251,18 @@ class VLLMServers(RolloutEngine):
                     raise
             time.sleep(1.0)
 
-    def _tried(self, server: Server, request: Callable[[], Any]) -> Any:
+    def _tried(self, server: ServerClient, request: Callable[[], Any]) -> Any:
         """Result of a request, after as many tries as are allowed."""
         for attempt in range(self.retries + 1):
             try:
                 return request()
             except ServerFailure as failure:
-                if attempt == self.retries or not failure.passing:
+                if attempt == self.retries or not failure.transient:
                     raise
             time.sleep(_FIRST_PAUSE * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _lose(self, server: Server, failure: ServerFailure) -> None:
+    def _lose(self, server: ServerClient, failure: ServerFailure) -> None:
         if server.url not in self._lost:
             self.losses += 1
             logger.warning("%s; it is left out until it answers again.", failure)
@@ -321,7 +321,7 @@ def _request(prompt: Sequence[int], sampling: SamplingParameters, seed: int) -> 
     }
 
 
-def _parsed(server: Server, choices: list[dict[str, Any]], sampling: SamplingParameters) -> list[_Completion]:
+def _parsed(server: ServerClient, choices: list[dict[str, Any]], sampling: SamplingParameters) -> list[_Completion]:
     greedy = sampling.temperature == 0
     expected = 1 if greedy else sampling.samples_per_prompt
     if [choice.get("index") for choice in choices] != list(range(expected)):
@@ -333,7 +333,7 @@ def _parsed(server: Server, choices: list[dict[str, Any]], sampling: SamplingPar
     return completions * (sampling.samples_per_prompt if greedy else 1)
 
 
-def _completion(server: Server, choice: dict[str, Any], sampling: SamplingParameters) -> _Completion:
+def _completion(server: ServerClient, choice: dict[str, Any], sampling: SamplingParameters) -> _Completion:
     token_ids = choice["token_ids"]
     if not token_ids or len(token_ids) > sampling.max_completion_length or not all(type(i) is int for i in token_ids):
         raise ValueError(f"token ids {str(token_ids)[:80]}")
@@ -352,7 +352,7 @@ def _completion(server: Server, choice: dict[str, Any], sampling: SamplingParame
     return _Completion(token_ids, log_probs, finished)
 
 
-def _prompt_log_probs(server: Server, choices: list[dict[str, Any]], token_ids: Sequence[int]) -> list[float]:
+def _prompt_log_probs(server: ServerClient, choices: list[dict[str, Any]], token_ids: Sequence[int]) -> list[float]:
     """Log-probabilities of a prompt's tokens after the first."""
     try:
         entries = choices[0]["prompt_logprobs"][1:]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_modules.rollouts.protocol import VERSION, WeightsDigest, weights_file
-from lightning_modules.rollouts.servers.client import Server
+from lightning_modules.rollouts.servers.client import ServerClient
 
 _LEFTOVER = re.compile(rf"policy-{VERSION.pattern}\.safetensors|\.policy-{VERSION.pattern}\.safetensors\.part")
 
@@ -27,7 +27,7 @@ class WeightChannel(Protocol):
             Their version: its number, a hyphen, and whatever tells them from others.
         """
 
-    def deliver(self, server: Server, version: str) -> None:
+    def deliver(self, server: ServerClient, version: str) -> None:
         """Have a server load what was published last; called from one thread for each server."""
 
 
@@ -76,7 +76,7 @@ class SharedFolder(WeightChannel):
             self._write(weights)
         return self._versions.current
 
-    def deliver(self, server: Server, version: str) -> None:
+    def deliver(self, server: ServerClient, version: str) -> None:
         """See `WeightChannel`."""
         server.load_weights(version)
 

@@ -1,4 +1,4 @@
-"""A server in this process that answers as a vLLM server behind its gate does, or misbehaves on request."""
+"""A server in this process that answers as `aggregate-po serve` does, or misbehaves on request."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ class FakeServer:
         self._http = None
         self.start()
 
-    def start(self, port=0):
+    def start(self, port=0, tls=None):
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,6 +74,8 @@ class FakeServer:
                 """A client that has hung up is none."""
 
         self._http = Listener(("127.0.0.1", port), Handler)
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self.port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -138,6 +140,15 @@ def trickles(handler):
     handler.end_headers()
     for _ in range(600):
         handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+def trickles_headers(handler):
+    """As above, before the answer has even begun."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nx-padding: ")
+    for _ in range(600):
+        handler.wfile.write(b"x")
         handler.wfile.flush()
         time.sleep(0.1)
 

@@ -25,6 +25,7 @@ from tests.lightning_modules.rollouts.servers.fake_server import (
     drawn_tokens,
     never_answers,
     trickles,
+    trickles_headers,
 )
 from tests.lightning_modules.training import tokens_of
 
@@ -249,9 +250,9 @@ def test_a_server_that_dies_in_the_middle_loses_no_prompt(started, engine_of):
     assert not [prompt for prompt in answered if prompt in prompts_asked(good)]
 
 
-@pytest.mark.parametrize("behaviour", [never_answers, trickles])
-def test_a_server_that_hangs_is_left_out(started, engine_of, behaviour):
-    hung, good = started(lambda body, number: behaviour, None)
+@pytest.mark.parametrize("behavior", [never_answers, trickles, trickles_headers])
+def test_a_server_that_hangs_is_left_out(started, engine_of, behavior):
+    hung, good = started(lambda body, number: behavior, None)
     engine = engine_of([hung, good], timeout=0.7)
     begun = time.monotonic()
     assert_complete(engine.generate(PROMPTS, SAMPLING), hung, good)
@@ -341,7 +342,7 @@ def test_the_variable_of_the_token_can_be_chosen(started, engine_of, monkeypatch
     monkeypatch.delenv("AGGREGATE_PO_TOKEN")
     monkeypatch.setenv("OTHER_TOKEN", TOKEN)
     engine_of([server], token_variable="OTHER_TOKEN")
-    with pytest.raises(ServerRefusal, match=r"wants a token .* AGGREGATE_PO_TOKEN is not set here"):
+    with pytest.raises(ServerRefusal, match=r"requires a token .* AGGREGATE_PO_TOKEN is not set here"):
         engine_of([server])
 
 
@@ -533,6 +534,7 @@ WRONG = [
     ({"urls": ["http://127.0.0.1:99999"]}, "`urls` has 'http://127.0.0.1:99999'; pass addresses"),
     ({"urls": ["127.0.0.1:8000"]}, r"`urls` has '127.0.0.1:8000'; pass addresses such as http://"),
     ({"urls": ["file:///etc/passwd"]}, "pass addresses"),
+    ({"urls": [URL + "?token=x"]}, "pass addresses"),
     ({"retries": -1}, "`retries` is -1; pass 0 or more"),
     ({"prompts_per_server": 0}, "`prompts_per_server` is 0; pass 1 or more"),
     ({"timeout": 0}, "`timeout` is 0; pass a positive number of seconds"),
@@ -547,7 +549,8 @@ def test_wrong_arguments_are_named(arguments, message, tmp_path):
         VLLMServers(**{"urls": [URL], "weights": SharedFolder(str(tmp_path)), **arguments})
 
 
-def test_a_password_in_an_address_is_not_repeated(tmp_path):
+@pytest.mark.parametrize("user", ["me", ""])
+def test_a_password_in_an_address_is_not_repeated(tmp_path, user):
     with pytest.raises(ValueError, match="pass addresses") as error:
-        VLLMServers(["http://me:secret@127.0.0.1:8000"], SharedFolder(str(tmp_path)))
+        VLLMServers([f"http://{user}:secret@127.0.0.1:8000"], SharedFolder(str(tmp_path)))
     assert "secret" not in str(error.value)
