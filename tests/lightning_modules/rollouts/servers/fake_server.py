@@ -22,7 +22,7 @@ def completion_of(request):
     """The answer to a request for completions, as vLLM words it."""
     choices = []
     for index in range(request["n"]):
-        tokens = drawn_tokens(request["prompt"], request["seed"], index, request["max_tokens"])
+        tokens = drawn_tokens(request["prompt"], request["seed"] or 0, index, request["max_tokens"])
         noted = {"token_logprobs": [-token / 100 for token in tokens], "tokens": [str(token) for token in tokens]}
         reason = "stop" if tokens[-1] == STOP else "length"
         choices.append({"index": index, "token_ids": tokens, "logprobs": noted, "finish_reason": reason})
