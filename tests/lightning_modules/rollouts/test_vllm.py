@@ -467,7 +467,7 @@ def test_a_completion_without_room_is_refused(engine, prompts):
 
 
 def test_a_temperature_that_vllm_would_raise_is_refused(engine, prompts):
-    with pytest.raises(ValueError, match=r"`temperature` is 0\.005; pass 0\.01 or more"):
+    with pytest.raises(ValueError, match=r"`temperature` is 0\.005, which vLLM would raise to 0\.01"):
         drawn_by(engine, prompts, temperature=0.005)
 
 
