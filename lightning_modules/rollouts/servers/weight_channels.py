@@ -1,4 +1,4 @@
-"""How the weights of the policy reach servers; never as pickles."""
+"""Channels that bring the weights of the policy to servers; never as pickles."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.rollouts.protocol import VERSION, WeightsDigest, weights_file
 from lightning_modules.rollouts.servers.client import ServerClient
@@ -18,13 +19,13 @@ _LEFTOVER = re.compile(rf"policy-{VERSION.pattern}\.safetensors|\.policy-{VERSIO
 
 
 class WeightChannel(Protocol):
-    """Takes weights from the trainer to servers; used on rank 0 alone."""
+    """Brings weights from the trainer to servers; used on rank 0 alone."""
 
     def publish(self, weights: Mapping[str, Tensor]) -> str:
-        """Get the weights ready.
+        """Prepare the weights for `deliver`.
 
         Returns:
-            Their version: its number, a hyphen, and whatever tells them from others.
+            Their version: its number, a hyphen, and what tells them from others.
         """
 
     def deliver(self, server: ServerClient, version: str) -> None:
@@ -32,14 +33,14 @@ class WeightChannel(Protocol):
 
 
 class _Versions:
-    """Numbers weights, and tells new ones from those before."""
+    """Numbers weights, and tells new ones from the previous."""
 
     def __init__(self) -> None:
         self.current = ""
         self._number = 0
 
     def count(self, weights: Mapping[str, Tensor]) -> bool:
-        """Whether the weights differ from the last ones; `current` is their version."""
+        """Return whether the weights differ from the last ones; `current` is their version."""
         digest = WeightsDigest()
         for name in sorted(weights):
             digest.add(name, weights[name])
@@ -54,7 +55,7 @@ class SharedFolder(WeightChannel):
     """Files of safetensors in a folder that the trainer writes and the servers read.
 
     A file appears whole or not at all, under a name that is never used for other weights, and the last two are kept;
-    the first one takes the place of what a run before has left.
+    the first one replaces what an earlier run has left.
     The servers find the folder under a path of their own (`aggregate-po serve --weights_folder`); a request names a
     file in it and nothing else.
 
@@ -70,14 +71,16 @@ class SharedFolder(WeightChannel):
         self._versions = _Versions()
         self._files: list[Path] = []
 
+    @override
     def publish(self, weights: Mapping[str, Tensor]) -> str:
-        """See `WeightChannel`; weights that have not changed are not written again."""
+        """Write the weights, unless they are those before, and return their version."""
         if self._versions.count(weights):
             self._write(weights)
         return self._versions.current
 
+    @override
     def deliver(self, server: ServerClient, version: str) -> None:
-        """See `WeightChannel`."""
+        """Have a server load the file of the version that was published last."""
         server.load_weights(version)
 
     def _write(self, weights: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ TOKEN = "a-token-for-the-tests"
 STOP = 7
 
 
-def drawn_tokens(prompt, seed, index, longest):
+def sampled_tokens(prompt, seed, index, longest):
     """Tokens that depend on all that a server is told; odd lengths end with the stop token."""
     length = 1 + (sum(prompt) + index) % longest
     tokens = [10 + (seed + index + place) % 90 for place in range(length)]
@@ -22,7 +22,7 @@ def completion_of(request):
     """The answer to a request for completions, as vLLM words it."""
     choices = []
     for index in range(request["n"]):
-        tokens = drawn_tokens(request["prompt"], request["seed"] or 0, index, request["max_tokens"])
+        tokens = sampled_tokens(request["prompt"], request["seed"] or 0, index, request["max_tokens"])
         noted = {"token_logprobs": [-token / 100 for token in tokens], "tokens": [str(token) for token in tokens]}
         reason = "stop" if tokens[-1] == STOP else "length"
         choices.append({"index": index, "token_ids": tokens, "logprobs": noted, "finish_reason": reason})
