@@ -143,7 +143,12 @@ def test_nothing_but_tests_imports_the_testing_kit():
 
 
 @pytest.mark.parametrize(
-    ("package", "place"), [("vllm", "lightning_modules/rollouts/vllm.py"), ("peft", "lightning_modules/model/lora.py")]
+    ("package", "place"),
+    [
+        ("vllm", "lightning_modules/rollouts/vllm.py"),
+        ("starlette", "lightning_modules/rollouts/serving/middleware.py"),
+        ("peft", "lightning_modules/model/lora.py"),
+    ],
 )
 def test_what_is_optional_is_imported_in_one_place(package, place):
     places = {

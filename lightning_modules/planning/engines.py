@@ -10,7 +10,7 @@ from lightning_modules.planning.memory import PHASES, CachePlan, Entry, ModelSiz
 from lightning_modules.planning.settings import GIB, TrainerSettings
 from lightning_modules.planning.traces import Description, PassShape, cached_numbers, decoding_sizes
 from lightning_modules.rollouts import VLLM, RolloutEngine, TransformersEngine, VLLMServers
-from lightning_modules.rollouts.vllm import CPU_CACHE_BYTES
+from lightning_modules.rollouts.vllm_options import CPU_CACHE_BYTES
 
 
 @dataclass(frozen=True)

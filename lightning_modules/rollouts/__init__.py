@@ -2,13 +2,12 @@
 
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.servers.engine import VLLMServers
-from lightning_modules.rollouts.servers.weight_channels import Broadcast, SharedFolder
+from lightning_modules.rollouts.servers.weight_channels import SharedFolder
 from lightning_modules.rollouts.transformers import TransformersEngine
 from lightning_modules.rollouts.vllm import VLLM
 
 __all__ = [
     "VLLM",
-    "Broadcast",
     "Completions",
     "RolloutEngine",
     "SamplingParameters",

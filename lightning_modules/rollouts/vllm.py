@@ -2,64 +2,59 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import os
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-import transformers
 from torch import Tensor
 from torch.distributed import GroupMember, ProcessGroup
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
-from lightning_modules.rollouts.isolation import (
-    default_process_group,
-    environment_variables,
-    free_port,
-    training_state_kept,
+from lightning_modules.rollouts.isolation import default_process_group, environment_variables, training_state_kept
+from lightning_modules.rollouts.vllm_options import (
+    LEAKING_VARIABLES,
+    EngineDtype,
+    compilation,
+    engine_config,
+    engine_dtype,
+    environment,
+    is_eager,
+    llm_options,
+    require_arguments,
 )
+from lightning_modules.rollouts.vllm_outputs import chosen_log_probs, completions_of
+from lightning_modules.rollouts.vllm_sampling import copies, require_temperature, vllm_sampling
 from lightning_modules.rollouts.weight_check import WeightCheck, policy_log_probs, probe_tokens
 from lightning_modules.seeding import derived_seed
 
-EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
+Request = tuple[list[int], int]  # a prompt, and the seed of its completions
 
 _MISSING = (
     "the rollout engine VLLM needs vLLM, which is not installed. On a GPU: pip install 'aggregate-po[vllm]'. On a CPU: "
     "sh experiments/install_vllm_cpu.sh, in a copy of the repository. Without it, use "
     "lightning_modules.rollouts.TransformersEngine."
 )
-_CHOSEN_HERE = (
-    *("model", "load_format", "skip_tokenizer_init", "trust_remote_code", "logprobs_mode", "generation_config"),
-    *("gpu_memory_utilization", "tensor_parallel_size", "max_model_len", "max_num_seqs", "dtype", "enforce_eager"),
-    *("enable_sleep_mode", "distributed_executor_backend"),
-)
-# Environment variables that vLLM sets for processes of its own, and that would reach the trainer's.
-_UNDONE = ("LD_LIBRARY_PATH", "LD_PRELOAD", "LOCAL_WORLD_SIZE")
-_LEAST_TEMPERATURE = 0.01
-CPU_CACHE_BYTES = 2**30
 
 
 class VLLM(RolloutEngine):
-    """Draws completions with a vLLM engine in the training process, which gets the policy's weights in memory.
+    """Generates completions with a vLLM engine in the training process, which gets the policy's weights in memory.
 
     Every data-parallel rank has an engine of its own. On GPUs trainer and engine share the card: the engine sleeps
     while the trainer trains, and gives its memory back. Log-probabilities are those of the distribution sampled from.
 
     Args:
         gpu_memory_utilization: share of the GPU's memory for the engine, its copy of the weights included.
-        tensor_parallel_size: ranks that share an engine, each with a part of it.
+        tensor_parallel_size: ranks that share an engine, each with a shard of it.
         max_model_length: tokens of a prompt and its completion; the model's own limit when None.
-        max_sequences: completions drawn at the same time.
+        max_sequences: completions generated at the same time.
         dtype: of the engine; "auto" takes the precision in which the trainer computes, float32 for float64.
         enforce_eager: whether the engine runs without compilation; when None, on the CPU alone.
         sleep: whether the engine sleeps between rollouts; without effect on the CPU.
@@ -87,20 +82,6 @@ class VLLM(RolloutEngine):
         check_weights: bool = True,
         engine_options: dict[str, Any] | None = None,
     ) -> None:
-        if not 0 < gpu_memory_utilization <= 1:
-            raise ValueError(f"`gpu_memory_utilization` is {gpu_memory_utilization}; pass a share, from 0 to 1.")
-        for name, number in (
-            ("tensor_parallel_size", tensor_parallel_size),
-            ("max_model_length", max_model_length),
-            ("max_sequences", max_sequences),
-        ):
-            if number is not None and number < 1:
-                raise ValueError(f"`{name}` is {number}; pass 1 or more.")
-        if dtype not in get_args(EngineDtype):
-            raise ValueError(f"`dtype` is {dtype!r}; pass one of {', '.join(get_args(EngineDtype))}.")
-        for name in engine_options or {}:
-            if name in _CHOSEN_HERE:
-                raise ValueError(f"`engine_options` has {name!r}, which VLLM sets by itself; see its own arguments.")
         self.gpu_memory_utilization = gpu_memory_utilization
         self.tensor_parallel_size = tensor_parallel_size
         self.max_model_length = max_model_length
@@ -110,6 +91,14 @@ class VLLM(RolloutEngine):
         self.sleep = sleep
         self.check_weights = check_weights
         self.engine_options = dict(engine_options or {})
+        require_arguments(
+            gpu_memory_utilization,
+            dtype,
+            self.engine_options,
+            tensor_parallel_size=tensor_parallel_size,
+            max_model_length=max_model_length,
+            max_sequences=max_sequences,
+        )
         self._model: PreTrainedModel | None = None
         self._llm: Any = None
         self._group: ProcessGroup | None = None
@@ -117,6 +106,7 @@ class VLLM(RolloutEngine):
         self._asleep = False
         self._weight_check = WeightCheck()
 
+    @override
     def load_policy(self, model: PreTrainedModel) -> None:
         """Give the engine the policy's weights as they are now; the first call starts it.
 
@@ -130,8 +120,9 @@ class VLLM(RolloutEngine):
             self._start(model)
         self._load(model)
 
+    @override
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
-        """See `RolloutEngine`.
+        """Generate completions of prompts given as token ids.
 
         Raises:
             RuntimeError: no policy was loaded.
@@ -139,17 +130,21 @@ class VLLM(RolloutEngine):
         """
         if self._model is None or self._llm is None:
             raise RuntimeError("the engine has no policy; call `load_policy(model)` before `generate`.")
-        self._check_request(prompts, sampling)
+        _require_room(max(map(len, prompts), default=0) + sampling.max_completion_length, self._longest)
+        require_temperature(sampling.temperature)
         if self._asleep:
             self._load(self._model)
-        drawn = self._draw(prompts, sampling)
-        if self._sleeps:
+        requests = [(list(prompt), derived_seed(sampling.seed, number)) for number, prompt in enumerate(prompts)]
+        first, everyone = _gathered_requests(requests, self.tensor_parallel_size)
+        outputs = self._outputs(everyone, sampling)[first : first + len(prompts)]
+        if self.sleep and self._model.device.type == "cuda":
             with self._calls():
                 # The next rollout brings new weights, so the old ones need not be kept.
                 self._llm.sleep(level=2)
             self._asleep = True
-        return drawn
+        return completions_of(outputs, copies(sampling))
 
+    @override
     def close(self) -> None:
         """End the engine and free what it holds; the next `load_policy` starts another."""
         if self._finalizer is not None:
@@ -157,23 +152,16 @@ class VLLM(RolloutEngine):
         self._model = self._llm = self._group = self._finalizer = None
         self._asleep, self._weight_check = False, WeightCheck()
 
-    # Starting
-
     def _start(self, model: PreTrainedModel) -> None:
         other = VLLM._running() if VLLM._running is not None else None
         if other is not None and other._llm is not None:
             raise RuntimeError("another VLLM engine runs in this process; call its `close()` first.")
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if ranks % self.tensor_parallel_size:
-            raise ValueError(
-                f"`tensor_parallel_size` is {self.tensor_parallel_size}, but training has {ranks} ranks; pass a number "
-                "that divides them, since the ranks themselves are the parts of an engine."
-            )
+        _require_ranks(self.tensor_parallel_size)
         alone, options = not dist.is_initialized(), self._options(model)
         with (
-            environment_variables(self._variables(model), _UNDONE),
+            environment_variables(environment(model.device), LEAKING_VARIABLES),
             training_state_kept(model.device.type),
-            self._compilation(model),
+            compilation(is_eager(self.enforce_eager, model.device)),
             tempfile.TemporaryDirectory(prefix="policy-") as folder,
         ):
             warnings.simplefilter("ignore")
@@ -181,7 +169,7 @@ class VLLM(RolloutEngine):
                 import vllm
             except ImportError as error:
                 raise ImportError(_MISSING) from error
-            _described(model).save_pretrained(folder)
+            engine_config(model).save_pretrained(folder)
             try:
                 self._llm = vllm.LLM(model=folder, **options)
             except BaseException:
@@ -197,74 +185,28 @@ class VLLM(RolloutEngine):
         self._finalizer = weakref.finalize(self, _shut_down, self._llm, self._group)
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
-        on_cpu = model.device.type == "cpu"
-        return {
-            # The weights follow in memory, by the way of every later transfer; the folder describes the model alone.
-            "load_format": "dummy",
-            "skip_tokenizer_init": True,
-            "trust_remote_code": False,
-            "logprobs_mode": "processed_logprobs",
-            "generation_config": "vllm",
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "max_model_len": self.max_model_length,
-            "max_num_seqs": self.max_sequences,
-            "dtype": str(self._dtype(model)).removeprefix("torch."),
-            "enforce_eager": self._is_eager(model),
-            "enable_sleep_mode": self._sleeps,
-            "distributed_executor_backend": "external_launcher" if self._is_told_its_place(model) else None,
-            **({"kv_cache_memory_bytes": CPU_CACHE_BYTES} if on_cpu else {}),
+        return llm_options(
+            model.device,
+            engine_dtype(self.dtype, model),
+            is_eager(self.enforce_eager, model.device),
+            self.sleep,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            tensor_parallel_size=self.tensor_parallel_size,
+            max_model_len=self.max_model_length,
+            max_num_seqs=self.max_sequences,
             **self.engine_options,
-        }
-
-    def _is_eager(self, model: PreTrainedModel) -> bool:
-        return model.device.type == "cpu" if self.enforce_eager is None else self.enforce_eager
-
-    def _compilation(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Also keep vLLM's sampler from being compiled, which takes a compiler and seconds."""
-        return torch.compiler.set_stance("force_eager" if self._is_eager(model) else "default")
-
-    def _is_told_its_place(self, model: PreTrainedModel) -> bool:
-        """Whether vLLM must be told where it runs; by itself it is rank 0 and takes the first GPU."""
-        return dist.is_initialized() or bool(model.device.index)
-
-    def _variables(self, model: PreTrainedModel) -> dict[str, str]:
-        variables = {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        }
-        if self._is_told_its_place(model):
-            # What torchrun sets, and Lightning's own launcher in part.
-            variables["LOCAL_RANK"] = str(model.device.index or 0)
-            if dist.is_initialized():
-                variables |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
-            else:
-                variables |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        return variables
-
-    def _dtype(self, model: PreTrainedModel) -> torch.dtype:
-        if self.dtype != "auto":
-            return getattr(torch, self.dtype)
-        device = model.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
-        return torch.float32 if dtype == torch.float64 else dtype
+        )
 
     @property
-    def _sleeps(self) -> bool:
-        return self.sleep and self._model is not None and self._model.device.type == "cuda"
-
-    # Weights
+    def _longest(self) -> int:
+        return self._llm.model_config.max_model_len
 
     @contextmanager
     def _calls(self) -> Iterator[None]:
         assert self._model is not None
-        group = GroupMember.WORLD if dist.is_initialized() else self._group
-        with (
-            training_state_kept(self._model.device.type),
-            self._compilation(self._model),
-            default_process_group(group),
-        ):
+        device = self._model.device
+        eager, group = is_eager(self.enforce_eager, device), GroupMember.WORLD if dist.is_initialized() else self._group
+        with training_state_kept(device.type), compilation(eager), default_process_group(group):
             yield
 
     def _load(self, model: PreTrainedModel) -> None:
@@ -281,110 +223,59 @@ class VLLM(RolloutEngine):
             self._check_weights(model)
 
     def _check_weights(self, model: PreTrainedModel) -> None:
-        tokens = probe_tokens(model, self._llm.model_config.max_model_len - 1)
+        tokens = probe_tokens(model, self._longest - 1)
         policy, dtype = policy_log_probs(model, tokens)
         self._weight_check(self._engine_log_probs(tokens), policy, dtype, self._llm.model_config.dtype)
 
     def _engine_log_probs(self, tokens: list[int]) -> Tensor:
-        """Log-probabilities of the tokens after the first."""
+        """Return log-probabilities of the tokens after the first."""
         from vllm import SamplingParams
 
         scored = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         with self._calls():
             (output,) = self._llm.generate([{"prompt_token_ids": tokens}], scored, use_tqdm=False)
-        return torch.tensor(_chosen(tokens[1:], output.prompt_logprobs[1:]))
+        return torch.tensor(chosen_log_probs(tokens[1:], output.prompt_logprobs[1:]))
 
-    # Drawing
+    def _outputs(self, requests: Sequence[Request], sampling: SamplingParameters) -> list[Any]:
+        from vllm import SamplingParams
 
-    def _check_request(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> None:
-        room = self._llm.model_config.max_model_len
-        longest = max(map(len, prompts), default=0) + sampling.max_completion_length
-        if longest > room:
-            raise ValueError(
-                f"a prompt and its completion may take {longest} tokens, but the engine has room for {room}; raise "
-                "`max_model_length` up to the model's own limit, or lower `max_completion_length`."
-            )
-        if 0 < sampling.temperature < _LEAST_TEMPERATURE:
-            raise ValueError(
-                f"`temperature` is {sampling.temperature}; pass {_LEAST_TEMPERATURE} or more, which is the lowest that "
-                "vLLM samples at, or 0 for the most likely token."
-            )
-
-    def _draw(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
-        requests = [(list(prompt), derived_seed(sampling.seed, number)) for number, prompt in enumerate(prompts)]
-        first, everyone = self._shared(requests)
-        parameters = [_vllm_sampling(sampling, seed) for _, seed in everyone]
+        parameters = [SamplingParams(**vllm_sampling(sampling, seed), detokenize=False) for _, seed in requests]
+        prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
         with self._calls():
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": prompt} for prompt, _ in everyone], parameters, use_tqdm=False
-            )
-        repeats = sampling.samples_per_prompt if sampling.temperature == 0 else 1
-        rows = [
-            row
-            for output in outputs[first : first + len(prompts)]
-            for row in sorted(output.outputs, key=lambda row: row.index)
-            for _ in range(repeats)
-        ]
-        lengths = torch.tensor([len(row.token_ids) for row in rows])
-        return Completions(
-            token_ids=_padded([torch.tensor(row.token_ids, dtype=torch.long) for row in rows]),
-            mask=torch.arange(int(lengths.max())) < lengths.unsqueeze(-1),
-            log_probs=_padded([torch.tensor(_chosen(row.token_ids, row.logprobs)) for row in rows]),
-            finished=torch.tensor([row.finish_reason == "stop" for row in rows]),
+            return self._llm.generate(prompts, parameters, use_tqdm=False)
+
+
+def _require_ranks(tensor_parallel_size: int) -> None:
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks % tensor_parallel_size:
+        raise ValueError(
+            f"`tensor_parallel_size` is {tensor_parallel_size}, but training has {ranks} ranks; pass a number that "
+            "divides them, since each rank holds one shard of an engine."
         )
 
-    def _shared(self, requests: list[tuple[list[int], int]]) -> tuple[int, list[tuple[list[int], int]]]:
-        """Requests of all ranks that share the engine, each of which must make them all, and where one's own begin."""
-        if self.tensor_parallel_size == 1:
-            return 0, requests
-        from vllm.distributed import get_tp_group
 
-        group = get_tp_group()
-        gathered: list[Any] = [None] * self.tensor_parallel_size
-        dist.all_gather_object(gathered, requests, group=group.cpu_group)
-        first = sum(len(part) for part in gathered[: group.rank_in_group])
-        return first, [request for part in gathered for request in part]
+def _require_room(longest: int, room: int) -> None:
+    if longest > room:
+        raise ValueError(
+            f"a prompt and its completion may take {longest} tokens, but the engine has room for {room}; raise "
+            "`max_model_length` up to the model's own limit, or lower `max_completion_length`."
+        )
 
 
-def _described(model: PreTrainedModel) -> Any:
-    """Configuration of the model, with the name of its architecture."""
-    config = copy.deepcopy(model.config)
-    # A sharded model's class, or a user's, derives from the library's; a `PeftModel` has it inside.
-    inner = getattr(model, "get_base_model", lambda: model)()
-    known = (base.__name__ for base in type(inner).__mro__ if hasattr(transformers, base.__name__))
-    config.architectures = [next(known)]
-    return config
+def _gathered_requests(requests: list[Request], tensor_parallel_size: int) -> tuple[int, list[Request]]:
+    """Return where one's own requests begin among those of all ranks that share the engine, and these.
 
+    Each of the ranks must make them all.
+    """
+    if tensor_parallel_size == 1:
+        return 0, requests
+    from vllm.distributed import get_tp_group
 
-def _vllm_sampling(sampling: SamplingParameters, seed: int) -> Any:
-    from vllm import SamplingParams
-
-    greedy = sampling.temperature == 0
-    return SamplingParams(
-        n=1 if greedy else sampling.samples_per_prompt,
-        temperature=sampling.temperature,
-        top_p=1.0,
-        top_k=0,
-        # vLLM adds the number of the completion, so prompts need seeds far apart, and the sum must fit 64 bits.
-        seed=None if greedy else seed % 2**62,
-        max_tokens=sampling.max_completion_length,
-        stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=True,  # stops are those asked for, not those of the model's configuration as well
-        logprobs=0,
-        detokenize=False,
-    )
-
-
-def _chosen(tokens: Sequence[int], steps: Sequence[Mapping[int, Any] | None] | None) -> list[float]:
-    """Log-probability of each token, NaN where the engine gives none."""
-    if steps is None:
-        return [math.nan] * len(tokens)
-    found = [step.get(token) if step else None for token, step in zip(tokens, steps, strict=True)]
-    return [math.nan if entry is None else entry.logprob for entry in found]
-
-
-def _padded(rows: list[Tensor]) -> Tensor:
-    return pad_sequence(rows, batch_first=True)
+    group = get_tp_group()
+    gathered: list[Any] = [None] * tensor_parallel_size
+    dist.all_gather_object(gathered, requests, group=group.cpu_group)
+    first = sum(len(part) for part in gathered[: group.rank_in_group])
+    return first, [request for part in gathered for request in part]
 
 
 def _shut_down(llm: Any, group: ProcessGroup | None) -> None:

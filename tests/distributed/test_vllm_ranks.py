@@ -1,4 +1,4 @@
-"""A vLLM engine on each of two ranks, and one that both share: rollouts are on-policy, and each rank draws its own."""
+"""A vLLM engine on each of two ranks, and one that both share: rollouts are on-policy, and each rank has its own."""
 
 import json
 import os
@@ -57,11 +57,11 @@ def test_rollouts_are_on_policy_on_each_rank(strategy, trained):
         assert max(noted["deviations"]) < 1e-4
 
 
-def test_ranks_draw_by_themselves(trained):
+def test_ranks_sample_by_themselves(trained):
     first, second = (noted["first_tokens"] for noted in trained("ddp"))
     assert all(one != other for one, other in zip(first, second, strict=True))
 
 
-def test_a_shared_engine_draws_what_two_engines_draw(trained):
+def test_a_shared_engine_samples_what_two_engines_sample(trained):
     apart, shared = ([noted["first_tokens"] for noted in trained(strategy)] for strategy in ("ddp", "sharded"))
     assert shared == apart

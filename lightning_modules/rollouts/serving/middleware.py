@@ -1,4 +1,7 @@
-"""What a vLLM server gains (`--middleware`): a token on every route, and a route that loads the policy's weights."""
+"""Middleware of a vLLM server (`--middleware`): a token on every route, and a route that loads the policy's weights.
+
+Plain ASGI classes, since Starlette's `BaseHTTPMiddleware` wraps the body of every answer and sees no websockets.
+"""
 
 from __future__ import annotations
 
@@ -6,148 +9,157 @@ import asyncio
 import hmac
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.rollouts.servers.client import (
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from lightning_modules.rollouts.protocol import (
+    FOLDER_VARIABLE,
     STATE_ROUTE,
-    TRANSFER_ROUTE,
+    TOKEN_VARIABLE,
     VERSION_HEADER,
     WEIGHTS_ROUTE,
     model_sizes,
+    weights_file,
 )
-from lightning_modules.rollouts.servers.weight_channels import weights_file
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
-
-TOKEN_VARIABLE = "AGGREGATE_PO_TOKEN"
-FOLDER_VARIABLE = "AGGREGATE_PO_WEIGHTS_FOLDER"
-
-_LONGEST_BODY = 2**24
-_LONGEST_LOAD = 3600.0  # seconds
-_GRACE = 10.0  # seconds beyond the time that the workers give themselves
+_MAX_BODY = 2**16  # bytes; a request names a version and nothing else
+_LOAD_TIMEOUT = 3600.0  # seconds
 _BROKEN = "broken"  # the version while weights are loaded, and for ever where that fails
 
 
-class OpenGate:
-    """Loads weights on request, and says in every answer which ones it was made with; asks for no token."""
-
-    def __init__(self, app: Application) -> None:
-        self.app = app
-        self._loading = asyncio.Lock()
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the start and the end of the server."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, _announcing(scope, send))
-        elif not self._admits(scope):
-            await _refuse(scope, send)
-        elif (scope.get("method"), scope["path"]) == ("GET", STATE_ROUTE):
-            await _answer(send, 200, _state(scope))
-        elif (scope.get("method"), scope["path"]) == ("POST", WEIGHTS_ROUTE):
-            await self._change(scope, receive, send, _load)
-        elif (scope.get("method"), scope["path"]) == ("POST", TRANSFER_ROUTE):
-            await self._change(scope, receive, send, _join)
-        else:
-            await self.app(scope, receive, _labelling(scope, send))
-
-    def _admits(self, scope: Message) -> bool:
-        return True
-
-    async def _change(
-        self, scope: Message, receive: Receive, send: Send, change: Callable[[Any, Any], Awaitable[None]]
-    ) -> None:
-        """Answer a request to load weights, or to get ready for them; one at a time."""
-        state = scope["app"].state
-        async with self._loading:
-            try:
-                await change(state, json.loads(await _body(receive)))
-            except (ValueError, TypeError, KeyError, OSError) as error:
-                await _answer(send, 400, {"error": f"{type(error).__name__}: {error}"})
-            except Exception as error:  # whatever the engine's process reports
-                await _answer(send, 500, {"error": f"{type(error).__name__}: {error}"})
-            else:
-                await _answer(send, 200, _state(scope))
-
-
-class TokenGate(OpenGate):
+class TokenAuth:
     """Demands the token of the environment on every route; vLLM's `--api-key` guards some only.
 
     Raises:
         RuntimeError: the environment has none.
     """
 
-    def __init__(self, app: Application) -> None:
-        super().__init__(app)
+    def __init__(self, app: ASGIApp) -> None:
         token = os.environ.get(TOKEN_VARIABLE, "")
         if not token:
             raise RuntimeError(f"{TOKEN_VARIABLE} is not set; start the server with `aggregate-po serve`.")
+        self.app = app
         self._expected = f"Bearer {token}".encode()
 
-    def _admits(self, scope: Message) -> bool:
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(sent) == 1 and hmac.compare_digest(sent[0], self._expected)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what has the token, and the server's start and end; refuse the rest."""
+        if scope["type"] == "lifespan" or self._is_authorized(scope):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocketClose(1008)(scope, receive, send)
+        else:
+            await JSONResponse({"error": "the token is missing or wrong"}, 401)(scope, receive, send)
+
+    def _is_authorized(self, scope: Scope) -> bool:
+        sent = Headers(scope=scope).getlist("authorization")
+        return len(sent) == 1 and hmac.compare_digest(sent[0].encode("latin-1"), self._expected)
 
 
-async def _load(state: Any, request: Any) -> None:
-    """Stop what is being generated, load the weights of a version and start afresh."""
-    version = request["version"]
-    if "tensors" in request:
-        if not getattr(state, "policy_transfer", False):
-            raise RuntimeError("the server is in no group with the trainer; was it started again?")
-        call, argument = "receive_policy", request["tensors"]
-    else:
-        call, argument = "load_policy_file", str(_existing(version))
-    if getattr(state, "policy_version", "none") == _BROKEN:
-        raise RuntimeError(
-            "weights could not be loaded before, which vLLM does not recover from; start the server again"
-        )
-    engine = state.engine_client
-    await engine.pause_generation(mode="abort", clear_cache=True)
-    try:
-        digests = await _told(engine, state, call, argument)
-        state.policy_version = "damaged"
-        if any(digest != version.rpartition("-")[2] for digest in digests):
+class PolicyWeights:
+    """Loads the policy's weights on request, and labels every answer with the version that it was made with."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._version = "none"
+        self._loading = asyncio.Lock()
+        # Starlette's router would set itself in the scope, where vLLM's own belongs.
+        self._endpoints = {("GET", STATE_ROUTE): self._state, ("POST", WEIGHTS_ROUTE): self._load}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the two routes, and pass on everything else."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, _announcing(scope, send))
+        elif endpoint := self._endpoints.get((scope.get("method", ""), scope["path"])):
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await self.app(scope, receive, self._labeling(send))
+
+    async def _state(self, request: Request) -> JSONResponse:
+        """Answer with what a client must know before it asks for completions."""
+        config = request.app.state.engine_client.model_config
+        state = {
+            "version": self._version,
+            "logprobs_mode": config.logprobs_mode,
+            "dtype": str(config.dtype),
+            "max_model_len": config.max_model_len,
+            "sizes": model_sizes(config.hf_config),
+        }
+        return JSONResponse(state)
+
+    async def _load(self, request: Request) -> JSONResponse:
+        """Load the weights of a version, one request at a time."""
+        try:
+            version = json.loads(await _limited_body(request))["version"]
+            path = _existing_file(version)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            return _error(400, error)
+        async with self._loading:
+            try:
+                await self._load_file(request.app.state.engine_client, path, version)
+            except Exception as error:  # whatever the engine's process reports
+                return _error(500, error)
+            return await self._state(request)
+
+    async def _load_file(self, engine: Any, path: Path, version: str) -> None:
+        """Stop what is being generated, load a file into every worker and start afresh."""
+        if self._version == _BROKEN:
             raise RuntimeError(
-                f"the weights of version {version} have the digests {digests}; they were damaged on their way"
+                "weights could not be loaded before, which vLLM does not recover from; start the server again"
             )
-        await engine.update_weight_version(version)
-        state.policy_version = version
-    finally:
-        await engine.resume_generation()
+        await engine.pause_generation(mode="abort", clear_cache=True)
+        try:
+            self._version = _BROKEN
+            digests = await _loaded_by_workers(engine, path)
+            self._version = "damaged"
+            if any(digest != version.rpartition("-")[2] for digest in digests):
+                raise RuntimeError(
+                    f"the weights of version {version} have the digests {digests}; they were damaged on their way"
+                )
+            await engine.update_weight_version(version)
+            self._version = version
+        finally:
+            await engine.resume_generation()
+
+    def _labeling(self, send: Send) -> Send:
+        """Add the version of the weights to an answer; one that saw two versions gets neither."""
+        before = self._version
+
+        async def labeled(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message.setdefault("headers", [])
+                version = before if self._version == before else "mixed"
+                MutableHeaders(scope=message).append(VERSION_HEADER, version)
+            await send(message)
+
+        return labeled
 
 
-async def _told(engine: Any, state: Any, call: str, argument: Any) -> Any:
-    """Results of a call that changes weights; while it runs, and where it fails, the server has none."""
-    state.policy_version = _BROKEN
+async def _loaded_by_workers(engine: Any, path: Path) -> list[str]:
+    """Return the digests of what the workers loaded; vLLM's call never returns where a worker is gone."""
     try:
-        return await _answer_of(engine.collective_rpc(call, args=(argument,)), _LONGEST_LOAD)
-    except Exception as error:
-        raise RuntimeError(str(error)) from error  # also where it looks like a mistake in the request
-
-
-async def _answer_of(call: Awaitable[Any], seconds: float) -> Any:
-    """Result of a call of the engine; one that is gone never answers, and the server would wait for it to the end."""
-    try:
-        return await asyncio.wait_for(call, seconds)
+        async with asyncio.timeout(_LOAD_TIMEOUT):
+            return await engine.collective_rpc("load_policy_file", args=(str(path),))
     except TimeoutError:
-        raise RuntimeError(f"the engine gave no answer within {seconds:g} s; start the server again") from None
+        raise RuntimeError(f"the engine gave no answer within {_LOAD_TIMEOUT:g} s; start the server again") from None
 
 
-async def _join(state: Any, request: Any) -> None:
-    """Have the workers join the trainer in a group."""
-    arguments = [request[name] for name in ("address", "port", "size", "backend", "timeout")]
-    state.policy_transfer = False
-    joining = state.engine_client.collective_rpc("join_policy_transfer", args=tuple(arguments))
-    await _answer_of(joining, request["timeout"] + _GRACE)
-    state.policy_transfer = True
+async def _limited_body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY:
+            raise ValueError(f"the body is longer than {_MAX_BODY} bytes")
+    return body
 
 
-def _existing(version: str) -> Path:
+def _existing_file(version: str) -> Path:
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         raise FileNotFoundError("the server was started without `--weights_folder`; name the folder of `SharedFolder`")
@@ -157,40 +169,12 @@ def _existing(version: str) -> Path:
     return path
 
 
-def _state(scope: Message) -> dict[str, Any]:
-    """What a client must know before it asks for completions."""
-    state = scope["app"].state
-    config = state.engine_client.model_config
-    return {
-        "version": _version(scope),
-        "logprobs_mode": config.logprobs_mode,
-        "dtype": str(config.dtype),
-        "max_model_len": config.max_model_len,
-        "sizes": model_sizes(config.hf_config),
-        "workers": state.engine_client.vllm_config.parallel_config.world_size,
-    }
+def _error(status: int, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status)
 
 
-def _version(scope: Message) -> str:
-    return getattr(scope["app"].state, "policy_version", "none")
-
-
-def _labelling(scope: Message, send: Send) -> Send:
-    """Add the version of the weights to an answer; one that saw two versions gets neither."""
-    before = _version(scope)
-
-    async def labelled(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            version = before if _version(scope) == before else "mixed"
-            header = (VERSION_HEADER.encode(), version.encode())
-            message = {**message, "headers": [*message.get("headers", []), header]}
-        await send(message)
-
-    return labelled
-
-
-def _announcing(scope: Message, send: Send) -> Send:
-    """Say on the terminal when the server is ready."""
+def _announcing(scope: Scope, send: Send) -> Send:
+    """Print the address of the server once it is ready."""
 
     async def announced(message: Message) -> None:
         await send(message)
@@ -201,28 +185,3 @@ def _announcing(scope: Message, send: Send) -> Send:
             print(f"ready: {scheme}://{host}:{arguments.port}", flush=True)
 
     return announced
-
-
-async def _body(receive: Receive) -> bytes:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > _LONGEST_BODY:
-            raise ValueError(f"the body is longer than {_LONGEST_BODY} bytes")
-    return body
-
-
-async def _refuse(scope: Message, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-    else:
-        await _answer(send, 401, {"error": "the token is missing or wrong"})
-
-
-async def _answer(send: Send, status: int, content: dict[str, Any]) -> None:
-    body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,47 +1,18 @@
-"""What vLLM's worker gains: it loads weights that the trainer wrote into a shared folder, or sends."""
+"""Extension of vLLM's worker (`--worker-extension-cls`) that loads weights from a shared folder."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
-from lightning_modules.rollouts.transfer import Description, TransferGroup, find_store, is_loopback
-
-
-class WeightsDigest:
-    """Checksum of named tensors in the order in which they are seen; it guards against mistakes, not attackers."""
-
-    def __init__(self) -> None:
-        self._value = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Count one tensor with its name, type and shape."""
-        described = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-        self._value = zlib.crc32(described.encode(), self._value)
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        self._value = zlib.crc32(data.numpy().data, self._value)
-
-    def watched(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors, each counted as it goes by."""
-        for name, tensor in weights:
-            self.add(name, tensor)
-            yield name, tensor
-
-    def __str__(self) -> str:
-        return f"{self._value:08x}"
+from lightning_modules.rollouts.protocol import WeightsDigest
 
 
-class WeightsReader:
-    """Mixed into vLLM's worker (`--worker-extension-cls`); a method that has the name of one of the worker's fails."""
+class WorkerExtension:
+    """Mixed into vLLM's worker, which must have no method of the same name."""
 
-    reload_weights: Callable[..., None]  # the worker's own, as is its number
-    rank: int
-
-    policy_transfer: TransferGroup | None = None
+    reload_weights: Callable[..., None]  # the worker's own
 
     def load_policy_file(self, path: str) -> str:
         """Load a file of safetensors with the names of a checkpoint.
@@ -52,28 +23,5 @@ class WeightsReader:
         digest = WeightsDigest()
         with safe_open(path, framework="pt") as file:
             tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
-            self.reload_weights(weights_iterator=digest.watched(tensors))
-        return str(digest)
-
-    def join_policy_transfer(self, address: str, port: int, size: int, backend: str, timeout: float) -> None:
-        """Join the trainer in the group in which it sends weights, instead of any group before."""
-        if self.policy_transfer is not None:
-            self.policy_transfer.abort()
-            self.policy_transfer = None
-        store = find_store(address, port, timeout)
-        mine = address if is_loopback(address) else None
-        self.policy_transfer = TransferGroup(store, 1 + self.rank, size, backend, mine, timeout)
-
-    def receive_policy(self, descriptions: Sequence[Description]) -> str:
-        """Load the tensors that the trainer sends.
-
-        Returns:
-            Digest of what was loaded.
-
-        Raises:
-            RuntimeError: the trainer is gone.
-        """
-        assert self.policy_transfer is not None  # the gate has seen to it
-        digest = WeightsDigest()
-        self.reload_weights(weights_iterator=digest.watched(self.policy_transfer.receive(descriptions)))
+            self.reload_weights(weights_iterator=digest.tee(tensors))
         return str(digest)

@@ -121,15 +121,15 @@ def another(started):
         engine.close()
 
 
-def drawn_by(engine, prompts, **sampling):
+def sampled_by(engine, prompts, **sampling):
     defaults = {"max_completion_length": 12, "stop_token_ids": STOPS}
     return engine.generate(prompts, SamplingParameters(**{**defaults, **sampling}))
 
 
-def differences(model, prompts, drawn, temperature=1.0):
+def differences(model, prompts, sampled, temperature=1.0):
     with torch.no_grad():
-        expected = plain_log_prob_matrix(model, prompts, drawn, temperature)
-    return (drawn.log_probs - expected)[drawn.mask].abs()
+        expected = plain_log_prob_matrix(model, prompts, sampled, temperature)
+    return (sampled.log_probs - expected)[sampled.mask].abs()
 
 
 def trained_on(model, tokens, steps=3):
@@ -146,24 +146,26 @@ def trained_on(model, tokens, steps=3):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_the_trainer(engine, model, prompts, temperature):
-    drawn = drawn_by(engine, prompts, temperature=temperature, samples_per_prompt=16, seed=3, max_completion_length=40)
-    assert len(drawn.token_ids) == 16 * len(prompts)
-    assert drawn.log_probs.dtype == torch.float32
-    apart = differences(model, prompts, drawn, temperature)
+    sampled = sampled_by(
+        engine, prompts, temperature=temperature, samples_per_prompt=16, seed=3, max_completion_length=40
+    )
+    assert len(sampled.token_ids) == 16 * len(prompts)
+    assert sampled.log_probs.dtype == torch.float32
+    apart = differences(model, prompts, sampled, temperature)
     assert len(apart) > 300
     assert apart.mean() < 2e-6
     assert apart.max() < 5e-5
 
 
 def test_first_tokens_come_as_often_as_the_model_says(engine, model, prompts):
-    """A chi-square test on 4000 draws at temperature 0.5, for each of two prompts that are drawn together."""
+    """A chi-square test on 4000 samples at temperature 0.5, for each of two prompts that are sampled together."""
     count = 4000
-    drawn = drawn_by(engine, prompts[:2], temperature=0.5, samples_per_prompt=count, max_completion_length=1)
+    sampled = sampled_by(engine, prompts[:2], temperature=0.5, samples_per_prompt=count, max_completion_length=1)
     for number, prompt in enumerate(prompts[:2]):
         with torch.no_grad():
             probabilities = torch.softmax(plain_logits(model, prompt, [0], 0.5)[0], dim=-1)
-        drawn_here = drawn.token_ids[count * number : count * (number + 1), 0]
-        counts = torch.bincount(drawn_here, minlength=len(probabilities))
+        sampled_here = sampled.token_ids[count * number : count * (number + 1), 0]
+        counts = torch.bincount(sampled_here, minlength=len(probabilities))
         expected = count * probabilities
         common = expected >= 5
         observed = torch.cat([counts[common], counts[~common].sum().unsqueeze(0)]).double()
@@ -171,16 +173,16 @@ def test_first_tokens_come_as_often_as_the_model_says(engine, model, prompts):
         statistic = ((observed - expected).square() / expected).sum()
         freedom = len(expected) - 1
         assert statistic < freedom + 4 * (2 * freedom) ** 0.5
-        assert expected.max() > 3 * expected.mean()  # a uniform draw would not pass
+        assert expected.max() > 3 * expected.mean()  # a uniform sample would not pass
 
 
 def test_bfloat16_is_the_dtype_of_a_trainer_with_mixed_precision(another, model, prompts):
     engine = another()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         engine.load_policy(model)
-        drawn = drawn_by(engine, prompts, samples_per_prompt=16)
+        sampled = sampled_by(engine, prompts, samples_per_prompt=16)
     assert engine._llm.model_config.dtype == torch.bfloat16
-    apart = differences(model, prompts, drawn)
+    apart = differences(model, prompts, sampled)
     assert 1e-4 < apart.mean() < 0.05
     assert apart.max() < 0.5
 
@@ -189,8 +191,8 @@ def test_the_trainers_autocast_does_not_reach_the_engine(another, model, prompts
     engine = another(dtype="float32")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         engine.load_policy(model)
-        drawn = drawn_by(engine, prompts)
-    assert differences(model, prompts, drawn).max() < 5e-5
+        sampled = sampled_by(engine, prompts)
+    assert differences(model, prompts, sampled).max() < 5e-5
 
 
 def test_log_probs_that_are_not_numbers_are_passed_on(another, model, prompts):
@@ -198,35 +200,35 @@ def test_log_probs_that_are_not_numbers_are_passed_on(another, model, prompts):
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
     engine.load_policy(model)  # the check of the weights finds NaN on both sides
-    drawn = drawn_by(engine, prompts)
-    assert drawn.log_probs[drawn.mask].isnan().all()
+    sampled = sampled_by(engine, prompts)
+    assert sampled.log_probs[sampled.mask].isnan().all()
 
 
 # Weights
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_weights_are_the_trainers_after_optimiser_steps_and_a_transfer(another, folders, prompts, tied):
+def test_weights_are_the_trainers_after_optimizer_steps_and_a_transfer(another, folders, prompts, tied):
     engine, model = another(), loaded(folders[tied])
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     engine.load_policy(model)
-    assert differences(model, prompts, drawn_by(engine, prompts)).max() < 5e-5
+    assert differences(model, prompts, sampled_by(engine, prompts)).max() < 5e-5
     trained_on(model, torch.tensor([prompts[2] + prompts[4]]))
-    assert differences(model, prompts, drawn_by(engine, prompts)).max() > 1e-2
+    assert differences(model, prompts, sampled_by(engine, prompts)).max() > 1e-2
     with pytest.raises(RuntimeError, match="after the transfer of weights a log-probability of the engine is"):
         engine._check_weights(model)
     engine.load_policy(model)
-    assert differences(model, prompts, drawn_by(engine, prompts)).max() < 5e-5
+    assert differences(model, prompts, sampled_by(engine, prompts)).max() < 5e-5
 
 
 def test_adapters_are_merged_at_each_transfer(engine, model, prompts):
     LoRA(4).adapt(model)
     engine.load_policy(model)
     for adapted in (False, True):  # before an adapter is trained, it changes nothing
-        assert differences(model, prompts, drawn_by(engine, prompts)).max() < 5e-5
+        assert differences(model, prompts, sampled_by(engine, prompts)).max() < 5e-5
         if not adapted:
             trained_on(model, torch.tensor([prompts[2] + prompts[4]]), steps=30)
-            assert differences(model, prompts, drawn_by(engine, prompts)).max() > 1e-2
+            assert differences(model, prompts, sampled_by(engine, prompts)).max() > 1e-2
             engine.load_policy(model)
 
 
@@ -271,26 +273,26 @@ def test_prefixes_read_with_old_weights_are_forgotten(another, model, prompts):
     engine.load_policy(model)
     prompts = [prompts[2] * 5]
     assert len(prompts[0]) > 64
-    drawn_by(engine, prompts)
+    sampled_by(engine, prompts)
     trained_on(model, torch.tensor(prompts))
     engine.load_policy(model)
-    drawn = drawn_by(engine, prompts, samples_per_prompt=4)
-    assert differences(model, prompts, drawn).max() < 5e-5
+    sampled = sampled_by(engine, prompts, samples_per_prompt=4)
+    assert differences(model, prompts, sampled).max() < 5e-5
 
 
-# Draws
+# Samples
 
 
 def test_completions_of_one_prompt_stand_next_to_each_other(engine, model, prompts):
     prompts = [prompts[0], prompts[3]]
     likeliest = [int(model(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in prompts]
     assert likeliest[0] != likeliest[1]
-    drawn = drawn_by(engine, prompts, temperature=0.0, samples_per_prompt=3, max_completion_length=1)
-    assert drawn.token_ids[:, 0].tolist() == [likeliest[0]] * 3 + [likeliest[1]] * 3
+    sampled = sampled_by(engine, prompts, temperature=0.0, samples_per_prompt=3, max_completion_length=1)
+    assert sampled.token_ids[:, 0].tolist() == [likeliest[0]] * 3 + [likeliest[1]] * 3
 
 
-def test_the_seed_decides_the_draw(engine, prompts):
-    first, again, other = (drawn_by(engine, prompts, seed=seed, samples_per_prompt=4) for seed in (5, 5, 6))
+def test_the_seed_decides_the_sample(engine, prompts):
+    first, again, other = (sampled_by(engine, prompts, seed=seed, samples_per_prompt=4) for seed in (5, 5, 6))
     for name in ("token_ids", "mask", "log_probs", "finished"):
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert first.token_ids[:, 0].tolist() != other.token_ids[:, 0].tolist()
@@ -298,55 +300,55 @@ def test_the_seed_decides_the_draw(engine, prompts):
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
-def test_prompts_do_not_share_their_draws(engine, prompts, seed):
+def test_prompts_do_not_share_their_samples(engine, prompts, seed):
     """Equal prompts show it: one seed for all would give them the same completions."""
-    drawn = drawn_by(engine, [prompts[0]] * 3, seed=seed, samples_per_prompt=8, stop_token_ids=())
-    groups = [{tuple(tokens_of(drawn, row)) for row in range(start, start + 8)} for start in (0, 8, 16)]
+    sampled = sampled_by(engine, [prompts[0]] * 3, seed=seed, samples_per_prompt=8, stop_token_ids=())
+    groups = [{tuple(tokens_of(sampled, row)) for row in range(start, start + 8)} for start in (0, 8, 16)]
     assert len(set.union(*groups)) == 24
 
 
 def test_the_stop_token_is_the_last_of_a_finished_completion(engine, prompts):
-    drawn = drawn_by(engine, prompts, samples_per_prompt=8, max_completion_length=4)
-    assert 0 < drawn.finished.sum() < len(drawn.finished)
-    for row, finished in enumerate(drawn.finished.tolist()):
-        tokens = tokens_of(drawn, row)
-        assert drawn.mask[row].tolist() == [time < len(tokens) for time in range(drawn.mask.shape[1])]
+    sampled = sampled_by(engine, prompts, samples_per_prompt=8, max_completion_length=4)
+    assert 0 < sampled.finished.sum() < len(sampled.finished)
+    for row, finished in enumerate(sampled.finished.tolist()):
+        tokens = tokens_of(sampled, row)
+        assert sampled.mask[row].tolist() == [time < len(tokens) for time in range(sampled.mask.shape[1])]
         assert not set(tokens[:-1]) & set(STOPS)
         assert (tokens[-1] in STOPS) == finished
         assert finished or len(tokens) == 4
-    assert drawn.token_ids[~drawn.mask].eq(0).all()
-    assert drawn.log_probs[~drawn.mask].eq(0).all()
+    assert sampled.token_ids[~sampled.mask].eq(0).all()
+    assert sampled.log_probs[~sampled.mask].eq(0).all()
 
 
 def test_a_stop_on_the_last_place_counts_as_finished(engine, model, prompts):
     everything = tuple(range(model.config.vocab_size))
-    assert drawn_by(engine, prompts, max_completion_length=1, stop_token_ids=everything).finished.all()
-    assert not drawn_by(engine, prompts, max_completion_length=1, stop_token_ids=()).finished.any()
+    assert sampled_by(engine, prompts, max_completion_length=1, stop_token_ids=everything).finished.all()
+    assert not sampled_by(engine, prompts, max_completion_length=1, stop_token_ids=()).finished.any()
 
 
 def test_stops_of_the_models_own_configuration_do_not_count(engine, model, prompts):
     assert len(model.generation_config.eos_token_id) > 30
-    drawn = drawn_by(engine, prompts, samples_per_prompt=4, stop_token_ids=())
-    assert drawn.mask.shape == (4 * len(prompts), 12)
-    assert drawn.mask.all()
-    assert not drawn.finished.any()
+    sampled = sampled_by(engine, prompts, samples_per_prompt=4, stop_token_ids=())
+    assert sampled.mask.shape == (4 * len(prompts), 12)
+    assert sampled.mask.all()
+    assert not sampled.finished.any()
 
 
 def test_greedy_completions_are_those_of_the_other_engine(engine, model, prompts):
     other = TransformersEngine()
     other.load_policy(model)
-    drawn, expected = (drawn_by(each, prompts, temperature=0.0, samples_per_prompt=2) for each in (engine, other))
+    sampled, expected = (sampled_by(each, prompts, temperature=0.0, samples_per_prompt=2) for each in (engine, other))
     for name in ("token_ids", "mask", "finished"):
-        assert torch.equal(getattr(drawn, name), getattr(expected, name))
-    assert (drawn.log_probs - expected.log_probs).abs().max() < 5e-5
+        assert torch.equal(getattr(sampled, name), getattr(expected, name))
+    assert (sampled.log_probs - expected.log_probs).abs().max() < 5e-5
 
 
 def test_more_completions_than_places_wait_for_their_turn(another, model, prompts):
     engine = another(max_sequences=2)
     engine.load_policy(model)
-    drawn = drawn_by(engine, prompts, samples_per_prompt=4)
-    assert len(drawn.token_ids) == 4 * len(prompts)
-    assert differences(model, prompts, drawn).max() < 5e-5
+    sampled = sampled_by(engine, prompts, samples_per_prompt=4)
+    assert len(sampled.token_ids) == 4 * len(prompts)
+    assert differences(model, prompts, sampled).max() < 5e-5
 
 
 # The process
@@ -360,8 +362,8 @@ def test_the_start_leaves_the_process_as_it_was(started):
 def test_rollouts_leave_the_process_as_it_was(engine, model, prompts):
     before = process_state()
     engine.load_policy(model)
-    drawn_by(engine, prompts)
-    drawn_by(engine, prompts, temperature=0.0)
+    sampled_by(engine, prompts)
+    sampled_by(engine, prompts, temperature=0.0)
     assert process_state() == before
 
 
@@ -370,22 +372,22 @@ def test_an_engine_started_in_inference_mode_works_outside(another, model, promp
     engine = another()
     with torch.inference_mode():
         engine.load_policy(model)
-        drawn_by(engine, prompts)
+        sampled_by(engine, prompts)
     engine.load_policy(model)
-    assert differences(model, prompts, drawn_by(engine, prompts)).max() < 5e-5
+    assert differences(model, prompts, sampled_by(engine, prompts)).max() < 5e-5
 
 
 def test_an_engine_that_was_closed_starts_again(another, model, prompts):
     engine = another()
     engine.load_policy(model)
-    first = drawn_by(engine, prompts)
+    first = sampled_by(engine, prompts)
     engine.close()
     engine.close()
     assert not torch.distributed.is_initialized()
     with pytest.raises(RuntimeError, match=r"no policy; call `load_policy\(model\)` before `generate`"):
-        drawn_by(engine, prompts)
+        sampled_by(engine, prompts)
     engine.load_policy(model)
-    assert torch.equal(drawn_by(engine, prompts).token_ids, first.token_ids)
+    assert torch.equal(sampled_by(engine, prompts).token_ids, first.token_ids)
 
 
 def test_one_engine_at_a_time_runs_in_a_process(engine, model):
@@ -401,7 +403,7 @@ def test_a_start_that_fails_leaves_the_process_as_it_was(another, model, prompts
     assert process_state() == before
     engine = another()
     engine.load_policy(model)
-    drawn_by(engine, prompts)
+    sampled_by(engine, prompts)
 
 
 # Training
@@ -420,7 +422,7 @@ class RatioRecorder(Callback):
 
 
 def test_a_run_is_on_policy(another, folders, tmp_path):
-    """Two rollouts with an optimiser step each: ratios are one, though the weights have moved in between."""
+    """Two rollouts with an optimizer step each: ratios are one, though the weights have moved in between."""
     engine, recorder = another(), RatioRecorder()
     run = fitted(tmp_path, folders[True], data=small_data(rollouts=engine), callbacks=[recorder], max_steps=2)
     assert run.trainer.global_step == 2
@@ -461,14 +463,14 @@ def test_an_engine_cannot_have_more_parts_than_ranks(another, model):
 
 def test_a_completion_without_room_is_refused(engine, prompts):
     longest = max(map(len, prompts))
-    drawn_by(engine, prompts, max_completion_length=128 - longest)
+    sampled_by(engine, prompts, max_completion_length=128 - longest)
     with pytest.raises(ValueError, match=r"may take 129 tokens, but the engine has room for 128; raise"):
-        drawn_by(engine, prompts, max_completion_length=129 - longest)
+        sampled_by(engine, prompts, max_completion_length=129 - longest)
 
 
 def test_a_temperature_that_vllm_would_raise_is_refused(engine, prompts):
-    with pytest.raises(ValueError, match=r"`temperature` is 0\.005; pass 0\.01 or more"):
-        drawn_by(engine, prompts, temperature=0.005)
+    with pytest.raises(ValueError, match=r"`temperature` is 0\.005, which vLLM would raise to 0\.01"):
+        sampled_by(engine, prompts, temperature=0.005)
 
 
 def test_without_a_policy_it_says_so():
@@ -481,11 +483,11 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "vllm":
+        if name.partition(".")[0] in ("vllm", "starlette"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-import lightning_modules
+import lightning_modules.__main__
 from lightning_modules.rollouts import VLLM, SamplingParameters, TransformersEngine
 from transformers import AutoModelForCausalLM
 
@@ -501,7 +503,7 @@ except ImportError as error:
 
 
 def test_without_vllm_everything_else_works_and_it_says_what_to_install(folders):
-    """The package is imported where every import of vLLM fails, so it does none by itself."""
+    """The package is imported where every import of vLLM and of what comes with it fails, so it does none by itself."""
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_VLLM, folders[True]],
         cwd=REPOSITORY,

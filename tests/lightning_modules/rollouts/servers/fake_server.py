@@ -1,17 +1,17 @@
-"""A server in this process that answers as a vLLM server behind its gate does, or misbehaves on request."""
+"""A server in this process that answers as `aggregate-po serve` does, or misbehaves on request."""
 
 import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from lightning_modules.rollouts.servers.client import model_sizes
+from lightning_modules.rollouts.protocol import model_sizes
 
 TOKEN = "a-token-for-the-tests"
 STOP = 7
 
 
-def drawn_tokens(prompt, seed, index, longest):
+def sampled_tokens(prompt, seed, index, longest):
     """Tokens that depend on all that a server is told; odd lengths end with the stop token."""
     length = 1 + (sum(prompt) + index) % longest
     tokens = [10 + (seed + index + place) % 90 for place in range(length)]
@@ -22,7 +22,7 @@ def completion_of(request):
     """The answer to a request for completions, as vLLM words it."""
     choices = []
     for index in range(request["n"]):
-        tokens = drawn_tokens(request["prompt"], request["seed"], index, request["max_tokens"])
+        tokens = sampled_tokens(request["prompt"], request["seed"] or 0, index, request["max_tokens"])
         noted = {"token_logprobs": [-token / 100 for token in tokens], "tokens": [str(token) for token in tokens]}
         reason = "stop" if tokens[-1] == STOP else "length"
         choices.append({"index": index, "token_ids": tokens, "logprobs": noted, "finish_reason": reason})
@@ -44,7 +44,6 @@ class FakeServer:
             "dtype": "torch.float32",
             "max_model_len": 256,
             "sizes": model_sizes(config),
-            "workers": 1,
         }
         self.requests, self.loads, self.refusals = [], [], 0
         self.prompt_log_probs = None
@@ -52,7 +51,7 @@ class FakeServer:
         self._http = None
         self.start()
 
-    def start(self, port=0):
+    def start(self, port=0, tls=None):
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -75,6 +74,8 @@ class FakeServer:
                 """A client that has hung up is none."""
 
         self._http = Listener(("127.0.0.1", port), Handler)
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self.port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -139,6 +140,15 @@ def trickles(handler):
     handler.end_headers()
     for _ in range(600):
         handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+def trickles_headers(handler):
+    """As above, before the answer has even begun."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nx-padding: ")
+    for _ in range(600):
+        handler.wfile.write(b"x")
         handler.wfile.flush()
         time.sleep(0.1)
 

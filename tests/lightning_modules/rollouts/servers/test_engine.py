@@ -14,17 +14,18 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
 from lightning_modules.rollouts import RolloutEngine, SamplingParameters, SharedFolder, VLLMServers
+from lightning_modules.rollouts.protocol import weights_file
 from lightning_modules.rollouts.servers.client import ServerRefusal
-from lightning_modules.rollouts.servers.weight_channels import weights_file
 from lightning_modules.rollouts.weight_check import policy_log_probs, probe_tokens
 from tests.lightning_modules.rollouts.servers.fake_server import (
     STOP,
     TOKEN,
     FakeServer,
     breaks_off,
-    drawn_tokens,
     never_answers,
+    sampled_tokens,
     trickles,
+    trickles_headers,
 )
 from tests.lightning_modules.training import tokens_of
 
@@ -70,36 +71,36 @@ def prompts_asked(*servers):
     return sorted(request["prompt"] for server in servers for request in server.requests)
 
 
-def assert_complete(drawn, *servers):
+def assert_complete(sampled, *servers):
     """Every prompt has its completions, those of one prompt stand together, and in the order of the prompts."""
     seeds = {tuple(request["prompt"]): request["seed"] for server in servers for request in server.requests}
     group = SAMPLING.samples_per_prompt
-    assert len(drawn.token_ids) == group * len(PROMPTS)
-    for row in range(len(drawn.token_ids)):
+    assert len(sampled.token_ids) == group * len(PROMPTS)
+    for row in range(len(sampled.token_ids)):
         prompt = PROMPTS[row // group]
-        expected = drawn_tokens(prompt, seeds[tuple(prompt)], row % group, 5)
-        assert tokens_of(drawn, row) == expected
-        assert drawn.finished[row] == (expected[-1] == STOP)
+        expected = sampled_tokens(prompt, seeds[tuple(prompt)], row % group, 5)
+        assert tokens_of(sampled, row) == expected
+        assert sampled.finished[row] == (expected[-1] == STOP)
         width = len(expected)
-        assert torch.allclose(drawn.log_probs[row, :width], torch.tensor(expected) / -100)
-    assert drawn.token_ids[~drawn.mask].eq(0).all()
-    assert drawn.log_probs[~drawn.mask].eq(0).all()
-    assert drawn.mask.shape[1] == drawn.mask.sum(dim=-1).max()
+        assert torch.allclose(sampled.log_probs[row, :width], torch.tensor(expected) / -100)
+    assert sampled.token_ids[~sampled.mask].eq(0).all()
+    assert sampled.log_probs[~sampled.mask].eq(0).all()
+    assert sampled.mask.shape[1] == sampled.mask.sum(dim=-1).max()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_prompts_are_shared_out_and_come_back_in_order(started, engine_of, count):
     servers = started(*[lambda body, number: time.sleep(0.1)] * count)
-    drawn = engine_of(servers).generate(PROMPTS, SAMPLING)
-    assert_complete(drawn, *servers)
+    sampled = engine_of(servers).generate(PROMPTS, SAMPLING)
+    assert_complete(sampled, *servers)
     assert prompts_asked(*servers) == sorted(PROMPTS)
     assert all(server.requests for server in servers)
 
 
 def test_a_slow_server_gets_fewer_prompts(started, engine_of):
     slow, fast = started(lambda body, number: time.sleep(0.3), None)
-    drawn = engine_of([slow, fast], prompts_per_server=1).generate(PROMPTS, SAMPLING)
-    assert_complete(drawn, slow, fast)
+    sampled = engine_of([slow, fast], prompts_per_server=1).generate(PROMPTS, SAMPLING)
+    assert_complete(sampled, slow, fast)
     assert len(slow.requests) < 4 < len(fast.requests)
 
 
@@ -137,24 +138,24 @@ def seeds_of(engine, server, seed):
 
 
 def test_every_prompt_has_a_seed_of_its_own(started, engine_of):
-    """vLLM draws completion i of every prompt of a request with the seed plus i."""
+    """vLLM samples completion i of every prompt of a request with the seed plus i."""
     (server,) = started(None)
     engine = engine_of([server])
     first, again, other = (seeds_of(engine, server, seed) for seed in (1, 1, 2))
     assert first == again
     assert not set(first.values()) & set(other.values())
-    drawn_with = {seed + index for seed in first.values() for index in range(3)}
-    assert len(drawn_with) == 3 * len(PROMPTS)
+    sampled_with = {seed + index for seed in first.values() for index in range(3)}
+    assert len(sampled_with) == 3 * len(PROMPTS)
     assert all(0 <= seed < 2**62 for seed in first.values())
 
 
 def test_the_likeliest_tokens_are_asked_for_once(started, engine_of):
     (server,) = started(None)
     sampling = SamplingParameters(5, (STOP,), temperature=0.0, samples_per_prompt=2)
-    drawn = engine_of([server]).generate(PROMPTS[:2], sampling)
+    sampled = engine_of([server]).generate(PROMPTS[:2], sampling)
     assert {request["n"] for request in server.requests} == {1}
-    assert torch.equal(drawn.token_ids[0], drawn.token_ids[1])
-    assert len(drawn.token_ids) == 4
+    assert torch.equal(sampled.token_ids[0], sampled.token_ids[1])
+    assert len(sampled.token_ids) == 4
 
 
 @pytest.mark.parametrize("values", [[None] * 5, [float("nan")] * 5, None], ids=["null", "NaN", "missing"])
@@ -164,9 +165,9 @@ def test_log_probs_that_are_not_there_are_nan(started, engine_of, values):
         return {"choices": [{**choices[0], "logprobs": None if values is None else {"token_logprobs": values}}]}
 
     (server,) = started(without)
-    drawn = engine_of([server]).generate([[1]], SamplingParameters(5, (STOP,)))
-    assert drawn.log_probs.isnan().all()
-    assert drawn.token_ids.tolist() == [[9] * 5]
+    sampled = engine_of([server]).generate([[1]], SamplingParameters(5, (STOP,)))
+    assert sampled.log_probs.isnan().all()
+    assert sampled.token_ids.tolist() == [[9] * 5]
 
 
 # Failures
@@ -249,9 +250,9 @@ def test_a_server_that_dies_in_the_middle_loses_no_prompt(started, engine_of):
     assert not [prompt for prompt in answered if prompt in prompts_asked(good)]
 
 
-@pytest.mark.parametrize("behaviour", [never_answers, trickles])
-def test_a_server_that_hangs_is_left_out(started, engine_of, behaviour):
-    hung, good = started(lambda body, number: behaviour, None)
+@pytest.mark.parametrize("behavior", [never_answers, trickles, trickles_headers])
+def test_a_server_that_hangs_is_left_out(started, engine_of, behavior):
+    hung, good = started(lambda body, number: behavior, None)
     engine = engine_of([hung, good], timeout=0.7)
     begun = time.monotonic()
     assert_complete(engine.generate(PROMPTS, SAMPLING), hung, good)
@@ -341,7 +342,7 @@ def test_the_variable_of_the_token_can_be_chosen(started, engine_of, monkeypatch
     monkeypatch.delenv("AGGREGATE_PO_TOKEN")
     monkeypatch.setenv("OTHER_TOKEN", TOKEN)
     engine_of([server], token_variable="OTHER_TOKEN")
-    with pytest.raises(ServerRefusal, match=r"wants a token .* AGGREGATE_PO_TOKEN is not set here"):
+    with pytest.raises(ServerRefusal, match=r"requires a token .* AGGREGATE_PO_TOKEN is not set here"):
         engine_of([server])
 
 
@@ -475,13 +476,13 @@ def test_a_run_waits_for_servers_that_are_still_starting(started, engine_of):
 
 
 def run_rank(rank, store, urls, folder, model, results):
-    """One rank: draws its share, and then loads the policy with a wrong token."""
+    """One rank: samples its share, and then loads the policy with a wrong token."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     engine = VLLMServers(urls, SharedFolder(folder), timeout=5.0, check_weights=False)
     engine.load_policy(model)
     sampling = SamplingParameters(5, (STOP,), seed=rank, samples_per_prompt=3)
-    drawn = engine.generate(PROMPTS[rank::2], sampling)
-    seen = (len(drawn.token_ids), engine.weight_version, list(engine.lost_servers))
+    sampled = engine.generate(PROMPTS[rank::2], sampling)
+    seen = (len(sampled.token_ids), engine.weight_version, list(engine.lost_servers))
     os.environ["AGGREGATE_PO_TOKEN"] = "wrong"
     try:
         engine.load_policy(model)
@@ -490,7 +491,7 @@ def run_rank(rank, store, urls, folder, model, results):
     dist.destroy_process_group()
 
 
-def test_rank_0_sends_the_weights_and_every_rank_draws(started, tmp_path, model):
+def test_rank_0_sends_the_weights_and_every_rank_samples(started, tmp_path, model):
     dead, good = started(None, None)
     dead.stop()
     context = multiprocessing.get_context("spawn")
@@ -533,6 +534,7 @@ WRONG = [
     ({"urls": ["http://127.0.0.1:99999"]}, "`urls` has 'http://127.0.0.1:99999'; pass addresses"),
     ({"urls": ["127.0.0.1:8000"]}, r"`urls` has '127.0.0.1:8000'; pass addresses such as http://"),
     ({"urls": ["file:///etc/passwd"]}, "pass addresses"),
+    ({"urls": [URL + "?token=x"]}, "pass addresses"),
     ({"retries": -1}, "`retries` is -1; pass 0 or more"),
     ({"prompts_per_server": 0}, "`prompts_per_server` is 0; pass 1 or more"),
     ({"timeout": 0}, "`timeout` is 0; pass a positive number of seconds"),
@@ -547,7 +549,8 @@ def test_wrong_arguments_are_named(arguments, message, tmp_path):
         VLLMServers(**{"urls": [URL], "weights": SharedFolder(str(tmp_path)), **arguments})
 
 
-def test_a_password_in_an_address_is_not_repeated(tmp_path):
+@pytest.mark.parametrize("user", ["me", ""])
+def test_a_password_in_an_address_is_not_repeated(tmp_path, user):
     with pytest.raises(ValueError, match="pass addresses") as error:
-        VLLMServers(["http://me:secret@127.0.0.1:8000"], SharedFolder(str(tmp_path)))
+        VLLMServers([f"http://{user}:secret@127.0.0.1:8000"], SharedFolder(str(tmp_path)))
     assert "secret" not in str(error.value)

@@ -1,11 +1,17 @@
-"""The command and the environment of a server: what must hold comes last, and no other door is open."""
+"""The command and the environment of a server: what must hold comes last, and there is no other entry point."""
 
+import importlib
 import importlib.util
+import itertools
 import sys
 
 import pytest
 
 from lightning_modules.rollouts.serving.command import serve, server_command
+from lightning_modules.rollouts.serving.worker import WorkerExtension
+
+pytest.importorskip("starlette", reason="comes with vLLM")
+from lightning_modules.rollouts.serving.middleware import PolicyWeights, TokenAuth
 
 TOKEN = "0123456789abcdef"
 ENVIRONMENT = {"AGGREGATE_PO_TOKEN": TOKEN, "PATH": "/bin"}
@@ -17,6 +23,12 @@ def last_values(command):
     return {name: value for name, value in pairs if name.startswith("--")}
 
 
+def middleware_of(command):
+    """Classes in the order in which vLLM adds them; the last one is the outermost."""
+    paths = [path for name, path in itertools.pairwise(command) if name == "--middleware"]
+    return [getattr(importlib.import_module(module), name) for module, _, name in (p.rpartition(".") for p in paths)]
+
+
 def test_a_server_is_started_with_what_the_client_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["some/model", "--port", "8123", "--weights_folder", "weights", "--dtype", "float32"]
@@ -25,12 +37,12 @@ def test_a_server_is_started_with_what_the_client_needs(tmp_path, monkeypatch):
     values = last_values(command)
     expected = {"--model": "some/model", "--host": "127.0.0.1", "--port": "8123", "--dtype": "float32"}
     expected |= {
-        "--middleware": "lightning_modules.rollouts.serving.middleware.TokenGate",
+        "--worker-extension-cls": f"{WorkerExtension.__module__}.WorkerExtension",
         "--generation-config": "vllm",
+        "--logprobs-mode": "processed_logprobs",
     }
-    expected |= {"--worker-extension-cls": "lightning_modules.rollouts.serving.worker.WeightsReader"}
-    expected |= {"--logprobs-mode": "processed_logprobs"}
     assert {name: values[name] for name in expected} == expected
+    assert middleware_of(command) == [PolicyWeights, TokenAuth]
     assert "--no-trust-remote-code" in command
     assert environment["AGGREGATE_PO_WEIGHTS_FOLDER"] == str(tmp_path / "weights")
     assert environment["AGGREGATE_PO_TOKEN"] == TOKEN
@@ -38,20 +50,20 @@ def test_a_server_is_started_with_what_the_client_needs(tmp_path, monkeypatch):
 
 
 def test_arguments_of_vllm_cannot_undo_what_must_hold():
-    extra = ["--logprobs-mode=raw_logprobs", "--generation-config=auto", "--middleware=other.Gate"]
+    extra = ["--logprobs-mode=raw_logprobs", "--generation-config=auto", "--middleware=other.Class"]
     command, _ = server_command(["model", *extra], ENVIRONMENT)
     values = last_values(command)
     assert values["--logprobs-mode"] == "processed_logprobs"
     assert values["--generation-config"] == "vllm"
     # The middleware that is added last is the outermost.
-    assert values["--middleware"] == "lightning_modules.rollouts.serving.middleware.TokenGate"
-    assert command.index("--middleware=other.Gate") < command.index("--middleware")
+    assert middleware_of(command)[-1] is TokenAuth
+    assert command.index("--middleware=other.Class") < command.index("--middleware")
 
 
-def test_other_doors_are_closed():
-    doors = {"VLLM_API_KEY": "x", "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
-    _, environment = server_command(["model"], {**ENVIRONMENT, **doors})
-    assert not doors.keys() & environment.keys()
+def test_other_entry_points_are_closed():
+    variables = {"VLLM_API_KEY": "x", "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    _, environment = server_command(["model"], {**ENVIRONMENT, **variables})
+    assert not variables.keys() & environment.keys()
     assert environment["VLLM_HOST_IP"] == "127.0.0.1"
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
 
@@ -65,7 +77,7 @@ def test_the_cache_of_a_server_on_a_cpu_is_small_unless_more_is_asked_for():
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_without_a_token_a_server_listens_to_its_own_machine_alone(host):
     command, environment = server_command(["model", "--insecure", "--host", host], ENVIRONMENT)
-    assert last_values(command)["--middleware"] == "lightning_modules.rollouts.serving.middleware.OpenGate"
+    assert middleware_of(command) == [PolicyWeights]
     assert "AGGREGATE_PO_TOKEN" not in environment
 
 

@@ -1,0 +1,61 @@
+"""Terms that `aggregate-po serve` and its client share: routes, variables, versions of weights and their files."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATE_ROUTE = "/aggregate_po/state"
+WEIGHTS_ROUTE = "/aggregate_po/weights"
+VERSION_HEADER = "x-policy-version"
+TOKEN_VARIABLE = "AGGREGATE_PO_TOKEN"
+FOLDER_VARIABLE = "AGGREGATE_PO_WEIGHTS_FOLDER"
+
+VERSION = re.compile(r"\d{6,}-[0-9a-f]{8}")  # number of the weights, and their digest
+
+
+class WeightsDigest:
+    """Checksum of named tensors in the order in which they are added; it guards against mistakes, not attackers."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Include one tensor with its name, type and shape."""
+        header = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+        self._value = zlib.crc32(header.encode(), self._value)
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        self._value = zlib.crc32(data.numpy().data, self._value)
+
+    def tee(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Pass the tensors on, each included as it goes by."""
+        for name, tensor in weights:
+            self.add(name, tensor)
+            yield name, tensor
+
+    def __str__(self) -> str:
+        return f"{self._value:08x}"
+
+
+def weights_file(folder: Path, version: str) -> Path:
+    """Return the file that holds the weights of a version.
+
+    Raises:
+        ValueError: `version` is none.
+    """
+    if not VERSION.fullmatch(version):
+        raise ValueError(f"`version` is {version!r}; pass one that `SharedFolder.publish` returned.")
+    return folder / f"policy-{version}.safetensors"
+
+
+def model_sizes(config: Any) -> dict[str, Any]:
+    """Return what two models must have in common before the weights of one are loaded into the other."""
+    text = config.get_text_config()
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    return {name: getattr(text, name, None) for name in names}
