@@ -116,7 +116,7 @@ class Sampler:
         def generate() -> _Generated:
             with context():
                 completions = self._engine.generate(request.prompts, request.parameters) if asks else None
-            return _Generated(completions, step, self._engine.figures())
+            return _Generated(completions, step, self._engine.metrics())
 
         return generate
 

@@ -86,7 +86,7 @@ class RolloutEngine(ABC):
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
         """Completions of prompts given as token ids."""
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What is logged of the engine with each rollout, by name; nothing unless a subclass says so."""
         return {}
 

@@ -100,7 +100,7 @@ class VLLMServers(RolloutEngine):
         return self._fleet.losses
 
     @override
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the number of the weights in use, the servers that are left out, and how often one was lost."""
         return {
             "rollout/weight_version": self.weight_version,

@@ -169,7 +169,7 @@ class ReportingEngine(RecordingEngine):
 
     closed = 0
 
-    def figures(self):
+    def metrics(self):
         return {"rollout/number": len(self.drawn)}
 
     def close(self):

@@ -112,7 +112,7 @@ def test_stale_rollouts_are_corrected_like_any_other_mismatch(tmp_path, model_fo
 class NumberedEngine(ElsewhereEngine):
     """Says how many policies it was given."""
 
-    def figures(self):
+    def metrics(self):
         return {"rollout/weight_version": len(self.loaded)}
 
 
