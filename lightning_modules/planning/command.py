@@ -9,9 +9,9 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_modules.cli import PolicyCLI, run
+from lightning_modules.memory import GIB, PHASES
 from lightning_modules.planning.job import JobPlan, job_plan
-from lightning_modules.planning.memory import PHASES
-from lightning_modules.planning.settings import GIB, TrainerSettings
+from lightning_modules.planning.settings import TrainerSettings
 
 
 class PlanCLI(PolicyCLI):

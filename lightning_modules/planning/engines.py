@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_modules.planning.memory import PHASES, CachePlan, Entry, ModelSizes
-from lightning_modules.planning.settings import GIB, TrainerSettings
-from lightning_modules.planning.traces import Description, PassShape, cached_numbers, decoding_sizes
+from lightning_modules.memory import GIB, PHASES, CachePlan, Description, Entry, cached_numbers
+from lightning_modules.planning.memory_plan import ModelSizes
+from lightning_modules.planning.settings import TrainerSettings
+from lightning_modules.planning.traces import PassShape, decoding_sizes
 from lightning_modules.rollouts import VLLM, RolloutEngine, TransformersEngine, VLLMServers
 from lightning_modules.rollouts.vllm import CPU_CACHE_BYTES
 

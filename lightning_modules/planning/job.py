@@ -13,8 +13,9 @@ from lightning_modules.batch import Sequences
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.data.sampler import tokenized
+from lightning_modules.memory import Description
 from lightning_modules.planning.engines import Drawing, EnginePlan, engine_plan
-from lightning_modules.planning.memory import (
+from lightning_modules.planning.memory_plan import (
     MemoryPlan,
     ModelSizes,
     OptimizerSizes,
@@ -23,7 +24,6 @@ from lightning_modules.planning.memory import (
 )
 from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.planning.traces import (
-    Description,
     PassShape,
     model_sizes,
     optimizer_sizes,

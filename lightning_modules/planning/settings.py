@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, StrategyRegistry
 
-from lightning_modules.planning.memory import Sharding
+from lightning_modules.memory import GIB
+from lightning_modules.planning.memory_plan import Sharding
 
 _ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 _TYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 _GPUS = ("gpu", "cuda")
-GIB = 2**30
 ASSUMED_GPU = 80 * GIB
 
 

@@ -15,18 +15,17 @@ from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems, AdditionWarmStart
 from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.memory import GIB, CachePlan, Description, Entry, LiveMemory, cached_numbers
 from lightning_modules.model.layouts import PackedSequences
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA
-from lightning_modules.planning import LiveMemory, ModelSizes, PassSizes, Sharding, memory_plan
+from lightning_modules.planning import ModelSizes, PassSizes, Sharding, memory_plan
 from lightning_modules.planning.engines import Drawing, engine_plan
 from lightning_modules.planning.job import job_plan
-from lightning_modules.planning.memory import CachePlan, Entry, MemoryPlan, OptimizerSizes
-from lightning_modules.planning.settings import GIB, TrainerSettings
+from lightning_modules.planning.memory_plan import MemoryPlan, OptimizerSizes
+from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.planning.traces import (
-    Description,
     PassShape,
-    cached_numbers,
     decoding_sizes,
     model_sizes,
     optimizer_sizes,

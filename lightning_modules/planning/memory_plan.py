@@ -4,27 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-Phase = Literal["rollout", "scoring", "training", "update"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Something that takes memory on each device.
-
-    Args:
-        name: what it is.
-        size: bytes.
-        phases: in which it is there.
-        remedy: what makes it smaller.
-    """
-
-    name: str
-    size: int
-    phases: tuple[Phase, ...] = PHASES
-    remedy: str = ""
+from lightning_modules.memory import PHASES, Entry, Phase
 
 
 @dataclass(frozen=True)
@@ -189,30 +170,3 @@ def _gathered(model: ModelSizes, sharding: Sharding, gradients: bool = False) ->
     if gradients:  # added up as the weights are kept
         return max(model.outside_layers, model.largest_layer)
     return int((model.outside_layers + 2 * model.largest_layer) * sharding.gathered)
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """What of an engine's share is left for keys and values.
-
-    Args:
-        share: bytes of the engine.
-        weights: bytes of its weights.
-        per_token: bytes of one token's keys and values in all layers.
-        length: tokens of the longest sequence.
-    """
-
-    share: int
-    weights: int
-    per_token: int
-    length: int
-
-    @property
-    def left(self) -> int:
-        """Bytes for the cache; negative where the weights alone do not fit."""
-        return self.share - self.weights
-
-    @property
-    def sequences(self) -> int:
-        """Sequences of the longest length that fit at once."""
-        return max(self.left, 0) // (self.per_token * self.length)
