@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, P
 
 from lightning_modules.memory.live import LiveMemory
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
-from lightning_modules.model.log_probs import has_linear_head
 from lightning_modules.model.lora import LoRA
 
 
@@ -48,7 +47,6 @@ class Description:
             if self.lora is not None:
                 self.lora.adapt(model)
         _move_without_data(model, device)
-        has_linear_head[model] = type(model.get_output_embeddings()) is nn.Linear  # nothing can be tried out
         return cast(PreTrainedModel, model)
 
 

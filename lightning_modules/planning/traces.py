@@ -13,7 +13,7 @@ from lightning_modules.batch import Extent, Sequences
 from lightning_modules.memory import Description, LiveMemory, traced
 from lightning_modules.memory.fake import Unmasked, size_of
 from lightning_modules.model.layouts import SequenceLayout
-from lightning_modules.model.log_probs import log_probs_and_entropy
+from lightning_modules.model.log_probs import has_linear_class, log_probs_and_entropy
 from lightning_modules.model.sharding import blocks
 from lightning_modules.planning.memory_plan import ModelSizes, OptimizerSizes, PassSizes
 
@@ -110,7 +110,7 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
         with LiveMemory() as memory, Unmasked():
             watched = _WatchedLayout(description.layout, memory)
             with description.context():
-                log_probs, entropy = log_probs_and_entropy(model, batch, watched)
+                log_probs, entropy = _log_probs_and_entropy(model, batch, watched)
             head_forward = memory.taken_peak()
             del entropy
             log_probs.backward(torch.ones_like(log_probs))
@@ -124,8 +124,13 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
 def scoring_size(description: Description, shape: PassShape) -> int:
     """Return what the log-probabilities of a micro-batch take outside any graph, beside weights."""
     with traced(description) as (model, memory):
-        log_probs_and_entropy(model, _sequences(shape), description.layout)
+        _log_probs_and_entropy(model, _sequences(shape), description.layout)
     return memory.peak
+
+
+def _log_probs_and_entropy(model: PreTrainedModel, batch: Sequences, layout: SequenceLayout) -> tuple[Tensor, Tensor]:
+    """Return those of a model without data, on which the output layer cannot be tried out."""
+    return log_probs_and_entropy(model, batch, layout, linear_head=has_linear_class(model))
 
 
 def _sequences(shape: PassShape) -> Sequences:
