@@ -67,3 +67,11 @@ class CachePlan:
     def sequences(self) -> int:
         """Sequences of the longest length that fit at once."""
         return max(self.left, 0) // (self.per_token * self.length)
+
+    def told(self, origin: str, max_sequences: int) -> str:
+        """Return a sentence about the share, where it is from, and how many of the sequences asked for fit."""
+        return (
+            f"{self.share / GIB:.2f} GiB ({origin}), of which weights {self.weights / GIB:.2f}; at most "
+            f"{self.left / GIB:.2f} left for keys and values: {self.sequences:,} sequences of {self.length:,} tokens "
+            f"at once, of {max_sequences:,} asked for."
+        )

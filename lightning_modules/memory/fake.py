@@ -103,8 +103,12 @@ def cached_numbers(description: Description, tokens: int = 16) -> int:
     with traced(description) as (model, _):
         cache = DynamicCache(config=model.config)
         model(torch.ones(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        kept = [tensor for layer in cast(Any, cache.layers) for tensor in (layer.keys, layer.values)]
-        return sum(tensor.numel() for tensor in kept) // tokens
+        return sum(tensor.numel() for tensor in cached_tensors(cache)) // tokens
+
+
+def cached_tensors(cache: DynamicCache) -> list[Tensor]:
+    """Return the keys and values of all layers."""
+    return [tensor for layer in cast(Any, cache.layers) for tensor in (layer.keys, layer.values)]
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:

@@ -13,8 +13,7 @@ from lightning_modules.batch import Sequences
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.data.sampler import tokenized
-from lightning_modules.memory import Description
-from lightning_modules.planning.engines import Drawing, EnginePlan, engine_plan
+from lightning_modules.memory import Description, EngineMemory, SamplingLoad
 from lightning_modules.planning.memory_plan import (
     MemoryPlan,
     ModelSizes,
@@ -31,7 +30,6 @@ from lightning_modules.planning.traces import (
     scoring_size,
 )
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.rollouts import VLLM, TransformersEngine
 
 _PROMPTS_READ = 1024
 _ASSUMED_PROMPT = 512
@@ -63,7 +61,7 @@ class JobPlan:
     completions: int
     updates: int
     prompt_length_from: str
-    engine: EnginePlan
+    engine: EngineMemory
     device_memory: tuple[int, str]
     unknown: tuple[str, ...]
 
@@ -117,10 +115,19 @@ def job_plan(
         ),
     )
     on_device = data.prompts_per_rollout // settings.sharding.ranks
-    all_drawn = PassShape(on_device, on_device * data.group_size, longest, data.max_completion_length)
     device = settings.device_memory(device_memory)
-    drawing = Drawing(passing, sizes, settings, all_drawn, data.group_size, device[0])
-    engine = _or_unknown("the rollout engine", EnginePlan((), ""), unknown, lambda: engine_plan(data.rollouts, drawing))
+    load = SamplingLoad(
+        description=passing,
+        parameters=sizes.parameters - (sizes.trained_parameters if policy.lora is not None else 0),
+        computation_dtype=settings.computation_dtype,
+        prompts=on_device,
+        samples_per_prompt=data.group_size,
+        prompt_length=longest,
+        completion_length=data.max_completion_length,
+        on_gpu=settings.on_gpu,
+        device_memory=device[0],
+    )
+    engine = _or_unknown("the rollout engine", EngineMemory(), unknown, lambda: data.rollouts.memory(load))
     return JobPlan(
         memory=memory_plan(
             sizes,
@@ -129,8 +136,7 @@ def job_plan(
             settings.sharding,
             # Adapters are switched off for the reference.
             reference=sizes.weights if keeps_reference and policy.lora is None else 0,
-            engine=engine.entries,
-            drawn_whole=isinstance(data.rollouts, TransformersEngine),
+            engine=engine,
         ),
         model=sizes,
         architecture=type(module.model).__name__,
@@ -213,7 +219,7 @@ def _prompt_length(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBase |
         count = min(len(data.dataset), _PROMPTS_READ)
         lengths = [len(tokenized(tokenizer, data.dataset[index], data.chat_template)) for index in range(count)]
         return max(lengths), f"the longest of {'all' if count == len(data.dataset) else 'the first'} {count:,}"
-    room = getattr(data.rollouts, "max_model_length", None) if isinstance(data.rollouts, VLLM) else None
-    if room and room > data.max_completion_length:
+    room = data.rollouts.max_model_length
+    if room is not None and room > data.max_completion_length:
         return room - data.max_completion_length, "what `max_model_length` leaves; there is no tokenizer"
     return _ASSUMED_PROMPT, "assumed, there is no tokenizer; say --prompt_length TOKENS"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_modules.memory import PHASES, Entry, Phase
+from lightning_modules.memory import PHASES, EngineMemory, Entry, Phase
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,7 @@ def memory_plan(
     passes: PassSizes,
     sharding: Sharding,
     reference: int = 0,
-    engine: Sequence[Entry] = (),
-    drawn_whole: bool = False,
+    engine: EngineMemory = EngineMemory(),
 ) -> MemoryPlan:
     """Everything on one device, in the phases of a training that has made its first step.
 
@@ -127,13 +125,12 @@ def memory_plan(
         passes: of one device's micro-batch.
         sharding: what of it is divided among devices.
         reference: bytes of the whole reference model.
-        engine: entries of the rollout engine.
-        drawn_whole: whether a divided model is whole on every device while completions are drawn.
+        engine: memory of the rollout engine.
     """
     fewer = "raise `trainer.accumulate_grad_batches`, so that a micro-batch has fewer completions"
     divide = "divide it among more devices by `ModelParallelStrategy`"
     no_reference = "do without the penalty, or without `data.kl_in_reward`"
-    drawing = int(model.weights * sharding.gathered) if drawn_whole and sharding.shards > 1 else 0
+    sampling = int(model.weights * sharding.gathered) if engine.gathers_policy and sharding.shards > 1 else 0
     passes_run: tuple[Phase, ...] = ("rollout", "scoring", "training")
     activations = max(passes.activations - model.casts, 0)
     entries = [
@@ -142,20 +139,16 @@ def memory_plan(
         Entry("gradients", sharding.share(model.trained), remedy=divide),
         Entry("gradient buckets", model.trained if sharding.buckets else 0, remedy="`gradient_as_bucket_view: true`"),
         Entry("optimiser state", sharding.share(optimizer.state), remedy=divide),
-        Entry("whole weights for drawing", drawing, ("rollout",), "let vLLM draw"),
-        Entry("gathered weights", _gathered(model, sharding), ("scoring", "training") if drawing else passes_run),
+        Entry("whole weights for sampling", sampling, ("rollout",), "let vLLM sample"),
+        Entry("gathered weights", _gathered(model, sharding), ("scoring", "training") if sampling else passes_run),
         Entry("gathered gradients", _gathered(model, sharding, gradients=True), ("training",)),
-        Entry(
-            "reference model",
-            sharding.share(reference),
-            remedy=no_reference,
-        ),
+        Entry("reference model", sharding.share(reference), remedy=no_reference),
         Entry("log-probabilities of the rollout", passes.scoring, ("scoring",), fewer),
         Entry("autocast's copies of weights", model.casts, ("training",)),
         Entry("activations", activations, ("training",), fewer),
         Entry("loss head", passes.head, ("training",), fewer),
         Entry("optimiser's temporaries", sharding.share(optimizer.step), ("update",), divide),
-        *engine,
+        *engine.entries,
     ]
     return MemoryPlan(tuple(entry for entry in entries if entry.size))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_modules.batch import Extent, Sequences
 from lightning_modules.memory import Description, LiveMemory, traced
@@ -16,8 +16,6 @@ from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.log_probs import has_linear_class, log_probs_and_entropy
 from lightning_modules.model.sharding import blocks
 from lightning_modules.planning.memory_plan import ModelSizes, OptimizerSizes, PassSizes
-
-_NOTED = (torch.long, torch.float32)  # of each token that is drawn: its id, and its log-probability
 
 
 def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> ModelSizes:
@@ -166,61 +164,3 @@ class _WatchedLayout(SequenceLayout):
 
     def _head_is_done(self, gradient: Tensor) -> None:
         self.head_backward = self.memory.taken_peak()
-
-
-def _forward(model: PreTrainedModel, mask: Tensor, cache: DynamicCache, tokens: int, **options: int) -> Tensor:
-    """Logits of the last tokens of a mask, those before them being in the cache."""
-    output = model(
-        input_ids=mask[:, -tokens:].clone(),
-        attention_mask=mask,
-        position_ids=mask.cumsum(dim=-1)[:, -tokens:] - 1,
-        past_key_values=cache,
-        use_cache=True,
-        **options,
-    )
-    return output.logits
-
-
-@dataclass(frozen=True)
-class DecodingSizes:
-    """Bytes that a policy takes to draw its own completions, beside its weights.
-
-    Args:
-        cache: keys and values of all completions at their longest.
-        peak: the most, the cache included.
-    """
-
-    cache: int
-    peak: int
-
-
-def decoding_sizes(description: Description, shape: PassShape) -> DecodingSizes:
-    """What the prompts, and the last token of each completion, take as `TransformersEngine` draws them."""
-    with FakeTensorMode(), torch.no_grad():
-        model = description.model("cpu")
-        with LiveMemory() as memory, description.context():
-            cache = DynamicCache(config=model.config)
-            prompts = torch.ones(shape.prompts, shape.prompt_length, dtype=torch.long)
-            _draw(_forward(model, prompts, cache, shape.prompt_length, logits_to_keep=1)[:, -1].float())
-            prefill = memory.peak
-            del cache
-            before, cache = memory.live, DynamicCache(config=model.config)
-            length = shape.prompt_length + max(shape.completion_length - 2, 0)
-            rows = torch.ones(shape.completions, length, dtype=torch.long)
-            _forward(model, rows, cache, length, logits_to_keep=1)
-            filled = memory.live - before - size_of([rows])
-            notes = [torch.zeros(shape.completions, shape.completion_length, dtype=kind) for kind in _NOTED]
-            logits = torch.zeros(shape.completions, model.config.get_text_config().vocab_size)
-            rows = torch.cat([rows, rows.new_ones(shape.completions, 1)], dim=1)
-            memory.reset_peak()
-            # The logits of the token before are there until those of this one are.
-            logits = _forward(model, rows, cache, 1, logits_to_keep=1)[:, -1].float()
-            _draw(logits)
-            del notes
-            return DecodingSizes(cache=filled, peak=max(prefill, memory.peak))
-
-
-def _draw(logits: Tensor) -> None:
-    """What is made of logits to draw from them."""
-    log_probs = torch.log_softmax(logits / 1.0, dim=-1)
-    torch.multinomial(log_probs.exp(), 1)

@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from lightning_modules.batch import left_padded
+from lightning_modules.memory import EngineMemory, Entry, SamplingLoad, traced
+from lightning_modules.memory.fake import cached_tensors, size_of
 from lightning_modules.model.sharding import gathered
 from lightning_modules.model.tensor_parallel import agreed_draw
 from lightning_modules.progress import progress_bar
@@ -73,6 +75,19 @@ class TransformersEngine(RolloutEngine):
 
     def _prompts_at_once(self, samples_per_prompt: int) -> int:
         return max(self.max_sequences // samples_per_prompt, 1)
+
+    def memory(self, load: SamplingLoad) -> EngineMemory:
+        """See `RolloutEngine`."""
+        prompts = min(self._prompts_at_once(load.samples_per_prompt), load.prompts)
+        cache, peak = _decoding_sizes(load, prompts)
+        remedy = "lower `max_sequences` of the TransformersEngine"
+        entries = (
+            Entry("rollout engine, keys and values", cache, ("rollout",), remedy),
+            Entry("rollout engine, besides", peak - cache, ("rollout",), remedy),
+        )
+        at_once = f"{prompts * load.samples_per_prompt:,} completions at a time"
+        sentence = f"TransformersEngine: {at_once}, of {load.completions:,} that a device samples."
+        return EngineMemory(entries, sentence, gathers_policy=True)
 
 
 class _Decoding:
@@ -173,3 +188,25 @@ class _Decoding:
             log_probs=self.log_probs[:, :width].cpu(),
             finished=self.finished.cpu(),
         )
+
+
+def _decoding_sizes(load: SamplingLoad, prompts: int) -> tuple[int, int]:
+    """Return the bytes of keys and values before the last pass, and the most bytes that decoding takes besides weights.
+
+    The most is taken by the prompts, or by the last token of each completion. The tokens between are read at once, to
+    be in the cache; what that pass takes is not counted.
+    """
+    sampling = SamplingParameters(load.completion_length, (), samples_per_prompt=load.samples_per_prompt)
+    with traced(load.description) as (model, memory):
+        decoding = _Decoding(model, [[0] * load.prompt_length] * prompts, sampling, torch.Generator())
+        decoding.read_prompts()
+        tokens = decoding.sample(0).unsqueeze(-1)
+        with_prompts = memory.taken_peak()
+        if load.completion_length > 2:
+            decoding.read(tokens.expand(-1, load.completion_length - 2))
+        cache = size_of(cached_tensors(decoding.cache))
+        memory.reset_peak()
+        if load.completion_length > 1:
+            decoding.read(tokens)
+            decoding.sample(load.completion_length - 1)
+        return cache, max(with_prompts, memory.peak)

@@ -20,6 +20,7 @@ from torch.distributed import GroupMember, ProcessGroup
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from lightning_modules.memory import PHASES, CachePlan, EngineMemory, Entry, SamplingLoad, cached_numbers
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.isolation import (
@@ -156,6 +157,29 @@ class VLLM(RolloutEngine):
             self._finalizer()
         self._model = self._llm = self._group = self._finalizer = None
         self._asleep, self._weight_check = False, WeightCheck()
+
+    def memory(self, load: SamplingLoad) -> EngineMemory:
+        """See `RolloutEngine`."""
+        dtype = load.computation_dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        itemsize = min(dtype.itemsize, torch.float32.itemsize)
+        weights = load.parameters * itemsize // self.tensor_parallel_size
+        # vLLM's default on the CPU would be a share of the machine, so the engine names the size of the cache itself.
+        share = int(self.gpu_memory_utilization * load.device_memory) if load.on_gpu else weights + CPU_CACHE_BYTES
+        per_token = cached_numbers(load.description) * itemsize // self.tensor_parallel_size
+        cache = CachePlan(share, weights, per_token, self.max_model_length or load.context_length or load.length)
+        entry = Entry(
+            "rollout engine",
+            share,
+            ("rollout",) if self.sleep and load.on_gpu else PHASES,
+            "lower `gpu_memory_utilization` of the VLLM engine" if load.on_gpu else "",
+        )
+        origin = f"{self.gpu_memory_utilization:g} of a device" if load.on_gpu else "a fixed cache on the CPU"
+        sentence = f"VLLM: {cache.told(origin, self.max_sequences)}"
+        if load.length > cache.length:
+            sentence += f" A prompt and its completion may take {load.length:,} tokens: raise `max_model_length`."
+        if cache.sequences < 1:
+            sentence += " Not one fits: raise `gpu_memory_utilization`, or lower `max_model_length`."
+        return EngineMemory((entry,), sentence)
 
     # Starting
 

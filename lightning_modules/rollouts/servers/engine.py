@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from lightning_modules.distributed import agreed_text, rank, wait_for_ranks
+from lightning_modules.memory import EngineMemory, SamplingLoad
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.servers.client import Server, ServerFailure, ServerRefusal, ServerState, model_sizes
@@ -108,6 +109,10 @@ class VLLMServers(RolloutEngine):
             "rollout/lost_servers": len(self._lost),
             "rollout/server_losses": self.losses,
         }
+
+    def memory(self, load: SamplingLoad) -> EngineMemory:
+        """See `RolloutEngine`."""
+        return EngineMemory(sentence="VLLMServers: on devices of its own, of which a plan says nothing.")
 
     def load_policy(self, model: PreTrainedModel) -> None:
         """See `RolloutEngine`; every rank must call it.
