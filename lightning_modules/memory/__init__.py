@@ -1,4 +1,4 @@
-"""What it takes to say how much memory something needs without running it: below the engines, which say so."""
+"""Parts of a memory estimate, below the rollout engines, which answer for their own."""
 
 from lightning_modules.memory.entries import GIB, PHASES, CachePlan, EngineMemory, Entry, Phase
 from lightning_modules.memory.fake import Description, cached_numbers, traced

@@ -69,9 +69,9 @@ def _move_without_data(model: nn.Module, device: str) -> None:
 
 @contextmanager
 def traced(description: Description) -> Iterator[tuple[PreTrainedModel, LiveMemory]]:
-    """Run code on fake tensors, outside any graph and in the policy's precision.
+    """Run code on tensors without data, outside any graph and in the policy's precision.
 
-    A mask selects everything, and a number or a comparison is 0 or False, since there is no data.
+    Since there is no data, a mask selects everything, a number is 0, and a comparison of numbers is False.
 
     Args:
         description: of the policy.

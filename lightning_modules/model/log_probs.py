@@ -69,7 +69,7 @@ def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def has_linear_class(model: PreTrainedModel) -> bool:
-    """Whether the output layer is a plain `Linear`, which is all that can be said without data."""
+    """Return whether the output layer is a plain `Linear`, which is all that can be known without data."""
     return type(model.get_output_embeddings()) is nn.Linear
 
 

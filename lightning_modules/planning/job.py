@@ -1,4 +1,4 @@
-"""From a parsed configuration to a memory plan and what else there is to say of the job."""
+"""The plan of a job: from module, data and the trainer's settings to its memory."""
 
 from __future__ import annotations
 

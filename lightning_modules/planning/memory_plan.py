@@ -9,7 +9,7 @@ from lightning_modules.memory import PHASES, EngineMemory, Entry, Phase
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What takes memory on each device.
+    """Memory on each device, in the phases of a training.
 
     Args:
         entries: in any order, those of size 0 left out.
@@ -18,7 +18,7 @@ class MemoryPlan:
     entries: tuple[Entry, ...]
 
     def total(self, phase: Phase) -> int:
-        """Bytes in one phase."""
+        """Return the bytes in one phase."""
         return sum(entry.size for entry in self.entries if phase in entry.phases)
 
     @property
@@ -62,7 +62,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class OptimizerSizes:
-    """Bytes of an optimiser for the whole model.
+    """Bytes of an optimizer for the whole model.
 
     Args:
         state: kept between steps.
@@ -90,7 +90,7 @@ class PassSizes:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the trainer's state is spread.
+    """Division of the trainer's state among devices.
 
     Args:
         ranks: processes, one to a device.
@@ -105,7 +105,7 @@ class Sharding:
     gathered: float = 1.0
 
     def share(self, size: int) -> int:
-        """Bytes that are kept on one device."""
+        """Return the bytes that are kept on one device, of what is divided."""
         return -(-size // self.shards)
 
 
@@ -117,13 +117,13 @@ def memory_plan(
     reference: int = 0,
     engine: EngineMemory = EngineMemory(),
 ) -> MemoryPlan:
-    """Everything on one device, in the phases of a training that has made its first step.
+    """Plan the memory of one device, in the phases of a training that has made its first step.
 
     Args:
         model: the whole model.
-        optimizer: of the whole model.
+        optimizer: its sizes for the whole model.
         passes: of one device's micro-batch.
-        sharding: what of it is divided among devices.
+        sharding: division of model and optimizer among devices.
         reference: bytes of the whole reference model.
         engine: memory of the rollout engine.
     """
@@ -154,9 +154,9 @@ def memory_plan(
 
 
 def _gathered(model: ModelSizes, sharding: Sharding, gradients: bool = False) -> int:
-    """Whole weights at hand in the passes, or whole gradients that are not yet scattered.
+    """Return the bytes of gathered weights in the passes, or of gathered gradients that are not yet scattered.
 
-    What is in no layer is at hand all the time, and with it a layer and the next one, which is fetched ahead.
+    Weights outside the layers stay gathered all the time, and with them a layer and the next one, fetched ahead.
     """
     if sharding.shards == 1:
         return 0

@@ -1,4 +1,4 @@
-"""What the trainer's section of a configuration says of devices, strategy and precision, without making a trainer."""
+"""Devices, strategy and precision in the trainer's section of a configuration, without making a trainer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainerSettings:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> TrainerSettings:
-        """From the arguments of a `Trainer`.
+        """Read the arguments of a `Trainer`.
 
         Raises:
             ValueError: an argument's value is not known here.
@@ -101,7 +101,7 @@ class TrainerSettings:
         return self.computation_dtype if self.precision.endswith("mixed") else None
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass, on the CPU, whose operations are those of a GPU as far as memory goes."""
+        """Return the context of a forward pass on the CPU, which takes the memory that it takes on a GPU."""
         plugin: Precision = Precision()
         if self.autocast:
             plugin = MixedPrecision("bf16-mixed", "cpu")
@@ -114,20 +114,19 @@ class TrainerSettings:
         return plugin.forward_context()
 
     def device_memory(self, gibibytes: float | None) -> tuple[int, str]:
-        """Bytes of one device, and how they are known."""
+        """Return the bytes of one device, and a note of how they are known."""
         if gibibytes is not None:
             return int(gibibytes * GIB), "as given"
         if not self.on_gpu:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf(
-                "SC_PHYS_PAGES"
-            ) // self.devices, "this machine's, by devices"
+            machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return machine // self.devices, "this machine's, by devices"
         if torch.cuda.is_available():
             return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
         return ASSUMED_GPU, "assumed, there is no GPU here; say --device_memory GIBIBYTES"
 
 
 def _devices(devices: Any, on_gpu: bool) -> int:
-    """Number of devices on each node."""
+    """Return the number of devices on each node."""
     text = str(devices)
     if isinstance(devices, list):
         return len(devices)

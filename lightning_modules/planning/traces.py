@@ -19,7 +19,10 @@ from lightning_modules.planning.memory_plan import ModelSizes, OptimizerSizes, P
 
 
 def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> ModelSizes:
-    """Sizes of a model, wherever its weights are; with the copies of its weights that autocast to a type makes."""
+    """Return the sizes of a model, with the copies of its weights that autocast to a type makes.
+
+    The weights may be on any device, such as meta.
+    """
     parameters = list(model.parameters())
     by_layer = [size_of(block.parameters()) for block in blocks(model)]
     head = model.get_output_embeddings()
@@ -42,7 +45,7 @@ def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> 
 
 
 def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on_gpu: bool) -> OptimizerSizes:
-    """State of an optimiser of a model on the meta device, and what its step takes beside; one step is made.
+    """Make one step on the meta device, and return the optimizer's state and what the step takes besides.
 
     Args:
         model: what it optimises.
@@ -79,7 +82,7 @@ class PassShape:
 
     @property
     def extent(self) -> Extent:
-        """What it holds."""
+        """Extent of the micro-batch, as a layout is asked for its size."""
         return Extent(
             prompts=self.prompts,
             longest_prompt=self.prompt_length,
@@ -91,7 +94,7 @@ class PassShape:
 
 
 def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool = True) -> PassSizes:
-    """What the forward and backward pass of a micro-batch takes beside weights and gradients.
+    """Return what the forward and backward pass of a micro-batch takes besides weights and gradients.
 
     Args:
         description: of the policy.
@@ -120,7 +123,7 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
 
 
 def scoring_size(description: Description, shape: PassShape) -> int:
-    """Return what the log-probabilities of a micro-batch take outside any graph, beside weights."""
+    """Return what the log-probabilities of a micro-batch take outside any graph, besides weights."""
     with traced(description) as (model, memory):
         _log_probs_and_entropy(model, _sequences(shape), description.layout)
     return memory.peak

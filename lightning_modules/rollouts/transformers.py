@@ -19,13 +19,13 @@ from lightning_modules.rollouts.base import Completions, RolloutEngine, Sampling
 
 
 class TransformersEngine(RolloutEngine):
-    """Draws completions with the policy's own forward pass, so the log-probabilities are those of the trainer.
+    """Samples completions with the policy's own forward pass, so the log-probabilities are those of the trainer.
 
     A prompt is read once for all its completions, and completions that have ended leave the batch. The weights of a
-    sharded policy are gathered on every rank while it draws; ranks that divide its layers draw the same together.
+    sharded policy are gathered on every rank while it samples; ranks that divide its layers sample the same together.
 
     Args:
-        max_sequences: completions drawn at the same time; more prompts wait for their turn.
+        max_sequences: completions sampled at the same time; more prompts wait for their turn.
 
     Raises:
         ValueError: `max_sequences` is not positive.
@@ -123,7 +123,7 @@ class _Decoding:
         return self._collect()
 
     def read_prompts(self) -> None:
-        """Read each prompt once; logits, attention mask and next position are those of each completion."""
+        """Read each prompt once, for the logits of each completion's first token."""
         input_ids, mask = left_padded(self.prompts, self.model.device)
         attention_mask = mask.long()
         self.cache = DynamicCache(config=self.model.config)

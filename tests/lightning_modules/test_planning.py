@@ -49,6 +49,7 @@ from lightning_modules.rollouts import (
     VLLMServers,
 )
 from tests.lightning_modules.training import text_reward
+from tests.test_architecture import imported_modules, python_files
 
 # As Qwen2.5-1.5B publishes them.
 QWEN = {
@@ -528,6 +529,20 @@ def test_what_does_not_fit_into_vllms_share_is_said():
 def test_servers_take_nothing_here(tmp_path):
     engine = VLLMServers(["http://127.0.0.1:8000"], SharedFolder(str(tmp_path)))
     assert engine.memory(qwen()).entries == ()
+
+
+@pytest.mark.parametrize(
+    ("package", "above"),
+    [
+        ("planning", {"rollouts"}),  # engines are asked, and not told apart
+        ("memory", {"rollouts", "policy_module", "data", "callbacks", "cli", "planning"}),
+        ("model", {"memory"}),
+    ],
+)
+def test_imports_leave_the_answer_to_the_engines(package, above):
+    modules = [module for path in python_files(f"lightning_modules/{package}") for module in imported_modules(path)]
+    assert len(modules) > 10
+    assert {module.split(".")[1] for module in modules if module.startswith("lightning_modules.")} & above == set()
 
 
 class OwnEngine(RolloutEngine):
