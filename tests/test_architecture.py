@@ -28,6 +28,7 @@ TRAINING_LAYERS = [
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],
     ["model"],
+    ["memory"],
     ["rollouts", "policy_module"],
     ["data"],
     ["callbacks"],
@@ -39,8 +40,8 @@ TRAINING_LAYERS = [
 # Lines; of functions and classes without their docstring.
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_CLASS = 300, 40, 200
 # What is longer. These lists may only become shorter.
-LONG_FILES = {"lightning_modules.planning.traces"}
-LONG_FUNCTIONS = {"lightning_modules.planning.job.job_plan"}
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: set[str] = set()
 LONG_CLASSES: set[str] = set()
 
 

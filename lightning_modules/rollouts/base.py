@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from aggregate_po import PerCompletion, PerToken
+from lightning_modules.memory import EngineMemory, SamplingLoad
 
 TokenIds = Annotated[Tensor, "batch time"]
 
@@ -74,9 +75,11 @@ class RolloutEngine(ABC):
     Attributes:
         concurrent: whether `generate` may run in a thread while the policy is trained, because the engine is in another
             process, with weights of its own.
+        max_model_length: tokens of a prompt and its completion, where the engine limits them.
     """
 
     concurrent: bool = False
+    max_model_length: int | None = None
 
     @abstractmethod
     def load_policy(self, model: PreTrainedModel) -> None:
@@ -89,6 +92,13 @@ class RolloutEngine(ABC):
     def metrics(self) -> dict[str, float]:
         """What is logged of the engine with each rollout, by name; nothing unless a subclass says so."""
         return {}
+
+    def memory(self, load: SamplingLoad) -> EngineMemory:
+        """Return what the engine takes on each device that trains; not counted unless a subclass says so.
+
+        It is called without a policy, by `aggregate-po plan`, on a machine that need not be the one that trains.
+        """
+        return EngineMemory(sentence=f"{type(self).__name__}: unknown to a plan, so not counted.")
 
     def close(self) -> None:  # noqa: B027, most engines hold nothing
         """Give back what the engine holds, at the end of a training; `load_policy` can be called again."""
