@@ -42,3 +42,9 @@ def test_docstring_names_every_method_that_a_subclass_may_override(base):
     own = [name for name, member in vars(base).items() if callable(member) or isinstance(member, property)]
     public = [name for name in own if not name.startswith("_")]
     assert [name for name in public if f"`{name}`" not in requirements(base)] == []
+
+
+def test_the_page_has_a_section_for_every_base_class():
+    headings = {line.removeprefix("### ") for line in PAGE.read_text(encoding="utf-8").splitlines()}
+    names = {base.__name__ for base in DOCUMENTED} | {"Reward", "RolloutEngine", "WeightChannel"}
+    assert names <= headings
