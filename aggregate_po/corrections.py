@@ -56,6 +56,12 @@ class SamplerCorrection(ABC):
     The sampler's log-probabilities may differ from the trainer's: other kernels, another precision, weights that are
     a step old. With $w_t = \pi_\mathrm{old}(o_t) / \pi_\mathrm{sampler}(o_t)$ an expectation over the sampler becomes
     one over the behaviour policy.
+
+    Subclass requirements:
+
+    - Implement `weights`. Its argument is $\log w_t$, bounded to +-20 and 0 on padding. Return `CorrectionWeights` with
+      a weight per token, a weight per completion, or a mask of the tokens to keep.
+    - Leave `__call__` as it is. It computes $\log w_t$ outside any graph and calls `weights`.
     """
 
     @abstractmethod

@@ -12,7 +12,16 @@ from aggregate_po.masked import masked_max, masked_mean
 
 
 class ExponentRule(ABC):
-    """Chooses the order of the power mean; the choice is a constant to the gradient."""
+    """Chooses the order of the power mean; the choice is a constant to the gradient.
+
+    Subclass requirements:
+
+    - Implement `__call__`. It must return one finite exponent per completion, detached from the graph and in the
+      precision of the log ratios. Padding, the order of tokens and other completions must have no effect.
+    - Read what is known of the whole optimizer step from `tokens.totals`; `totals.required` names a missing field.
+
+    `aggregate_po.testing.check_exponent_rule` checks these requirements.
+    """
 
     @abstractmethod
     def __call__(self, tokens: TokenRatios) -> PerCompletion:

@@ -12,7 +12,13 @@ from aggregate_po.batch import PerCompletion, StepTotals
 class Normalizer(ABC):
     """Weight of each completion, from its length and the totals of the whole optimiser step.
 
-    Only the totals may divide: a count of the micro-batch would make the gradient depend on how the step is cut.
+    Subclass requirements:
+
+    - Implement `__call__`. It must return finite, non-negative weights, one per completion.
+    - Divide by the totals only. A count of the micro-batch would make the gradient depend on how the step is split into
+      micro-batches and ranks. Use `at_least_one`, because a step can have no tokens.
+
+    `aggregate_po.testing.check_normalizer` checks these requirements.
     """
 
     @abstractmethod

@@ -108,8 +108,14 @@ class GroupedRewards:
 class AdvantageEstimator(ABC):
     """Turns the rewards of a rollout into advantages, finite for all rewards that float32 can express.
 
-    A subclass is a frozen dataclass with this one method. It sees the rollout of all ranks, so it may compare
-    completions of different prompts; see `GroupAdvantage` for those that do not.
+    Subclass requirements:
+
+    - Implement `__call__`. It sees the rollout of all ranks and returns finite advantages, detached, one per completion
+      or one per token. Compute in float64, and end with `step.rounded`.
+    - Return the same advantages for the same `step` on every rank. Take randomness from `step.seed` only.
+    - Derive from `GroupAdvantage` instead if only completions of one prompt are compared.
+
+    `aggregate_po.testing.check_advantage` checks these requirements.
     """
 
     @abstractmethod

@@ -26,9 +26,17 @@ class EvaluatedAggregator:
 class TokenAggregator(ABC):
     """Reduces the token log ratios of each completion to one log ratio.
 
-    A subclass writes `log_aggregate`; the gradient weights follow from it. A closed form may override
-    `token_weights`, and must then equal the derivative. An aggregator that shares work between the two may override
-    `evaluate` too, and must then give there what the two methods give.
+    Subclass requirements:
+
+    - Implement `log_aggregate`. It must be differentiable and finite for log ratios within +-80. Padding and the other
+      completions of the batch must have no effect, so reduce with `aggregate_po.masked`.
+    - May override `token_weights` with a closed form, which must equal the derivative of `log_aggregate`. Without it,
+      the weights come from autograd.
+    - May override `evaluate` if value and weights share expensive work. It must return what the two methods return.
+    - May override `log_terms` if the aggregate is a sum over tokens, which defines it for advantages per token.
+    - Derive from `Mean` or `HomogeneousMean` instead if what that class claims is true.
+
+    `aggregate_po.testing.check_aggregator` checks these requirements.
     """
 
     @abstractmethod

@@ -33,9 +33,17 @@ class Penalty(ABC):
     A penalty may adapt between optimiser steps: `observed` says what it wants to know of each token, `adapt` is given
     the average of that over the whole step, and what it then remembers is its state.
 
-    A subclass writes `token_costs`; the derivatives follow from it. A closed form may override `token_derivatives`, and
-    must then equal the derivative. A penalty that shares work among its answers may override `evaluate` too, and must
-    then give there what the separate methods give.
+    Subclass requirements:
+
+    - Implement `token_costs`. It must be differentiable, and finite for all finite log-probabilities: subtract them
+      with `bounds.log_ratio_of` and bound the result with `bounds.bounded`.
+    - Override `needs_reference` to return True if the costs read `batch.ref_log_probs`.
+    - May override `token_derivatives` with a closed form, which must equal the derivative of `token_costs`.
+    - May override `evaluate` if costs and derivatives share work. It must return what the separate methods return.
+    - A penalty that adapts implements `adapt`, may override `observed`, and implements `state_dict` and
+      `load_state_dict`, which a checkpoint saves and restores.
+
+    `aggregate_po.testing.check_penalty` checks these requirements.
     """
 
     @property

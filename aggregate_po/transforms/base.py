@@ -36,8 +36,16 @@ class EvaluatedTransform:
 class RatioTransform(ABC):
     """Maps log ratios to log ratios, elementwise: before the mean, shape `batch time`, or after it, shape `batch`.
 
-    A subclass writes `__call__`; the derivative follows from it. A closed form may override `derivative`, and must then
-    equal the derivative. A transform that shares work between value and derivative is a `JointTransform`.
+    Subclass requirements:
+
+    - Implement `__call__`. It must be elementwise, differentiable and finite for log ratios within +-80, and return the
+      shape of `ratios.log_ratio`.
+    - May override `derivative` with a closed form, which must equal the derivative of `__call__`. Without it, the
+      derivative comes from autograd.
+    - May override `saturated`, which is where the derivative is zero.
+    - May override `evaluate`; derive from `JointTransform` if value and derivative come from one computation.
+
+    `aggregate_po.testing.check_transform` checks these requirements.
     """
 
     @abstractmethod
