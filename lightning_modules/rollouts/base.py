@@ -70,11 +70,27 @@ class Completions:
 
 
 class RolloutEngine(ABC):
-    """Draws completions from a policy; a subclass says how.
+    """Generates completions from the policy.
+
+    Subclass requirements:
+
+    - Implement `load_policy`. From then on, until the next call, `generate` samples from the policy as it is at this
+      moment. Every rank calls it, and weights may be sharded: an engine with a copy of its own takes them from
+      `policy_weights(model)`, which every rank must go through to the end.
+    - Implement `generate`. Return `samples_per_prompt` completions of each prompt, next to each other, in the order of
+      the prompts, on the CPU. The stop token belongs to its completion. The same prompts, seed and policy should give
+      the same completions. `temperature` 0 is greedy decoding.
+    - Return log-probabilities of the distribution that was sampled from, temperature applied. That rules out top-k and
+      top-p, unless they are part of these log-probabilities. NaN where there is none; training then needs
+      `old_log_probs: trainer`.
+    - Set `concurrent` to True only if `generate` may run in a thread while the policy is trained, because the engine
+      is in another process, with weights of its own. `data.overlap` needs it.
+    - May override `memory`, so that `aggregate-po plan` counts what the engine takes.
+    - May override `metrics`, which are logged with each rollout and must be the same on all ranks.
+    - May override `close` if the engine holds resources. `load_policy` may be called again afterwards.
 
     Attributes:
-        concurrent: whether `generate` may run in a thread while the policy is trained, because the engine is in another
-            process, with weights of its own.
+        concurrent: whether `generate` may run in a thread while the policy is trained.
         max_model_length: tokens of a prompt and its completion, where the engine limits them.
     """
 
