@@ -1,4 +1,4 @@
-"""The laws of `aggregate_po.testing`: every part of the library keeps them, and the kit says so as it promises."""
+"""The properties of `aggregate_po.testing` hold for every part of the library, and the reports are as documented."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def aggregator_contract(part):
 
 
 def advantage_contract(part):
-    """Without the laws that the estimator breaks on purpose, as its docstring says."""
+    """Contract without the properties that the estimator does not have by design, as its docstring says."""
     if isinstance(part, MeanNormalized):
         return contract(AdvantageContract, part, rewards=(0.0, torch.finfo(torch.float32).max))
     if isinstance(part, KalmanBaseline) and part.order == "sampled":
@@ -113,7 +113,7 @@ def test_kept_laws_print_as_sentences():
     kept = check_aggregator(Product(), examples=1)
     assert isinstance(kept, list)
     lines = repr(kept).splitlines()
-    assert lines[0] == "Product() keeps 14 laws:"
+    assert lines[0] == "Product() has 14 properties:"
     assert len(lines) == 15
     assert kept[:2] == ["shapes", "lets_gradient_through"]
     assert any(line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("as it is.") for line in lines)
@@ -206,6 +206,6 @@ def test_contracts_in_a_users_project(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "test_means.py"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "Product() does not claim to be a HomogeneousMean" in run.stdout
-    assert "breaks weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
+    assert "fails weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
     assert "FailedHealthCheck" not in run.stdout
     assert run.stdout.splitlines()[-1].startswith("3 failed, 46 passed, 4 skipped")

@@ -101,7 +101,7 @@ def test_token_means_of_the_step_do_not_depend_on_its_micro_batches(loss_type, o
 
 
 def test_bnpo_is_a_token_mean_of_each_micro_batch():
-    """What TRL calls "bnpo" normalises by the tokens of the micro-batch; it has nothing of beta normalisation."""
+    """What TRL calls "bnpo" normalizes by the tokens of the micro-batch; it has nothing of beta normalization."""
     objective, parts = dapo(0.2, 0.2), STEP.micro_batches(2)
     peer = trl("bnpo", accumulation=len(parts))
     ours = torch.cat([gradient_of(loss_of(objective), part) for part in parts])

@@ -93,7 +93,7 @@ def test_whitened_advantages(name, estimator, config, step):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "by_deviation"), [(GroupNormalized(), True), (GroupCentered(), False)], ids=["grpo", "centred"]
+    ("estimator", "by_deviation"), [(GroupNormalized(), True), (GroupCentered(), False)], ids=["grpo", "centered"]
 )
 def test_grpo_vectorized_computes_in_single_precision(estimator, by_deviation, step):
     theirs = verl_advantages("grpo_vectorized", step, norm_adv_by_std_in_grpo=by_deviation)

@@ -15,7 +15,7 @@ def trl_run(log_probs, batch, trainer=GRPOTrainer, accumulation=1, inputs=(), **
 
     Args:
         trainer: the class whose `_compute_loss` is called.
-        accumulation: micro-batches of an optimiser step.
+        accumulation: micro-batches of an optimizer step.
         inputs: more tensors that the trainer would find in its batch.
         settings: fields of `GRPOConfig`, with its defaults; `epsilon_low` is its `epsilon`.
     """

@@ -48,7 +48,7 @@ def per_token(advantages, log_probs):
 
 
 def _step(batch, length):
-    """Counts over the optimiser step, which verl's trainer hands to every micro-batch."""
+    """Counts over the optimizer step, which verl's trainer hands to every micro-batch."""
     return {
         "dp_size": 1,
         "batch_num_tokens": batch.totals.tokens,

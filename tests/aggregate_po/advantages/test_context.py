@@ -10,7 +10,7 @@ from aggregate_po.advantages import ComponentNormalized, GroupAdvantage, GroupCe
 from tests.aggregate_po.advantages.estimators import ALL, FIXTURE
 
 
-def test_groups_are_neighbours():
+def test_groups_are_neighbors():
     step = GroupedRewards(torch.tensor([1, 2, 3, 4, 5, 6]), group_size=3)
     assert step.groups.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert step.groups.dtype == torch.float64

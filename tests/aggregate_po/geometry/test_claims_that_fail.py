@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aggregate_po import PessimisticClip, PolicyBatch, PolicyObjective, PowerMean
-from aggregate_po.geometry import log_variance_proxy, variance_minimising_exponent
+from aggregate_po.geometry import log_variance_proxy, variance_minimizing_exponent
 from aggregate_po.recipes import gmpo_no_clip, grpo, holder_po
 from tests.aggregate_po.worked_example import close, worked_batch
 
@@ -63,10 +63,10 @@ def test_a_token_clip_leaves_a_monotone_bound_on_the_gradient(advantage, spread)
 
 
 def test_the_variance_proxy_of_widely_spread_ratios_has_no_minimum():
-    """HölderPO states a minimiser at or below zero; here the infimum is only approached as p falls without end."""
+    """HölderPO states a minimizer at or below zero; here the infimum is only approached as p falls without end."""
     log_ratio, mask = torch.tensor([[0.0, -4.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
     infimum = -8.0
     for lowest in (-2.0, -8.0, -32.0, -128.0):
-        close(variance_minimising_exponent(log_ratio, mask, lowest), [lowest], tolerance=1e-9)
+        close(variance_minimizing_exponent(log_ratio, mask, lowest), [lowest], tolerance=1e-9)
         assert log_variance_proxy(log_ratio, mask, lowest) > infimum
     close(log_variance_proxy(log_ratio, mask, -1e6), [infimum], tolerance=1e-5)
