@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-HELD = ["aggregate_po"]  # folders of Python files: identifiers, docstrings (which `--help` shows) and comments
+# Folders of Python files: identifiers, docstrings (which `--help` shows) and comments.
+HELD = ["aggregate_po", "tests/aggregate_po", "tests/contracts", "tests/parity", "tests/third_party"]
 HELD_PAGES = ["docs/glossary.md"]  # Markdown pages, or patterns such as "docs/*.md"
 
 BRITISH = {
@@ -58,14 +59,16 @@ PHRASES = {
 ALLOWED = [
     ("aggregate_po/testing/*", "law", r"laws?|Law|_Law|LawBroken|KeptLaws|_laws"),  # `property` is a builtin
     ("aggregate_po/testing/*", "law", r"aggregate_po\.testing\.laws?|\ba `?law`?\b"),
+    ("tests/contracts/*", "law", r"law|laws|LAWS"),
     ("aggregate_po/testing/*", "draw", r"draw|DrawFn"),  # names of hypothesis
+    ("tests/*", "draw", r"draw"),
 ]
 
 CLAUSE = re.compile(r"(What|How|Where|When|Which|Who|Whose|Why|That)\b")
 PRONOUN = re.compile(
     r"(It|Its|They|Their|Them|This one|These|Those|The same|The other|He|She|None|Nowhere|Nothing|Likewise)\b"
 )
-OBJECT = re.compile(r"(?!How|Wh)[A-Z][a-z]+ (it|them|its|this|these|those)\b")
+OBJECT = re.compile(r"(?!How|Wh)[A-Z][a-z]+ (it|them|its)\b")
 # Texts of parameters stand alone in `--help` and in the API pages.
 ENTRY = re.compile(r"^ +([a-z]\w*): (of|what|how|where|when|likewise|the same|as|there|it|its|they|this)\b")
 

@@ -200,7 +200,7 @@ def test_a_sampler_that_agrees_is_left_alone(name, case, correction):
 
 
 @given(case=batches(empty_rows=False), correction=st.sampled_from(CORRECTIONS), generator=generators())
-def test_pieces_of_a_step_add_up(case, correction, generator):
+def test_micro_batches_of_a_step_add_up(case, correction, generator):
     log_probs, batch = random_correction(case, correction, generator)
     objective = PolicyObjective(PowerMean(0.5), PessimisticClip.log(0.4, 0.4))
     whole = objective.gradient_weights(log_probs, batch).total

@@ -1,4 +1,4 @@
-"""The variance of the ratio as a cost, and the multiplier that holds a cost below a bound."""
+"""Variance of the ratio as a cost, and the multiplier that enforces a bound on a cost."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_what_is_observed_is_the_slope_of_the_objective_in_the_multiplier():
     close((values[0] - values[1]) / 0.5, r2vpo(bound=0.05).observed(log_probs, batch).squeeze(), tolerance=1e-12)
 
 
-def test_observations_of_the_pieces_of_a_step_add_up():
+def test_observations_of_micro_batches_add_up():
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])

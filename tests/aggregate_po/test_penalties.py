@@ -61,7 +61,7 @@ def test_entropy_bonus():
 
 
 def test_entropy_bonus_estimates_the_entropy_of_the_trained_policy():
-    """Its expectation over all tokens of the behavior policy is the entropy, and the gradient that of the entropy."""
+    """Value and gradient equal those of the entropy in expectation over all tokens of the behavior policy."""
     behavior = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     logits = torch.tensor([0.4, -1.0, 0.1], dtype=torch.float64, requires_grad=True)
     log_probs = logits.log_softmax(dim=0)
@@ -99,7 +99,7 @@ def test_importance_weighting_takes_a_penalty():
 
 
 def test_k3_is_accurate_near_the_reference():
-    """There it is half the square of the gap, which a difference of exponentials would lose."""
+    """Near the reference, k3 is half the squared gap, which a difference of exponentials would lose."""
     reference = torch.zeros(1, 2, dtype=torch.float64)
     batch = PolicyBatch(reference, torch.ones(1, 2), torch.zeros(1).double(), ref_log_probs=reference)
     costs = K3Penalty(1.0).token_costs(torch.tensor([[1e-6, -1e-6]], dtype=torch.float64), batch)

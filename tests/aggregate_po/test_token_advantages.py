@@ -130,7 +130,7 @@ def test_padding_changes_nothing(case, junk):
     assert (weights.total[~mask] == 0).all()
 
 
-def test_pieces_add_up():
+def test_micro_batches_add_up():
     """Two completions of lengths 1 and 3, with the totals of both."""
     generator = torch.Generator().manual_seed(0)
     log_probs, advantages = (torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -55,7 +55,7 @@ def failures(cls):
 
 
 @pytest.mark.parametrize("cls", BROKEN, ids=[cls.__name__ for cls in BROKEN])
-def test_part_is_caught_by_the_laws_that_it_breaks(cls):
+def test_part_fails_the_properties_that_it_violates(cls):
     found = failures(cls)
     assert set(found) == cls.breaks, "\n\n".join(found.values())
     sentences = contract_of(cls).laws()
@@ -67,12 +67,12 @@ def test_part_is_caught_by_the_laws_that_it_breaks(cls):
 
 
 @pytest.mark.parametrize("contract", KINDS.values())
-def test_every_law_is_broken_by_a_part(contract):
+def test_every_property_is_violated_by_a_part(contract):
     caught = {f"test_{name}" for cls in BROKEN if contract_of(cls) is contract for name in cls.breaks}
     assert caught == set(contract.laws())
 
 
-def test_check_lists_every_broken_law_with_the_smallest_input():
+def test_check_lists_every_failure_with_the_smallest_input():
     with pytest.raises(AssertionError) as caught:
         check_aggregator(broken_parts.WrongClosedForm())
     message = str(caught.value)
@@ -97,7 +97,7 @@ class OneRowPerPrompt(AdvantageEstimator):
         (check_aggregator, broken_parts.Detached(), "lets_gradient_through", "log_aggregate lets no gradient through"),
     ],
 )
-def test_a_law_that_the_others_build_on_is_reported_alone(check, part, law, finding):
+def test_a_property_on_which_the_others_depend_is_reported_alone(check, part, law, finding):
     with pytest.raises(AssertionError, match=finding) as caught:
         check(part, examples=20)
     heading, _, first, *rest = str(caught.value).splitlines()
@@ -117,7 +117,7 @@ def test_a_law_that_the_others_build_on_is_reported_alone(check, part, law, find
         (AdvantageContract, "order_of_prompts", broken_parts.LaterPromptsCountMore(), "rewards = ["),
     ],
 )
-def test_report_shows_what_the_law_is_about(contract, law, part, shown):
+def test_report_shows_the_completions_that_the_property_is_about(contract, law, part, shown):
     """The error of a part that raises; one completion, or all of them where they are compared."""
     instance = type(contract.__name__, (contract,), {contract._attribute: part})()
     with pytest.raises(AssertionError, match=rf"fails {law}: ") as caught:

@@ -78,7 +78,7 @@ def test_single_precision_follows_double(objective, case):
 
 
 def sum_of_magnitudes(objective, log_probs, batch):
-    """What the value would be if none of its terms cancelled."""
+    """Value of the objective without cancellation between its terms."""
     unpenalized = PolicyObjective(**{name: part for name, part in vars(objective).items() if name != "penalties"})
     rows = [torch.arange(len(log_probs)) == row for row in range(len(log_probs))]
     values = [unpenalized(log_probs[row], some_rows(batch, row)).abs() for row in rows]

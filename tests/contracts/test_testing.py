@@ -72,7 +72,7 @@ LAWS = [(kind, name) for kind in CONTRACTS for name in kind.laws() if kind().app
 
 
 @pytest.mark.parametrize(("kind", "name"), LAWS, ids=[f"{kind.__name__}-{name}" for kind, name in LAWS])
-def test_part_keeps_the_law(kind, name):
+def test_part_has_the_property(kind, name):
     getattr(kind(), name)()
 
 
@@ -103,20 +103,20 @@ class TestTanhLimit(TransformContract):
     settings = shared
 
 
-def test_laws_of_means_are_asked_of_those_who_claim_to_be_means():
+def test_properties_of_means_are_checked_for_means_only():
     asked = {part: set(check_aggregator(part, examples=1)) for part in (GeometricMean(), AsinhMean(), Product())}
     assert asked[AsinhMean()] - asked[Product()] == {"mean_of_a_constant", "mean_is_between_the_extremes"}
     assert asked[GeometricMean()] - asked[AsinhMean()] == {"common_factor_passes_through", "weights_sum_to_one"}
 
 
-def test_kept_laws_print_as_sentences():
+def test_properties_that_hold_print_as_sentences():
     kept = check_aggregator(Product(), examples=1)
     assert isinstance(kept, list)
     lines = repr(kept).splitlines()
     assert lines[0] == "Product() has 14 properties:"
     assert len(lines) == 15
     assert kept[:2] == ["shapes", "lets_gradient_through"]
-    assert any(line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("as it is.") for line in lines)
+    assert any(line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("not change the value.") for line in lines)
 
 
 def test_check_is_quiet(capfd):
@@ -124,7 +124,7 @@ def test_check_is_quiet(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_skipped_laws_are_not_checked():
+def test_skipped_properties_are_not_checked():
     names = check_advantage(KalmanBaseline(), skip=["order_within_a_prompt"], examples=3)
     assert "order_within_a_prompt" not in names
     assert "order_of_prompts" in names

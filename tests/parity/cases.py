@@ -102,7 +102,7 @@ def differentiate(loss, case):
 
 
 def loss_of(objective):
-    """What a peer minimizes where this library maximizes."""
+    """Return the loss that a peer minimizes, the negated objective."""
     return lambda log_probs, batch: -objective(log_probs, batch)
 
 

@@ -8,7 +8,7 @@ def verl_run(log_probs, batch, name, mode="token-mean", options=None, length=Non
     """Loss of one micro-batch and the metrics that verl logs with it.
 
     Args:
-        name: of the registered loss.
+        name: name of the registered loss.
         mode: `loss_agg_mode`.
         options: fields of `PolicyLossConfig`.
         length: the constant of `seq-mean-token-sum-norm`; the padded width when None.

@@ -53,14 +53,14 @@ def test_shuffled_is_the_filter_in_an_order_of_its_own():
     step = one_group(1.0, 0.25, 0.0, 0.5)
     orders = [list(order) for order in itertools.permutations(range(4))]
     sampled = [KalmanBaseline()(replace(step, rewards=step.rewards[order])) for order in orders]
-    sampled = set()
+    seen = set()
     for seed in range(40):
         result = KalmanBaseline("shuffled")(replace(step, seed=seed))
         matches = [tuple(order) for order, one in zip(orders, sampled, strict=True) if torch.equal(one, result[order])]
         assert len(matches) == 1
-        sampled.update(matches)
+        seen.update(matches)
         assert torch.equal(result, KalmanBaseline("shuffled")(replace(step, seed=seed)))
-    assert len(sampled) > 10
+    assert len(seen) > 10
 
 
 def test_prompts_are_shuffled_differently():

@@ -1,4 +1,4 @@
-"""What holds for every rollout, whatever the rewards."""
+"""Properties of every estimator on random rollouts."""
 
 from dataclasses import replace
 
