@@ -191,7 +191,7 @@ def measure(case: str, on_gpu: bool) -> dict[str, Any]:
     return {
         "exact": {
             "parameters": (plan.model.parameters, exact["parameters"]),
-            "optimiser state": (entries["optimiser state"], exact["state"]),
+            "optimizer state": (entries["optimizer state"], exact["state"]),
         },
         "phases": {
             phase: (max(map(plan.memory.total, PHASES[phase])), peaks.live[phase], peaks.resident[phase])

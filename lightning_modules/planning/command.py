@@ -66,7 +66,7 @@ def _job_lines(plan: JobPlan) -> list[str]:
         f"{plan.architecture}, {plan.model.parameters:,} parameters, {which}; {settings.precision}",
         f"{_counted(settings.num_nodes, 'node')} of {settings.devices} x {device}; {settings.strategy}{divided}",
         f"rollout:        {plan.completions:,} completions, at most {plan.completions * length:,} tokens",
-        f"optimiser step: {step:,} completions, at most {step * length:,} tokens",
+        f"optimizer step: {step:,} completions, at most {step * length:,} tokens",
         f"micro-batch:    {_counted(shape.completions, 'completion')} of at most {length:,} tokens, "
         f"{_counted(shape.prompts, 'prompt')} of {shape.prompt_length:,} ({plan.prompt_length_from})",
     ]

@@ -83,7 +83,7 @@ def job_plan(
     sizes = model_sizes(module.model, settings.autocast if job.passing == job.description else None)
     shape, device = job.largest_micro_batch(), settings.device_memory(device_memory)
     unknown: list[str] = []
-    optimizer = _or_unknown("the optimiser", OptimizerSizes(0, 0), unknown, job.optimizer)
+    optimizer = _or_unknown("the optimizer", OptimizerSizes(0, 0), unknown, job.optimizer)
     passes = _or_unknown("activations and loss head", PassSizes(0, 0), unknown, lambda: job.passes(shape))
     load = job.sampling_load(sizes, device[0])
     engine = _or_unknown("the rollout engine", EngineMemory(), unknown, lambda: data.rollouts.memory(load))

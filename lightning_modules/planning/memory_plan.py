@@ -39,7 +39,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Sizes of one whole model; bytes, the number of parameters apart.
+    """Sizes of a full model in bytes, and its number of parameters.
 
     Args:
         parameters: number of parameters, tied ones once.
@@ -62,7 +62,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class OptimizerSizes:
-    """Bytes of an optimizer for the whole model.
+    """Bytes of an optimizer for the full model.
 
     Args:
         state: kept between steps.
@@ -94,7 +94,7 @@ class Sharding:
 
     Args:
         ranks: processes, one to a device.
-        shards: devices that share weights, gradients and optimiser state; 1 where each has all of them.
+        shards: devices that share weights, gradients and optimizer state; 1 where each has all of them.
         buckets: whether gradients are copied into buckets to be reduced, as `DistributedDataParallel` does.
         gathered: size of gathered weights, relative to weights as they are kept.
     """
@@ -120,11 +120,11 @@ def memory_plan(
     """Plan the memory of one device, in the phases of a training that has made its first step.
 
     Args:
-        model: the whole model.
-        optimizer: its sizes for the whole model.
+        model: sizes of the full model.
+        optimizer: its sizes for the full model.
         passes: of one device's micro-batch.
         sharding: division of model and optimizer among devices.
-        reference: bytes of the whole reference model.
+        reference: bytes of the full reference model.
         engine: memory of the rollout engine.
     """
     fewer = "raise `trainer.accumulate_grad_batches`, so that a micro-batch has fewer completions"
@@ -138,8 +138,8 @@ def memory_plan(
         # They stay until the next update's backward pass begins, or a validation.
         Entry("gradients", sharding.share(model.trained), remedy=divide),
         Entry("gradient buckets", model.trained if sharding.buckets else 0, remedy="`gradient_as_bucket_view: true`"),
-        Entry("optimiser state", sharding.share(optimizer.state), remedy=divide),
-        Entry("whole weights for sampling", sampling, ("rollout",), "let vLLM sample"),
+        Entry("optimizer state", sharding.share(optimizer.state), remedy=divide),
+        Entry("full weights for sampling", sampling, ("rollout",), "let vLLM sample"),
         Entry("gathered weights", _gathered(model, sharding), ("scoring", "training") if sampling else passes_run),
         Entry("gathered gradients", _gathered(model, sharding, gradients=True), ("training",)),
         Entry("reference model", sharding.share(reference), remedy=no_reference),
@@ -147,7 +147,7 @@ def memory_plan(
         Entry("autocast's copies of weights", model.casts, ("training",)),
         Entry("activations", activations, ("training",), fewer),
         Entry("loss head", passes.head, ("training",), fewer),
-        Entry("optimiser's temporaries", sharding.share(optimizer.step), ("update",), divide),
+        Entry("optimizer's temporaries", sharding.share(optimizer.step), ("update",), divide),
         *engine.entries,
     ]
     return MemoryPlan(tuple(entry for entry in entries if entry.size))

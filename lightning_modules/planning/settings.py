@@ -32,7 +32,7 @@ class TrainerSettings:
         sharding: what the strategy divides.
         strategy: its name.
         precision: in full, such as bf16-mixed.
-        accumulate_grad_batches: micro-batches of an optimiser step.
+        accumulate_grad_batches: micro-batches of an optimizer step.
     """
 
     on_gpu: bool

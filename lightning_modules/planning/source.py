@@ -1,4 +1,4 @@
-"""What is read before a job is planned: configuration and tokenizer of the model, and the longest prompt."""
+"""Inputs of a memory plan: configuration and tokenizer of the model, and the longest prompt."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lightning_modules.batch import Extent, Sequences
 from lightning_modules.memory import Description, LiveMemory, traced
@@ -50,7 +51,7 @@ def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on
     Args:
         model: what it optimises.
         optimizer: made of the model's parameters.
-        on_gpu: whether the step goes over all parameters at once, as optimisers do by default on a GPU.
+        on_gpu: whether the step goes over all parameters at once, as optimizers do by default on a GPU.
     """
     for group in optimizer.param_groups:
         if on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
@@ -154,12 +155,12 @@ class _WatchedLayout(SequenceLayout):
         self.layout, self.memory = layout, memory
         self.forward = self.head_backward = 0
 
+    @override
     def size(self, extent: Extent) -> int:
-        """See `SequenceLayout`."""
         return self.layout.size(extent)
 
+    @override
     def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
-        """See `SequenceLayout`."""
         states = self.layout.last_layer(model, batch)
         self.forward = self.memory.taken_peak()
         states.register_hook(self._head_is_done)

@@ -1,4 +1,4 @@
-"""What every rollout engine takes and gives."""
+"""The interface of rollout engines: sampling parameters in, completions out."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TokenIds = Annotated[Tensor, "batch time"]
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How completions are drawn.
+    """Parameters of sampling.
 
     Args:
         max_completion_length: tokens after which a completion is cut off.
         stop_token_ids: tokens that end a completion; they belong to it.
         temperature: divides the logits; 0 takes the most likely token.
-        seed: of the draw; the same seed, prompts and policy give the same completions.
+        seed: of sampling; the same seed, prompts and policy give the same completions.
         samples_per_prompt: completions of each prompt.
     """
 
@@ -44,7 +44,7 @@ class Completions:
     Args:
         token_ids: padded on the right; shape `batch time`.
         mask: True on the completion's tokens, its stop token included; shape `batch time`.
-        log_probs: log-probabilities of the tokens under the distribution they were drawn from, temperature applied;
+        log_probs: log-probabilities of the tokens under the distribution they were sampled from, temperature applied;
             shape `batch time`; nats.
         finished: False where the completion was cut off; shape `batch`.
     """
@@ -99,14 +99,14 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def load_policy(self, model: PreTrainedModel) -> None:
-        """Draw from this policy, as it is now, until the next call."""
+        """Sample from this policy, as it is now, until the next call."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
         """Completions of prompts given as token ids."""
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of the engine with each rollout, by name; nothing unless a subclass says so."""
+        """Return metrics that are logged with each rollout, by name; none by default."""
         return {}
 
     def memory(self, load: SamplingLoad) -> EngineMemory:
@@ -117,4 +117,4 @@ class RolloutEngine(ABC):
         return EngineMemory(sentence=f"{type(self).__name__}: unknown to a plan, so not counted.")
 
     def close(self) -> None:  # noqa: B027, most engines hold nothing
-        """Give back what the engine holds, at the end of a training; `load_policy` can be called again."""
+        """Free the resources of the engine at the end of a training; `load_policy` can be called again."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
+from typing_extensions import override
 
 from lightning_modules.batch import left_padded
 from lightning_modules.memory import EngineMemory, Entry, SamplingLoad, traced
@@ -22,7 +23,7 @@ class TransformersEngine(RolloutEngine):
     """Samples completions with the policy's own forward pass, so the log-probabilities are those of the trainer.
 
     A prompt is read once for all its completions, and completions that have ended leave the batch. The weights of a
-    sharded policy are gathered on every rank while it samples; ranks that divide its layers sample the same together.
+    sharded policy are gathered on every rank while it samples; the ranks of a tensor-parallel group sample the same.
 
     Args:
         max_sequences: completions sampled at the same time; more prompts wait for their turn.
@@ -37,13 +38,14 @@ class TransformersEngine(RolloutEngine):
         self.max_sequences = max_sequences
         self._model: PreTrainedModel | None = None
 
+    @override
     def load_policy(self, model: PreTrainedModel) -> None:
-        """See `RolloutEngine`."""
         self._model = model
 
+    @override
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
-        """See `RolloutEngine`.
+        """Generate completions of prompts given as token ids.
 
         Raises:
             RuntimeError: no policy was loaded.
@@ -76,8 +78,8 @@ class TransformersEngine(RolloutEngine):
     def _prompts_at_once(self, samples_per_prompt: int) -> int:
         return max(self.max_sequences // samples_per_prompt, 1)
 
+    @override
     def memory(self, load: SamplingLoad) -> EngineMemory:
-        """See `RolloutEngine`."""
         prompts = min(self._prompts_at_once(load.samples_per_prompt), load.prompts)
         cache, peak = _decoding_sizes(load, prompts)
         remedy = "lower `max_sequences` of the TransformersEngine"

@@ -156,7 +156,7 @@ def test_a_model_of_which_little_is_trained():
     assert sizes.state == 2 * 256 + 4
 
 
-# The optimiser
+# The optimizer
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_model_of_which_little_is_trained():
         (torch.optim.Adagrad, 1, 1),
     ],
 )
-def test_the_state_of_an_optimiser(make, states, steps):
+def test_the_state_of_an_optimizer(make, states, steps):
     model = Description(Qwen2Config(**SMALL)).model()
     parameters = list(model.parameters())
     sizes = optimizer_sizes(model, make(parameters), on_gpu=False)
@@ -197,13 +197,13 @@ def test_one_device_has_everything():
     assert sizes_by_name(plan) == {
         "weights": 400,
         "gradients": 320,
-        "optimiser state": 640,
+        "optimizer state": 640,
         "reference model": 400,
         "log-probabilities of the rollout": 5,
         "autocast's copies of weights": 20,
         "activations": 1000,
         "loss head": 70,
-        "optimiser's temporaries": 30,
+        "optimizer's temporaries": 30,
     }
     resident = 400 + 320 + 640 + 400
     totals = {phase: plan.total(phase) - resident for phase in ("rollout", "scoring", "training", "update")}
@@ -219,7 +219,7 @@ def test_replicas_have_buckets():
 def test_shards_are_divided_and_layers_gathered():
     plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), Sharding(4, shards=4), reference=400)
     found = sizes_by_name(plan)
-    divided = ("weights", "gradients", "optimiser state", "optimiser's temporaries")
+    divided = ("weights", "gradients", "optimizer state", "optimizer's temporaries")
     assert [found[name] for name in divided] == [100, 80, 160, 8]
     assert found["gathered weights"] == 60 + 2 * 50
     assert found["gathered gradients"] == 60
@@ -636,7 +636,7 @@ def test_an_engine_of_ones_own_says_what_it_takes(folder):
     found = job(folder, {"rollouts": CountedEngine()}, trainer)
     names = sizes_by_name(found.memory)
     assert names["own engine"] == 3 * 16
-    assert "whole weights for sampling" in names
+    assert "full weights for sampling" in names
     assert found.engine.sentence == f"{found.model.parameters:,} parameters."
     assert found.micro_batch.prompt_length == 60
 
@@ -658,12 +658,12 @@ def test_an_engine_that_fails_is_said_to_be_unknown(folder):
     assert found.unknown == ("the rollout engine: KeyError: 'no idea'",)
 
 
-def test_an_optimiser_that_looks_into_data_is_said_to_be_unknown(folder):
+def test_an_optimizer_that_looks_into_data_is_said_to_be_unknown(folder):
     module = PolicyModule(folder, gmpo(), optimizer=torch.optim.Adafactor)
     data = RolloutDataModule(AdditionProblems(16), text_reward)
     found = job_plan(module, data, settings(), prompt_length=5)
-    assert found.unknown[0].startswith("the optimiser: ")
-    assert "optimiser state" not in sizes_by_name(found.memory)
+    assert found.unknown[0].startswith("the optimizer: ")
+    assert "optimizer state" not in sizes_by_name(found.memory)
 
 
 class Source:
