@@ -1,4 +1,4 @@
-"""What a source of prompts gives."""
+"""Base class of prompt sources."""
 
 from __future__ import annotations
 
@@ -10,4 +10,8 @@ Example = Mapping[str, Any]
 
 
 class PromptDataset(Sequence[Example], ABC):
-    """Examples by index: mappings with a text under "prompt", and whatever the reward reads."""
+    """Base class of prompt sources: a sequence of examples.
+
+    An example is a mapping with a string under "prompt" and the fields that the reward reads. A subclass implements
+    `__len__` and `__getitem__`; the same index must always return the same example.
+    """

@@ -1,7 +1,7 @@
-"""What a reward is."""
+"""Type of a reward function."""
 
 from collections.abc import Callable
 
 from lightning_modules.prompts import Example
 
-Reward = Callable[[str, Example], float]  # of a completion, and the example that it answers
+Reward = Callable[[str, Example], float]  # takes a completion and the example of its prompt
