@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lightning_modules.batch import left_padded
 from lightning_modules.model.sharding import gathered
-from lightning_modules.model.tensor_parallel import agreed_draw
+from lightning_modules.model.tensor_parallel import broadcast_sampled_tokens as agreed_draw
 from lightning_modules.progress import progress_bar
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 
