@@ -352,7 +352,7 @@ def test_an_output_layer_that_the_server_ties_ends_the_run(servers, weights, pol
 def test_weights_of_another_model_end_the_run(servers, weights):
     with torch.random.fork_rng(devices=[]):
         other = make_model(make_tokenizer(), hidden_size=64, layers=2)
-    message = r"serves a model with {'hidden_size': 128}, and the one that is trained has {'hidden_size': 64}"
+    message = r"serves a model with {'hidden_size': 128}, and the trained model has {'hidden_size': 64}"
     with pytest.raises(ServerRefusal, match=message):
         engine_of(servers[:1], weights, other)
 

@@ -273,7 +273,7 @@ def test_models_are_kept_in_the_user_s_cache_folder_by_default(tmp_path, monkeyp
         ({"guess_share": 1.5}, r"`guess_share` is 1\.5; pass a fraction, from 0 to 1"),
         ({"noise": -0.1}, r"`noise` is -0\.1; pass a fraction, from 0 to 1"),
         ({"noise": float("nan")}, "`noise` is nan; pass a fraction, from 0 to 1"),
-        ({"guess_spread": -1}, "`guess_spread` is -1; pass 0 for right answers, or more"),
+        ({"guess_spread": -1}, "`guess_spread` is -1; pass 0 for correct answers, or more"),
     ],
 )
 def test_warm_start_errors_name_argument_value_and_remedy(arguments, message):

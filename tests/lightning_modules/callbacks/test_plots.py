@@ -59,7 +59,7 @@ def test_every_panel_says_what_it_shows_in_which_unit(plotted):
         "completion length (tokens)",
         "entropy (nats per token)",
         r"token ratio $r_t$, smallest to largest",
-        "share of tokens clipped",
+        "fraction of tokens clipped",
     ]
     assert panels[4].get_yscale() == "log"
 

@@ -56,7 +56,9 @@ def test_lines_may_end_as_on_windows(tmp_path):
 
 def test_missing_file(tmp_path):
     path = str(tmp_path / "none.jsonl")
-    with pytest.raises(FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a JSON Lines file"
+    ):
         JSONLines(path)
     with pytest.raises(FileNotFoundError):
         JSONLines(str(tmp_path))

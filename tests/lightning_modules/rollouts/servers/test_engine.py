@@ -456,7 +456,7 @@ def test_a_server_of_another_model_is_refused_before_it_gets_weights(started, en
     """vLLM does not recover from weights that do not fit."""
     (server,) = started(None)
     server.state["sizes"] = {**server.state["sizes"], "vocab_size": 5}
-    with pytest.raises(ServerRefusal, match=r"serves a model with {'vocab_size': 5}, and the one that is trained has"):
+    with pytest.raises(ServerRefusal, match=r"serves a model with {'vocab_size': 5}, and the trained model has"):
         engine_of([server])
     assert not server.loads
 
