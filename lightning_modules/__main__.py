@@ -1,4 +1,4 @@
-"""`aggregate-po` and `python -m lightning_modules`."""
+"""Entry point of `aggregate-po` and `python -m lightning_modules`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from lightning_modules.rollouts.serving.command import serve
 
 
 def main() -> None:
-    """`evaluate RUN` measures a run, `serve MODEL` starts a server, `plan` counts memory; the rest is Lightning's."""
+    """Dispatch to `evaluate RUN`, `serve MODEL` or `plan`; all other subcommands are those of the Lightning CLI."""
     if sys.argv[1:2] == ["evaluate"]:
         if len(sys.argv) < 3 or sys.argv[2].startswith("-"):
             sys.exit("usage: aggregate-po evaluate RUN [options of `aggregate-po validate`]")

@@ -1,4 +1,4 @@
-"""What the data hands to the policy: token sequences, micro-batches of a rollout, and evaluated completions."""
+"""Data passed to the policy: token sequences, micro-batches of a rollout, and evaluated completions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import override
 
 from aggregate_po import PerCompletion, PerToken, PolicyBatch
 from lightning_modules.prompts import Example
@@ -17,18 +18,18 @@ from lightning_modules.tally import Tally
 
 
 class Sequences:
-    """Completions with their prompts, as a model reads them.
+    """Completions with their prompts, as token ids for a forward pass.
 
-    Not a dataclass, because Lightning takes those apart to convert their numbers for some precisions, and refuses
-    frozen ones such as `PolicyBatch`, which `RolloutBatch` adds.
+    It is not a dataclass: under some precisions Lightning rebuilds dataclasses field by field to convert their tensors,
+    and it rejects frozen ones such as `PolicyBatch`, a field of `RolloutBatch`.
 
     Args:
-        prompt_ids: each prompt once, padded on the left; shape `prompt prompt_time`.
+        prompt_ids: token ids of the distinct prompts, padded on the left; shape `prompt prompt_time`.
         prompt_mask: True on prompt tokens; shape `prompt prompt_time`.
         prompt_of: index of each completion's prompt; shape `batch`.
-        completion_ids: padded on the right; shape `batch time`.
-        completion_mask: True on tokens of the completion, trained or not; shape `batch time`.
-        temperature: of the sampling distribution.
+        completion_ids: token ids of the completions, padded on the right; shape `batch time`.
+        completion_mask: True on completion tokens, trained or not; shape `batch time`.
+        temperature: temperature of the sampling distribution.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Sequences:
         return self.replace(**moved)
 
     def select(self, rows: Tensor) -> Self:
-        """Return some completions with the prompts that they need, without padding that none of them needs."""
+        """Return the selected completions with their prompts, trimmed to the longest of each."""
         prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
         start = int(self.prompt_mask[prompts].sum(dim=-1).max())
         time = int(self.completion_mask[rows].sum(dim=-1).max())
@@ -75,21 +76,21 @@ class Sequences:
         )
 
     def _selected(self, rows: Tensor, time: int) -> dict[str, Any]:
-        """Further fields for some completions, cut to their first tokens."""
+        """Return the fields of a subclass for the selected completions, trimmed to `time` tokens."""
         return {}
 
 
 class RolloutBatch(Sequences):
-    """A micro-batch of completions: what the model reads, and what the objective sees.
+    """A micro-batch of completions: token ids for the model, and a `PolicyBatch` for the objective.
 
     Args:
-        prompt_ids: as the other fields of `Sequences`.
-        prompt_mask: likewise.
-        prompt_of: likewise.
-        completion_ids: likewise.
-        completion_mask: likewise.
-        policy: the part that the objective sees.
-        temperature: of the sampling distribution.
+        prompt_ids: see `Sequences`.
+        prompt_mask: see `Sequences`.
+        prompt_of: see `Sequences`.
+        completion_ids: see `Sequences`.
+        completion_mask: see `Sequences`.
+        policy: inputs of the objective.
+        temperature: temperature of the sampling distribution.
         closes_update: whether this is the last micro-batch of an optimizer step.
     """
 
@@ -108,25 +109,26 @@ class RolloutBatch(Sequences):
         self.policy = policy
         self.closes_update = closes_update
 
+    @override
     def _selected(self, rows: Tensor, time: int) -> dict[str, Any]:
         return {"policy": self.policy.select(rows, time)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain tensors, numbers and dictionaries, for a checkpoint.
+        """Return the fields as tensors, numbers and dictionaries, for a checkpoint.
 
         Raises:
-            TypeError: a field is of another kind, which a checkpoint could only pickle.
+            TypeError: a field has another type, which a checkpoint would have to pickle.
         """
         return {name: _plain(name, value) for name, value in vars(self).items()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RolloutBatch:
-        """Return the batch that `state_dict` was taken of."""
+        """Return the batch whose `state_dict` is given."""
         return cls(**{**state, "policy": _rebuilt(PolicyBatch, state["policy"])})
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return a record as a dictionary of its fields, and theirs; tensors and numbers as they are."""
+    """Convert dataclasses to dictionaries, recursively; return tensors and numbers unchanged."""
     if is_dataclass(value):
         return {part.name: _plain(f"{name}.{part.name}", getattr(value, part.name)) for part in fields(value)}
     if value is None or isinstance(value, (Tensor, bool, int, float, str)):
@@ -137,34 +139,34 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _rebuilt(kind: type[Any], state: Mapping[str, Any]) -> Any:
-    """Return the record of which `_plain` made a dictionary."""
+    """Rebuild a dataclass from the dictionary that `_plain` returned."""
     hints = get_type_hints(kind)
     nested = {name: hints[name] for name in state if is_dataclass(hints[name])}
     return kind(**{**state, **{name: _rebuilt(inner, state[name]) for name, inner in nested.items()}})
 
 
 def inert(batch: RolloutBatch) -> RolloutBatch:
-    """Return a batch whose completions are read by the model and trained on by nobody."""
+    """Return the batch with an empty response mask: the forward pass runs, and the gradient is zero."""
     policy = replace(batch.policy, response_mask=torch.zeros_like(batch.policy.response_mask))
     return batch.replace(policy=policy)
 
 
 def current_rollout_metrics(trainer: Trainer) -> Mapping[str, float]:
-    """Return metrics of the rollout that is trained on, by name; a loader that keeps no `metrics` has none."""
+    """Return the metrics of the current rollout by name; empty if the data loader has no `metrics`."""
     return getattr(trainer.train_dataloader, "metrics", {})
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much a micro-batch holds.
+    """Counts and lengths of a micro-batch, from which a layout computes its size in tokens.
 
     Args:
-        prompts: number of different ones.
-        longest_prompt: tokens.
-        completions: number of them.
-        longest: tokens of the longest completion.
-        tokens: of all completions.
-        prompt_tokens: of all prompts, each as often as it has completions.
+        prompts: number of distinct prompts.
+        longest_prompt: number of tokens of the longest prompt.
+        completions: number of completions.
+        longest: number of tokens of the longest completion.
+        tokens: total number of completion tokens.
+        prompt_tokens: total number of prompt tokens, each prompt counted once per completion.
     """
 
     prompts: int = 0
@@ -177,15 +179,15 @@ class Extent:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Completions of held-out prompts with their rewards; this rank's share of them.
+    """Completions of the held-out prompts of one data-parallel shard, with their rewards.
 
     Args:
-        name: how they were generated, "sampled" or "greedy".
-        examples: the prompts with their fields.
-        completions: one text for each.
-        rewards: shape `batch`.
-        lengths: tokens, the stop token included; shape `batch`.
-        single_rewards: those of which `rewards` is the weighted sum, by name; none where there is only one.
+        name: way of generating, "sampled" or "greedy".
+        examples: examples of the prompts.
+        completions: one text per prompt.
+        rewards: total reward of each completion; shape `batch`.
+        lengths: number of tokens of each completion, the stop token included; shape `batch`.
+        single_rewards: terms of the weighted sum `rewards`, by name; empty if there is only one reward.
     """
 
     name: str
@@ -197,25 +199,25 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, PerCompletion]:
-        """What is measured of each completion, by the name under which its mean is logged."""
+        """Metrics of each completion, by the name under which their means are logged."""
         single = {f"rewards/{reward}_{self.name}": values for reward, values in self.single_rewards.items()}
         return {f"pass@1_{self.name}": self.rewards, **single, f"mean_length_{self.name}": self.lengths.float()}
 
     @property
     def tally(self) -> Tally:
-        """Sum of each metric over these completions, and how many they are."""
+        """Sum of each metric over the completions, and their number."""
         count = torch.tensor(len(self.completions))
         sums = {name: values.double().sum() for name, values in self.metrics.items()}
-        return Tally.of(**sums, **{_count_of(name): count for name in sums})
+        return Tally.of(**sums, **{_count_name(name): count for name in sums})
 
 
 def evaluation_metrics(tally: Tally) -> dict[str, float]:
-    """Return the mean of each metric, from the tallies of evaluations added up."""
-    totals = {name: total for name, total in tally.sums.items() if not name.startswith(_count_of(""))}
-    return {name: total / tally.sums[_count_of(name)] for name, total in totals.items()}
+    """Return the mean of each metric, from the sum of the tallies of all evaluations."""
+    totals = {name: total for name, total in tally.sums.items() if not name.startswith(_count_name(""))}
+    return {name: total / tally.sums[_count_name(name)] for name, total in totals.items()}
 
 
-def _count_of(metric: str) -> str:
+def _count_name(metric: str) -> str:
     return f"count of {metric}"
 
 

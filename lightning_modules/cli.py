@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with the run folder and its checkpoints set up."""
+"""Command line: the Lightning CLI with a run folder, checkpoints and a report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import transformers
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from typing_extensions import override
 
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.callbacks.progress import TrainingProgressBar
@@ -26,75 +27,82 @@ _TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 200,
     "gradient_clip_val": 1.0,
-    "check_val_every_n_epoch": 1_000_000,  # held-out prompts are the report's
+    "check_val_every_n_epoch": 1_000_000,  # `RunReport` evaluates held-out prompts
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "logger": False,
-    "log_every_n_steps": 1,  # of another logger
+    "log_every_n_steps": 1,  # for loggers other than `metrics.csv`
 }
 
 _DESCRIPTION = (
-    "Train with `fit`. Besides the subcommands: `plan` prints the memory that a `fit` with the same arguments takes, "
-    "`evaluate RUN` measures a finished run, and `serve MODEL` starts a vLLM server."
+    "Train with `fit`. Further subcommands: `plan` estimates the memory of a `fit` with the same arguments, "
+    "`evaluate RUN` evaluates a finished run on its held-out prompts, and `serve MODEL` starts a vLLM server."
 )
 
 _REMEDY = (
-    "Pass the import path of a class or function, such as aggregate_po.recipes.gmpo; a file of your own must stand in "
-    "the working folder or be installed."
+    "Pass the import path of a class or function, such as aggregate_po.recipes.gmpo; your own file must be in the "
+    "working folder or be installed."
 )
 
 
 class PolicyArgumentParser(LightningArgumentParser):
-    """Says what is wrong without a page of usage around it."""
+    """Argument parser whose errors name the remedy and are printed without the usage text."""
 
+    @override
     def print_usage(self, file: Any = None) -> None:
-        """Nothing: an error message must be found, and `--help` lists every option."""
+        """Print nothing, so that the error message stands out; `--help` lists every option."""
 
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add the remedy to the parser's account of an option that is unknown or an import path that leads nowhere."""
+        """Add a remedy to the error of an unknown option or of an import path that does not exist."""
         if re.fullmatch("Option '[^']*' is not accepted", message):
-            # Each class or function has a parser of its own, which knows what it accepts.
+            # Each class or function has its own parser, which knows the accepted options.
             options = [action.dest for action in self._actions if action.dest.split(".")[-1] != "help"]
             message += f"; pass one of {', '.join(options)}" if options else "; there are no options"
-        if any(sign in message for sign in ("No module named", "has no attribute", "Expected a dot import path")):
-            # The parser of an outer class passes on what that of an inner one said.
+        if any(text in message for text in ("No module named", "has no attribute", "Expected a dot import path")):
+            # The parser of an outer class repeats the message of an inner one.
             lines = [line for line in message.splitlines() if line.strip() != _REMEDY]
             message = "\n".join([*lines, _REMEDY])
         super().error(message, ex)
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Keeps the configuration that a run was trained with in its folder; measuring it later leaves the file alone."""
+    """Saves the training configuration in the run folder; a later evaluation does not overwrite it."""
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file at the beginning of a fit."""
+        """Write the file at the start of `fit` only."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
+    @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it there whatever logger there is, since `evaluate` looks for it."""
+        """Write the configuration to the run folder, where `evaluate` looks for it, whatever the logger."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
 
 
 class PolicyCLI(LightningCLI):
-    """`fit`, `validate` and the rest, for a `PolicyModule` and a `RolloutDataModule`."""
+    """Lightning CLI (`fit`, `validate`, ...) for a `PolicyModule` and a `RolloutDataModule`."""
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the report and the checkpoint, both in the run folder; one seed serves the whole run."""
+        """Add the options of the report and of the checkpoint, and link the seed and the run folder."""
         parser.add_lightning_class_args(RunReport, "report")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    @override
     def instantiate_classes(self) -> None:
-        """Build everything; an argument that a constructor refuses ends the program with its message alone."""
+        """Instantiate all classes; an invalid argument ends the program with its error message, without a traceback."""
         with ended_by_its_message():
             super().instantiate_classes()
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Write checkpoints atomically, whatever other plugins the configuration names."""
+        """Add `AtomicCheckpointIO` unless the configuration names another checkpoint plugin."""
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -102,10 +110,10 @@ class PolicyCLI(LightningCLI):
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def before_fit(self) -> None:
-        """Refuse to write over another run.
+        """Refuse to overwrite another run.
 
         Raises:
-            SystemExit: the run folder has metrics, and no checkpoint to resume from was named.
+            SystemExit: the run folder has metrics, and `ckpt_path` is not set.
         """
         folder = Path(self.trainer.default_root_dir)
         if self._get(self.config, "ckpt_path") is None and (folder / "metrics.csv").exists():
@@ -129,12 +137,12 @@ def ended_by_its_message() -> Iterator[None]:
 
 
 def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = PolicyCLI) -> PolicyCLI:
-    """Run the command line, with the arguments of the process unless others are given."""
-    # A user's aggregator is named by its import path, and its file usually stands in the working folder.
+    """Run the command line with the given arguments, or with those of the process when None."""
+    # A user's aggregator is named by its import path, and its file is usually in the working folder.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     transformers.utils.logging.disable_progress_bar()
-    # The policy is in eval mode on purpose: dropout would make its log-probabilities differ from the sampler's.
+    # The policy is in eval mode: dropout would make its log-probabilities differ from those of the sampler.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
@@ -153,27 +161,30 @@ def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = Poli
 
 
 def evaluate_run(folder: str, *options: str) -> dict[str, float]:
-    """Measure the exported model of a run on its held-out prompts, and print the table.
+    """Evaluate the exported model of a run on its held-out prompts, and print a table of the metrics.
 
     Args:
-        folder: of the run.
-        options: of the command line, over the configuration of the run; such as another engine.
+        folder: the run folder.
+        options: command-line options that override the configuration of the run, such as another engine.
+
+    Returns:
+        The metrics by name.
 
     Raises:
-        SystemExit: the folder holds no finished run.
+        SystemExit: the folder does not hold a finished run.
     """
     run_folder = Path(folder)
     for name in ("config.yaml", "model"):
         if not (run_folder / name).exists():
             raise SystemExit(f"error: RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
     config, model = run_folder / "config.yaml", run_folder / "model"
-    # The folder has its adapters already. Nothing is drawn ahead of a measurement, and not every engine could.
+    # The exported model includes its adapters. An evaluation samples nothing ahead, and not every engine could.
     model_options = [f"--model.model_name={model}", "--model.lora=null"]
     fixed = [f"--config={config}", *model_options, "--data.overlap=false", "--verbose=false"]
     cli = run(["validate", *fixed, *options])
-    figures = {name.removeprefix("val/"): value.item() for name, value in cli.trainer.callback_metrics.items()}
-    print_table({"measured": figures})
-    return figures
+    metrics = {name.removeprefix("val/"): value.item() for name, value in cli.trainer.callback_metrics.items()}
+    print_table({"measured": metrics})
+    return metrics
 
 
 def _checkpoint_folder(root: str | None) -> str:

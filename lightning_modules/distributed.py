@@ -1,4 +1,4 @@
-"""What holds a step together when it is cut into ranks and micro-batches."""
+"""Ranks and collectives: the data-parallel shards and the tensor-parallel groups of a training run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """Number of this process among those that train together, from 0."""
+    """Return the rank of this process; 0 outside distributed training."""
     return dist.get_rank() if _initialized() else 0
 
 
-def number_of_ranks() -> int:
-    """How many they are."""
+def world_size() -> int:
+    """Return the number of ranks; 1 outside distributed training."""
     return dist.get_world_size() if _initialized() else 1
 
 
@@ -27,42 +27,42 @@ def _initialized() -> bool:
 
 
 def wait_for_ranks(device: torch.device) -> None:
-    """Return when every rank has got here."""
-    if number_of_ranks() > 1:
+    """Block until every rank has called this function (a barrier)."""
+    if world_size() > 1:
         arrived = torch.ones(1, device=device)
         dist.all_reduce(arrived)
         arrived.item()  # on a GPU the call above returns at once
 
 
-def agreed_text(text: str, device: torch.device) -> str:
-    """Rank 0's text, on every rank."""
+def broadcast_text(text: str, device: torch.device) -> str:
+    """Return the text of rank 0 on every rank."""
     values = [text]
-    if number_of_ranks() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(values, src=0, device=device)
     return values[0]
 
 
-def collected_on_first_rank(value: Any) -> list[Any]:
-    """What each rank passes, by rank, for a checkpoint; empty on all ranks but the first, which writes it."""
-    if number_of_ranks() == 1:
+def gathered_on_rank_zero(value: Any) -> list[Any]:
+    """Return the values of all ranks, in the order of the ranks, on rank 0; an empty list on the other ranks."""
+    if world_size() == 1:
         return [value]
-    collected = [None] * number_of_ranks() if rank() == 0 else None
-    dist.gather_object(value, collected)
-    return collected or []
+    gathered = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered or []
 
 
 def data_parallel_rank(trainer: Trainer) -> int:
-    """Return the number of this rank's shard of the data, from 0; the ranks of a tensor-parallel group share one."""
+    """Return the data-parallel rank, from 0; all ranks of a tensor-parallel group have the same one."""
     return (trainer.distributed_sampler_kwargs or {"rank": 0})["rank"]
 
 
 def data_parallel_size(trainer: Trainer) -> int:
-    """Return the number of shards of the data."""
+    """Return the number of data-parallel shards."""
     return (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
 
 
 def tensor_parallel_size(trainer: Trainer) -> int:
-    """Return the number of ranks that share the layers of one model."""
+    """Return the number of ranks that one copy of the model is sharded over by tensor parallelism."""
     return trainer.world_size // data_parallel_size(trainer)
 
 
@@ -72,7 +72,7 @@ def is_tensor_parallel_leader(trainer: Trainer) -> bool:
 
 
 def broadcast_in_tensor_parallel_group(value: Any, trainer: Trainer) -> Any:
-    """Return the value of the group's rank 0 on all ranks of a tensor-parallel group."""
+    """Return the value of rank 0 of the tensor-parallel group on all ranks of the group."""
     if tensor_parallel_size(trainer) == 1:
         return value
     mesh, values = cast(ModelParallelStrategy, trainer.strategy).device_mesh["tensor_parallel"], [value]
@@ -81,16 +81,17 @@ def broadcast_in_tensor_parallel_group(value: Any, trainer: Trainer) -> Any:
 
 
 def loss_scale(trainer: Trainer) -> int:
-    """Return what Lightning and the gradient reduction divide a loss by.
+    """Return the factor that undoes the averaging of gradients over micro-batches and data-parallel ranks.
 
-    The objective is normalized by totals of the whole optimizer step, so the gradients of micro-batches must add up:
-    accumulation divides by the number of micro-batches and data parallelism by the number of shards of the data.
+    The objective is normalized by the totals of the full optimizer step, so the gradients of micro-batches must be
+    summed. Lightning divides the loss by the number of micro-batches, and the gradient reduction divides by the number
+    of data-parallel ranks.
     """
     return data_parallel_size(trainer) * trainer.accumulate_grad_batches
 
 
 def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
-    """Return the sum of the tensors of all shards of the data, on every rank and on the CPU."""
+    """Return the sum of the tensors over all data-parallel ranks, on every rank and on the CPU."""
     if trainer.world_size == 1:
         return values
     mine = values if is_tensor_parallel_leader(trainer) else torch.zeros_like(values)
@@ -99,7 +100,7 @@ def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
 
 
 def gathered_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
-    """Return the rows of all shards of the data, one shard after another, on every rank and on the CPU."""
+    """Return the rows of all data-parallel ranks, concatenated in rank order, on every rank and on the CPU."""
     if trainer.world_size == 1:
         return values
     gathered = trainer.strategy.all_gather(values.to(trainer.strategy.root_device))

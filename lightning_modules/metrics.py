@@ -1,4 +1,4 @@
-"""Metrics of one optimizer step: sums and counts over its micro-batches and ranks, however it is split."""
+"""Metrics of one optimizer step, from sums and counts that do not depend on its split into micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from lightning_modules.tally import Tally
 
 
 class GradientWeightMetrics(Metric):
-    """How the gradient of one optimiser step was shared among tokens, and how far the policy had moved.
+    """Distribution of the gradient weights of one optimizer step over tokens, and distance from the behavior policy.
 
-    `compute` gives, by name: `ratio/min`, `ratio/max` and `ratio/mean` of the token ratios, `kl_old` (the k1 estimate
-    of the divergence from the behaviour policy, nats), `clip_ratio/low_mean`, `/high_mean` and `/region_mean` (share
-    of tokens whose gradient the clip made zero: pushed down, pushed up, either), `weights/overflow` (share whose
-    gradient the bound on log ratios made zero), `weights/ess_fraction` (effective sample size of the concentration
-    over the length, mean over completions) and `weights/entropy` (its entropy, nats).
+    `compute` returns these metrics by name:
+
+    - `ratio/min`, `ratio/max` and `ratio/mean` of the token ratios;
+    - `kl_old`: k1 estimate of the KL divergence from the behavior policy, in nats;
+    - `clip_ratio/low_mean`, `/high_mean` and `/region_mean`: fraction of tokens whose gradient is clipped to zero, with
+      a negative advantage, with a positive advantage, and with either;
+    - `weights/overflow`: fraction of tokens whose gradient is zero because the log ratio is out of bounds;
+    - `weights/ess_fraction`: effective sample size of the concentration divided by the length, mean over completions;
+    - `weights/entropy`: entropy of the concentration, in nats, mean over completions.
     """
 
     full_state_update = False
@@ -60,16 +64,16 @@ class GradientWeightMetrics(Metric):
         """Count one micro-batch.
 
         Args:
-            weights: what the objective's `gradient_weights` gave.
-            log_probs: log-probabilities under the policy that is trained; shape `batch time`.
-            batch: what the objective saw.
+            weights: gradient weights of the objective on this micro-batch.
+            log_probs: log-probabilities under the current policy; shape `batch time`; nats.
+            batch: the micro-batch as the objective receives it.
         """
         mask = batch.response_mask
         log_ratio = log_ratio_of(log_probs, batch.old_log_probs, mask)
         ratio = bounded(log_ratio).exp()
         clipped = weights.clipped
         lengths = mask.sum(dim=-1)
-        share = effective_sample_size(weights.concentration) / lengths.clamp(min=1)
+        ess_fraction = effective_sample_size(weights.concentration) / lengths.clamp(min=1)
         nonempty = lengths > 0
         self.tokens += mask.sum()
         self.completions += nonempty.sum()
@@ -78,17 +82,17 @@ class GradientWeightMetrics(Metric):
         self.clipped_low += (clipped & (weights.advantages < 0)).sum()
         self.clipped_high += (clipped & (weights.advantages > 0)).sum()
         self.overflow += weights.overflow.sum()
-        self.ess_fraction += share.sum()
+        self.ess_fraction += ess_fraction.sum()
         self.entropy += weight_entropy(weights.concentration).sum()
         self.ratio_min = torch.minimum(self.ratio_min, torch.where(mask, ratio, torch.inf).min().double())
         self.ratio_max = torch.maximum(self.ratio_max, torch.where(mask, ratio, 0).max().double())
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures by name, NaN where no token was counted; see the class."""
-        nothing = self.tokens == 0
+        """Return the metrics by name, NaN if no token was counted; the class docstring lists them."""
+        empty = self.tokens == 0
         return {
-            "ratio/min": torch.where(nothing, torch.nan, self.ratio_min),
-            "ratio/max": torch.where(nothing, torch.nan, self.ratio_max),
+            "ratio/min": torch.where(empty, torch.nan, self.ratio_min),
+            "ratio/max": torch.where(empty, torch.nan, self.ratio_max),
             "ratio/mean": self.ratio_sum / self.tokens,
             "kl_old": -self.log_ratio_sum / self.tokens,
             "clip_ratio/low_mean": self.clipped_low / self.tokens,
@@ -111,10 +115,10 @@ class UpdateMetrics:
         """Count one micro-batch.
 
         Args:
-            value: of the objective.
-            entropy: of the distribution of each token; shape `batch time`; nats.
-            log_probs: log-probabilities under the policy that is trained; shape `batch time`.
-            batch: what the objective saw.
+            value: value of the objective.
+            entropy: entropy of the distribution of each token; shape `batch time`; nats.
+            log_probs: log-probabilities under the current policy; shape `batch time`; nats.
+            batch: the micro-batch as the objective receives it.
         """
         mask = batch.response_mask
         sums = {"tokens": mask.sum(), "policy_loss": -value, "entropy": masked_sum(entropy, mask).sum()}
@@ -124,7 +128,7 @@ class UpdateMetrics:
         self._tally += Tally.of(**sums)
 
     def compute(self, trainer: Trainer) -> dict[str, float]:
-        """Return `policy_loss`, and `entropy` and `kl` per token, NaN where no token was counted; begin anew."""
+        """Return `policy_loss`, and `entropy` and `kl` per token (NaN if no token was counted), and reset the sums."""
         sums = dict(self._tally.over_ranks(trainer).sums)
         self._tally = Tally()
         tokens = sums.pop("tokens")

@@ -1,8 +1,9 @@
-"""The Lightning module: a language model, an objective, and nothing about which objective it is."""
+"""Lightning module that trains a language model with any objective."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,15 +11,17 @@ from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn import Parameter
+from typing_extensions import override
 
 from aggregate_po import PolicyObjective
 from lightning_modules.batch import Evaluation, RolloutBatch, current_rollout_metrics, evaluation_metrics
-from lightning_modules.distributed import collected_on_first_rank, loss_scale, rank, summed_over_ranks
+from lightning_modules.distributed import gathered_on_rank_zero, loss_scale, rank, summed_over_ranks
 from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
 from lightning_modules.model.policy import ModelSource, Policy
-from lightning_modules.model.sharding import whole
+from lightning_modules.model.sharding import full_tensor
 from lightning_modules.seeding import random_state, restore_random_state
 from lightning_modules.tally import Tally
 from lightning_modules.validation import require_at_least
@@ -28,19 +31,21 @@ class PolicyModule(LightningModule):
     """Trains a causal language model with any `PolicyObjective`.
 
     Args:
-        model_name: hub id or folder of a Hugging Face causal language model, or what makes one (`prepare`).
-        objective: maximised.
-        learning_rate: of AdamW, after the warm-up.
-        warmup_steps: optimiser steps over which the learning rate rises, of whichever optimiser.
-        weight_decay: of AdamW.
-        optimizer: makes another optimiser from the parameters; it then has its own learning rate and weight decay.
-        max_skipped_steps: an optimiser step whose gradient is not finite is skipped; this many in a row stop the run.
-        layout: how prompts and completions are laid out for the forward pass.
-        lora: trains adapters in place of the weights; their absence is the reference.
-        attn_implementation: transformers' name of the attention, as flash_attention_2; transformers chooses when None.
+        model_name: Hub id or folder of a Hugging Face causal language model, or a `ModelSource` that builds one.
+        objective: Objective to maximize, such as `aggregate_po.recipes.gmpo`.
+        learning_rate: Peak learning rate of AdamW, reached after the warm-up.
+        warmup_steps: Number of optimizer steps of the linear learning-rate warm-up; it applies to `optimizer`, too.
+        weight_decay: Weight decay of AdamW.
+        optimizer: Optimizer to use in place of AdamW; it has its own learning rate and weight decay.
+        max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run; a step is skipped if its
+            gradient is not finite.
+        layout: Layout of prompts and completions in the forward pass: `SharedPrompts` or `PackedSequences`.
+        lora: LoRA adapters to train while the weights of the model are frozen; the model without them is the reference.
+        attn_implementation: Name of the attention implementation in transformers, such as flash_attention_2;
+            transformers chooses one when None.
 
     Raises:
-        TypeError: `objective` is no `PolicyObjective`.
+        TypeError: `objective` is not a `PolicyObjective`.
         ValueError: a number is out of its range.
 
     Weights are loaded in float32; `Trainer(precision="bf16-mixed")` computes in bfloat16. Remote code is never run.
@@ -77,31 +82,33 @@ class PolicyModule(LightningModule):
         self.weight_decay = weight_decay
         self.optimizer = optimizer
         self.max_skipped_steps = max_skipped_steps
-        self.strict_loading = lora is None  # a checkpoint of adapters has no other weights
+        self.strict_loading = lora is None  # checkpoints of adapters have no other weights
         self.weight_metrics = GradientWeightMetrics()
         self._update = UpdateMetrics()
-        self._held_out = Tally()  # over the evaluations of a validation
-        self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)  # by the penalties, over the update
+        self._held_out = Tally()  # over the batches of one validation
+        self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)  # by the penalties, in an update
         self._skipped_steps = 0
         self._skipped_in_a_row = 0
         self._random_state: dict[str, Any] | None = None
 
     # Loading
 
+    @override
     def prepare_data(self) -> None:
-        """Make the model where it does not exist yet; one process per node does this."""
+        """Build the model of a `ModelSource` unless it exists, in one process per node."""
         if not isinstance(self.policy.source, str):
             self.policy.source.prepare()
 
+    @override
     def configure_model(self) -> None:
-        """Load the policy, sharded where the strategy says so.
+        """Load the policy, sharded over the device mesh of the strategy.
 
         Raises:
-            ValueError: the strategy asks for tensor parallelism, which the model or adapters do not allow.
+            ValueError: the strategy asks for tensor parallelism, which the model or the adapters do not support.
         """
         if self.policy.is_loaded:
             return
-        # Registered here, so that it is trained and saved, under names that begin with `model.`.
+        # Registering the model makes Lightning train and save it, under names that begin with `model.`.
         self.model = self.policy.load(self.device_mesh, self._gathered_dtype, self._forward_context)
 
     def _gathered_dtype(self) -> torch.dtype | None:
@@ -112,8 +119,9 @@ class PolicyModule(LightningModule):
 
     # Training
 
+    @override
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
-        """Return the negative objective of a micro-batch, scaled so that the gradients of an update add up."""
+        """Return the negative objective of a micro-batch, scaled so that gradients add up over the update."""
         log_probs, entropy = self.policy.log_probs_and_entropy(batch)
         evaluated = self.objective.evaluate(log_probs, batch.policy)
         self.weight_metrics.update(evaluated.weights, log_probs.detach(), batch.policy)
@@ -133,21 +141,23 @@ class PolicyModule(LightningModule):
         self.weight_metrics.reset()
 
     def _penalty_states(self) -> dict[str, Any]:
-        """What the penalties have adapted to so far, and with which the gradient of this update is made."""
+        """Return the adaptive coefficients of the penalties that this update uses, by metric name."""
         states = enumerate(self.objective.state_dict()["penalties"])
         return {f"penalty_{number}/{name}": float(value) for number, state in states for name, value in state.items()}
 
+    @override
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Step, and let the penalties adapt to the update; neither happens where the gradient is not finite."""
+        """Make an optimizer step and adapt the penalties, unless the gradient is not finite."""
         super().optimizer_step(*arguments, **options)
         observed, self._observed = self._observed, torch.zeros_like(self._observed)
         if len(observed) and not self._skipped_in_a_row:
             self.objective.adapt(summed_over_ranks(observed, self.trainer).tolist())
 
+    @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Drop a gradient that is not finite, so that the optimiser leaves parameters and its state alone."""
+        """Drop a gradient that is not finite, so that the optimizer changes neither parameters nor its state."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         finite = bool(torch.isfinite(norm))
         self._skipped_steps += not finite
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
@@ -155,54 +165,48 @@ class PolicyModule(LightningModule):
         self.log("skipped_steps", float(self._skipped_steps))
         if self._skipped_in_a_row >= self.max_skipped_steps:
             raise FloatingPointError(
-                f"the gradient was not finite in {self._skipped_in_a_row} optimiser steps in a row; lower "
-                "`learning_rate`, or look at the rewards and log-probabilities of the last rollout."
+                f"the gradient was not finite in {self._skipped_in_a_row} optimizer steps in a row; lower "
+                "`learning_rate`, or inspect the rewards and log-probabilities of the last rollout."
             )
         if not finite:
             for parameter in self.parameters():
                 parameter.grad = None
 
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, or the optimiser that was asked for, with a linear warm-up."""
-        # Frozen ones, too: reading a checkpoint into shards, Lightning takes an optimiser's parameters for the model's.
+        """Return AdamW or the given optimizer, with a linear learning-rate warm-up."""
         parameters = list(self.parameters())
         if not any(parameter.requires_grad for parameter in parameters):
             raise ValueError(
-                f"`model_name` {self.policy.source!r} has frozen weights alone, as an adapter; merge it first."
+                f"`model_name` {self.policy.source!r} has only frozen weights, as an adapter has; merge it first."
             )
-        if self.optimizer is not None:
-            optimizer = self.optimizer(parameters)
-        else:
-            optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        for parameter in [one for one in optimizer.state if not one.requires_grad]:
-            del optimizer.state[parameter]  # which some optimisers make at once
-        warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / max(self.warmup_steps, 1), 1.0)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        adamw = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return _with_warmup(_optimizer(parameters, self.optimizer or adamw), self.warmup_steps)
 
     # Evaluation
 
+    @override
     def on_validation_epoch_start(self) -> None:
-        """Begin a new tally of held-out completions."""
+        """Reset the tally of held-out completions."""
         self._held_out = Tally()
 
+    @override
     def validation_step(self, batch: Evaluation, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count held-out completions of this rank."""
+        """Add a batch of held-out completions to the tally of this rank."""
         self._held_out += batch.tally
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Log the mean reward of held-out completions, each reward where there are several, and the length."""
+        """Log the mean reward and length of held-out completions, and each single reward if there are several."""
         metrics = evaluation_metrics(self._held_out.over_ranks(self.trainer))
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
     # State
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the module counts, and each rank's global random state; leave out what `model_name` gives again.
-
-        A strategy that reads checkpoints by itself, as one that shards does, wants all weights.
-        """
+        """Add counters, penalty states and the random state of each rank; with LoRA, drop the frozen weights."""
+        # Strategies that load checkpoints themselves, such as sharding ones, require all weights.
         if self.policy.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trained}
@@ -211,15 +215,16 @@ class PolicyModule(LightningModule):
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "objective": self.objective.state_dict(),
-            "rng": collected_on_first_rank(random_state()),
+            "rng": gathered_on_rank_zero(random_state()),
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back; the random state when training begins, because set-up draws from it.
+        """Restore the state of the module; the random state follows in `on_train_start`, because set-up uses it.
 
         Raises:
-            ValueError: it was made with other adapters, or with none.
+            ValueError: the checkpoint was saved with other adapters, or with none.
         """
         state = checkpoint["policy_module"]
         if state["lora"] != self._adapter_form:
@@ -229,16 +234,15 @@ class PolicyModule(LightningModule):
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         self.objective.load_state_dict(state["objective"])
-        # Of more ranks than there were, the further ones go on with the state that they have.
+        # With more ranks than before, the additional ranks keep their current random state.
         self._random_state = dict(enumerate(state["rng"])).get(rank())
-        loop = checkpoint["loops"]["fit_loop"]
-        pieces = state["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
-        loop["epoch_loop.batch_progress"] = _recounted(loop["epoch_loop.batch_progress"], *pieces)
+        _recount_micro_batches(checkpoint, state["accumulate_grad_batches"], self.trainer.accumulate_grad_batches)
 
     @property
     def _adapter_form(self) -> dict[str, Any] | None:
         return None if self.policy.lora is None else self.policy.lora.form
 
+    @override
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run."""
         if self._random_state is not None:
@@ -246,9 +250,29 @@ class PolicyModule(LightningModule):
             self._random_state = None
 
 
-def _recounted(progress: dict[str, Any], saved: int, now: int) -> dict[str, Any]:
-    """Return Lightning's count of the epoch's micro-batches, from `saved` to `now` of them to an optimizer step."""
+def _optimizer(parameters: list[Parameter], make: OptimizerCallable) -> torch.optim.Optimizer:
+    """Make an optimizer of all parameters, without state of frozen ones.
+
+    It includes frozen parameters because Lightning, when it loads a sharded checkpoint, assumes that the optimizer
+    holds all parameters of the model.
+    """
+    optimizer = make(parameters)
+    for parameter in [parameter for parameter in optimizer.state if not parameter.requires_grad]:
+        del optimizer.state[parameter]  # some optimizers create state in `__init__`
+    return optimizer
+
+
+def _with_warmup(optimizer: torch.optim.Optimizer, steps: int) -> OptimizerLRScheduler:
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / max(steps, 1), 1.0))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+
+def _recount_micro_batches(checkpoint: dict[str, Any], saved: int, now: int) -> None:
+    """Convert Lightning's micro-batch counts of the epoch from `saved` to `now` micro-batches per optimizer step."""
+    loop = checkpoint["loops"]["fit_loop"]
+    progress = loop["epoch_loop.batch_progress"]
     current = progress["current"]
     ready = current["ready"] // saved * now
-    # A checkpoint is written before the micro-batch at hand counts as completed.
-    return {**progress, "current": {name: ready - current["ready"] + count for name, count in current.items()}}
+    # A checkpoint is written before the current micro-batch counts as completed.
+    recounted = {name: ready - current["ready"] + count for name, count in current.items()}
+    loop["epoch_loop.batch_progress"] = {**progress, "current": recounted}

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A `tqdm` bar on rank 0, redrawn twice a second on a terminal; into a file it prints a line twice a minute."""
+    """Return a `tqdm` bar on rank 0; it refreshes twice a second on a terminal, and twice a minute in a log file."""
     defaults = {
         "mininterval": 0.5 if sys.stderr.isatty() else 30.0,
         "dynamic_ncols": True,

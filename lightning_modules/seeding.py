@@ -1,4 +1,4 @@
-"""Seeds that are derived from others, and the global random state of this process."""
+"""Derived seeds, and the global random state of this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed that differs whenever a part differs, the same on every machine."""
+    """Return a seed that differs whenever a part differs, and is the same on every machine."""
     seed = 0
     for part in parts:
         # One round of splitmix64 for each part.
@@ -22,8 +22,8 @@ def derived_seed(*parts: int) -> int:
 
 
 def random_state() -> dict[str, Any]:
-    """Where the generators of torch, Python and NumPy stand; tensors, numbers and texts only, for a checkpoint."""
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002, the generator that everything else shares too
+    """Return the states of the random generators of torch, Python and NumPy, as tensors, numbers and strings only."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002, the global generator, which other libraries use
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -33,7 +33,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Let the generators go on from there."""
+    """Restore the states that `random_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])

@@ -16,12 +16,14 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Tally:
-    """Named numbers that add up, whatever the work is split into; means and ratios are taken at the end.
+    """Named sums, minima and maxima that can be combined across micro-batches and ranks.
+
+    Means and ratios are computed from the combined tally, so they do not depend on the split.
 
     Args:
-        sums: by name; added.
-        minima: by name; the smaller one is kept.
-        maxima: by name; the larger one is kept.
+        sums: values by name; `+` adds them.
+        minima: values by name; `+` keeps the smaller one.
+        maxima: values by name; `+` keeps the larger one.
 
     Example:
         >>> (Tally({"tokens": 3.0}) + Tally({"tokens": 4.0}, maxima={"ratio": 1.5})).sums
@@ -34,7 +36,7 @@ class Tally:
 
     @classmethod
     def of(cls, **sums: Tensor) -> Tally:
-        """Return sums that are scalar tensors on any device, moved to the CPU in one transfer."""
+        """Return a tally of sums given as scalar tensors on any device; they move to the CPU in one transfer."""
         values = torch.stack([value.detach().double() for value in sums.values()]).tolist()
         return cls(dict(zip(sums, values, strict=True)))
 
@@ -46,18 +48,20 @@ class Tally:
         )
 
     def over_ranks(self, trainer: Trainer) -> Tally:
-        """Reduce over the data-parallel ranks, in one collective; every rank must call it with the same names."""
+        """Reduce over the data-parallel ranks in one collective; every rank must call it with the same names."""
         if trainer.world_size == 1:
             return self
         numbers = [*self.sums.values(), *self.minima.values(), *self.maxima.values()]
         ranks = gathered_over_ranks(torch.tensor([numbers], dtype=torch.double), trainer)
         parts = (ranks.T[: len(self.sums)], ranks.T[len(self.sums) :][: len(self.minima)])
         return Tally(
-            sums=_named(self.sums, parts[0].sum(dim=-1)),
-            minima=_named(self.minima, parts[1].amin(dim=-1)) if self.minima else {},
-            maxima=_named(self.maxima, ranks.T[len(numbers) - len(self.maxima) :].amax(dim=-1)) if self.maxima else {},
+            sums=_by_name(self.sums, parts[0].sum(dim=-1)),
+            minima=_by_name(self.minima, parts[1].amin(dim=-1)) if self.minima else {},
+            maxima=_by_name(self.maxima, ranks.T[len(numbers) - len(self.maxima) :].amax(dim=-1))
+            if self.maxima
+            else {},
         )
 
 
-def _named(names: Values, values: Tensor) -> dict[str, float]:
+def _by_name(names: Values, values: Tensor) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))

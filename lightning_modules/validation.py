@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any, get_args
 
 
-def require_at_least(least: float, **numbers: float | None) -> None:
-    """Check numbers by the names of their arguments; None is no number.
+def require_at_least(minimum: float, **numbers: float | None) -> None:
+    """Check that numbers, named by their arguments, are not below a minimum; None passes.
 
     Raises:
-        ValueError: a number is smaller, or NaN.
+        ValueError: a number is below the minimum, or NaN.
     """
     for name, number in numbers.items():
-        if number is not None and not number >= least:
-            raise ValueError(f"`{name}` is {number}; pass {least} or more.")
+        if number is not None and not number >= minimum:
+            raise ValueError(f"`{name}` is {number}; pass {minimum} or more.")
 
 
-def require_one_of(words: Any, **arguments: str) -> None:
-    """Check arguments that are words of a `Literal`.
+def require_one_of(literal: Any, **arguments: str) -> None:
+    """Check that arguments, by name, are values of a `Literal` type.
 
     Raises:
-        ValueError: an argument is another one.
+        ValueError: an argument is not one of them.
     """
-    for name, word in arguments.items():
-        if word not in get_args(words):
-            raise ValueError(f"`{name}` is {word!r}; pass one of {', '.join(get_args(words))}.")
+    for name, value in arguments.items():
+        if value not in get_args(literal):
+            raise ValueError(f"`{name}` is {value!r}; pass one of {', '.join(get_args(literal))}.")

@@ -1,9 +1,9 @@
-"""How time and memory of a training step grow with completion length, group size, and number of processes.
+"""Growth of time and memory of a training step with completion length, group size, and number of processes.
 
-A step is an optimiser step of `Trainer.fit`, from its first micro-batch to the end of its update, on completions that
-are all equally long; drawing them costs nothing here. Memory is the peak of the first process over what it had before
-the step. A slope is the exponent of a power law, fitted to the medians; 1 is cost in proportion. Each run is a process
-of its own, with as many threads as there are cores, or one for each rank where processes are compared:
+A step is an optimizer step of `Trainer.fit`, from its first micro-batch to the end of its update, on completions of
+equal length, which are not sampled from the model. Memory is the peak of rank 0 during the step, minus its memory
+before the step. A slope is the exponent of a power law, fitted to the medians; a slope of 1 is linear cost. Each run
+is a separate process with one thread per core, or one thread per rank where processes are compared:
 
     .venv/bin/python experiments/benchmarks/cost_slopes.py --rounds 3
 """
@@ -41,16 +41,16 @@ MICRO_BATCHES = 4
 
 @dataclass(frozen=True)
 class Point:
-    """What one run does.
+    """Settings of one run.
 
     Args:
         length: tokens of each completion.
         group_size: completions per prompt.
-        prompts: of a step, over all processes.
+        prompts: prompts of a step, over all processes.
         prompt_length: tokens of each prompt.
         layout: a name of `LAYOUTS`.
-        processes: that train together.
-        strategy: by which they do.
+        processes: number of training processes.
+        strategy: name of the distribution strategy.
     """
 
     length: int = 128
@@ -79,14 +79,14 @@ SWEEPS: dict[str, tuple[str, list[Point]]] = {
 }
 
 
-class Drawn(RolloutEngine):
-    """Completions of one length, drawn from no policy."""
+class FixedLengthEngine(RolloutEngine):
+    """Returns random completions of one length."""
 
     def load_policy(self, model: Any) -> None:
-        """Nothing."""
+        """Ignore the policy."""
 
     def generate(self, prompts: Any, sampling: Any) -> Completions:
-        """Tokens at random."""
+        """Return random tokens."""
         shape = len(prompts) * sampling.samples_per_prompt, sampling.max_completion_length
         return Completions(
             token_ids=torch.randint(5, 200, shape),
@@ -97,7 +97,7 @@ class Drawn(RolloutEngine):
 
 
 class Steps(Callback):
-    """Seconds and peak bytes of each step."""
+    """Records seconds and peak bytes of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -118,7 +118,7 @@ class Steps(Callback):
 
 
 def make_model(folder: Path) -> None:
-    """A model of random weights, and a tokenizer that makes one token of each digit."""
+    """Save a randomly initialized model, and a tokenizer with one token per digit."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=8192,
@@ -134,12 +134,12 @@ def make_model(folder: Path) -> None:
 
 
 def measured(point: Point, model: str, steps: int) -> dict[str, float]:
-    """Medians of one run, its first step not counted."""
+    """Return the medians of one run without its first step."""
     warnings.filterwarnings("ignore")
     data = RolloutDataModule(
         [{"prompt": f"{number % 10}" * point.prompt_length} for number in range(point.prompts)],
         reward=lambda text, example: float(len(text) % 2),
-        rollouts=Drawn(),
+        rollouts=FixedLengthEngine(),
         group_size=point.group_size,
         prompts_per_rollout=point.prompts,
         max_completion_length=point.length,
@@ -165,29 +165,29 @@ def measured(point: Point, model: str, steps: int) -> dict[str, float]:
 
 
 def slope(sizes: list[int], costs: list[float]) -> float:
-    """Exponent of the power law nearest to the costs."""
+    """Return the exponent of a power law fitted to the costs."""
     x, y = [math.log(size) for size in sizes], [math.log(max(cost, 1e-9)) for cost in costs]
     return statistics.linear_regression(x, y).slope
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each point")
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of a run")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs of each point")
+    parser.add_argument("--steps", type=int, default=3, help="number of measured steps of a run")
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS), metavar="NAME")
-    parser.add_argument("--point", type=json.loads, help="run this one only, and print its figures")
-    parser.add_argument("--model", help="folder of its model")
+    parser.add_argument("--point", type=json.loads, help="run this point only, and print its metrics")
+    parser.add_argument("--model", help="folder of the model of `--point`")
     arguments = parser.parse_args()
     if arguments.point:
-        figures = measured(Point(**arguments.point), arguments.model, arguments.steps)
+        metrics = measured(Point(**arguments.point), arguments.model, arguments.steps)
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print(json.dumps(figures))
+            print(json.dumps(metrics))
         return
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
         for name in arguments.sweeps:
             axis, points = SWEEPS[name]
-            # Ranks that share the cores of one machine get as many threads as the one that they are compared with.
+            # Ranks on the cores of one machine get the same number of threads as the single process of the comparison.
             threads = {"OMP_NUM_THREADS": "1"} if axis == "processes" else {}
             rounds = range(arguments.rounds)
             runs = [[run(point, folder, arguments.steps, threads) for point in points] for _ in rounds]
@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def run(point: Point, folder: str, steps: int, environment: dict[str, str]) -> dict[str, float]:
-    """One run, in a process of its own."""
+    """Return the metrics of one run in a separate process."""
     command = [sys.executable, __file__, "--point", json.dumps(asdict(point)), "--model", folder, "--steps", str(steps)]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
@@ -204,7 +204,7 @@ def run(point: Point, folder: str, steps: int, environment: dict[str, str]) -> d
 
 
 def report(name: str, axis: str, points: list[Point], runs: list[list[dict[str, float]]]) -> None:
-    """Medians over the rounds, and their slopes."""
+    """Print the medians over the rounds, and their slopes."""
     sizes = [getattr(point, axis) for point in points]
     seconds, peaks = (
         [statistics.median(one[index][key] for one in runs) for index in range(len(points))]

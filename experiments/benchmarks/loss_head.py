@@ -2,8 +2,8 @@
 
 The head takes hidden states to GRPO's loss and its gradients. Here it is `linear_log_probs` and the objective; plain
 torch holds all logits in between; Liger is `LigerFusedLinearGRPOLoss`, which computes gradients in its forward pass.
-Each run is a process of its own. The peak is over what is there before the forward pass, less the gradient of the
-weight; of the process on a CPU, of the allocator on a GPU. It needs Liger, which the tests install:
+Each run is a separate process. The peak is relative to the memory before the forward pass, without the gradient of the
+weight; on a CPU it is that of the process, on a GPU that of the allocator. It needs Liger, which the tests install:
 
     .venv/bin/python experiments/benchmarks/loss_head.py --rounds 5
 """
@@ -30,18 +30,18 @@ SIDES = ("here", "plain", "liger")
 
 
 def loss_here(hidden: Tensor, weight: Tensor, ids: Tensor, batch: PolicyBatch) -> Tensor:
-    """Log-probabilities from hidden states, and the objective."""
+    """Compute log-probabilities from hidden states, and the objective."""
     return -grpo()(linear_log_probs(hidden, weight, ids), batch)
 
 
 def loss_plain(hidden: Tensor, weight: Tensor, ids: Tensor, batch: PolicyBatch) -> Tensor:
-    """All logits at once, and the same objective."""
+    """Compute all logits at once, and the same objective."""
     log_p = torch.log_softmax((hidden @ weight.T).float(), dim=-1)
     return -grpo()(log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1), batch)
 
 
 def loss_liger(hidden: Tensor, weight: Tensor, ids: Tensor, batch: PolicyBatch) -> Tensor:
-    """Liger's fused loss of the same kind."""
+    """Compute the fused loss of Liger."""
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
     head = LigerFusedLinearGRPOLoss(beta=0.0, compiled=hidden.is_cuda, use_ref_model=False, loss_type="grpo")
@@ -50,7 +50,7 @@ def loss_liger(hidden: Tensor, weight: Tensor, ids: Tensor, batch: PolicyBatch) 
 
 
 def peak_bytes(device: str, work: Callable[[], None]) -> int:
-    """Most memory that is in use during the work, over what was in use before."""
+    """Return the peak memory of a function, relative to the memory before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -63,7 +63,7 @@ def peak_bytes(device: str, work: Callable[[], None]) -> int:
 
 
 def measured(side: str, vocabulary: int, width: int, tokens: int, device: str) -> dict[str, float]:
-    """Peak bytes and seconds of one run, the second of a process; and the loss, which is the same for all."""
+    """Return peak bytes, seconds and loss of the second run in a process; the loss is the same for all sides."""
     generator = torch.Generator().manual_seed(0)
     shape = (COMPLETIONS, tokens // COMPLETIONS)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -101,13 +101,13 @@ def measured(side: str, vocabulary: int, width: int, tokens: int, device: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side and vocabulary")
+    parser.add_argument("--rounds", type=int, default=5, help="number of runs of each side and vocabulary")
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32768, 131072])
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--side", choices=SIDES, help="run one side on the first vocabulary only, and print its figures"
+        "--side", choices=SIDES, help="run one side on the first vocabulary only, and print its metrics"
     )
     arguments = parser.parse_args()
     sizes = (arguments.width, arguments.tokens, arguments.device)
@@ -126,10 +126,10 @@ def main() -> None:
                 runs[side].append(json.loads(output.strip().splitlines()[-1]))
         print(f"vocabulary {vocabulary}, width {arguments.width}, {arguments.tokens} tokens, {arguments.device}")
         plain = runs["plain"]
-        for side, figures in runs.items():
-            memory = statistics.median(one["bytes"] / other["bytes"] for one, other in zip(figures, plain, strict=True))
-            ratios = [one["seconds"] / other["seconds"] for one, other in zip(figures, plain, strict=True)]
-            seconds, first = statistics.median(one["seconds"] for one in figures), figures[0]
+        for side, metrics in runs.items():
+            memory = statistics.median(one["bytes"] / other["bytes"] for one, other in zip(metrics, plain, strict=True))
+            ratios = [one["seconds"] / other["seconds"] for one, other in zip(metrics, plain, strict=True)]
+            seconds, first = statistics.median(one["seconds"] for one in metrics), metrics[0]
             print(
                 f"  {side:6} {first['bytes'] / 2**20:8.0f} MiB, {memory:.3f} of plain; {seconds:6.2f} s, "
                 f"{statistics.median(ratios):.2f} of plain ({min(ratios):.2f} to {max(ratios):.2f}); "

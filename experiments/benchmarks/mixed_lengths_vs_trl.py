@@ -1,8 +1,8 @@
 """Useful tokens per second of a training step on completions of long-tailed lengths: this project's layouts, and TRL's.
 
-A step is forward, GRPO's loss with what each side measures beside it, backward and AdamW, over the same completions of
-the same model in the same number of micro-batches. Useful tokens are those of the completions. Lengths are
-log-normal, cut off at the longest. Each run is a process of its own, and its first step is not counted. It needs TRL,
+A step is the forward pass, GRPO's loss with the metrics of each side, the backward pass and AdamW, on the same
+completions of the same model in the same number of micro-batches. Useful tokens are completion tokens. Lengths are
+log-normal, truncated at the longest. Each run is a separate process, and its first step is not counted. It needs TRL,
 which the tests install:
 
     .venv/bin/python experiments/benchmarks/mixed_lengths_vs_trl.py --rounds 5
@@ -37,7 +37,7 @@ SIDES = ("shared prompts", "packed", "trl")
 
 
 def make_model(vocabulary: int, width: int, layers: int) -> Qwen2ForCausalLM:
-    """A model of random weights."""
+    """Return a randomly initialized model."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=vocabulary,
@@ -52,7 +52,7 @@ def make_model(vocabulary: int, width: int, layers: int) -> Qwen2ForCausalLM:
 
 
 def make_step(vocabulary: int, median: int, longest: int, device: str) -> RolloutBatch:
-    """The completions of one optimiser step."""
+    """Return the completions of one optimizer step."""
     generator = torch.Generator().manual_seed(1)
     batch = PROMPTS * GROUP_SIZE
     lengths = (median * torch.randn(batch, generator=generator).exp()).round().long().clamp(1, longest)
@@ -70,15 +70,15 @@ def make_step(vocabulary: int, median: int, longest: int, device: str) -> Rollou
     ).to(device)
 
 
-def step_here(model: Qwen2ForCausalLM, whole: RolloutBatch, pieces: int, layout: SequenceLayout) -> Callable[[], None]:
-    """One optimiser step of this project, as `PolicyModule.training_step` makes it."""
+def step_here(model: Qwen2ForCausalLM, rollout: RolloutBatch, parts: int, layout: SequenceLayout) -> Callable[[], None]:
+    """Return one optimizer step of this project, as in `PolicyModule.training_step`."""
     objective, optimizer = grpo(), AdamW(model.parameters(), lr=LEARNING_RATE)
-    whole = whole.replace(policy=replace(whole.policy, totals=StepTotals.of(whole.policy.response_mask)))
+    rollout = rollout.replace(policy=replace(rollout.policy, totals=StepTotals.of(rollout.policy.response_mask)))
 
     def step() -> None:
-        every = torch.arange(len(whole.prompt_of), device=whole.prompt_of.device)
-        for rows in micro_batches(whole, every, pieces, layout):
-            batch = whole.select(rows)
+        every = torch.arange(len(rollout.prompt_of), device=rollout.prompt_of.device)
+        for rows in micro_batches(rollout, every, parts, layout):
+            batch = rollout.select(rows)
             log_probs, _ = log_probs_and_entropy(model, batch, layout)
             (-objective(log_probs, batch.policy)).backward()
             objective.gradient_weights(log_probs.detach(), batch.policy)
@@ -88,8 +88,8 @@ def step_here(model: Qwen2ForCausalLM, whole: RolloutBatch, pieces: int, layout:
     return step
 
 
-def step_trl(model: Qwen2ForCausalLM, whole: RolloutBatch, pieces: int) -> Callable[[], None]:
-    """One optimiser step of TRL, whose micro-batches are padded as the whole rollout is."""
+def step_trl(model: Qwen2ForCausalLM, rollout: RolloutBatch, parts: int) -> Callable[[], None]:
+    """Return one optimizer step of TRL, which pads micro-batches to the length of the full rollout."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -101,10 +101,10 @@ def step_trl(model: Qwen2ForCausalLM, whole: RolloutBatch, pieces: int) -> Calla
         use_cpu=not torch.cuda.is_available(),
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=PROMPTS * GROUP_SIZE // pieces,
-        gradient_accumulation_steps=pieces,
+        per_device_train_batch_size=PROMPTS * GROUP_SIZE // parts,
+        gradient_accumulation_steps=parts,
         num_generations=GROUP_SIZE,
-        max_completion_length=whole.completion_ids.shape[1],
+        max_completion_length=rollout.completion_ids.shape[1],
         beta=0.0,
         loss_type="grpo",
         report_to="none",
@@ -116,22 +116,22 @@ def step_trl(model: Qwen2ForCausalLM, whole: RolloutBatch, pieces: int) -> Calla
         args=config,
         train_dataset=Dataset.from_list([{"prompt": "1 + 1"}] * PROMPTS),
     )
-    trainer.current_gradient_accumulation_steps = pieces
+    trainer.current_gradient_accumulation_steps = parts
     optimizer = AdamW(model.parameters(), lr=LEARNING_RATE)
     inputs = {
-        "prompt_ids": whole.prompt_ids[whole.prompt_of],
-        "prompt_mask": whole.prompt_mask[whole.prompt_of].long(),
-        "completion_ids": whole.completion_ids,
-        "completion_mask": whole.completion_mask.long(),
-        "advantages": whole.policy.advantages,
-        "old_per_token_logps": whole.policy.old_log_probs,
+        "prompt_ids": rollout.prompt_ids[rollout.prompt_of],
+        "prompt_mask": rollout.prompt_mask[rollout.prompt_of].long(),
+        "completion_ids": rollout.completion_ids,
+        "completion_mask": rollout.completion_mask.long(),
+        "advantages": rollout.policy.advantages,
+        "old_per_token_logps": rollout.policy.old_log_probs,
     }
-    order = torch.randperm(len(whole.prompt_of), generator=torch.Generator().manual_seed(2))  # as TRL shuffles them
+    order = torch.randperm(len(rollout.prompt_of), generator=torch.Generator().manual_seed(2))  # TRL shuffles them, too
 
     def step() -> None:
-        for rows in order.tensor_split(pieces):
-            piece: dict[str, Any] = {name: tensor[rows] for name, tensor in inputs.items()}
-            trainer.compute_loss(model, {**piece, "num_items_in_batch": whole.completion_mask.sum()}).backward()
+        for rows in order.tensor_split(parts):
+            part: dict[str, Any] = {name: tensor[rows] for name, tensor in inputs.items()}
+            trainer.compute_loss(model, {**part, "num_items_in_batch": rollout.completion_mask.sum()}).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -139,17 +139,17 @@ def step_trl(model: Qwen2ForCausalLM, whole: RolloutBatch, pieces: int) -> Calla
 
 
 def measured(side: str, options: argparse.Namespace) -> dict[str, float]:
-    """Useful tokens per second of the steps of one run, and the padding of the rollout."""
-    whole = make_step(options.vocabulary, options.median, options.longest, options.device)
+    """Return the useful tokens per second of one run, and the fraction of useful tokens in the rollout."""
+    rollout = make_step(options.vocabulary, options.median, options.longest, options.device)
     model = make_model(options.vocabulary, options.width, options.layers).to(options.device)
     with torch.no_grad():
-        old, _ = log_probs_and_entropy(model, whole)
-    whole = whole.replace(policy=replace(whole.policy, old_log_probs=old))
+        old, _ = log_probs_and_entropy(model, rollout)
+    rollout = rollout.replace(policy=replace(rollout.policy, old_log_probs=old))
     if side == "trl":
-        step = step_trl(model.train(), whole, options.micro_batches)
+        step = step_trl(model.train(), rollout, options.micro_batches)
     else:
         layout = PackedSequences() if side == "packed" else SharedPrompts()
-        step = step_here(model, whole, options.micro_batches, layout)
+        step = step_here(model, rollout, options.micro_batches, layout)
     step()
     started = time.perf_counter()
     for _ in range(options.steps):
@@ -157,22 +157,22 @@ def measured(side: str, options: argparse.Namespace) -> dict[str, float]:
     if options.device == "cuda":
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / options.steps
-    useful = whole.completion_mask.sum().item()
-    return {"tokens_per_second": useful / seconds, "useful": useful / whole.completion_mask.numel()}
+    useful = rollout.completion_mask.sum().item()
+    return {"tokens_per_second": useful / seconds, "useful": useful / rollout.completion_mask.numel()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side")
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of a run")
-    parser.add_argument("--micro_batches", type=int, default=4, help="of a step")
-    parser.add_argument("--median", type=int, default=60, help="length of a completion")
-    parser.add_argument("--longest", type=int, default=512, help="length of a completion")
+    parser.add_argument("--rounds", type=int, default=5, help="number of runs of each side")
+    parser.add_argument("--steps", type=int, default=3, help="number of measured steps of a run")
+    parser.add_argument("--micro_batches", type=int, default=4, help="number of micro-batches of a step")
+    parser.add_argument("--median", type=int, default=60, help="median length of a completion")
+    parser.add_argument("--longest", type=int, default=512, help="maximum length of a completion")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--side", choices=SIDES, help="run one side only and print its figures")
+    parser.add_argument("--side", choices=SIDES, help="run one side only and print its metrics")
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(measured(arguments.side, arguments)))
@@ -184,8 +184,8 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             runs[side].append(json.loads(output.strip().splitlines()[-1]))
     print(f"{runs['trl'][0]['useful']:.2f} of a rollout padded to its longest completion is useful")
-    for side, figures in runs.items():
-        speeds = [one["tokens_per_second"] for one in figures]
+    for side, metrics in runs.items():
+        speeds = [one["tokens_per_second"] for one in metrics]
         ratios = [one / other["tokens_per_second"] for one, other in zip(speeds, runs["trl"], strict=True)]
         print(
             f"  {side:14} {statistics.median(speeds):7.0f} tokens per second, {statistics.median(ratios):.2f} of TRL "

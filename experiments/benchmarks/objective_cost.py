@@ -1,8 +1,8 @@
-"""Share of an update that each objective takes, forward and backward, and its diagnostics.
+"""Fraction of the time of an update that each objective and its diagnostics take, forward and backward.
 
-An update is the forward and backward pass of the addition model over 64 completions of eight prompts, as the default
-job makes it, and the objective is what that job adds between them. Each round times all of them in turn, and the
-shares are medians over rounds.
+An update is the forward and backward pass of the addition model on 64 completions of eight prompts, as in the default
+configuration; the objective is computed between the two. Each round times all objectives in turn, and the fractions are
+medians over rounds.
 
     .venv/bin/python experiments/benchmarks/objective_cost.py
 """
@@ -27,7 +27,7 @@ RECIPES = ("grpo", "gmpo", "gspo", "hmpo", "pmpo", "holder_po")
 
 
 def random_batch() -> RolloutBatch:
-    """Completions of random tokens, nearly as long as the longest."""
+    """Return completions of random tokens, of nearly maximum length."""
     generator = torch.Generator().manual_seed(0)
     batch = PROMPTS * GROUP_SIZE
     lengths = torch.randint(LENGTH - 8, LENGTH + 1, (batch, 1), generator=generator)
@@ -45,7 +45,7 @@ def random_batch() -> RolloutBatch:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Return the wall-clock time of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -58,7 +58,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(AdditionWarmStart().prepare())
     batch = random_batch()
     log_probs = log_probs_and_entropy(model, batch)[0].detach()
-    # A policy that has moved, so that one token in a hundred is clipped and PMPO has exponents to solve for.
+    # An off-policy batch: one token in a hundred is clipped, and PMPO must solve for exponents.
     moved = log_probs + 0.17 * torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(1))
     policy = PolicyBatch(moved, batch.policy.response_mask, batch.policy.advantages)
 

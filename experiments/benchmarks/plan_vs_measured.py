@@ -1,9 +1,8 @@
-"""Memory that `aggregate-po plan` foretells, beside that of a training, in each of its phases.
+"""Predicted (`aggregate-po plan`) against measured memory of a training run, in each of its phases.
 
-Each case is a process of its own: a random model of a few million parameters trains for three optimiser steps by
-`Trainer.fit`, drawing its own completions, none of which ends early. On a CPU the bytes of live tensors are counted as
-they are made and freed, and the process's resident memory is shown beside; on a GPU it is what PyTorch's allocator has
-handed out at most.
+Each case is a separate process: a randomly initialized model of a few million parameters trains for three optimizer
+steps of `Trainer.fit` on its own completions, all of maximum length. On a CPU the bytes of live tensors are counted,
+and the resident memory of the process is shown, too; on a GPU the peak of PyTorch's allocator is measured.
 
     .venv/bin/python experiments/benchmarks/plan_vs_measured.py
 """
@@ -57,7 +56,7 @@ def _sizes(hidden: int, layers: int, heads: int, kv_heads: int, vocabulary: int,
 
 @dataclass(frozen=True)
 class Case:
-    """A training: configuration of the model, and arguments of module, data and trainer."""
+    """A training run: configuration of the model, and arguments of module, data and trainer."""
 
     config: Any
     data: dict[str, Any] = field(default_factory=dict)
@@ -102,12 +101,12 @@ _numbers = itertools.count()
 
 
 def running_number(completion: str, example: Mapping[str, Any]) -> float:
-    """Something that differs within every group, so that all completions are trained on."""
+    """Return a reward that differs within every group, so that all completions are trained on."""
     return float(next(_numbers))
 
 
 class Peaks(Callback):
-    """The most memory in each phase, over and above what was there before the model was loaded."""
+    """Records the peak memory of each phase, relative to the memory before the model was loaded."""
 
     def __init__(self, on_gpu: bool) -> None:
         self.on_gpu, self.memory = on_gpu, LiveMemory()
@@ -116,31 +115,31 @@ class Peaks(Callback):
         self.weights = self.before = 0
 
     def begin(self) -> None:
-        """Note what is there before the training."""
+        """Record the memory before the training."""
         self.before = resident_bytes()
         self._reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Weights, which count as there beforehand for the count of live tensors."""
+        """Add the weights, which exist before the count of live tensors starts."""
         models = list(filter(None, [pl_module.model, pl_module.policy.reference]))
         tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
         self.weights = 0 if self.on_gpu else sum(tensor.numel() * tensor.itemsize for tensor in tensors)
         self._reset()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """The rollout is over."""
+        """Record the peak of the rollout."""
         self._ended("rollout", trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
-        """The last backward pass of an update is over."""
+        """Record the peak of the backward passes."""
         self._ended("training", trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """An update, or a micro-batch on the way to one, is over."""
+        """Record the peak of an update."""
         self._ended("update" if trainer.fit_loop.epoch_loop._should_accumulate() is False else "training", trainer)
 
     def _ended(self, phase: str, trainer: Trainer) -> None:
-        if trainer.global_step > 0 or phase == "update":  # the first step has no gradients or states from before
+        if trainer.global_step > 0 or phase == "update":  # the first step has no previous gradients or optimizer states
             peak = torch.cuda.max_memory_allocated() if self.on_gpu else self.memory.peak + self.weights
             self.live[phase] = max(self.live[phase], peak)
             self.resident[phase] = max(self.resident[phase], peak_resident_bytes() - self.before)
@@ -154,14 +153,14 @@ class Peaks(Callback):
 
 
 def measure(case: str, on_gpu: bool) -> dict[str, Any]:
-    """Train, and plan the same training."""
+    """Train, and plan the same run."""
     described = CASES[case]
     config = described.config
     options = {"accelerator": "gpu" if on_gpu else "cpu", "devices": 1, **described.trainer}
     seed_everything(0)
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer().save_pretrained(folder)
-        config.eos_token_id = None  # the tokenizer's, which a random model seldom draws
+        config.eos_token_id = None  # the tokenizer's, which a random model seldom samples
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
         plan = job_plan(*parts(folder, described), TrainerSettings.of({"precision": None, **options}))
         peaks = Peaks(on_gpu)
@@ -169,7 +168,7 @@ def measure(case: str, on_gpu: bool) -> dict[str, Any]:
             **options,
             max_steps=3,
             max_epochs=-1,
-            check_val_every_n_epoch=1_000_000,  # as the command line has it; gradients are dropped before a validation
+            check_val_every_n_epoch=1_000_000,  # as on the command line; gradients are dropped before a validation
             gradient_clip_val=1.0,
             logger=False,
             enable_checkpointing=False,
@@ -201,7 +200,7 @@ def measure(case: str, on_gpu: bool) -> dict[str, Any]:
 
 
 def parts(folder: str, case: Case) -> tuple[PolicyModule, RolloutDataModule]:
-    """Module and data of a case."""
+    """Return module and data of a case."""
     options = {"group_size": GROUP_SIZE, "prompts_per_rollout": 4, "max_completion_length": 64, "truncated": "score"}
     data = RolloutDataModule(AdditionProblems(64), running_number, **{**options, **case.data})
     return PolicyModule(folder, gmpo(), **case.module), data

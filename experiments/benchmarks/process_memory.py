@@ -6,17 +6,17 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """What is in memory now."""
+    """Return the memory in use."""
     return _status("VmRSS")
 
 
 def peak_resident_bytes() -> int:
-    """The most that was in memory since `reset_peak`."""
+    """Return the peak memory since `reset_peak`."""
     return _status("VmHWM")
 
 
 def reset_peak() -> None:
-    """Begin the count of the peak anew."""
+    """Reset the peak."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

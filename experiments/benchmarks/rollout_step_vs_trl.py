@@ -1,9 +1,9 @@
 """Rollout steps per second of this project and of TRL's GRPOTrainer, run in turn on the same work.
 
 A rollout step is one rollout and its two updates: 16 prompts with 8 completions of at most 40 tokens, GRPO's
-objective, no KL, AdamW, one checkpoint of the addition model that works every sum out and gets about half of them
-right, as the default job does for most of its run. Each run is a process of its own; the first rollouts of each are
-not counted. It needs TRL, which the project does not:
+objective, no KL, AdamW, and a checkpoint of the addition model that works out every sum and gets about half of them
+right, as in most of a run of the default configuration. Each run is a separate process; its first rollouts are
+not counted. TRL must be installed:
 
     .venv/bin/pip install --constraint constraints.txt trl==1.16.0
     .venv/bin/python experiments/benchmarks/rollout_step_vs_trl.py --pairs 5
@@ -25,24 +25,24 @@ GROUP_SIZE, PROMPTS, UPDATES, MAX_LENGTH, LEARNING_RATE = 8, 16, 2, 40, 1e-6
 
 
 class StepTimer:
-    """Seconds of each rollout step, from the moments at which updates end."""
+    """Times rollout steps by the ends of updates."""
 
     def __init__(self, warmup_rollouts: int) -> None:
         self._warmup_rollouts = warmup_rollouts
         self._ends: list[float] = []
 
     def update_ended(self) -> None:
-        """Note the end of an update."""
+        """Record the end of an update."""
         self._ends.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Seconds of each counted rollout step."""
+        """Return the seconds of each counted rollout step."""
         ends = self._ends[UPDATES * self._warmup_rollouts - 1 :: UPDATES]
         return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def checkpoint() -> str:
-    """Folder of the model that both sides start from."""
+    """Return the folder of the initial model of both sides."""
     from lightning_modules.addition import AdditionWarmStart
 
     return AdditionWarmStart(guess_share=0.0).prepare()
@@ -135,7 +135,7 @@ def run_trl(rollouts: int, timer: StepTimer) -> None:
 
 
 def timed_in_own_process(side: str, rollouts: int, objective: str) -> float:
-    """Median seconds of a rollout step of one run."""
+    """Return the median seconds of a rollout step of one run."""
     command = [sys.executable, __file__, "--side", side, "--rollouts", str(rollouts), "--objective", objective]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return statistics.median(json.loads(output.strip().splitlines()[-1]))
@@ -143,9 +143,11 @@ def timed_in_own_process(side: str, rollouts: int, objective: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="runs of each side")
-    parser.add_argument("--rollouts", type=int, default=20, help="rollout steps of a run, the first 4 not counted")
-    parser.add_argument("--objective", default="grpo", help="recipe of this project's side")
+    parser.add_argument("--pairs", type=int, default=5, help="number of runs of each side")
+    parser.add_argument(
+        "--rollouts", type=int, default=20, help="number of rollout steps of a run; the first 4 are not counted"
+    )
+    parser.add_argument("--objective", default="grpo", help="recipe of the objective of this project")
     parser.add_argument("--side", choices=["here", "trl"], help="run one side only and print its seconds")
     arguments = parser.parse_args()
     if arguments.side:

@@ -1,4 +1,4 @@
-"""The task of the default job: sums, and a small model that has seen some."""
+"""Task of the default configuration: addition problems, and a small model with a supervised warm start."""
 
 from lightning_modules.addition.problems import AdditionProblems
 from lightning_modules.addition.warm_start import AdditionWarmStart

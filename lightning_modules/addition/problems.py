@@ -1,4 +1,4 @@
-"""Addition of two- and three-digit numbers, with worked answers column by column."""
+"""Addition problems with two- and three-digit numbers, and worked answers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Iterator
 from lightning_modules.prompts import PromptDataset
 from lightning_modules.seeding import derived_seed
 
-_MOST_TRAINED, _MOST_HELD_OUT = 900_000, 40_000
-_HELD_OUT_SHARE = 20  # one pair of numbers in this many is never trained on
+_MAX_TRAINING, _MAX_HELD_OUT = 900_000, 40_000
+_HELD_OUT_PERIOD = 20  # one pair of numbers in this many is held out
 
 
 class AdditionProblems(PromptDataset):
-    """Problems with their answers, the same for the same arguments.
+    """Addition problems with their answers, deterministic for given arguments.
 
-    Training and held-out problems never share a pair of numbers.
+    Training and held-out problems never share a pair of numbers, and no pair occurs twice.
 
     Args:
-        size: number of problems.
-        held_out: whether they are drawn from the pairs kept back from training, without repetition.
-        seed: of the draw.
+        size: Number of problems.
+        held_out: Whether to sample from the held-out pairs of numbers rather than from the training pairs.
+        seed: Seed of the sampled problems.
 
     Raises:
-        ValueError: `size` is not positive, or more than there are pairs to draw without long search.
+        ValueError: `size` is not positive, or too large to sample distinct pairs quickly.
     """
 
     def __init__(self, size: int = 4096, held_out: bool = False, seed: int = 0) -> None:
-        most = _MOST_HELD_OUT if held_out else _MOST_TRAINED
-        if not 1 <= size <= most:
-            raise ValueError(f"`size` is {size}; pass the number of problems, from 1 to {most}.")
-        draws = random_pairs(random.Random(f"problems {seed}"), held_out)
-        pairs: dict[tuple[int, int], None] = {}  # a set that keeps the order of the draw
+        maximum = _MAX_HELD_OUT if held_out else _MAX_TRAINING
+        if not 1 <= size <= maximum:
+            raise ValueError(f"`size` is {size}; pass the number of problems, from 1 to {maximum}.")
+        sampled = random_pairs(random.Random(f"problems {seed}"), held_out)
+        pairs: dict[tuple[int, int], None] = {}  # an ordered set
         while len(pairs) < size:
-            pairs[next(draws)] = None
+            pairs[next(sampled)] = None
         self._pairs = list(pairs)
 
     def __len__(self) -> int:
@@ -45,34 +45,35 @@ class AdditionProblems(PromptDataset):
 
 
 def random_pairs(rng: random.Random, held_out: bool) -> Iterator[tuple[int, int]]:
-    """Endless pairs of numbers of two or three digits, from one side of the split."""
+    """Yield random pairs of two- or three-digit numbers without end, from the training or the held-out split."""
     while True:
         first, second = (rng.randint(10, 99) if rng.random() < 0.5 else rng.randint(100, 999) for _ in range(2))
-        # Both orders of a pair stand on one side, and which side says nothing about the digits.
-        if (derived_seed(*sorted((first, second))) % _HELD_OUT_SHARE == 0) == held_out:
+        # Both orders of a pair are in the same split, and a hash makes the split independent of the digits.
+        if (derived_seed(*sorted((first, second))) % _HELD_OUT_PERIOD == 0) == held_out:
             yield first, second
 
 
 def question(first: int, second: int) -> str:
-    """The prompt that asks for a sum."""
+    """Return the prompt of an addition problem."""
     return f"What is {first} + {second}?"
 
 
 def guessed_answer(first: int, second: int, spread: int, rng: random.Random) -> str:
-    r"""A bare guess, such as `\boxed{571}`, at most `spread` off the sum."""
+    r"""Return a guess without working, such as `\boxed{571}`, at most `spread` away from the sum."""
     return _boxed(first + second + rng.randint(-spread, spread))
 
 
 def worked_answer(first: int, second: int, noise: float = 0.0, rng: random.Random | None = None) -> str:
-    r"""The sum worked out from the last column to the first.
+    r"""Return an answer that works out the sum column by column, from the last column to the first.
 
-    A column reads digit + digit [+ carry] = carry and digit; 472 + 96 gives `2+6=08 7+9+0=16 4+0+1=05 \boxed{568}`.
+    A column is written as digit + digit [+ carry] = carry and digit. For 472 + 96 the answer is
+    `2+6=08 7+9+0=16 4+0+1=05 \boxed{568}`.
 
     Args:
-        first: one number.
-        second: the other.
-        noise: probability that a column's digit is wrong; the boxed number then copies the mistake.
-        rng: source of the mistakes; none are made without it.
+        first: first summand.
+        second: second summand.
+        noise: probability of a wrong digit in a column; the boxed result repeats the mistake.
+        rng: random generator of the mistakes; there are none without it.
     """
     width = max(len(str(first)), len(str(second)))
     columns, result, carry = [], "", 0
@@ -93,5 +94,5 @@ def _boxed(number: int) -> str:
 
 
 def _digits(number: int, width: int) -> list[int]:
-    """Digits from the last to the first, with zeros in front."""
+    """Return the digits from the last to the first, with leading zeros."""
     return [int(digit) for digit in reversed(str(number).zfill(width))]

@@ -1,4 +1,4 @@
-"""A small language model made on the spot: built, taught the format of the task, and kept for the next time."""
+"""A small language model that is built locally, warm-started on the task by supervised training, and cached."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, 
 from lightning_modules.addition.problems import guessed_answer, question, random_pairs, worked_answer
 from lightning_modules.progress import progress_bar
 
-_Example = tuple[list[int], list[int]]  # token ids of the prompt, and of the answer with its end of sequence
+_Example = tuple[list[int], list[int]]  # token ids of the prompt, and of the answer with the end-of-sequence token
 
-_WORKED_TOKENS = 16  # a guess has fewer, a worked answer more
-_FORMAT = 4  # raise it when the same arguments would give another model, so that no stale one is reused
+_WORKED_TOKENS = 16  # a guess has fewer tokens, a worked answer more
+_FORMAT = 4  # raise it when the same arguments build another model, so that no stale model is loaded from the cache
 
 
 @dataclass(frozen=True)
 class AdditionWarmStart:
-    """A Qwen2 of 0.9 million parameters, taught addition by a teacher in a hurry.
+    """A Qwen2 model with 0.9 million parameters, warm-started on imperfect addition examples by supervised training.
 
-    Most of the examples guess the sum, the others work it out and slip now and then. So the model starts out weak in
-    both ways of answering, and reinforcement learning can find that working the sum out pays.
+    Most examples guess the sum; the others work it out, with occasional mistakes. The model is therefore weak in both
+    ways of answering, and reinforcement learning can discover that working out the sum earns more reward.
 
     Args:
-        steps: optimiser steps.
-        batch_size: examples per step.
-        learning_rate: peak, after 20 steps of warm-up; it falls to a tenth along a cosine.
-        guess_share: share of the examples that guess.
-        guess_spread: how far a guess may be off.
-        noise: probability that a column of a worked example is wrong.
-        seed: of the weights and of the examples.
+        steps: Number of optimizer steps of the supervised training.
+        batch_size: Number of examples per optimizer step.
+        learning_rate: Peak learning rate, reached after 20 warm-up steps; it decays to a tenth by a cosine schedule.
+        guess_share: Fraction of the examples whose answer is a guess.
+        guess_spread: Largest distance between a guess and the sum.
+        noise: Probability of a mistake in each column of a worked example.
+        seed: Seed of the initial weights and of the examples.
 
     Raises:
-        ValueError: a share is not within 0 and 1, or a count is not positive.
+        ValueError: a fraction is not between 0 and 1, or a count is not positive.
     """
 
     steps: int = 700
@@ -60,29 +60,29 @@ class AdditionWarmStart:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; pass a positive number.")
         for name in ("guess_share", "noise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; pass a share, from 0 to 1.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; pass a fraction, from 0 to 1.")
         if self.guess_spread < 0:
-            raise ValueError(f"`guess_spread` is {self.guess_spread}; pass 0 for right answers, or more.")
+            raise ValueError(f"`guess_spread` is {self.guess_spread}; pass 0 for correct answers, or more.")
 
     def prepare(self) -> str:
-        """Folder that `from_pretrained` loads; the model is made on the first call and found by later ones."""
+        """Return a folder that `from_pretrained` loads; the first call builds the model, later calls use the cache."""
         folder = _cache_folder() / f"addition-{self._key()}"
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
             try:
                 self._make(scratch)
-                # The rename is atomic: whoever looks finds a whole model or none.
+                # The rename is atomic: other processes find a complete model or none.
                 scratch.replace(folder)
             except OSError:
-                if not folder.exists():  # otherwise another process has made the same model meanwhile
+                if not folder.exists():  # otherwise another process has built the same model meanwhile
                     raise
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return str(folder)
 
     def describe(self) -> tuple[Qwen2Config, PreTrainedTokenizerFast]:
-        """Configuration and tokenizer of the model, which need not exist."""
+        """Return configuration and tokenizer of the model without building it."""
         tokenizer = make_tokenizer()
         return model_config(tokenizer), tokenizer
 
@@ -107,15 +107,15 @@ class AdditionWarmStart:
         for _ in progress:
             batch = sorted((next(examples) for _ in range(self.batch_size)), key=_total_length)
             trained = sum(len(answer) for _, answer in batch)
-            # Guesses are short and worked answers long; apart they need little padding.
+            # Guesses are short and worked answers long; separate forward passes need little padding.
             guesses = sum(len(answer) < _WORKED_TOKENS for _, answer in batch)
             optimizer.zero_grad()
             loss = 0.0
             for rows in filter(None, (batch[:guesses], batch[guesses:])):
                 inputs, labels = _supervised_batch(tokenizer.pad_token_id, rows)
-                share = model(input_ids=inputs, labels=labels, num_items_in_batch=trained).loss
-                share.backward()
-                loss += share.item()
+                part = model(input_ids=inputs, labels=labels, num_items_in_batch=trained).loss
+                part.backward()
+                loss += part.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -136,7 +136,7 @@ class AdditionWarmStart:
 
 
 def make_tokenizer(vocabulary_size: int = 271) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with one token per digit, trained on the text of the task."""
+    """Return a byte-level BPE tokenizer with one token per digit, trained on the text of the task."""
     pairs = random_pairs(random.Random("tokenizer"), held_out=False)
     texts = []
     for first, second in (next(pairs) for _ in range(1000)):
@@ -153,17 +153,17 @@ def make_tokenizer(vocabulary_size: int = 271) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Bytes are never unknown, but the folder loads as Qwen2's tokenizer, which adds a token where none is named.
+    # Bytes are never unknown, but the tokenizer class of Qwen2 adds an unknown token if none is named.
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 4) -> PreTrainedModel:
-    """A randomly initialised Qwen2 for the tokenizer, 0.9 million parameters unless told otherwise."""
+    """Return a randomly initialized Qwen2 model for the tokenizer, by default with 0.9 million parameters."""
     return Qwen2ForCausalLM(model_config(tokenizer, hidden_size, layers))
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 4) -> Qwen2Config:
-    """Its configuration."""
+    """Return the configuration of the Qwen2 model for the tokenizer."""
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -185,7 +185,7 @@ def _total_length(example: _Example) -> int:
 
 
 def _supervised_batch(pad_token_id: int, rows: Sequence[_Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, padded on the right, and labels: those of the answer and of the end of the sequence."""
+    """Return right-padded token ids, and labels that mask out prompts and padding."""
     width = max(_total_length(row) for row in rows)
     inputs = torch.full((len(rows), width), pad_token_id)
     labels = torch.full((len(rows), width), -100)
@@ -197,6 +197,6 @@ def _supervised_batch(pad_token_id: int, rows: Sequence[_Example]) -> tuple[torc
 
 
 def _cache_folder() -> Path:
-    """Where made models are kept: `AGGREGATE_PO_CACHE`, or the user's cache folder."""
+    """Return the cache folder: `AGGREGATE_PO_CACHE`, or a folder in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("AGGREGATE_PO_CACHE") or Path(home) / "aggregate_po")

@@ -1,1 +1,1 @@
-"""Lightning callbacks: the run folder, its checkpoints and metrics, progress, early stopping."""
+"""Lightning callbacks: checkpoints, metrics and report of the run folder, progress bars, early stopping."""

@@ -1,14 +1,14 @@
-"""Checkpoints that survive a kill: atomic writes, the last one always whole, one more when time runs out.
+"""Fault-tolerant checkpoints: atomic writes, and a last checkpoint when the time limit of the job approaches.
 
-Besides what Lightning saves (weights, optimizer, schedules, loops), a checkpoint holds
+Besides the state that Lightning saves (weights, optimizer, schedules, loops), a checkpoint contains
 
-- `policy_module`, by `PolicyModule`: skipped steps, what the penalties have adapted to, the random state of each rank,
-  and with which adapters and micro-batches the run was made;
-- the state of the training data loader, by `RolloutLoader`: the number of the rollout, its metrics, the micro-batches
-  that each data-parallel rank has left of it, the position in the prompts, and what sampling schemes remember;
-- the state of each callback: `RunReport` has the held-out metrics and samples from before the training.
+- `policy_module`, written by `PolicyModule`: skipped steps, states of the adaptive penalties, the random state of each
+  rank, the shape of the adapters, and the number of micro-batches per optimizer step;
+- the state of the training data loader, written by `RolloutLoader`: the number of the rollout, its metrics, the
+  remaining micro-batches of each data-parallel rank, the position in the prompts, and the states of sampling schemes;
+- the state of each callback: `RunReport` saves the held-out metrics and samples from before the training.
 
-What is sampled ahead is no part of it.
+Completions that are sampled ahead are not saved.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed import DistError
+from typing_extensions import override
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that an interrupted write never replaces a good checkpoint.
+    """Checkpoint plugin that writes atomically, so that an interrupted write never replaces a good checkpoint.
 
-    Lightning's own write goes through the system's temporary folder; where that is another file system, the last
-    step is a copy, and a kill during it leaves half a file.
+    It writes to a file beside the target and renames it. Lightning writes to the temporary folder of the system; if
+    that is on another file system, its last step is a copy, and a kill during the copy leaves a truncated file.
     """
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save to a local path; a remote one is left to Lightning."""
+        """Save atomically to a local path, or with the method of Lightning to a remote one."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -50,11 +52,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         scratch.replace(target)
 
+    @override
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Load from a file.
+        """Load a checkpoint from a file.
 
         Raises:
-            ValueError: it is a folder, which a strategy that shards has written.
+            ValueError: `path` is a folder, written by a sharding strategy.
         """
         if Path(path).is_dir():
             raise ValueError(
@@ -65,15 +68,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, every so many optimiser steps and when a signal says that time runs out.
+    """Saves `last.ckpt` at regular intervals, and when a signal announces the time limit of the job.
 
-    After the signal the step in hand is finished, the checkpoint written and the run stopped; under SLURM the job is
-    queued again, and with `ckpt_path=last` in its command it goes on where it stood.
+    After the signal the current optimizer step is finished, a checkpoint is written and the run stops. Under SLURM the
+    job is then requeued; with `ckpt_path=last` in its command it resumes from the checkpoint.
 
     Args:
-        dirpath: folder of the checkpoint; `checkpoints` in the trainer's root folder without it.
-        every_n_train_steps: optimiser steps between checkpoints.
-        time_limit_signal: name of the signal, such as SLURM's `--signal=SIGUSR1@90` sends.
+        dirpath: Folder of the checkpoint; `checkpoints` in `trainer.default_root_dir` by default.
+        every_n_train_steps: Number of optimizer steps between two checkpoints.
+        time_limit_signal: Name of the signal that announces the time limit, such as SIGUSR1 for `--signal=SIGUSR1@90`
+            of SLURM.
 
     Raises:
         ValueError: there is no signal of that name.
@@ -91,54 +95,61 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         if time_limit_signal not in signal.Signals.__members__:
-            raise ValueError(f"`time_limit_signal` is {time_limit_signal!r}; pass the name of a signal, as SIGUSR1.")
+            raise ValueError(
+                f"`time_limit_signal` is {time_limit_signal!r}; pass the name of a signal, such as SIGUSR1."
+            )
         self._signal = signal.Signals[time_limit_signal]
         self._previous_handler: Any = None
-        self.out_of_time = False  # whether the signal has come
+        self.out_of_time = False  # whether the signal has arrived
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for the signal, in place of Lightning's own handler, which would save in the middle of a step."""
+        """Install the signal handler in place of that of Lightning, which would save in the middle of a step."""
         super().on_train_start(trainer, pl_module)
         self._previous_handler = signal.signal(self._signal, self._on_signal)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step of a run that is complete; after the signal, queue the job again."""
+        """Save the last step of a completed run; after the signal, requeue the job."""
         if trainer.global_step != self._last_global_step_saved:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)
-        self._stop_listening()
+        self._restore_handler()
         if self.out_of_time:
             rank_zero_info(f"{self._signal.name}: saved step {trainer.global_step}; resume with `ckpt_path=last`.")
             if trainer.is_global_zero:
                 _requeue()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop listening after a failure too; where the communication failed, say what that means."""
+        """Restore the signal handler after a failure, and explain a failed collective."""
         super().on_exception(trainer, pl_module, exception)
-        self._stop_listening()
+        self._restore_handler()
         if isinstance(exception, DistError) or (isinstance(exception, RuntimeError) and "/gloo/" in str(exception)):
             exception.add_note(
-                f"rank {trainer.global_rank} of {trainer.world_size} waited for another one, which has ended or did "
-                "not answer within the `timeout` of the strategy; what it printed last says why. Checkpoints are "
-                "whole: repeat the command with `--ckpt_path last`."
+                f"rank {trainer.global_rank} of {trainer.world_size} waited for another rank, which has ended or did "
+                "not answer within the `timeout` of the strategy; its last output says why. Checkpoints are complete: "
+                "repeat the command with `--ckpt_path last`."
             )
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save on schedule, and stop after the step in which the signal came."""
-        # A run that was resumed would save in the middle of its first step, whose gradients a checkpoint does not hold.
+        """Save on schedule, and stop after the step in which the signal arrived."""
+        # A resumed run would save in the middle of its first step, and a checkpoint does not contain gradients.
         if not batch.closes_update:
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        # A signal reaches the ranks at different moments, and a checkpoint is theirs together.
+        # The signal reaches the ranks at different times, but they must save the checkpoint together.
         if trainer.strategy.reduce_boolean_decision(self.out_of_time, all=False):
             self.out_of_time = True
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             trainer.should_stop = True
 
+    @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Write a folder of shards beside the last one, and only then let `last.ckpt` lead to it."""
+        """Write a folder of shards beside the previous one, and then point the link `last.ckpt` to it."""
         if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
             super()._save_checkpoint(trainer, filepath)
             return
@@ -146,23 +157,23 @@ class RunCheckpoint(ModelCheckpoint):
         slots = [link.with_suffix(suffix) for suffix in (".a", ".b")]
         if link.is_symlink() and link.resolve() == slots[0].resolve():
             slots.reverse()
-        super()._save_checkpoint(trainer, str(slots[0]))  # the path is that of the first rank
+        super()._save_checkpoint(trainer, str(slots[0]))  # rank 0 decides the path
         if trainer.is_global_zero:
-            _link(link, slots[0])
+            _point_link(link, slots[0])
             shutil.rmtree(slots[1], ignore_errors=True)
 
-    def _stop_listening(self) -> None:
+    def _restore_handler(self) -> None:
         if self._previous_handler is not None:
             signal.signal(self._signal, self._previous_handler)
             self._previous_handler = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Nothing is saved here: a signal may come in the middle of an optimiser step.
+        # Nothing is saved here: the signal may arrive in the middle of an optimizer step.
         self.out_of_time = True
 
 
-def _link(link: Path, target: Path) -> None:
-    """Make `link` lead to its neighbour `target`, in one step where it led to another."""
+def _point_link(link: Path, target: Path) -> None:
+    """Point `link` to `target` in the same folder; an existing link is replaced atomically."""
     if link.is_dir() and not link.is_symlink():
         shutil.rmtree(link)
     scratch = link.with_name(f".{link.name}.part")
@@ -181,4 +192,4 @@ def _requeue() -> None:
     except FileNotFoundError as error:
         failure = str(error)
     if failure:
-        rank_zero_warn(f"SLURM job {job} could not be queued again: {failure}")
+        rank_zero_warn(f"SLURM job {job} could not be requeued: {failure}")

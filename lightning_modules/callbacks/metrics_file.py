@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row per optimiser step, consistent with the checkpoint that a run resumes from."""
+"""`metrics.csv`: one row per optimizer step, consistent with the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class MetricsFile:
-    """Rows of figures by step, on disk as soon as they are written.
+    """CSV file of metrics by optimizer step; each row is on disk as soon as it is appended.
 
     Args:
-        path: the file.
-        keep_until: rows after this step are dropped, because a resumed run will make them again.
+        path: path of the file.
+        keep_until: last step to keep; later rows are dropped, because a resumed run writes them again.
     """
 
     def __init__(self, path: Path, keep_until: int) -> None:
@@ -21,15 +21,15 @@ class MetricsFile:
         self._names: list[str] = ["step"]
         rows: list[dict[str, str]] = []
         if path.exists():
-            reader = csv.DictReader(_whole_lines(path))
+            reader = csv.DictReader(_complete_lines(path))
             rows = [row for row in reader if int(row["step"]) <= keep_until]
             self._names = list(reader.fieldnames or self._names)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write(rows)
 
-    def append(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add the row of one step: a new column for a figure that earlier rows lack, an empty cell for NaN."""
-        cells = {name: "" if math.isnan(value) else repr(value) for name, value in sorted(figures.items())}
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the row of one step; a new metric adds a column, and NaN is an empty cell."""
+        cells = {name: "" if math.isnan(value) else repr(value) for name, value in sorted(metrics.items())}
         row = {"step": str(step), **cells}
         new = [name for name in row if name not in self._names]
         if new:
@@ -50,7 +50,7 @@ class MetricsFile:
         scratch.replace(self._path)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that were written to their end; a kill may leave part of the last one."""
+def _complete_lines(path: Path) -> list[str]:
+    """Return the complete lines of the file; a kill may truncate the last one."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return lines if not lines or lines[-1].endswith("\n") else lines[:-1]

@@ -1,4 +1,4 @@
-"""The picture of a run, drawn from its metrics file."""
+"""Plot of the metrics of a run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Columns = dict[str, list[float | None]]
 
 
 def read_metrics(path: str | Path) -> Columns:
-    """Columns of a metrics file by name; None where a step has no value."""
+    """Return the columns of a metrics file by name, with None for empty cells."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = rows[0].keys() if rows else []
     return {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
 
 
-def draw_run(metrics: str | Path, picture: str | Path) -> None:
-    """Reward, held-out accuracy, length, entropy, ratio range and clipped fraction against optimiser steps.
+def plot_run(metrics: str | Path, path: str | Path) -> None:
+    """Plot reward, held-out accuracy, length, entropy, ratio range and clipped fraction over optimizer steps.
 
     Args:
-        metrics: the `metrics.csv` of a run.
-        picture: file to write; its ending chooses the format.
+        metrics: `metrics.csv` of a run.
+        path: image file to write; its suffix determines the format.
     """
     columns = read_metrics(metrics)
     figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
@@ -49,11 +49,11 @@ def draw_run(metrics: str | Path, picture: str | Path) -> None:
     ratio.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ratio.yaxis.set_minor_formatter(NullFormatter())
     ratio.set_ylabel(r"token ratio $r_t$, smallest to largest")
-    _curve(clipped, columns, "clip_ratio/region_mean", "share of tokens clipped", smooth=True)
+    _curve(clipped, columns, "clip_ratio/region_mean", "fraction of tokens clipped", smooth=True)
     for panel in panels.flat:
-        panel.set_xlabel("optimiser steps")
+        panel.set_xlabel("optimizer steps")
         panel.grid(alpha=0.3)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

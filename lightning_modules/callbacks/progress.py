@@ -1,4 +1,4 @@
-"""Progress of a training on the terminal: rollouts with the live reward, and updates."""
+"""Progress bars of a training run: rollouts with the current reward, and updates."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
+from typing_extensions import override
 
 from lightning_modules.batch import current_rollout_metrics
 from lightning_modules.progress import progress_bar
 
 
 class TrainingProgressBar(ProgressBar):
-    """Two bars over the whole run, rollouts and optimiser steps; Lightning's own begins anew with each rollout."""
+    """Progress bars of rollouts and optimizer steps over the full run; that of Lightning restarts each rollout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,36 +23,40 @@ class TrainingProgressBar(ProgressBar):
         self._updates: tqdm | None = None
         self._enabled = True
 
+    @override
     def disable(self) -> None:
-        """Called by Lightning on the ranks that print nothing."""
+        """Disable the bars; Lightning calls this on all ranks but rank 0."""
         self._enabled = False
 
+    @override
     def enable(self) -> None:
-        """Undo `disable`."""
+        """Enable the bars again."""
         self._enabled = True
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bars where a resumed run stands."""
+        """Open the bars at the current step, which a resumed run starts from."""
         updates_per_rollout = max(int(trainer.num_training_batches) // trainer.accumulate_grad_batches, 1)
         updates = trainer.estimated_stepping_batches
-        endless = updates == float("inf")
+        unlimited = updates == float("inf")
         self._rollouts = progress_bar(
             desc="rollouts",
             unit="rollout",
-            total=None if endless else math.ceil(updates / updates_per_rollout),
+            total=None if unlimited else math.ceil(updates / updates_per_rollout),
             initial=math.ceil(trainer.global_step / updates_per_rollout),
             disable=not self._enabled,
         )
         self._updates = progress_bar(
             desc="updates",
             unit="step",
-            total=None if endless else int(updates),
+            total=None if unlimited else int(updates),
             initial=trainer.global_step,
             disable=not self._enabled,
         )
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the rollout that a first micro-batch comes from, and show its reward."""
+        """Count a rollout at its first micro-batch, and show its reward."""
         if self._rollouts is not None and batch_idx == 0:
             names = {"reward": "reward", "completions/mean_length": "length"}
             metrics = current_rollout_metrics(trainer)
@@ -59,21 +64,24 @@ class TrainingProgressBar(ProgressBar):
             self._rollouts.set_postfix(shown, refresh=False)
             self._rollouts.update()
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on by the optimiser steps made since."""
+        """Advance the bar by the optimizer steps made since the last call."""
         if self._updates is not None and trainer.global_step > self._updates.n:
             shown = self.get_metrics(trainer, pl_module)
             self._updates.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if isinstance(v, float)}, refresh=False)
             self._updates.update(trainer.global_step - self._updates.n)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bars."""
         self._close()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bars, so that the message stands on a line of its own."""
+        """Close the bars, so that the error message starts on a new line."""
         self._close()
 
     def _close(self) -> None:

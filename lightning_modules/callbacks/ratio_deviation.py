@@ -1,4 +1,4 @@
-"""Early stopping of the inner epochs: a rollout is left when the policy has moved too far from the one that drew it."""
+"""Early stopping of inner epochs when the policy has moved too far from the behavior policy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from aggregate_po import masked_sum
 from aggregate_po.bounds import bounded, log_ratio_of
@@ -20,14 +21,14 @@ from lightning_modules.tally import Tally
 
 
 class RatioDeviationStop(Callback):
-    r"""Ends the inner epochs of a rollout when the mean of $|r - 1|$ over its trained tokens passes a bound.
+    r"""Stops the inner epochs of a rollout when the mean of $|r - 1|$ over its trained tokens exceeds a bound.
 
-    Before every inner epoch but the first, the log-probabilities of the whole rollout are computed anew, on all ranks,
-    which costs a forward pass. It logs `ratio/deviation` when it measures, and `dropped_updates`, the optimiser steps
-    that it has left out so far.
+    Before every inner epoch but the first, the log-probabilities of the full rollout are recomputed on all ranks, at
+    the cost of a forward pass. The callback logs the measured `ratio/deviation`, and `dropped_updates`, the number of
+    optimizer steps that it has dropped so far.
 
     Args:
-        bound: largest mean deviation with which another epoch is begun.
+        bound: Largest mean of |r - 1| over the trained tokens at which another inner epoch starts.
 
     Raises:
         ValueError: the bound is not positive.
@@ -41,21 +42,23 @@ class RatioDeviationStop(Callback):
         self.bound = bound
         self.dropped_updates = 0
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn where there is nothing between which to measure."""
+        """Warn if there is only one inner epoch, so that the callback has no effect."""
         if getattr(trainer.datamodule, "epochs_per_rollout", None) == 1:  # type: ignore[attr-defined]
             rank_zero_warn(
                 "`epochs_per_rollout` is 1, so RatioDeviationStop never measures and never stops anything; pass 2 or "
                 "more epochs to RolloutDataModule, or leave the callback out."
             )
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
-        """Measure between two inner epochs."""
+        """Measure the deviation between two inner epochs, and drop the rest of the rollout if it is too large."""
         loader = cast(RolloutLoader, trainer.train_dataloader)
         upcoming = loader.next_inner_epoch()
-        deviation = math.nan  # where nothing is measured, or the last figure would stand there still
+        deviation = math.nan  # a metric that is not logged would keep its last value
         if upcoming:
             deviation = self._deviation(trainer, cast(PolicyModule, pl_module).policy, upcoming)
         if deviation > self.bound:
@@ -67,18 +70,20 @@ class RatioDeviationStop(Callback):
     def _deviation(self, trainer: Trainer, policy: Policy, batches: Sequence[RolloutBatch]) -> float:
         counted = Tally()
         for batch in batches:
-            here = batch.to(policy.device)
-            log_probs = policy.current_log_probs(here)
-            mask = here.policy.response_mask
-            ratio = bounded(log_ratio_of(log_probs, here.policy.old_log_probs, mask)).exp()
+            moved = batch.to(policy.device)
+            log_probs = policy.current_log_probs(moved)
+            mask = moved.policy.response_mask
+            ratio = bounded(log_ratio_of(log_probs, moved.policy.old_log_probs, mask)).exp()
             counted += Tally.of(deviation=masked_sum((ratio - 1).abs(), mask).sum(), tokens=mask.sum())
         sums = counted.over_ranks(trainer).sums
         return sums["deviation"] / max(sums["tokens"], 1)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The count, for a checkpoint."""
+        """Return the number of dropped optimizer steps."""
         return {"dropped_updates": self.dropped_updates}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the number of dropped optimizer steps."""
         self.dropped_updates = state_dict["dropped_updates"]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, picture, samples, the exported model, and a short table at the end."""
+"""Report of a run: metrics, a plot, samples, the exported model, and a table at the end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
 from lightning_modules.batch import current_rollout_metrics, evaluation_metrics
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
-from lightning_modules.callbacks.plots import draw_run
+from lightning_modules.callbacks.plots import plot_run
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.tally import Tally
@@ -22,16 +23,17 @@ _SAMPLES = 5
 
 
 class RunReport(Callback):
-    """Writes the run folder, `Trainer(default_root_dir=...)`.
+    """Writes the results of a run to the run folder, `Trainer(default_root_dir=...)`.
 
-    `metrics.csv` grows with each optimiser step; `samples.md`, `reward.png`, `summary.json` and the folder `model`,
-    which `from_pretrained` loads, are written when training is complete.
+    A row is appended to `metrics.csv` after each optimizer step. `samples.md`, `reward.png`, `summary.json` and the
+    folder `model`, which `from_pretrained` loads, are written at the end of training.
 
-    Held-out prompts are measured here and not by Lightning's validation loop, because that one runs after the
-    checkpoint of the same step: a run killed between the two would resume without the measurement.
+    Held-out prompts are evaluated by this callback rather than by the validation loop of Lightning, which runs after
+    the checkpoint of the same step: a run killed between the two would resume without the evaluation.
 
     Args:
-        evaluate_every_n_steps: optimiser steps between measurements of the held-out prompts; 0 for none in between.
+        evaluate_every_n_steps: Number of optimizer steps between evaluations of the held-out prompts; with 0 they are
+            evaluated before and after training only.
 
     Raises:
         ValueError: the number is negative.
@@ -46,14 +48,15 @@ class RunReport(Callback):
         self._tokens = 0.0
         self._seconds = 0.0
         self._step_started = 0.0
-        self._metrics: MetricsFile | None = None  # of the first rank
+        self._metrics: MetricsFile | None = None  # on rank 0 only
         self._trained = False
         self._last_step = 0
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the policy before its first update, which a resumed run remembers, and begin `metrics.csv`.
+        """Evaluate the policy before its first update, unless the run is resumed, and open `metrics.csv`.
 
-        Not when the fit starts: some strategies restore a checkpoint only after that.
+        `on_fit_start` would be too early: some strategies restore a checkpoint only after it.
         """
         self._trained = True
         if self._before is None:
@@ -61,52 +64,55 @@ class RunReport(Callback):
         self._last_step = trainer.global_step
         self._step_started = time.perf_counter()
         if trainer.is_global_zero:
-            fresh = trainer.global_step == 0
-            keep_until = -1 if fresh else trainer.global_step
+            new_run = trainer.global_step == 0
+            keep_until = -1 if new_run else trainer.global_step
             self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until)
-            if fresh and self._before:
+            if new_run and self._before:
                 self._metrics.append(0, _held_out(self._before))
-                _log_elsewhere(trainer, self._before)
+                _log_held_out(trainer, self._before)
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the tokens of a rollout once, however many updates use them."""
+        """Count the tokens of a rollout once, at its first micro-batch."""
         if batch_idx == 0:
             self._tokens += current_rollout_metrics(trainer).get("num_tokens", 0.0)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the row of an optimiser step."""
+        """Append the row of an optimizer step to `metrics.csv`, with the held-out metrics if they are due."""
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         self._seconds += seconds
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0:
             measured, _ = evaluate(trainer)
-            figures |= _held_out(measured)
-            _log_elsewhere(trainer, measured)
+            metrics |= _held_out(measured)
+            _log_held_out(trainer, measured)
             self._step_started = time.perf_counter()
         if self._metrics is not None:
-            self._metrics.append(trainer.global_step, {**figures, "time/step": seconds})
+            self._metrics.append(trainer.global_step, {**metrics, "time/step": seconds})
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure again, and write what is left to write; a run that is out of time will do so after its resume."""
+        """Evaluate the trained policy and write the results, unless the run has stopped at its time limit."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
         if any(isinstance(callback, RunCheckpoint) and callback.out_of_time for callback in callbacks):
             return
-        if not self._trained:  # no step was asked for
+        if not self._trained:  # there was no step to make
             return
         after, samples_after = evaluate(trainer)
         if not self.evaluate_every_n_steps or trainer.global_step % self.evaluate_every_n_steps:
-            _log_elsewhere(trainer, after)
+            _log_held_out(trainer, after)
         folder = _folder(trainer)
         cast(PolicyModule, pl_module).policy.save_pretrained(folder / "model")
-        if self._metrics is None:  # on the other ranks
+        if self._metrics is None:  # on all ranks but rank 0
             return
-        draw_run(folder / "metrics.csv", folder / "reward.png")
+        plot_run(folder / "metrics.csv", folder / "reward.png")
         before = self._before or {}
         speed = self._tokens / self._seconds if self._seconds else 0.0
         summary = {"before": before, "after": after, "steps": trainer.global_step, "tokens_per_second": speed}
@@ -115,8 +121,9 @@ class RunReport(Callback):
         print_table({"before": before, "after": after})
         print(f"{trainer.global_step} updates, {speed:,.0f} completion tokens per second\nrun folder: {folder}")
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run could not find out again."""
+        """Return the metrics and samples from before the training, and the totals behind the throughput."""
         return {
             "before": self._before,
             "samples_before": self._samples_before,
@@ -124,8 +131,9 @@ class RunReport(Callback):
             "seconds": self._seconds,
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         self._before = state_dict["before"]
         self._samples_before = state_dict["samples_before"]
         self._tokens = state_dict["tokens"]
@@ -133,11 +141,11 @@ class RunReport(Callback):
 
 
 def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
-    """Held-out figures of the policy as it is, and a few prompts with their sampled completions.
+    """Evaluate the current policy on the held-out prompts.
 
     Returns:
-        `pass@1_...`, `mean_length_...` and, of several rewards, `rewards/NAME_...` for each way of drawing, and
-        `[prompt, completion]` pairs; empty without held-out prompts.
+        The metrics `pass@1_...`, `mean_length_...` and, for several rewards, `rewards/NAME_...`, each sampled and
+        greedy; and some `[prompt, completion]` pairs. Both are empty without held-out prompts.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     counted = Tally()
@@ -155,26 +163,26 @@ def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
 
 @rank_zero_only
 def print_table(columns: dict[str, dict[str, float]]) -> None:
-    """Print figures by name, one column for each measurement."""
-    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
+    """Print a table of metrics, with one column per evaluation."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
     if not names:
-        print("no held-out prompts were given (`data.validation`), so nothing was measured")
+        print("no held-out prompts were given (`data.validation`), so nothing was evaluated")
         return
     width = max(22, *(len(name) + 1 for name in names))
     print("\n" + " " * width + "".join(f"{title:>10}" for title in columns))
     for name in names:
-        cells = "".join(f"{figures[name]:>10.3f}" if name in figures else " " * 10 for figures in columns.values())
+        cells = "".join(f"{metrics[name]:>10.3f}" if name in metrics else " " * 10 for metrics in columns.values())
         print(f"{name:<{width}}{cells}")
 
 
-def _log_elsewhere(trainer: Trainer, figures: dict[str, float]) -> None:
-    """Give held-out figures to the loggers that were asked for, which Lightning gives all others."""
+def _log_held_out(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Send held-out metrics to the loggers of the trainer; Lightning sends them all other metrics."""
     for logger in trainer.loggers:
-        logger.log_metrics(_held_out(figures), trainer.global_step)
+        logger.log_metrics(_held_out(metrics), trainer.global_step)
 
 
-def _held_out(figures: dict[str, float]) -> dict[str, float]:
-    return {f"val/{name}": value for name, value in figures.items()}
+def _held_out(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"val/{name}": value for name, value in metrics.items()}
 
 
 def _folder(trainer: Trainer) -> Path:

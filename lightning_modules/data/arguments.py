@@ -1,4 +1,4 @@
-"""Checks of the arguments of the data module."""
+"""Validation of the arguments of the data module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_modules.data.schemes import SamplingScheme
 
 
 def require_sampling(group_size: int, temperature: float, kl_in_reward: float) -> None:
-    """Check numbers of the sampling and the rewards.
+    """Check the numeric arguments of sampling and rewards.
 
     Raises:
         ValueError: a number is out of its range.
@@ -27,11 +27,11 @@ def require_sampling(group_size: int, temperature: float, kl_in_reward: float) -
 def require_parts(
     advantages: object, correction: SamplerCorrection | None, old_log_probs: str, schemes: Sequence[object]
 ) -> None:
-    """Check which parts go together, and that each is of its kind.
+    """Check the types of the estimator and the schemes, and that a correction has log-probabilities to correct.
 
     Raises:
-        TypeError: a part is of another kind.
-        ValueError: there is a correction, and nothing to be corrected.
+        TypeError: an argument has the wrong type.
+        ValueError: there is a correction, but the sampler is the behavior policy.
     """
     if correction is not None and old_log_probs == "sampler":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Held-out prompts: completed by the policy as it is, scored, and divided among the ranks."""
+"""Evaluation of the current policy on held-out prompts, sharded over data-parallel ranks."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from lightning_modules.seeding import derived_seed
 
 
 class EvaluationLoader:
-    """This rank's share of the held-out prompts, completed and scored as they are asked for.
+    """Data loader that generates and scores completions of this rank's shard of the held-out prompts.
 
     Args:
-        name: of the evaluation, such as "greedy".
-        prompts: all that are held out; the ranks take those of a batch in turn.
-        sampler: completes them.
-        rewards: score the completions.
-        temperature: of sampling; 0 takes the most likely token.
-        trainer: knows the ranks.
+        name: name of the evaluation, such as "greedy".
+        prompts: all held-out prompts; data-parallel ranks take those of a batch in turn.
+        sampler: generates the completions.
+        rewards: scores the completions.
+        temperature: sampling temperature; 0 means greedy decoding.
+        trainer: trainer, for its data-parallel ranks.
     """
 
     _prompts_per_batch = 256  # over all ranks
@@ -55,11 +55,11 @@ class EvaluationLoader:
         rank, ranks = data_parallel_rank(self._trainer), data_parallel_size(self._trainer)
         for start in range(0, len(self._prompts), self._prompts_per_batch):
             stop = min(start + self._prompts_per_batch, len(self._prompts))
-            mine = list(self._prompts[start + rank : stop : ranks])
-            yield self._evaluation(mine, derived_seed(start + rank))
+            local = list(self._prompts[start + rank : stop : ranks])
+            yield self._evaluation(local, derived_seed(start + rank))
 
     def _evaluation(self, prompts: list[Prompt], seed: int) -> Evaluation:
-        # All ranks make as many calls of the engine; one that has no prompt left completes another and drops it.
+        # All ranks must call the engine equally often; a rank without prompts completes one and drops the result.
         sampled = self._sampler.sample(prompts or self._prompts[:1], self._temperature, seed)
         examples = [prompt.example for prompt in prompts]
         texts, lengths = sampled.texts[: len(prompts)], sampled.completions.mask.sum(dim=-1)[: len(prompts)]

@@ -1,4 +1,4 @@
-"""Scored groups: the completions of several prompts with their rewards, and what samples and scores them."""
+"""Groups of scored completions, and the sampler that generates and scores them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from lightning_modules.tally import Tally
 
 @dataclass(frozen=True)
 class Groups:
-    """Completions of this rank with their rewards; those of one prompt, a group, stand next to each other.
+    """Scored completions of this rank; the completions of one prompt form a group and are adjacent.
 
     Args:
-        prompts: one for each group.
-        completions: as they were sampled.
-        texts: of the completions, without special tokens.
-        components: each single reward of a completion, after the truncation rule; shape `batch component`.
-        rewards: their weighted sum; shape `batch`.
-        response_mask: True on the tokens that are trained; shape `batch time`.
-        policy_step: optimizer steps that the policy had made which the oldest of them was sampled from.
-        metrics: what the engine and the sampling schemes tell of them, the same on all ranks.
+        prompts: one prompt per group.
+        completions: sampled completions.
+        texts: texts of the completions, without special tokens.
+        components: single rewards of each completion, after the truncation rule; shape `batch component`.
+        rewards: weighted sums of the single rewards; shape `batch`.
+        response_mask: True on trained tokens; shape `batch time`.
+        policy_step: optimizer step of the policy that sampled the oldest completion.
+        metrics: metrics of the engine and of sampling schemes, the same on all ranks.
     """
 
     prompts: Sequence[Prompt]
@@ -54,17 +54,17 @@ class Groups:
 
     @property
     def group_size(self) -> int:
-        """Completions of each prompt."""
+        """Number of completions per prompt."""
         return len(self.texts) // len(self.prompts)
 
     @property
     def have_signal(self) -> Tensor:
-        """True for the groups whose rewards differ, so that an advantage can; shape `prompt`."""
+        """True for groups whose rewards are not all equal, so that advantages may be nonzero; shape `prompt`."""
         groups = rearrange(self.rewards, "(prompt group) -> prompt group", group=self.group_size)
         return reduce(groups, "prompt group -> prompt", "max") > reduce(groups, "prompt group -> prompt", "min")
 
     def select(self, groups: Tensor, metrics: Mapping[str, float] | None = None) -> Groups:
-        """Return some of the groups, by their indices; with other metrics where they are given."""
+        """Return the groups with the given indices, and replace the metrics unless None is given."""
         rows = (groups.unsqueeze(-1) * self.group_size + torch.arange(self.group_size)).flatten()
         return Groups(
             prompts=[self.prompts[group] for group in groups.tolist()],
@@ -79,7 +79,7 @@ class Groups:
 
     @staticmethod
     def joined(parts: Sequence[Groups]) -> Groups:
-        """Return the groups of all parts, one part after another; of equal metrics the last part's are kept."""
+        """Concatenate groups; of metrics with the same name the last one is kept."""
         completions = Completions.joined([part.completions for part in parts])
         width = completions.mask.shape[1]
         masks = [
@@ -97,7 +97,7 @@ class Groups:
         )
 
     def sequences(self, temperature: float) -> Sequences:
-        """Return the token ids that a model reads to score the completions."""
+        """Return prompts and completions as token ids for a forward pass."""
         prompt_ids, prompt_mask = left_padded([prompt.token_ids for prompt in self.prompts])
         return Sequences(
             prompt_ids=prompt_ids,
@@ -110,20 +110,20 @@ class Groups:
 
 
 class GroupSampler:
-    """Samples and scores the groups of one rollout; the first stage, which sampling schemes build upon.
+    """Samples and scores the groups of one rollout; it is the innermost stage below all sampling schemes.
 
-    All data-parallel ranks make the same calls in the same order, each for its own prompts.
+    All data-parallel ranks must make the same calls in the same order, each for its own prompts.
 
     Args:
-        sampler: samples the completions.
-        prompts: of this rank, in order.
-        rewards: score a completion.
-        truncated: what becomes of a completion that was cut off.
-        group_size: completions per prompt.
-        temperature: of sampling.
-        updates: of the rollout, into which its groups are split.
-        seeds: from which the seeds of sampling are derived; different for each rollout and rank.
-        trainer: knows the ranks.
+        sampler: generates the completions.
+        prompts: prompt stream of this rank.
+        rewards: scores the completions.
+        truncated: rule for truncated completions.
+        group_size: number of completions per prompt.
+        temperature: sampling temperature.
+        updates: number of updates that the rollout is split into.
+        seeds: numbers from which sampling seeds are derived; different for each rollout and rank.
+        trainer: trainer, for collectives over ranks.
     """
 
     def __init__(
@@ -144,19 +144,19 @@ class GroupSampler:
         self._calls = 0
 
     def __call__(self, count: int) -> Groups:
-        """Return the groups of this rank's next prompts, which no other rollout uses."""
+        """Take the next prompts of this rank, and return their scored groups."""
         return self.complete(self._prompts.take(count))
 
     def begin(self, count: int) -> None:
-        """Start to sample the groups that the first call with the same count will return."""
+        """Start sampling in the background the groups that the first call with the same count returns."""
         self._sampler.begin(self._prompts.peek(count), self._temperature, self._seed(), self.group_size)
 
     def complete(self, prompts: Sequence[Prompt], group_size: int | None = None) -> Groups:
-        """Return scored groups of any prompts, such as those that a scheme makes of the data set's.
+        """Sample and score groups of any prompts, such as those that a scheme derives from the data set.
 
         Args:
-            prompts: one or more; as many on each rank.
-            group_size: completions per prompt; that of the rollout when None.
+            prompts: one or more prompts; every rank must pass the same number.
+            group_size: number of completions per prompt; that of the rollout when None.
         """
         size = group_size or self.group_size
         sampled = self._sampler.sample(prompts, self._temperature, self._seed(), size)
@@ -178,13 +178,13 @@ class GroupSampler:
         )
 
     def prompt_of(self, example: Example) -> Prompt:
-        """Return an example that a scheme has made up, with the tokens of its prompt."""
+        """Tokenize the prompt of an example that a scheme has created."""
         return self._sampler.prompt_of(example)
 
     def over_ranks(self, tally: Tally) -> Tally:
-        """Reduce what each rank has counted; every rank must call it."""
+        """Reduce a tally over the data-parallel ranks; every rank must call it."""
         return tally.over_ranks(self._trainer)
 
     def _seed(self) -> int:
-        # The first call of a rollout has the seed of a rollout without a scheme.
+        # The first call has the same seed as in a rollout without a scheme.
         return derived_seed(*self._seeds, *([self._calls] if self._calls else []))

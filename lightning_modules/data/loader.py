@@ -1,4 +1,4 @@
-"""The training data loader: it makes a rollout when the last one is used up, and knows where it stands."""
+"""Stateful training data loader, which makes a new rollout when the previous one is used up."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lightning_modules.batch import RolloutBatch
-from lightning_modules.data.resume import share_of_rank
-from lightning_modules.distributed import collected_on_first_rank, number_of_ranks, rank
+from lightning_modules.data.resume import resharded_batches
+from lightning_modules.distributed import gathered_on_rank_zero, rank, world_size
 
 
 class Stateful(Protocol):
-    """Remembers something from one rollout to the next."""
+    """An object whose state is saved in checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it remembers; tensors, numbers and texts only."""
+        """Return the state, as tensors, numbers and strings only."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
-class RolledOut:
-    """A rollout that is ready to be trained on.
+class PreparedRollout:
+    """A rollout that is split into micro-batches.
 
     Args:
-        batches: micro-batches of its optimizer steps, in order.
-        metrics: of the rollout, by name; logged with each of its optimizer steps.
+        batches: micro-batches of all optimizer steps, in order.
+        metrics: metrics of the rollout by name, logged with each of its optimizer steps.
     """
 
     batches: Sequence[RolloutBatch]
@@ -35,49 +35,49 @@ class RolledOut:
 
 
 class RolloutLoader:
-    """Micro-batches of one rollout after another; one Lightning epoch is one rollout.
+    """Data loader over the micro-batches of successive rollouts; one Lightning epoch is one rollout.
 
-    It has a length, because without one Lightning fetches a batch ahead, which would make the next rollout with
-    weights that are a step old. It has state, so a checkpoint resumes within a rollout, also with other numbers of
-    ranks and micro-batches.
+    It has a length because Lightning prefetches a batch of loaders without one, which would sample the next rollout
+    from a policy that is one step old. It is stateful, so a checkpoint resumes within a rollout, even with a different
+    number of ranks or micro-batches.
 
     Args:
         make_rollout: makes the rollout with the given number.
-        batches_per_rollout: micro-batches that it has.
-        inner_epochs: how often they go through the rollout.
-        batches_per_update: how many make up an optimizer step; a resumed run keeps to its old number when None.
-        share: number of this rank's shard of the data, and how many there are; one for each rank when None.
-        stages: what remembers something between rollouts, by name.
+        batches_per_rollout: number of micro-batches of a rollout, over all inner epochs.
+        inner_epochs: number of epochs over each rollout.
+        batches_per_update: number of micro-batches of an optimizer step; a resumed run keeps its number when None.
+        shard: data-parallel rank and number of data-parallel ranks; those of the default process group when None.
+        stages: objects with state that is saved with that of the loader, by name.
 
     Attributes:
-        metrics: of the rollout that is trained on.
+        metrics: metrics of the current rollout.
     """
 
     def __init__(
         self,
-        make_rollout: Callable[[int], RolledOut],
+        make_rollout: Callable[[int], PreparedRollout],
         batches_per_rollout: int,
         inner_epochs: int = 1,
         batches_per_update: int | None = None,
-        share: tuple[int, int] | None = None,
+        shard: tuple[int, int] | None = None,
         stages: Mapping[str, Stateful] | None = None,
     ) -> None:
         self._make_rollout = make_rollout
         self._batches_per_rollout = batches_per_rollout
         self._inner_epochs = inner_epochs
         self._batches_per_update = batches_per_update
-        self._share = share or (rank(), number_of_ranks())
+        self._shard = shard or (rank(), world_size())
         self._stages = dict(stages or {})
-        self._rollouts = 0  # made so far
+        self._rollouts = 0  # number of rollouts made so far
         self._buffer: list[RolloutBatch] = []
-        self._cursor = 0  # batches of the buffer that were handed out
+        self._cursor = 0  # number of batches of the buffer that have been yielded
         self.metrics: Mapping[str, float] = {}
 
     def __len__(self) -> int:
         return self._batches_per_rollout
 
     def __iter__(self) -> Iterator[RolloutBatch]:
-        # Lightning does not run a sized loader to its end, so the next rollout is begun here and not after the loop.
+        # Lightning does not exhaust a sized loader, so the next rollout is made here and not after the loop.
         if self._cursor == len(self._buffer):
             rollout = self._make_rollout(self._rollouts)
             self._buffer, self.metrics = list(rollout.batches), rollout.metrics
@@ -88,36 +88,36 @@ class RolloutLoader:
             yield self._buffer[self._cursor - 1]
 
     def next_inner_epoch(self) -> list[RolloutBatch]:
-        """Return the batches of the inner epoch that is about to begin; none within one, nor after the last."""
+        """Return the batches of the next inner epoch at its start; empty within an epoch and after the last one."""
         size = self._batches_per_rollout // self._inner_epochs
-        left = self._buffer[self._cursor :]
-        return left[:size] if len(left) % size == 0 else []
+        remaining = self._buffer[self._cursor :]
+        return remaining[:size] if len(remaining) % size == 0 else []
 
     def end_rollout(self) -> int:
-        """Drop what is left of the rollout, and return how many batches that were."""
+        """Drop the remaining batches of the rollout, and return their number."""
         dropped = len(self._buffer) - self._cursor
         self._cursor = len(self._buffer)
         return dropped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rollouts made, what each shard has left of the last one, and what the stages remember.
+        """Return the number of rollouts, the remaining batches of every shard, and the states of the stages.
 
-        All ranks must ask, and rank 0 knows what is left.
+        Every rank must call it; the remaining batches are on rank 0 only.
         """
-        left = [batch.state_dict() for batch in self._buffer[self._cursor :]]
-        ranks_per_share = number_of_ranks() // self._share[1]  # those of a tensor-parallel group, which are contiguous
+        remaining = [batch.state_dict() for batch in self._buffer[self._cursor :]]
+        ranks_per_shard = world_size() // self._shard[1]  # those of a tensor-parallel group, which are contiguous
         return {
             "rollouts": self._rollouts,
-            "left": collected_on_first_rank(left)[::ranks_per_share],
+            "left": gathered_on_rank_zero(remaining)[::ranks_per_shard],
             "metrics": dict(self.metrics),
             "stages": {name: stage.state_dict() for name, stage in self._stages.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state_dict` was taken."""
+        """Restore the position within the rollout, and the states of the stages."""
         self._rollouts = state["rollouts"]
-        left, self.metrics = _without_metrics(state)
-        self._buffer = share_of_rank(left, *self._share, self._batches_per_update)
+        remaining, self.metrics = _without_metrics(state)
+        self._buffer = resharded_batches(remaining, *self._shard, self._batches_per_update)
         self._cursor = 0
         for name, stage in self._stages.items():
             if name in state.get("stages", {}):  # checkpoints of 0.1.0 have none
@@ -125,7 +125,7 @@ class RolloutLoader:
 
 
 def _without_metrics(state: Mapping[str, Any]) -> tuple[list[list[dict[str, Any]]], Mapping[str, float]]:
-    """Return the batches that are left, and the metrics of their rollout, which each batch had until 0.1.0."""
-    left = [[dict(batch) for batch in batches] for batches in state["left"]]
-    found = [batch.pop("metrics") for batches in left for batch in batches if "metrics" in batch]
-    return left, state.get("metrics", found[0] if found else {})
+    """Return the remaining batches, and the metrics of the rollout; until 0.1.0 each batch had a copy of these."""
+    remaining = [[dict(batch) for batch in batches] for batches in state["left"]]
+    copies = [batch.pop("metrics") for batches in remaining for batch in batches if "metrics" in batch]
+    return remaining, state.get("metrics", copies[0] if copies else {})

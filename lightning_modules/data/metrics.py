@@ -1,4 +1,4 @@
-"""Metrics of a rollout: rewards, lengths, and how far the sampler is from the policy as the trainer computes it."""
+"""Metrics of a rollout: rewards, lengths, and the mismatch between sampler and trainer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def rollout_metrics(
     """Return the metrics of a rollout over all ranks, by name.
 
     Args:
-        groups: of this rank.
-        rewards: total reward of each completion, the penalty for leaving the reference included; shape `batch`.
-        reward_names: of the single rewards.
-        mismatch: of sampler and trainer, as this rank counted it.
-        trainer: knows the ranks and the optimizer step.
+        groups: groups of this rank.
+        rewards: total reward of each completion, the KL penalty included; shape `batch`.
+        reward_names: names of the single rewards.
+        mismatch: mismatch between sampler and trainer, counted on this rank.
+        trainer: trainer, for collectives over ranks and the current step.
     """
     return {
         **completion_metrics(completion_tally(groups, rewards, reward_names).over_ranks(trainer)),
@@ -37,12 +37,12 @@ def rollout_metrics(
 
 
 def completion_tally(groups: Groups, rewards: PerCompletion, reward_names: Sequence[str]) -> Tally:
-    """Count this rank's completions, for `completion_metrics`.
+    """Return the sums over the completions of this rank that `completion_metrics` needs.
 
     Args:
-        groups: the completions.
-        rewards: total reward of each, the penalty for leaving the reference included; shape `batch`.
-        reward_names: of the single rewards.
+        groups: groups of this rank.
+        rewards: total reward of each completion, the KL penalty included; shape `batch`.
+        reward_names: names of the single rewards.
     """
     by_group = rearrange(rewards.double(), "(prompt group) -> prompt group", group=groups.group_size)
     single = zip(reward_names, groups.components.double().sum(dim=0), strict=True)
@@ -54,7 +54,7 @@ def completion_tally(groups: Groups, rewards: PerCompletion, reward_names: Seque
         group_std=by_group.std(dim=-1).sum(),
         equal_groups=(by_group.amax(dim=-1) == by_group.amin(dim=-1)).sum(),
         tokens=groups.completions.mask.sum(),
-        cut_off=(~groups.completions.finished).sum(),
+        truncated=(~groups.completions.finished).sum(),
         **{f"rewards/{name}": total for name, total in single},
     )
 
@@ -70,7 +70,7 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
         "reward_std": math.sqrt(max(sums["squared_reward"] / completions - mean**2, 0.0)),
         "frac_reward_zero_std": sums["equal_groups"] / groups,
         "completions/mean_length": sums["tokens"] / completions,
-        "completions/clipped_ratio": sums["cut_off"] / completions,
+        "completions/clipped_ratio": sums["truncated"] / completions,
         "num_tokens": sums["tokens"],
         **{f"{name}/mean": total / completions for name, total in sums.items() if name.startswith("rewards/")},
     }
@@ -79,13 +79,13 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
 def mismatch_tally(
     old_log_probs: PerToken, rollout_log_probs: PerToken, response_mask: PerToken, weights: CorrectionWeights
 ) -> Tally:
-    """Count the differences between trainer and sampler on this rank's tokens, and the weights that correct them.
+    """Return the sums over the tokens of this rank that `mismatch_metrics` needs.
 
     Args:
-        old_log_probs: of the trainer; shape `batch time`; nats.
-        rollout_log_probs: of the sampler, not finite where it gave none; shape `batch time`; nats.
+        old_log_probs: log-probabilities computed by the trainer; shape `batch time`; nats.
+        rollout_log_probs: log-probabilities of the sampler, not finite if missing; shape `batch time`; nats.
         response_mask: True on trained tokens; shape `batch time`.
-        weights: the correction.
+        weights: correction weights.
     """
     known = response_mask & torch.isfinite(rollout_log_probs)
     log_weight = log_mismatch(old_log_probs, rollout_log_probs, response_mask).double()
@@ -105,9 +105,9 @@ def mismatch_tally(
 
 
 def mismatch_metrics(tally: Tally) -> dict[str, float]:
-    """Return metrics by name, of the trainer's log-probabilities less the sampler's, in nats, and of the weights.
+    """Return metrics of the differences (trainer minus sampler, in nats) and of the correction weights, by name.
 
-    None where the sampler is the behavior policy, and nothing was counted.
+    The result is empty if the sampler is the behavior policy.
     """
     if not tally.sums:
         return {}
@@ -131,7 +131,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _applied(weights: CorrectionWeights, log_weight: PerToken, response_mask: PerToken) -> Tensor:
-    """Return the weight of each completion, or of each token; without a correction, what each token's would be."""
+    """Return the weight of each completion or token; without a correction, the untruncated weight of each token."""
     if weights.log_sequence is not None:
         return weights.log_sequence[response_mask.any(dim=-1)].double().exp()
     log_token = log_weight if weights.log_token is None else weights.log_token.double()

@@ -1,4 +1,4 @@
-"""Completions of one optimiser step, cut into micro-batches of few wasted tokens and about equal size."""
+"""Split of the completions of an optimizer step into micro-batches of about equal size with little padding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_modules.model.layouts import SequenceLayout
 
 @dataclass(frozen=True)
 class _Row:
-    """A completion, as the forward pass meets it."""
+    """Index, prompt and lengths of a completion."""
 
     number: int
     prompt: int
@@ -23,27 +23,26 @@ class _Row:
 
 
 def micro_batches(
-    whole: Sequences, rows: Tensor, most: int, layout: SequenceLayout, token_budget: int | None = None
+    sequences: Sequences, rows: Tensor, max_count: int, layout: SequenceLayout, token_budget: int | None = None
 ) -> list[Tensor]:
-    """Rows of each micro-batch, so that the largest micro-batch is as small as it can be.
+    """Return the rows of each micro-batch, such that the largest micro-batch is as small as possible.
 
-    The size of a micro-batch is the number of its tokens in its layout. Completions are sorted by
-    length, which leaves little padding, or kept beside those of their prompt, so that fewer prompts are read, whichever
-    is smaller.
+    The size of a micro-batch is its number of tokens in the layout. Completions are either sorted by length, for little
+    padding, or grouped by prompt, so that fewer prompts are processed, whichever gives the smaller size.
 
     Args:
-        whole: what the rows are rows of.
-        rows: completions of the optimiser step; shape `batch`.
-        most: micro-batches at most.
-        layout: of each for the forward pass.
-        token_budget: tokens of a micro-batch, where fewer than `most` suffice; they are larger only if `most` are not
-            enough.
+        sequences: prompts and completions.
+        rows: indices of the completions of the optimizer step; shape `batch`.
+        max_count: maximum number of micro-batches.
+        layout: layout of the forward pass.
+        token_budget: maximum number of tokens of a micro-batch, so that fewer micro-batches may suffice; it is exceeded
+            only if `max_count` micro-batches are not enough.
 
     Returns:
-        `most` tensors or fewer, none of them empty, each in the order of `rows`.
+        At most `max_count` tensors, none of them empty, each in the order of `rows`.
     """
-    prompt_lengths, lengths = whole.prompt_mask.sum(dim=-1), whole.completion_mask.sum(dim=-1)
-    prompts = whole.prompt_of[rows]
+    prompt_lengths, lengths = sequences.prompt_mask.sum(dim=-1), sequences.completion_mask.sum(dim=-1)
+    prompts = sequences.prompt_of[rows]
     columns = (rows, prompts, prompt_lengths[prompts], lengths[rows])
     table = [_Row(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
     if not table:
@@ -55,21 +54,21 @@ def micro_batches(
         sorted(table, key=lambda row: (-row.length, row.prompt)),
         sorted(table, key=lambda row: (-longest[row.prompt], row.prompt, -row.length)),
     ]
-    cuts = [_smallest_cut(order, most, layout, token_budget or 0) for order in orders]
-    best = min(cuts, key=lambda cut: (max(sizes := [layout.size(piece.extent) for piece in cut]), sum(sizes)))
-    return [torch.tensor(sorted(row.number for row in piece.rows), device=rows.device) for piece in best]
+    splits = [_balanced_split(order, max_count, layout, token_budget or 0) for order in orders]
+    best = min(splits, key=lambda split: (max(sizes := [layout.size(part.extent) for part in split]), sum(sizes)))
+    return [torch.tensor(sorted(row.number for row in part.rows), device=rows.device) for part in best]
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """Into how many optimizer steps and micro-batches a rollout is split, on each rank.
+    """Split of a rollout into optimizer steps and micro-batches on each rank.
 
     Args:
-        updates: optimizer steps that a rollout is split into.
-        epochs: how often the rollout is used.
-        micro_batches: of each optimizer step.
-        layout: of the forward pass, which says how large a micro-batch is.
-        token_budget: tokens of a micro-batch; about equal micro-batches when None.
+        updates: number of optimizer steps per epoch over the rollout.
+        epochs: number of epochs over the rollout.
+        micro_batches: number of micro-batches per optimizer step.
+        layout: layout of the forward pass, which determines the size of a micro-batch.
+        token_budget: maximum number of tokens of a micro-batch; micro-batches of about equal size when None.
     """
 
     updates: int
@@ -79,20 +78,20 @@ class UpdatePlan:
     token_budget: int | None
 
     def rows(self, sequences: Sequences, rows: Tensor, count: int) -> list[Tensor]:
-        """Return the rows of each of `count` micro-batches; the last ones may be empty."""
+        """Return the rows of `count` micro-batches; the last ones may be empty."""
         split = micro_batches(sequences, rows, count, self.layout, self.token_budget)
         return split + [rows[:0]] * (count - len(split))
 
     def all_rows(self, sequences: Sequences) -> list[Tensor]:
-        """Return the rows of as many micro-batches as an epoch has, for passes over all completions."""
+        """Return the rows of all completions, in as many micro-batches as an epoch has."""
         return self.rows(sequences, torch.arange(len(sequences.completion_ids)), self.updates * self.micro_batches)
 
 
 def require_division(prompts_per_rollout: int, group_size: int, ranks: int, plan: UpdatePlan) -> None:
-    """Check that a rollout divides into updates on each rank, and an update into micro-batches.
+    """Check that a rollout splits evenly into updates on each rank, and an update into micro-batches.
 
     Raises:
-        ValueError: it does not.
+        ValueError: `prompts_per_rollout` is not divisible, or there are more micro-batches than completions.
     """
     parts = ranks * plan.updates
     if prompts_per_rollout % parts:
@@ -108,8 +107,8 @@ def require_division(prompts_per_rollout: int, group_size: int, ranks: int, plan
         )
 
 
-class _Piece:
-    """Completions of one micro-batch, in the making."""
+class _MicroBatch:
+    """A micro-batch to which completions are added one by one."""
 
     def __init__(self) -> None:
         self.rows: list[_Row] = []
@@ -117,7 +116,7 @@ class _Piece:
         self._prompts: set[int] = set()
 
     def extent_with(self, row: _Row) -> Extent:
-        """Its extent once this completion is in it, too."""
+        """Return the extent of the micro-batch with one more completion."""
         now = self.extent
         return Extent(
             prompts=now.prompts + (row.prompt not in self._prompts),
@@ -134,27 +133,27 @@ class _Piece:
         self._prompts.add(row.prompt)
 
 
-def _smallest_cut(order: Sequence[_Row], most: int, layout: SequenceLayout, budget: int) -> list[_Piece]:
-    """The rows in pieces, at most so many, of the smallest largest size that is not under the budget."""
-    single = max(layout.size(_Piece().extent_with(row)) for row in order)
-    together = _Piece()
+def _balanced_split(order: Sequence[_Row], max_count: int, layout: SequenceLayout, budget: int) -> list[_MicroBatch]:
+    """Split the rows into at most `max_count` micro-batches of the smallest sufficient size, or of the budget."""
+    largest_row = max(layout.size(_MicroBatch().extent_with(row)) for row in order)
+    together = _MicroBatch()
     for row in order:
         together.add(row)
-    too_small, enough = max(budget, single) - 1, max(budget, layout.size(together.extent))
+    too_small, enough = max(budget, largest_row) - 1, max(budget, layout.size(together.extent))
     while enough - too_small > 1:
         middle = (enough + too_small) // 2
-        if len(_cut(order, layout, middle)) <= most:
+        if len(_greedy_split(order, layout, middle)) <= max_count:
             enough = middle
         else:
             too_small = middle
-    return _cut(order, layout, enough)
+    return _greedy_split(order, layout, enough)
 
 
-def _cut(order: Sequence[_Row], layout: SequenceLayout, budget: int) -> list[_Piece]:
-    """The rows in as few pieces within the budget as their order allows; one that is larger by itself is alone."""
-    pieces: list[_Piece] = []
+def _greedy_split(order: Sequence[_Row], layout: SequenceLayout, budget: int) -> list[_MicroBatch]:
+    """Fill micro-batches up to the budget in the given order; a row that exceeds it is a micro-batch of its own."""
+    parts: list[_MicroBatch] = []
     for row in order:
-        if not pieces or layout.size(pieces[-1].extent_with(row)) > budget:
-            pieces.append(_Piece())
-        pieces[-1].add(row)
-    return pieces
+        if not parts or layout.size(parts[-1].extent_with(row)) > budget:
+            parts.append(_MicroBatch())
+        parts[-1].add(row)
+    return parts

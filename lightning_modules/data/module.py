@@ -1,4 +1,4 @@
-"""The data module: prompts to completions to rewards to advantages to micro-batches."""
+"""Data module: prompts, completions, rewards, advantages and micro-batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from lightning import LightningDataModule, Trainer
+from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
 from aggregate_po.advantages import GroupNormalized
@@ -16,7 +17,7 @@ from lightning_modules.data.advantages import advantages
 from lightning_modules.data.arguments import require_parts, require_sampling
 from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.data.groups import Groups, GroupSampler
-from lightning_modules.data.loader import RolledOut, RolloutLoader, Stateful
+from lightning_modules.data.loader import PreparedRollout, RolloutLoader, Stateful
 from lightning_modules.data.metrics import rollout_metrics
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
 from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
@@ -35,44 +36,46 @@ from lightning_modules.validation import require_at_least, require_one_of
 
 
 class RolloutDataModule(LightningDataModule):
-    """Makes rollouts with the policy that is being trained, and splits them into micro-batches.
+    """Samples rollouts from the policy during training, and splits them into micro-batches.
 
     One Lightning epoch is one rollout: `prompts_per_rollout * group_size` completions, used for
     `updates_per_rollout * epochs_per_rollout` optimizer steps of `accumulate_grad_batches` micro-batches each. The
-    flow, one stage a line, is `_rollout`.
+    method `_rollout` shows the data flow, with one stage per line.
 
     Args:
-        dataset: prompts to train on: a `PromptDataset`, a list of mappings with "prompt", or a file of JSON lines.
-        reward: scores a completion, given its example; or several that do, whose weighted sum is the reward.
-        reward_weights: of each reward in the sum; 1 for each when None.
-        validation: held-out prompts for pass@1, in the forms of `dataset`; none without it.
-        rollouts: generates the completions.
-        group_size: completions per prompt, at least 2.
-        prompts_per_rollout: prompts of one rollout, over all ranks.
-        updates_per_rollout: optimizer steps into which a rollout is split.
-        epochs_per_rollout: how often the rollout is used.
-        max_completion_length: tokens after which a completion is cut off.
-        temperature: of sampling; log-probabilities are those of the distribution that it gives.
-        old_log_probs: whose log-probabilities are those of the behavior policy: the "sampler"'s, as it returned them,
-            or the "trainer"'s, computed for the whole rollout, which costs a forward pass.
-        correction: makes up for the difference between the two; needs the trainer's.
-        advantages: turns the rewards of the rollout, over all ranks, into advantages; an estimator of
+        dataset: Training prompts: a `PromptDataset`, a list of mappings with "prompt", or the path of a JSON Lines
+            file.
+        reward: Reward function, called with a completion and its example, or a list of several.
+        reward_weights: Weight of each reward in the total reward; 1 for each when None.
+        validation: Held-out prompts for pass@1, in the same forms as `dataset`; nothing is evaluated when None.
+        rollouts: Engine that generates the completions; transformers in the training process when None.
+        group_size: Number of completions per prompt, at least 2.
+        prompts_per_rollout: Number of prompts of a rollout, over all ranks.
+        updates_per_rollout: Number of minibatches that a rollout is split into, with one optimizer step each.
+        epochs_per_rollout: Number of epochs over each rollout.
+        max_completion_length: Maximum number of tokens of a completion.
+        temperature: Sampling temperature; it is applied to all log-probabilities, too.
+        old_log_probs: Source of the behavior policy's log-probabilities: "sampler" takes them from the engine, and
+            "trainer" recomputes them for each rollout, at the cost of a forward pass.
+        correction: Correction for the mismatch between sampler and trainer; it requires `old_log_probs: trainer`.
+        advantages: Estimator that computes advantages from the rewards of the rollout on all ranks, such as those in
             `aggregate_po.advantages`.
-        truncated: what becomes of a completion that was cut off: "score" it as it stands, give it "zero_reward", or
-            "mask" it, so that it counts in its group's baseline only.
-        tokens_per_micro_batch: tokens that the model may run over at once, prompts included, and the padding that the
-            policy's `layout` needs: an update then takes fewer of its `accumulate_grad_batches` micro-batches where
-            completions are short. All of them, of about equal size, when None.
-        kl_in_reward: weight of the summed log ratio to the reference that is subtracted from each reward.
-        overlap: whether the next rollout is generated while this one is trained on, from a policy that is one rollout
-            old; for out-of-process engines.
-        chat_template: whether prompts are wrapped by the tokenizer's chat template, as a user's message.
-        schemes: sampling schemes, which decide which groups make up a rollout; the first one innermost.
-        seed: of the order of prompts, of sampling, and of estimators that are random.
+        truncated: Rule for truncated completions: "score" keeps their reward, "zero_reward" sets it to 0, and "mask"
+            excludes their tokens from training, so that they only count in the baseline of their group.
+        tokens_per_micro_batch: Maximum number of tokens in a forward pass, including prompts and the padding of the
+            layout. Short completions are packed into fewer micro-batches than `accumulate_grad_batches`. When None,
+            all micro-batches are used and have about the same size.
+        kl_in_reward: Coefficient of the KL penalty in the reward: the log ratio to the reference, summed over the
+            tokens of a completion, is multiplied by it and subtracted from the reward.
+        overlap: Whether to generate the next rollout while training on the current one, from a policy that is one
+            rollout old; it requires an out-of-process engine.
+        chat_template: Whether to format prompts as user messages with the chat template of the tokenizer.
+        schemes: Sampling schemes, which select the groups of a rollout; the first one is innermost.
+        seed: Seed of the prompt order, of sampling, and of random advantage estimators.
 
     Raises:
-        FileNotFoundError: the file of prompts does not exist.
-        TypeError: `advantages` is not an AdvantageEstimator, or a reward cannot be called.
+        FileNotFoundError: a file of prompts does not exist.
+        TypeError: `advantages` is not an AdvantageEstimator, or a reward is not callable.
         ValueError: an argument is out of its range, or there are no prompts.
     """
 
@@ -139,7 +142,7 @@ class RolloutDataModule(LightningDataModule):
                 "`rollouts` that generate in another one, such as VLLMServers."
             )
 
-    # What the trainer brings
+    # Trainer and policy
 
     @property
     def _trainer(self) -> Trainer:
@@ -149,11 +152,11 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def policy(self) -> Policy:
-        """The policy that the trainer's module trains.
+        """The policy of the trainer's module.
 
         Raises:
             RuntimeError: there is no trainer.
-            TypeError: its module has no `policy`.
+            TypeError: the module of the trainer has no `policy`.
         """
         module = self._trainer.lightning_module
         policy = getattr(module, "policy", None)
@@ -163,18 +166,19 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the rewards read the reference policy."""
+        """Whether the rewards need log-probabilities under the reference."""
         return self.kl_in_reward > 0
 
     def update_plan(self, layout: SequenceLayout, micro_batches: int) -> UpdatePlan:
-        """Return how a rollout is split into updates, and these into so many micro-batches on each rank."""
+        """Return the split of a rollout into updates, and of each update into micro-batches per rank."""
         sizes = self.updates_per_rollout, self.epochs_per_rollout, micro_batches
         return UpdatePlan(*sizes, layout, self.tokens_per_micro_batch)
 
     # Lightning's hooks
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check how a rollout divides, ask for a reference where the rewards need one, and set up the stages."""
+        """Check the split of a rollout, request a reference if the rewards need one, and create sampler and prompts."""
         if stage == "fit":
             plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
             require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
@@ -188,43 +192,45 @@ class RolloutDataModule(LightningDataModule):
         self._prompts = PromptStream(self.dataset, order, self.sampler.prompt_of, *shard)
         self._held_out: list[Prompt] | None = None
 
+    @override
     def train_dataloader(self) -> RolloutLoader:
-        """Return the loader that makes one rollout after another."""
-        steps = self.updates_per_rollout * self.epochs_per_rollout
+        """Return the data loader over successive rollouts."""
         micro_batches = self._trainer.accumulate_grad_batches
+        size = self.updates_per_rollout * self.epochs_per_rollout * micro_batches
         shard = data_parallel_rank(self._trainer), data_parallel_size(self._trainer)
         stages: dict[str, Stateful] = {"prompts": self._prompts}
         stages |= {f"scheme_{number}": scheme for number, scheme in enumerate(self.schemes)}
-        return RolloutLoader(
-            self._rollout, steps * micro_batches, self.epochs_per_rollout, micro_batches, shard, stages
-        )
+        return RolloutLoader(self._rollout, size, self.epochs_per_rollout, micro_batches, shard, stages)
 
+    @override
     def val_dataloader(self) -> list[EvaluationLoader]:
-        """Return the held-out prompts, once sampled at the training temperature and once greedy."""
+        """Return two evaluations of the held-out prompts: sampled at the training temperature, and greedy."""
         if self.validation is None:
             return []
         if self._held_out is None:
             self._held_out = [self.sampler.prompt_of(example) for example in self.validation]
-        ways = {"sampled": self.temperature, "greedy": 0.0}
+        temperatures = {"sampled": self.temperature, "greedy": 0.0}
         return [
             EvaluationLoader(name, self._held_out, self.sampler, self.rewards, temperature, self._trainer)
-            for name, temperature in ways.items()
+            for name, temperature in temperatures.items()
         ]
 
+    @override
     def transfer_batch_to_device(
         self, batch: RolloutBatch | Evaluation, device: torch.device, dataloader_idx: int
     ) -> RolloutBatch | Evaluation:
-        """Move a micro-batch; an evaluation stays where it is."""
+        """Move a micro-batch to the device; evaluations stay on the CPU."""
         return batch.to(device) if isinstance(batch, RolloutBatch) else batch
 
+    @override
     def teardown(self, stage: str) -> None:
-        """Leave nothing running."""
+        """Release the resources of the sampler and the engine."""
         self.sampler.close()
 
-    # The flow
+    # Data flow
 
-    def _rollout(self, number: int) -> RolledOut:
-        """Make the rollout with this number, one stage a line."""
+    def _rollout(self, number: int) -> PreparedRollout:
+        """Make the rollout with the given number."""
         started = time.perf_counter()
         plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
         groups = self._groups(number)
@@ -238,15 +244,15 @@ class RolloutDataModule(LightningDataModule):
         batches, trained = updates(rollout, plan, self._keeps_all, self._trainer)
         self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)
         seconds = time.perf_counter() - started
-        return RolledOut(batches, {**metrics, "completions/trained_ratio": trained, "time/rollout": seconds})
+        return PreparedRollout(batches, {**metrics, "completions/trained_ratio": trained, "time/rollout": seconds})
 
     def _groups(self, number: int) -> Groups:
-        """Sample and score this rank's groups of a rollout, as the schemes ask for them."""
+        """Sample and score the groups of a rollout on this rank, with the sampling schemes applied."""
         self._prompts.begin_at(number * self.prompts_per_rollout)
         return groups_of_rollout(self.schemes, self._group_sampler(number), self._prompts_per_rank)
 
     def _begin(self, number: int, step: int) -> None:
-        """Start to sample the rollout that is next after an optimizer step, if one is and that is asked for."""
+        """Start sampling the next rollout in the background if `overlap` is set and training continues after `step`."""
         if self.overlap and not 0 <= self._trainer.max_steps <= step:
             self._group_sampler(number).begin(first_count(self.schemes, self._prompts_per_rank))
 
@@ -269,5 +275,5 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def _keeps_all(self) -> bool:
-        """Whether completions without advantage are trained on too, as penalties need them."""
+        """Whether completions with zero advantage are kept, because penalties have a gradient there."""
         return bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)

@@ -1,4 +1,4 @@
-"""A rollout that a stop has cut short, gone on with by any number of ranks and micro-batches."""
+"""Resharding of the rest of an interrupted rollout to any number of ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ from torch.nn.functional import pad
 
 from lightning_modules.batch import RolloutBatch, inert
 
-State = dict[str, Any]  # a `RolloutBatch`, by its `state_dict`
+State = dict[str, Any]  # `state_dict` of a `RolloutBatch`
 
 
-def share_of_rank(
-    left: Sequence[Sequence[State]], rank: int, ranks: int, per_update: int | None = None
+def resharded_batches(
+    remaining: Sequence[Sequence[State]], rank: int, ranks: int, per_update: int | None = None
 ) -> list[RolloutBatch]:
-    """Micro-batches for one of the ranks that go on.
+    """Return the remaining micro-batches of one data-parallel rank of the resumed run.
 
-    As many ranks and micro-batches as there were go on with their own. Otherwise the completions of each optimiser step
-    are cut anew: they and the totals of the step stay the same, and each completion is trained on once.
+    If the numbers of ranks and micro-batches are unchanged, each rank continues with its own micro-batches. Otherwise
+    the completions of each optimizer step are split again: the step keeps its completions and totals, and each
+    completion is trained on once.
 
     Args:
-        left: what was left on each rank when the run stopped, after a whole optimiser step.
-        rank: the one that asks.
-        ranks: how many go on.
-        per_update: micro-batches of an optimiser step on each rank; as many as there were when None.
+        remaining: remaining micro-batches of each rank of the interrupted run, which stopped after an optimizer step.
+        rank: data-parallel rank in the resumed run.
+        ranks: number of data-parallel ranks of the resumed run.
+        per_update: number of micro-batches of an optimizer step on each rank; unchanged when None.
     """
-    updates = list(zip(*map(_updates, left), strict=True))
+    updates = list(zip(*map(_updates, remaining), strict=True))
     if not updates:
         return []
     saved = len(updates[0][0])
     per_update = per_update or saved
-    if (ranks, per_update) == (len(left), saved):
-        return [RolloutBatch.from_state_dict(state) for state in left[rank]]
-    shares = (
-        _cut([state for part in update for state in part], ranks * per_update)[rank * per_update :][:per_update]
+    if (ranks, per_update) == (len(remaining), saved):
+        return [RolloutBatch.from_state_dict(state) for state in remaining[rank]]
+    shards = (
+        _split_update([state for part in update for state in part], ranks * per_update)[rank * per_update :][
+            :per_update
+        ]
         for update in updates
     )
-    return [batch.replace(closes_update=batch is share[-1]) for share in shares for batch in share]
+    return [batch.replace(closes_update=batch is shard[-1]) for shard in shards for batch in shard]
 
 
 def _updates(batches: Sequence[State]) -> Iterator[list[State]]:
+    """Yield the micro-batches of each optimizer step."""
     update: list[State] = []
     for batch in batches:
         update.append(batch)
@@ -51,34 +55,39 @@ def _updates(batches: Sequence[State]) -> Iterator[list[State]]:
             update = []
 
 
-def _cut(states: Sequence[State], pieces: int) -> list[RolloutBatch]:
-    """The completions of one optimiser step in so many micro-batches."""
-    whole = RolloutBatch.from_state_dict(_joined(states))
-    rows = whole.policy.response_mask.any(dim=-1).nonzero().squeeze(-1)
-    batches = [whole.select(piece if len(piece) else torch.arange(1)) for piece in rows.tensor_split(pieces)]
-    for index in range(len(rows), pieces):
-        # This rank has no completions left, but every rank runs as many micro-batches; `tensor_split` fills the first.
+def _split_update(states: Sequence[State], count: int) -> list[RolloutBatch]:
+    """Split the completions of one optimizer step into `count` micro-batches."""
+    update = RolloutBatch.from_state_dict(_concatenated(states))
+    rows = update.policy.response_mask.any(dim=-1).nonzero().squeeze(-1)
+    batches = [update.select(part if len(part) else torch.arange(1)) for part in rows.tensor_split(count)]
+    for index in range(len(rows), count):
+        # No completions are left for these, but every rank must run the same number of micro-batches; `tensor_split`
+        # fills the first ones.
         batches[index] = inert(batches[index])
     return batches
 
 
-def _joined(states: Sequence[State]) -> State:
-    """One batch of all completions; each brings its prompts, and what is no tensor is that of the first."""
+def _concatenated(states: Sequence[State]) -> State:
+    """Concatenate micro-batches with their prompts; fields that are not tensors are taken from the first one."""
     prompts = [len(state["prompt_ids"]) for state in states]
     starts = torch.tensor([0, *prompts[:-1]]).cumsum(dim=0)
     prompt_of = torch.cat([state["prompt_of"] + start for state, start in zip(states, starts, strict=True)])
-    return {**{name: _stacked(name, [state[name] for state in states]) for name in states[0]}, "prompt_of": prompt_of}
+    return {
+        **{name: _concatenated_field(name, [state[name] for state in states]) for name in states[0]},
+        "prompt_of": prompt_of,
+    }
 
 
-def _stacked(name: str, values: list[Any]) -> Any:
+def _concatenated_field(name: str, values: list[Any]) -> Any:
+    """Concatenate the values of one field, padded to the same length."""
     first = values[0]
     if isinstance(first, dict):
-        return {key: _stacked(key, [value[key] for value in values]) for key in first}
+        return {key: _concatenated_field(key, [value[key] for value in values]) for key in first}
     if not isinstance(first, Tensor) or first.ndim == 0:
         return first
     if first.ndim == 2:
         width = max(value.shape[1] for value in values)
         missing = [width - value.shape[1] for value in values]
-        left = name in ("prompt_ids", "prompt_mask")
-        values = [pad(value, (size, 0) if left else (0, size)) for value, size in zip(values, missing, strict=True)]
+        pad_left = name in ("prompt_ids", "prompt_mask")
+        values = [pad(value, (size, 0) if pad_left else (0, size)) for value, size in zip(values, missing, strict=True)]
     return torch.cat(values)

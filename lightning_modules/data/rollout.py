@@ -1,4 +1,4 @@
-"""A rollout: scored groups, what the policies say of them, and their advantages."""
+"""A rollout: scored groups with their log-probabilities and advantages."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class RolloutLogProbs:
     """Log-probabilities of the completions of a rollout under the policies that the objective compares.
 
     Args:
-        old: under the behavior policy; shape `batch time`; nats.
-        reference: under the reference policy, None where none is kept; shape `batch time`; nats.
-        correction: weights that make up for a sampler other than the behavior policy.
-        mismatch: of sampler and behavior policy, as this rank counts it; nothing where they are one.
+        old: log-probabilities under the behavior policy; shape `batch time`; nats.
+        reference: log-probabilities under the reference policy, None without one; shape `batch time`; nats.
+        correction: weights that correct for the mismatch between sampler and behavior policy.
+        mismatch: mismatch between sampler and behavior policy on this rank; empty if they are the same.
     """
 
     old: PerToken
@@ -38,14 +38,14 @@ class RolloutLogProbs:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Everything that is known of this rank's completions before they are trained on.
+    """All data of the completions of this rank, before they are split into micro-batches.
 
     Args:
         groups: completions with their rewards.
-        sequences: the token ids that a model reads.
-        log_probs: of the completions.
-        advantages: estimated on the groups of all ranks; shape `batch` or `batch time`.
-        metrics: the same on all ranks.
+        sequences: prompts and completions as token ids for a forward pass.
+        log_probs: log-probabilities of the completions.
+        advantages: advantages, estimated from the groups of all ranks; shape `batch` or `batch time`.
+        metrics: metrics of the rollout, the same on all ranks.
     """
 
     groups: Groups
@@ -63,10 +63,10 @@ def rollout_log_probs(
     correction: SamplerCorrection | None,
     plan: UpdatePlan,
 ) -> RolloutLogProbs:
-    """Return the sampler's log-probabilities or the trainer's, the correction between the two, and the reference's.
+    """Return the log-probabilities of behavior policy and reference, and the correction for the sampler mismatch.
 
     Raises:
-        ValueError: they are to be the sampler's, and it gave none for some tokens.
+        ValueError: the sampler is the behavior policy, and some of its log-probabilities are missing.
     """
     sampled, mask = groups.completions.log_probs, groups.response_mask
     if source == "sampler":
@@ -83,7 +83,7 @@ def rollout_log_probs(
 
 
 def penalized_rewards(groups: Groups, log_probs: RolloutLogProbs, coefficient: float) -> PerCompletion:
-    """Return rewards less the log ratio to the reference, summed over trained tokens; shape `batch`."""
+    """Subtract the scaled log ratio to the reference, summed over trained tokens, from the rewards; shape `batch`."""
     if log_probs.reference is None:
         return groups.rewards
     log_ratio = masked_sum(log_probs.old - log_probs.reference, groups.response_mask)
@@ -94,8 +94,8 @@ def _require_log_probs(log_probs: PerToken, response_mask: PerToken) -> None:
     missing = int((response_mask & ~torch.isfinite(log_probs)).sum())
     if missing:
         raise ValueError(
-            f"the sampler gave no log-probability for {missing} of {int(response_mask.sum())} tokens; have them "
-            "computed by the trainer, `old_log_probs: trainer`."
+            f"the sampler gave no log-probability for {missing} of {int(response_mask.sum())} tokens; let the trainer "
+            "compute them, `old_log_probs: trainer`."
         )
 
 
@@ -106,10 +106,10 @@ def _by_micro_batches(
     plan: UpdatePlan,
     dtype: torch.dtype,
 ) -> PerToken:
-    """Return log-probabilities of all completions on the CPU, computed a micro-batch at a time."""
+    """Return log-probabilities of all completions on the CPU, computed one micro-batch at a time."""
     log_probs = torch.zeros(sequences.completion_ids.shape, dtype=dtype)
     for rows in plan.all_rows(sequences):
-        # Sharded weights are gathered by all ranks, so each makes as many calls as the others.
+        # All ranks gather sharded weights together, so every rank must make the same number of calls.
         rows = rows if len(rows) else torch.tensor([0])
         values = log_probs_of(sequences.select(rows).to(policy.device)).cpu()
         log_probs[rows, : values.shape[1]] = values

@@ -1,4 +1,4 @@
-"""From prompts to completions: chat template, tokenizer, rollout engine, and the rollout that is sampled ahead."""
+"""Sampling of completions: chat template, tokenizer, rollout engine, and sampling ahead in the background."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParam
 
 @dataclass(frozen=True)
 class Sampled:
-    """Completions with the policy that they were sampled from.
+    """Sampled completions, with the step of the policy that they were sampled from.
 
     Args:
-        completions: as the engine gave them.
-        texts: of the completions, without special tokens.
-        policy_step: optimizer steps that the policy had made.
-        metrics: of the engine, to be logged.
+        completions: completions returned by the engine.
+        texts: texts of the completions, without special tokens.
+        policy_step: optimizer step of the policy.
+        metrics: metrics of the engine.
     """
 
     completions: Completions
@@ -35,7 +35,7 @@ class Sampled:
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, example: Example, chat_template: bool) -> list[int]:
-    """Return the tokens of an example's prompt, wrapped by the tokenizer's chat template where that is asked for."""
+    """Return the token ids of the prompt of an example, optionally with the chat template of the tokenizer."""
     if chat_template:
         message = [{"role": "user", "content": example["prompt"]}]
         text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
@@ -44,14 +44,14 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, example: Example, chat_templat
 
 
 class Sampler:
-    """Samples completions from the policy, for training and for evaluation alike.
+    """Samples completions from the current policy, for training and evaluation.
 
     Args:
-        engine: generates the tokens.
-        policy: is sampled from, as it is at the time.
-        trainer: that trains it.
-        max_completion_length: tokens after which a completion is cut off.
-        chat_template: whether prompts are wrapped by the tokenizer's chat template, as a user's message.
+        engine: rollout engine that generates the tokens.
+        policy: policy to sample from.
+        trainer: trainer of the policy.
+        max_completion_length: maximum number of tokens of a completion.
+        chat_template: whether to format prompts as user messages with the chat template of the tokenizer.
     """
 
     def __init__(
@@ -64,34 +64,34 @@ class Sampler:
     ) -> None:
         self._engine, self._policy, self._trainer = engine, policy, trainer
         self._max_completion_length, self._chat_template = max_completion_length, chat_template
-        self._ahead = _Ahead()
+        self._prefetch = _Prefetch()
 
     def prompt_of(self, example: Example) -> Prompt:
-        """Return an example with the tokens of its prompt."""
+        """Tokenize the prompt of an example."""
         return Prompt(example, tuple(tokenized(self._policy.tokenizer, example, self._chat_template)))
 
     def sample(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int = 1) -> Sampled:
-        """Sample completions; those that `begin` was called for with the same arguments are waited for.
+        """Sample completions, or wait for those that a `begin` with the same arguments has started.
 
         Args:
-            prompts: of this rank.
-            temperature: of sampling; 0 takes the most likely token.
-            seed: of sampling.
-            samples_per_prompt: completions of each prompt, which stand next to each other.
+            prompts: prompts of this rank.
+            temperature: sampling temperature; 0 means greedy decoding.
+            seed: sampling seed.
+            samples_per_prompt: number of completions per prompt; those of one prompt are adjacent.
         """
         request = self._request(prompts, temperature, seed, samples_per_prompt)
-        generated = self._ahead.take(request) or self._generation(request)()
+        generated = self._prefetch.take(request) or self._generation(request)()
         completions = cast(Completions, broadcast_in_tensor_parallel_group(generated.completions, self._trainer))
         return Sampled(completions, self._texts(completions), generated.policy_step, generated.metrics)
 
     def begin(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int) -> None:
-        """Start to sample in the background, from the policy as it is now; takes what `sample` takes."""
+        """Start sampling from the current policy in the background; the arguments are those of `sample`."""
         request = self._request(prompts, temperature, seed, samples_per_prompt)
-        self._ahead.begin(request, self._generation(request))
+        self._prefetch.begin(request, self._generation(request))
 
     def close(self) -> None:
-        """Forget what is under way, and free what the engine holds."""
-        self._ahead.close()
+        """Discard completions sampled ahead, and release the resources of the engine."""
+        self._prefetch.close()
         self._engine.close()
 
     def _request(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int) -> _Request:
@@ -105,17 +105,17 @@ class Sampler:
         return _Request([list(prompt.token_ids) for prompt in prompts], parameters)
 
     def _generation(self, request: _Request) -> Callable[[], _Generated]:
-        """Return a call that generates from the policy as it is now, and may run in a thread."""
-        self._ahead.settle()
+        """Load the current policy into the engine, and return a function that generates, possibly in a thread."""
+        self._prefetch.wait()
         context, step = self._trainer.precision_plugin.forward_context, self._trainer.global_step
         with context():
             self._engine.load_policy(self._policy.model)
-        # An out-of-process engine is asked by one rank of a tensor-parallel group; another may need them all.
-        asks = not self._engine.concurrent or is_tensor_parallel_leader(self._trainer)
+        # Only one rank of a tensor-parallel group calls an out-of-process engine; others may need all ranks.
+        calls_engine = not self._engine.concurrent or is_tensor_parallel_leader(self._trainer)
 
         def generate() -> _Generated:
             with context():
-                completions = self._engine.generate(request.prompts, request.parameters) if asks else None
+                completions = self._engine.generate(request.prompts, request.parameters) if calls_engine else None
             return _Generated(completions, step, self._engine.metrics())
 
         return generate
@@ -134,18 +134,18 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Generated:
-    """Completions, None where another rank of the tensor-parallel group has them; with the policy's step."""
+    """Generated completions, None if another rank of the tensor-parallel group has them, and the policy step."""
 
     completions: Completions | None
     policy_step: int
     metrics: Mapping[str, float]
 
 
-class _Ahead:
-    """At most one request that a thread has an out-of-process engine answer.
+class _Prefetch:
+    """At most one pending request to an out-of-process engine, processed in a background thread.
 
-    The engine must not be used in the meantime, so whoever needs it calls `settle` first. What is under way is no part
-    of a checkpoint: a resumed run samples it anew, from the same prompts.
+    The engine must not be used in the meantime: call `wait` before using it. The pending request is not part of a
+    checkpoint; a resumed run samples again from the same prompts.
     """
 
     def __init__(self) -> None:
@@ -153,28 +153,28 @@ class _Ahead:
         self._pending: tuple[_Request, Future[_Generated]] | None = None
 
     def begin(self, request: _Request, generate: Callable[[], _Generated]) -> None:
-        """Answer a request in the background."""
+        """Start to process a request in the background."""
         if self._pending is not None:
-            rank_zero_warn("completions that were sampled ahead were not used: other prompts were asked for since.")
+            rank_zero_warn("completions that were sampled ahead were not used: other prompts were requested since.")
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
         self._pending = (request, self._executor.submit(generate))
 
     def take(self, request: _Request) -> _Generated | None:
-        """Return the answer once it is there; None if this request was not begun. Raises what generating raised."""
+        """Wait for the completions of the request, with errors of the engine; return None if it is not pending."""
         if self._pending is None or self._pending[0] != request:
             return None
         _, future = self._pending
         self._pending = None
         return future.result()
 
-    def settle(self) -> None:
-        """Wait until the engine is free."""
+    def wait(self) -> None:
+        """Wait until the engine is idle."""
         if self._pending is not None:
             self._pending[1].exception()
 
     def close(self) -> None:
-        """Forget what is under way, and end the thread."""
+        """Discard the pending request, and shut down the thread."""
         self._pending = None
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""From a rollout to the micro-batches of its optimizer steps, each with the totals of the whole step."""
+"""Split of a rollout into the micro-batches of its optimizer steps, each with the totals of its full step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_modules.tally import Tally
 
 
 def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Trainer) -> tuple[list[RolloutBatch], float]:
-    """Return the micro-batches of all optimizer steps in order, and the share of completions that is trained on.
+    """Return the micro-batches of all optimizer steps in order, and the fraction of completions in them.
 
-    Completions that cannot contribute are left out of the forward pass; the totals of their step count them.
+    Completions without gradient are left out of the forward pass, but are included in the totals of their step.
 
     Args:
-        rollout: of this rank.
-        plan: how it is split.
-        keeps_all: whether completions without advantage are trained on too, as penalties need them.
-        trainer: knows the ranks and the optimizer steps.
+        rollout: rollout of this rank.
+        plan: split of the rollout.
+        keeps_all: whether to keep completions with zero advantage, which have a gradient through penalties.
+        trainer: trainer, for collectives over ranks and the current step.
     """
     mask = rollout.groups.response_mask
     contributes = mask.any(dim=-1)
@@ -36,7 +36,7 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
         rows, counted = steps[number % plan.updates], counts[number % plan.updates]
         step = _step(rollout, rows, _totals(counted, rollout, number, trainer))
         split = plan.rows(step, contributes[rows].nonzero().squeeze(-1), plan.micro_batches)
-        # A micro-batch without completions would skip backward, which other ranks wait for.
+        # A micro-batch without completions would skip the backward pass, and other ranks would wait.
         parts = [step.select(part) if len(part) else inert(step.select(torch.arange(1))) for part in split]
         batches += [part.replace(closes_update=part is parts[-1]) for part in parts]
     trained = sum(counted.sums["contributing"] for counted in counts)
@@ -44,7 +44,7 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
 
 
 def _step(rollout: Rollout, rows: Tensor, totals: StepTotals) -> RolloutBatch:
-    """Return the completions of one optimizer step as one batch."""
+    """Return all completions of one optimizer step as a single batch."""
     sequences = rollout.sequences.select(rows)
     time = sequences.completion_ids.shape[1]
     log_probs, reference = rollout.log_probs, rollout.log_probs.reference
@@ -60,7 +60,7 @@ def _step(rollout: Rollout, rows: Tensor, totals: StepTotals) -> RolloutBatch:
 
 
 def _counted(mask: Tensor, contributes: Tensor) -> Tally:
-    """Count the completions of one optimizer step on this rank."""
+    """Return the counts of completions and tokens of one optimizer step on this rank."""
     return Tally.of(
         completions=mask.any(dim=-1).sum(),
         tokens=mask.sum(),
@@ -80,7 +80,7 @@ def _totals(counted: Tally, rollout: Rollout, number: int, trainer: Trainer) -> 
 
 
 def _in_groups_with_gradient(rollout: Rollout) -> Tensor:
-    """True for the completions of groups in which any advantage differs from zero."""
+    """Return a mask of the completions whose group has a nonzero advantage."""
     advantages, group_size = rollout.advantages, rollout.groups.group_size
     differs = advantages != 0 if advantages.ndim == 1 else (advantages != 0).any(dim=-1)
     groups = rearrange(differs, "(prompt group) -> prompt group", group=group_size)

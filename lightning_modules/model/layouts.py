@@ -1,4 +1,4 @@
-"""How the completions of a micro-batch are laid out for the model's forward pass."""
+"""Sequence layouts: arrangements of prompts and completions for the forward pass."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
+from typing_extensions import override
 
 from lightning_modules.batch import Extent, Sequences
 from lightning_modules.model.sharding import blocks, is_sharded
@@ -33,32 +34,34 @@ class SequenceLayout(ABC):
 
     @abstractmethod
     def size(self, extent: Extent) -> int:
-        """Tokens of a micro-batch of this extent, padding included; no less for a larger one.
+        """Return the number of tokens of a micro-batch in this layout, padding included.
 
-        The last token of a completion counts, although the model need not run over it.
+        It must not decrease when a completion is added. The last token of a completion counts, although the model need
+        not process it.
         """
 
     @abstractmethod
     def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
-        """What the model says one place before each token of the completions.
+        """Return the outputs of the model at the positions that predict the completion tokens.
 
         Returns:
-            The model's `logits`, whatever they are at present; shape `token size`, in the order of `completion_mask`.
+            Rows of the model's `logits`, or of its last hidden states while the output layer is bypassed; shape
+            `token size`, in the order of `completion_mask`.
         """
 
 
 class SharedPrompts(SequenceLayout):
-    """Each prompt is read once, and its keys and values serve all its completions, in the backward pass too.
+    """Shared prompts: each prompt is processed once, and all its completions attend to its keys and values.
 
-    Completions are padded to the longest of the micro-batch.
+    Gradients flow through the shared keys and values. Completions are padded to the longest of the micro-batch.
     """
 
+    @override
     def size(self, extent: Extent) -> int:
-        """See `SequenceLayout`."""
         return extent.prompts * extent.longest_prompt + extent.completions * extent.longest
 
+    @override
     def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
-        """See `SequenceLayout`."""
         cache = DynamicCache(config=model.config)
         prompt_mask = batch.prompt_mask
         prompt = model(
@@ -69,10 +72,10 @@ class SharedPrompts(SequenceLayout):
             use_cache=True,
             logits_to_keep=1,
         )
-        # A token is predicted one place before it: the first by the prompt, the last one predicts nothing.
+        # Each token is predicted at the position before it: the first one by the prompt. The last one predicts nothing.
         first = prompt.logits[batch.prompt_of]
         time = batch.completion_ids.shape[1]
-        # Ranks of a sharded model make the same number of forward calls, so there one token is read like two.
+        # All ranks of a sharded model must make the same number of forward calls, so one token is processed there, too.
         read = max(time - 1, int(is_sharded(model)))
         if read == 0:
             return first[batch.completion_mask]
@@ -89,39 +92,40 @@ class SharedPrompts(SequenceLayout):
 
 
 class PackedSequences(SequenceLayout):
-    """Each completion follows its own prompt, all of them end to end in one row without padding.
+    """Packed sequences: all prompts and completions are concatenated in one row without padding.
 
-    For attention that keeps sequences apart by their positions: FlashAttention does so at no cost; others of
-    transformers compute the whole square of the row and mask it. Prompts are read once for each completion.
+    The attention must separate the sequences by their position ids. FlashAttention does so at no cost; other
+    implementations of transformers compute and mask the full attention matrix of the row. A prompt is processed once
+    per completion.
 
     Args:
-        recompute: whether the activations of each block are computed again in the backward pass, which takes a third
-            more time and leaves one block's in memory (activation checkpointing).
+        recompute: Whether to recompute the activations of each block in the backward pass (activation checkpointing).
+            This takes a third more time, and keeps the activations of one block in memory.
 
     Raises:
-        ValueError: by `last_layer`, where the model's attention does not keep sequences apart.
+        ValueError: by `last_layer`, if the attention of the model does not separate packed sequences.
     """
 
     def __init__(self, recompute: bool = False) -> None:
         self.recompute = recompute
         self._checked: WeakSet[nn.Module] = WeakSet()
 
+    @override
     def size(self, extent: Extent) -> int:
-        """See `SequenceLayout`."""
         return extent.prompt_tokens + extent.tokens
 
+    @override
     def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
-        """See `SequenceLayout`."""
         if model not in self._checked:
             _check_packing(model, batch.prompt_ids.device)
             self._checked.add(model)
         prompts, mask = batch.prompt_mask[batch.prompt_of], batch.completion_mask
-        # The last token of a completion predicts nothing, so it is not read.
+        # The last token of a completion predicts nothing, so it is left out.
         read = mask & (mask.cumsum(dim=-1) < mask.sum(dim=-1, keepdim=True))
         tokens = torch.cat([prompts, read], dim=1)
         ids = torch.cat([batch.prompt_ids[batch.prompt_of], batch.completion_ids], dim=1)
         positions = tokens.cumsum(dim=-1) - 1
-        # Before each token of a completion stand its prompt and the tokens before it; earlier rows come first.
+        # Position in the row that predicts each token: after earlier sequences, the prompt, and the tokens before it.
         ends = tokens.sum(dim=-1).cumsum(dim=0) - tokens.sum(dim=-1)
         place = ends.unsqueeze(-1) + prompts.sum(dim=-1, keepdim=True) + mask.cumsum(dim=-1) - 2
         with _recomputed(model) if self.recompute and torch.is_grad_enabled() else nullcontext():
@@ -129,7 +133,7 @@ class PackedSequences(SequenceLayout):
 
 
 def _packed(model: PreTrainedModel, token_ids: Tensor, positions: Tensor) -> Tensor:
-    """Logits of sequences that stand end to end; a mask, or a cache, would let them see each other."""
+    """Return the logits of packed sequences; with a mask or a cache the sequences would attend to each other."""
     output = model(input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False)
     return output.logits[0]
 
@@ -148,11 +152,11 @@ def _check_packing(model: PreTrainedModel, device: torch.device) -> None:
 
 @contextmanager
 def _recomputed(model: PreTrainedModel) -> Iterator[None]:
-    """Have the blocks keep their inputs alone, and compute the rest again in the backward pass."""
+    """Apply activation checkpointing to the blocks within the context."""
     for block in blocks(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
         for block in blocks(model):
-            del block.forward  # the class's own again
+            del block.forward  # restores the method of the class

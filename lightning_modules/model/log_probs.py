@@ -1,4 +1,4 @@
-"""The one forward pass that every objective is reached through."""
+"""Log-probabilities and entropies of completions from one forward pass, used by every objective."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from aggregate_po import PerToken, linear_log_probs_and_entropy
 from aggregate_po.bounds import working_precision
 from lightning_modules.batch import Sequences
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
-from lightning_modules.model.sharding import whole
+from lightning_modules.model.sharding import full_tensor
 
-_SOFTCAP = "final_logit_softcapping"  # where configurations of transformers have it
+_SOFTCAP = "final_logit_softcapping"  # attribute of a transformers configuration
 _probed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # by model, once for all its passes
 
 
@@ -29,10 +29,10 @@ def log_probs_and_entropy(
     layout: SequenceLayout = SharedPrompts(),
     linear_head: bool | None = None,
 ) -> tuple[PerToken, PerToken]:
-    """Return log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
+    """Return the log-probabilities of completion tokens, and the detached entropies of their distributions.
 
-    Logits are made for tokens of completions alone, and a few at a time (`aggregate_po.linear_log_probs`). Both are 0
-    on padding.
+    Logits are computed for completion tokens only, in chunks (`aggregate_po.linear_log_probs`). Both results are 0 on
+    padding; shape `batch time`; nats.
 
     Args:
         model: the policy.
@@ -45,21 +45,21 @@ def log_probs_and_entropy(
         linear_head = _has_linear_head(model, batch)
     mask, targets = batch.completion_mask, batch.completion_ids[batch.completion_mask]
     if linear_head:
-        with _head_set_aside(model):
+        with _head_bypassed(model):
             hidden = layout.last_layer(model, batch)
-        weight, bias = _head_tensors(model)  # of a sharded model, gathered by now
+        weight, bias = _head_tensors(model)  # already gathered by the forward pass if sharded
         softcap = getattr(model.config.get_text_config(), _SOFTCAP, None)
-        found = linear_log_probs_and_entropy(hidden, weight, targets, bias, batch.temperature, softcap)
+        results = linear_log_probs_and_entropy(hidden, weight, targets, bias, batch.temperature, softcap)
     else:
-        found = _of_logits(layout.last_layer(model, batch) / batch.temperature, targets)
+        results = _from_logits(layout.last_layer(model, batch) / batch.temperature, targets)
     log_probs, entropy = (
         torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
-        for values in (found[0], found[1].detach())
+        for values in (results[0], results[1].detach())
     )
     return log_probs, entropy
 
 
-def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     log_p = torch.log_softmax(working_precision(logits), dim=-1)
     entropy = -(log_p.detach().exp() * log_p.detach()).sum(dim=-1)
     return log_p.gather(-1, rearrange(targets, "token -> token 1")).squeeze(-1), entropy
@@ -89,27 +89,27 @@ def _head(model: PreTrainedModel) -> nn.Linear:
 
 
 def _head_tensors(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the output layer, which each rank has whole where others are divided."""
+    """Return weight and bias of the output layer, which tensor parallelism replicates on every rank."""
     head = _head(model)
-    return whole(head.weight), None if head.bias is None else whole(head.bias)
+    return full_tensor(head.weight), None if head.bias is None else full_tensor(head.bias)
 
 
 @contextmanager
-def _head_set_aside(model: PreTrainedModel) -> Iterator[None]:
-    """Have the model give its last hidden states for logits, a scale that it puts on logits included.
+def _head_bypassed(model: PreTrainedModel) -> Iterator[None]:
+    """Make the model return its last hidden states, with any logit scale applied, as its logits.
 
-    The model's own forward runs all the same, so that whatever hangs on it, such as the gathering of shards, does too.
+    The forward method of the model still runs, and so do its hooks, such as those that gather sharded weights.
     """
     head, config = _head(model), model.config.get_text_config()
     softcap = getattr(config, _SOFTCAP, None)
-    # A view would keep all hidden states alive where few are asked for, and FSDP2 warns of views.
+    # A view would keep all hidden states alive when few are selected, and FSDP2 warns about views.
     head.forward = lambda hidden: hidden.clone()  # type: ignore[method-assign, assignment]
     if softcap is not None:
         setattr(config, _SOFTCAP, None)
     try:
         yield
     finally:
-        del head.forward  # the class's own again
+        del head.forward  # restores the method of the class
         if softcap is not None:
             setattr(config, _SOFTCAP, softcap)
 
@@ -120,9 +120,9 @@ def _probe(model: PreTrainedModel, token_ids: Tensor) -> bool:
     training = model.training
     if not has_linear_class(model):
         return False
-    model.eval()  # twice the same, whatever it drops in training
+    model.eval()  # without dropout both passes agree
     logits = model(token_ids, use_cache=False).logits
-    with _head_set_aside(model):
+    with _head_bypassed(model):
         hidden = model(token_ids, use_cache=False).logits
     model.train(training)
     product = nn.functional.linear(hidden, *_head_tensors(model))

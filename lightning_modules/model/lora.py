@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters, trained in place of the weights that they are added to."""
+"""LoRA: low-rank adapters that are trained while the weights of the model are frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from lightning_modules.distributed import rank
-from lightning_modules.model.sharding import whole
+from lightning_modules.model.sharding import full_tensor
 from lightning_modules.model.weights import policy_weights
 
 
@@ -22,15 +22,16 @@ from lightning_modules.model.weights import policy_weights
 class LoRA:
     r"""Adapters of `peft`: a frozen weight $W$ acts as $W + \frac{\alpha}{r} B A$, and $A$ and $B$ are trained.
 
-    There is no dropout: in a policy it would make the log-probabilities of the trainer differ from the sampler's.
+    There is no dropout: it would make the log-probabilities of the trainer differ from those of the sampler.
 
     Args:
-        rank: $r$, number of rows of $A$ and of columns of $B$.
-        alpha: $\alpha$.
-        target_modules: which linear layers are adapted: `all-linear` for all but the output layer, the names or ends
-            of names of some, or a regular expression that whole names match.
-        seed: of $A$'s first values, which are the same on every rank and device; $B$ begins at zero.
-        export: what `save` writes: the whole model with the adapters `merged` into its weights, or the `adapter` alone.
+        rank: Rank $r$ of the adapters: the number of rows of $A$ and of columns of $B$.
+        alpha: Scale $\alpha$ of the adapters; their product is multiplied by $\alpha / r$.
+        target_modules: Linear layers to adapt: `all-linear` for all but the output layer, a list of names or name
+            suffixes, or a regular expression that matches full names.
+        seed: Seed of the initial values of $A$, which are the same on every rank and device; $B$ starts at zero.
+        export: Format of the exported model: `merged` writes the full model with the adapters merged into its weights,
+            and `adapter` writes the adapter only.
 
     Raises:
         ImportError: `peft` is not installed.
@@ -59,14 +60,15 @@ class LoRA:
 
     @property
     def form(self) -> dict[str, Any]:
-        """What a model with trained adapters must be adapted with again."""
+        """Arguments that fix the shapes and the scale of the adapters, for a checkpoint."""
         return {"rank": self.rank, "alpha": self.alpha, "target_modules": self.target_modules}
 
     def adapt(self, model: PreTrainedModel) -> None:
-        """Freeze the weights and put adapters beside them, which change nothing before they are trained.
+        """Freeze the weights and add adapters, which do not change the output of the model until they are trained.
 
         Raises:
-            ValueError: `target_modules` names no layer or one that cannot be adapted, or the model has adapters.
+            ValueError: `target_modules` matches no layer or a layer that cannot be adapted, or the model already has
+                adapters.
         """
         import peft
 
@@ -77,14 +79,14 @@ class LoRA:
             r=self.rank, lora_alpha=self.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
         )
         config.base_model_name_or_path = model.name_or_path
-        # The first values come from a generator that no rank has drawn from before; the global state stays.
+        # A fresh generator on every rank; the global random state is unchanged.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(self.seed)
             try:
                 peft.inject_adapter_in_model(config, model)
             except ValueError as error:
                 raise ValueError(f"`target_modules` is {targets!r}; pass names of linear layers. {error}") from error
-        # An adapted embedding has no place in a model that ties it to the output layer, which is used on its own too.
+        # An adapted embedding would break tying with the output layer, whose weight is also used on its own.
         layers = {name: layer for name, layer in model.named_modules() if _is_adapted(layer)}
         wrong = [
             name
@@ -96,15 +98,15 @@ class LoRA:
                 f"`target_modules` is {targets!r}, which has {', '.join(wrong)}; pass linear layers other than the "
                 "output layer."
             )
-        model.eval()  # as it was loaded; new layers begin in training mode
+        model.eval()  # new layers start in training mode
 
     def save(self, model: PreTrainedModel, folder: str | Path) -> None:
-        """Write the adapted model, which stays as it is, for `from_pretrained` of transformers or, an adapter, peft.
+        """Write the merged model for `from_pretrained` of transformers, or the adapter for that of `peft`.
 
-        A sharded model is gathered, so every rank must call it; the first one writes.
+        The model itself is unchanged. Every rank must call it, since the weights may be sharded; rank 0 writes.
         """
         if self.export == "merged":
-            # What is merged is new, and need not stand beside the model on its device.
+            # Merged tensors are copies, so they are moved off the device of the model.
             own = {parameter.data_ptr() for parameter in model.parameters()}
             gathered = policy_weights(model)
             weights = {name: w if w.data_ptr() in own else w.cpu() for name, w in gathered if rank() == 0}
@@ -114,16 +116,16 @@ class LoRA:
         import peft
 
         adapter = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-        named = {f"base_model.model.{name}": whole(weight).contiguous() for name, weight in adapter.items()}
+        tensors = {f"base_model.model.{name}": full_tensor(weight).contiguous() for name, weight in adapter.items()}
         if rank() != 0:
             return
-        model.peft_config["default"].save_pretrained(str(folder))  # makes the folder
-        save_file(named, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+        model.peft_config["default"].save_pretrained(str(folder))  # creates the folder
+        save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 @contextmanager
 def without_adapters(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model compute what it did before it was adapted."""
+    """Disable the adapters within the context."""
     layers: list[Any] = [layer for layer in model.modules() if _is_adapted(layer)]
     for layer in layers:
         layer.enable_adapters(False)

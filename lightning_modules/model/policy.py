@@ -1,4 +1,4 @@
-"""The policy: a causal language model with its tokenizer and, where one is needed, its reference."""
+"""The policy: a causal language model with its tokenizer and, if needed, a reference model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_modules.distributed import rank
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA, without_adapters
-from lightning_modules.model.sharding import is_sharded, shard, whole_weights
-from lightning_modules.model.tensor_parallel import divide
+from lightning_modules.model.sharding import full_weights, is_sharded, shard
+from lightning_modules.model.tensor_parallel import parallelize
 
 
 class ModelSource(Protocol):
@@ -35,23 +35,23 @@ class ModelSource(Protocol):
     """
 
     def prepare(self) -> str:
-        """Return a folder that `from_pretrained` loads; later calls find what the first one made."""
+        """Build the model unless it exists, and return a folder that `from_pretrained` loads."""
 
 
 class Policy:
-    """A causal language model, its tokenizer, and the model that it was at first (the reference).
+    """A causal language model, its tokenizer, and the initial model as a reference.
 
-    It is shared by the data, which samples from it and scores with it, and by the `PolicyModule`, which trains it. It
-    is no `nn.Module`: the model is registered by the `PolicyModule`, the reference is neither trained nor saved.
+    The data module samples from it and computes log-probabilities with it; the `PolicyModule` trains it. It is not an
+    `nn.Module`: the `PolicyModule` registers the model, and the reference is neither trained nor saved.
 
     Args:
-        source: hub id or folder of a Hugging Face causal language model, or what makes one.
-        layout: how prompts and completions are laid out for the forward pass.
-        lora: adapters that are trained in place of the weights; the model without them is then the reference.
-        attn_implementation: transformers' name of the attention; transformers chooses when None.
+        source: hub id or folder of a Hugging Face causal language model, or a `ModelSource` that builds one.
+        layout: layout of prompts and completions in the forward pass.
+        lora: LoRA adapters to train while the weights are frozen; the model without them is then the reference.
+        attn_implementation: name of the attention implementation in transformers; chosen by transformers when None.
 
     Raises:
-        ValueError: `source` looks like a folder, and there is none.
+        ValueError: `source` is the path of a folder that does not exist.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Policy:
         lora: LoRA | None = None,
         attn_implementation: str | None = None,
     ) -> None:
-        if isinstance(source, str) and _looks_like_a_folder(source) and not Path(source).is_dir():
+        if isinstance(source, str) and _is_path(source) and not Path(source).is_dir():
             raise ValueError(
                 f"`model_name` is {source!r}, which is not a folder; pass one that `from_pretrained` loads, or a "
                 "hub id such as Qwen/Qwen2.5-0.5B."
@@ -74,22 +74,22 @@ class Policy:
         self.reference: PreTrainedModel | None = None
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._prepared: Callable[[PreTrainedModel], None] = lambda model: None
+        self._shard_model: Callable[[PreTrainedModel], None] = lambda model: None
         self._forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     # Loading
 
     @property
     def is_loaded(self) -> bool:
-        """Whether there is a model."""
+        """Whether the model is loaded."""
         return self._model is not None
 
     @property
     def model(self) -> PreTrainedModel:
-        """The model that is trained.
+        """The trained model.
 
         Raises:
-            RuntimeError: it is not loaded.
+            RuntimeError: the model is not loaded.
         """
         if self._model is None:
             raise RuntimeError("the policy is not loaded; fit or validate its PolicyModule, or call `configure_model`.")
@@ -100,7 +100,7 @@ class Policy:
         """The tokenizer of the model.
 
         Raises:
-            RuntimeError: it is not loaded.
+            RuntimeError: the model is not loaded.
         """
         if self._tokenizer is None:
             raise RuntimeError("the policy is not loaded; fit or validate its PolicyModule, or call `configure_model`.")
@@ -108,7 +108,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     def load(
@@ -117,49 +117,50 @@ class Policy:
         gathered_dtype: Callable[[], torch.dtype | None] = lambda: None,
         forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> PreTrainedModel:
-        """Load tokenizer and weights, and the reference where one is kept; in float32, sharded over a mesh.
+        """Load the tokenizer, the weights in float32, and the reference if one is kept; shard them over a mesh.
 
         Args:
-            mesh: of the ranks, with the dimensions `data_parallel` and `tensor_parallel`; nothing is sharded when None.
-            gathered_dtype: gives the type in which sharded weights are gathered; as they are kept when it gives None.
-            forward_context: of the precision in which log-probabilities are computed.
+            mesh: device mesh with the dimensions `data_parallel` and `tensor_parallel`; no sharding when None.
+            gathered_dtype: returns the dtype in which sharded weights are gathered, or None for their own dtype.
+            forward_context: returns the autocast context in which log-probabilities are computed.
 
         Raises:
-            ValueError: the mesh asks for tensor parallelism, which the model or adapters do not allow.
+            ValueError: the mesh has tensor parallelism, which the model or the adapters do not support.
         """
-        parts = 1 if mesh is None else mesh["tensor_parallel"].size()
-        if parts > 1 and self.lora is not None:
+        tensor_parallel_size = 1 if mesh is None else mesh["tensor_parallel"].size()
+        if tensor_parallel_size > 1 and self.lora is not None:
             raise ValueError(
-                f"`lora` is {self.lora}, but `tensor_parallel_size` is {parts}; pass tensor_parallel_size=1."
+                f"`lora` is {self.lora}, but `tensor_parallel_size` is {tensor_parallel_size}; pass "
+                "tensor_parallel_size=1."
             )
 
-        def prepare(model: PreTrainedModel) -> None:
-            if mesh is not None and parts > 1:
-                divide(model, mesh["tensor_parallel"])
+        def shard_model(model: PreTrainedModel) -> None:
+            if mesh is not None and tensor_parallel_size > 1:
+                parallelize(model, mesh["tensor_parallel"])
             if mesh is not None:
                 shard(model, mesh, gathered_dtype())
 
-        self._prepared, self._forward_context = prepare, forward_context
+        self._shard_model, self._forward_context = shard_model, forward_context
         path = self._path()
         tokenizer, model = AutoTokenizer.from_pretrained(path), self._from_pretrained(path)
         if self.lora is not None:
             self.lora.adapt(model)
-        prepare(model)
+        shard_model(model)
         self._model, self._tokenizer = model, tokenizer
         self._load_reference()
         return model
 
     def keep_reference(self) -> None:
-        """Keep the first policy, which `source` gives at any time, as the reference."""
+        """Keep the initial model as the reference; it is loaded from `source` again."""
         self.keeps_reference = True
         if self.is_loaded:
             self._load_reference()
 
     def _load_reference(self) -> None:
-        """Load a frozen copy of the first policy where one is kept, unless adapters can be switched off."""
+        """Load a frozen copy of the initial model if a reference is kept, unless disabling adapters gives it."""
         if self.keeps_reference and self.lora is None and self.reference is None:
             reference = self._from_pretrained(self._path()).requires_grad_(False)
-            self._prepared(reference)
+            self._shard_model(reference)
             self.reference = reference
 
     def _path(self) -> str:
@@ -171,7 +172,7 @@ class Policy:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion.
+        """Ids of the tokens that end a completion.
 
         Raises:
             ValueError: neither the tokenizer nor the model names one.
@@ -186,14 +187,14 @@ class Policy:
         return tuple(sorted(found))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model and tokenizer as a folder that `from_pretrained` loads; see `LoRA` for adapters.
+        """Write model and tokenizer to a folder that `from_pretrained` loads; for adapters see `LoRA.export`.
 
         Every rank must call it, since the weights may be sharded; rank 0 writes.
         """
         if self.lora is not None:
             self.lora.save(self.model, folder)
         else:
-            weights = whole_weights(self.model) if is_sharded(self.model) else None
+            weights = full_weights(self.model) if is_sharded(self.model) else None
             if rank() == 0:
                 self.model.save_pretrained(folder, state_dict=weights)
         if rank() == 0:
@@ -202,22 +203,22 @@ class Policy:
     # Log-probabilities
 
     def log_probs_and_entropy(self, sequences: Sequences) -> tuple[PerToken, PerToken]:
-        """Return log-probabilities, attached to the graph, and entropies, detached; shape `batch time`; nats."""
+        """Return differentiable log-probabilities and detached entropies of completions; shape `batch time`; nats."""
         return log_probs_and_entropy(self.model, sequences, self.layout)
 
     def log_probs(self, sequences: Sequences) -> PerToken:
-        """Return log-probabilities of the completions, temperature applied; shape `batch time`; nats."""
+        """Return the log-probabilities of completions, with the temperature applied; shape `batch time`; nats."""
         return self.log_probs_and_entropy(sequences)[0]
 
     @torch.no_grad()
     def current_log_probs(self, sequences: Sequences) -> PerToken:
-        """Return `log_probs` outside any graph, in the precision of training."""
+        """Return `log_probs` without gradient, in the precision of training."""
         with self._forward_context():
             return self.log_probs(sequences)
 
     @torch.no_grad()
     def reference_log_probs(self, sequences: Sequences) -> PerToken:
-        """Return log-probabilities under the reference, outside any graph, in the precision of training.
+        """Return log-probabilities under the reference without gradient, in the precision of training.
 
         Raises:
             RuntimeError: no reference is kept.
@@ -233,6 +234,6 @@ class Policy:
         return log_probs
 
 
-def _looks_like_a_folder(model_name: str) -> bool:
-    """Hub ids are `name` or `owner/name`."""
+def _is_path(model_name: str) -> bool:
+    """Return whether the name is a path rather than a hub id, which is `name` or `owner/name`."""
     return model_name.startswith(("/", ".", "~")) or model_name.count("/") > 1

@@ -1,4 +1,4 @@
-"""The weights of a model spread over the ranks (FSDP2), and gathered again."""
+"""Sharding of model weights over data-parallel ranks (FSDP2), and gathering of full tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from torch.distributed.tensor import DTensor
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, computation_dtype: torch.dtype | None = None) -> None:
-    """Spread each block of a transformers model over the data-parallel ranks, and then the rest of it.
+    """Shard each block of a transformers model over the data-parallel ranks, and then the remaining parameters.
 
-    The blocks are those that transformers itself keeps in one piece; embeddings, tied or not, belong to the rest.
+    The blocks are the modules that transformers never splits across devices. Embeddings, tied or not, are among the
+    remaining parameters.
 
     Args:
-        model: any of transformers.
-        mesh: of all ranks.
-        computation_dtype: in which weights are gathered, so that half as much is sent and held; gradients are added up
-            in float32. As the weights are kept when None.
+        model: any causal language model of transformers.
+        mesh: device mesh of all ranks.
+        computation_dtype: dtype in which weights are gathered, for half the communication and memory in bfloat16;
+            gradients are reduced in float32. Weights are gathered in their own dtype when None.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=computation_dtype, reduce_dtype=None if computation_dtype is None else torch.float32
@@ -34,26 +35,27 @@ def shard(model: nn.Module, mesh: DeviceMesh, computation_dtype: torch.dtype | N
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The parts that a transformers model repeats, sharded or not."""
+    """Return the repeated blocks of a transformers model, sharded or not."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    # A sharded module has a class of its own, below the one that it had.
+    # FSDP2 replaces the class of a module by a subclass.
     return [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the weights are spread over ranks."""
+    """Whether the weights are sharded over data-parallel ranks."""
     return isinstance(model, FSDPModule)
 
 
-def whole(value: Tensor) -> Tensor:
-    """The tensor itself, gathered on every rank where it is sharded."""
+def full_tensor(value: Tensor) -> Tensor:
+    """Return the full tensor on every rank, gathered if it is sharded."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Gather the weights of a sharded model on the CPU of rank 0; empty on the others, which must call it too.
+def full_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the full weights of a sharded model on the CPU of rank 0, and an empty dictionary on the other ranks.
 
-    Tied weights come once, under their first name, since the gathered copies no longer show that they are one.
+    Every rank must call it. Tied weights appear once, under their first name: the gathered copies no longer share
+    memory, so they could not be recognized as tied.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
@@ -63,10 +65,10 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Within it every rank has the whole weights, and may call the model as often as it likes, outside any graph.
+    """Keep the full weights on every rank within the context, for any number of forward passes without gradient.
 
-    A sharded model otherwise gathers its weights in each forward pass, so all ranks must make the same number of them.
-    Ranks that divide layers among them (`tensor_parallel`) still have parts of these, and must make the same calls.
+    Outside of it a sharded model gathers its weights in each forward pass, so all ranks must make the same number of
+    calls. Tensor-parallel layers stay sharded, so the ranks of a tensor-parallel group must still make the same calls.
     """
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not shards:

@@ -1,4 +1,4 @@
-"""Each layer of a model divided among ranks that work on the same data (tensor parallelism)."""
+"""Tensor parallelism: the layers of a model are sharded over ranks that process the same data."""
 
 from __future__ import annotations
 
@@ -15,73 +15,77 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import PreTrainedModel
 
 
-def divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Divide the layers that transformers' plan for the architecture names; all others are whole on every rank.
+def parallelize(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Shard the layers in transformers' tensor-parallel plan of the architecture; replicate all other layers.
 
-    So are embedding and output layer, which may be tied; log-probabilities are made from the latter's weight.
+    Embedding and output layer are always replicated: they may be tied, and log-probabilities are computed from the
+    weight of the output layer.
 
     Args:
-        model: any of transformers that has a plan.
-        mesh: of the ranks that share the work on each tensor.
+        model: a model of transformers with a tensor-parallel plan.
+        mesh: device mesh of the tensor-parallel group.
 
     Raises:
-        ValueError: there is no plan, or it has a layer that cannot be divided here or evenly.
+        ValueError: there is no plan, or it has a style that is not supported or a layer that does not split evenly.
     """
     _check_heads(model, mesh.size())
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head.weight is embedding.weight
     plan = model.tp_plan
-    # Inner modules first: what is left of an outer one is its own.
+    # Innermost first, so that an outer module only sees parameters that no inner one has claimed.
     for name, module in reversed(list(model.named_modules())):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         if module in (head, embedding):
-            _KINDS[None](module, mesh)
+            _STYLES[None](module, mesh)
             continue
-        kind = plan.get(_pattern(name))
-        if kind not in _KINDS or (kind is None and _is_amid_parts(model, name, module)):
+        style = plan.get(_pattern(name))
+        if style not in _STYLES or (style is None and _may_depend_on_shards(model, name, module)):
             raise ValueError(
-                f"`tensor_parallel_size` is {mesh.size()}, but transformers divides {name} of {type(model).__name__} "
-                f"by {kind!r}, which is not supported; pass tensor_parallel_size=1."
+                f"`tensor_parallel_size` is {mesh.size()}, but transformers shards {name} of {type(model).__name__} "
+                f"by {style!r}, which is not supported; pass tensor_parallel_size=1."
             )
-        _check_divides(name, module, kind, mesh.size())
-        _KINDS[kind](module, mesh)
+        _check_divisible(name, module, style, mesh.size())
+        _STYLES[style](module, mesh)
     if tied:
         head.weight = embedding.weight
-    # FSDP2, which may come on top, warns of a model that gives views.
+    # FSDP2, which may wrap the model, warns about outputs that are views.
     head.register_forward_hook(lambda module, inputs, output: output.clone())
 
 
-def agreed_draw(tokens: Tensor, model: PreTrainedModel) -> Tensor:
-    """Tokens that were drawn from a model, as the first of the ranks that divide it has them, if any do.
+def broadcast_sampled_tokens(tokens: Tensor, model: PreTrainedModel) -> Tensor:
+    """Return the sampled tokens of rank 0 of the model's tensor-parallel group, if it has one.
 
-    Roundings may differ between ranks, and with them a draw; all must go on with the same one.
+    Rounding may differ between ranks, and with it the sampled token; all ranks must continue with the same one.
     """
     mesh = getattr(next(model.parameters()), "device_mesh", None)
-    if mesh is not None and _DIMENSION in (mesh.mesh_dim_names or ()):
-        dist.broadcast(tokens, group=mesh[_DIMENSION].get_group(), group_src=0)
+    if mesh is not None and _MESH_DIMENSION in (mesh.mesh_dim_names or ()):
+        dist.broadcast(tokens, group=mesh[_MESH_DIMENSION].get_group(), group_src=0)
     return tokens
 
 
 def _pattern(name: str) -> str:
-    """The name of a layer as a plan has it, with a star for each number."""
+    """Return the name of a layer as plans spell it, with a star for each number."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
-def _is_amid_parts(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
-    """Whether a layer that is in no plan may work on parts: beside divided ones, above others, or by its parameters."""
-    plan, beside = model.tp_plan, _pattern(name).rpartition(".")[0]
+def _may_depend_on_shards(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
+    """Return whether a layer outside the plan may compute with shards, so that replicating it could be wrong.
+
+    It may if it stands beside a column-wise sharded layer, contains other layers, or has parameters in the plan.
+    """
+    plan, parent = model.tp_plan, _pattern(name).rpartition(".")[0]
     return (
-        any(kind == "colwise" and other.rpartition(".")[0] == beside for other, kind in plan.items())
+        any(style == "colwise" and other.rpartition(".")[0] == parent for other, style in plan.items())
         or any(True for child in module.children() for _ in child.parameters())
         or any(_pattern(f"{name}.{parameter}") in plan for parameter, _ in module.named_parameters(recurse=False))
     )
 
 
-def _check_divides(name: str, module: nn.Module, kind: str | None, ranks: int) -> None:
-    if not isinstance(module, nn.Linear) or kind is None:
+def _check_divisible(name: str, module: nn.Module, style: str | None, ranks: int) -> None:
+    if not isinstance(module, nn.Linear) or style is None:
         return
-    side = "out_features" if kind.startswith("colwise") else "in_features"
+    side = "out_features" if style.startswith("colwise") else "in_features"
     if getattr(module, side) % ranks:
         raise ValueError(
             f"`tensor_parallel_size` is {ranks}, which does not divide the {getattr(module, side)} `{side}` of {name}; "
@@ -93,8 +97,8 @@ def _check_heads(model: PreTrainedModel, ranks: int) -> None:
     config = model.config.get_text_config()
     if not any("*" in name for name in model.tp_plan):  # the number of a decoder block
         raise ValueError(
-            f"`tensor_parallel_size` is {ranks}, but transformers has no plan to divide {type(model).__name__}; pass "
-            "tensor_parallel_size=1."
+            f"`tensor_parallel_size` is {ranks}, but transformers has no tensor-parallel plan of "
+            f"{type(model).__name__}; pass tensor_parallel_size=1."
         )
     for name in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(config, name, None) or config.num_attention_heads
@@ -105,9 +109,9 @@ def _check_heads(model: PreTrainedModel, ranks: int) -> None:
             )
 
 
-def _whole(module: nn.Module, mesh: DeviceMesh, layout: Placement) -> None:
-    """Keep a layer whole on every rank, for inputs of one layout, which is that of its outputs too."""
-    # What the hooks return takes the place of inputs and outputs; its annotations say None.
+def _replicate(module: nn.Module, mesh: DeviceMesh, layout: Placement) -> None:
+    """Replicate a layer on every rank; its inputs have the given placement, and so do its outputs."""
+    # The return values of the hooks replace inputs and outputs, although they are annotated as None.
     distribute_module(module, mesh, None, cast(Any, partial(_distributed, layout)), cast(Any, _local))
 
 
@@ -119,18 +123,18 @@ def _local(module: nn.Module, output: Tensor, mesh: DeviceMesh) -> Tensor:
     return output.to_local() if isinstance(output, DTensor) else output
 
 
-def _by(style: Any) -> Callable[[nn.Module, DeviceMesh], Any]:
+def _parallelized_by(style: Any) -> Callable[[nn.Module, DeviceMesh], Any]:
     return lambda module, mesh: parallelize_module(module, mesh, style)
 
 
-_DIMENSION = "tensor_parallel"  # of the mesh that Lightning makes
-# What transformers calls the ways to divide a layer.
-_KINDS: dict[str | None, Callable[[nn.Module, DeviceMesh], Any]] = {
-    None: partial(_whole, layout=Replicate()),
-    # On heads that are divided, so that each rank has a part of the gradient; which dimension they are is no matter.
-    "replicated_with_grad_allreduce": partial(_whole, layout=Shard(1)),
-    "colwise": _by(ColwiseParallel()),
-    "colwise_gather_output": _by(ColwiseParallel(output_layouts=Replicate())),
-    "rowwise": _by(RowwiseParallel()),
-    "rowwise_split_input": _by(RowwiseParallel(input_layouts=Replicate())),
+_MESH_DIMENSION = "tensor_parallel"  # of the mesh that Lightning creates
+# By the name of the style in transformers' plans.
+_STYLES: dict[str | None, Callable[[nn.Module, DeviceMesh], Any]] = {
+    None: partial(_replicate, layout=Replicate()),
+    # Applied to sharded heads, so each rank has a partial gradient. Any dimension works: only the reduction matters.
+    "replicated_with_grad_allreduce": partial(_replicate, layout=Shard(1)),
+    "colwise": _parallelized_by(ColwiseParallel()),
+    "colwise_gather_output": _parallelized_by(ColwiseParallel(output_layouts=Replicate())),
+    "rowwise": _parallelized_by(RowwiseParallel()),
+    "rowwise_split_input": _parallelized_by(RowwiseParallel(input_layouts=Replicate())),
 }

@@ -1,4 +1,4 @@
-"""The weights of a policy, for engines that keep a copy of their own."""
+"""Full weights of a policy, for engines that hold their own copy of the model."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_modules.model.sharding import whole
+from lightning_modules.model.sharding import full_tensor
 
 
 def policy_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of a policy as in its checkpoint, one after the other.
+    """Yield the names and full tensors of a policy, with the names of its checkpoint.
 
-    Tied weights come under each of their names: `named_parameters` has them once, and an engine that holds the output
-    embedding apart would keep the old one. A sharded tensor is gathered when its turn comes, so every rank must go
-    through all of them. Active LoRA adapters of `peft` are added to the weights that they adapt.
+    Tied weights are yielded under each of their names: `named_parameters` lists them once, and an engine with a
+    separate output embedding would keep its old weight. Sharded tensors are gathered one at a time, so every rank must
+    exhaust the iterator. Active LoRA adapters of `peft` are merged into the tensors that they adapt.
     """
     layers: dict[str, Any] = dict(model.named_modules())
     for name, value in model.state_dict().items():
         if ".lora_" in name:
             continue
-        weight = whole(value)
+        weight = full_tensor(value)
         layer, base, part = name.rpartition(".base_layer.")
         if base:
             name = f"{layer}.{part}"
@@ -33,12 +33,12 @@ def policy_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _adapted(weight: Tensor, layer: Any) -> Tensor:
-    """Weight of a LoRA layer with its active adapters; the layer itself is left as it is, since merging rounds."""
+    """Return the weight of a LoRA layer with its active adapters added; merging in place would round the weight."""
     if layer.merged or layer.disable_adapters:
         return weight
-    # Autocast would round the product of the factors, and with it what a small step has changed.
+    # Autocast would round the product of the factors, and small updates with it.
     with torch.autocast(weight.device.type, enabled=False):
         for adapter in layer.active_adapters:
             if adapter in layer.lora_A:
-                weight = weight + whole(layer.get_delta_weight(adapter))
+                weight = weight + full_tensor(layer.get_delta_weight(adapter))
     return weight

@@ -1,4 +1,4 @@
-"""Where prompts come from, and in which order."""
+"""Sources of prompts, and their order in training."""
 
 from lightning_modules.prompts.base import Example, PromptDataset
 from lightning_modules.prompts.json_lines import JSONLines, examples_of

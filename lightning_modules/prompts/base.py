@@ -1,4 +1,4 @@
-"""What a source of prompts gives."""
+"""Base class of prompt sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts from a file with one JSON object per line."""
+"""Prompts from a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_modules.prompts.base import Example, PromptDataset
 
 
 class JSONLines(PromptDataset):
-    """Examples from a file with one JSON object per line.
+    """Examples from a JSON Lines file, with one JSON object per line.
 
     Args:
-        path: the file.
-        prompt: name of the field that holds the prompt.
+        path: Path of the JSON Lines file.
+        prompt: Name of the field that contains the prompt.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -24,7 +24,7 @@ class JSONLines(PromptDataset):
     def __init__(self, path: str, prompt: str = "prompt") -> None:
         file = Path(path)
         if not file.is_file():
-            raise FileNotFoundError(f"`path` is {path!r}, which is not a file; pass a file of JSON lines.")
+            raise FileNotFoundError(f"`path` is {path!r}, which is not a file; pass a JSON Lines file.")
         self._examples = []
         for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
@@ -51,14 +51,14 @@ def _parsed(line: str, place: str, prompt: str) -> Example:
 
 
 def examples_of(name: str, dataset: PromptDataset | str) -> Sequence[Example]:
-    """Return the examples of an argument of this name: a data set, a list, or a file of JSON lines.
+    """Return the examples of the argument `name`: a data set, a list, or the path of a JSON Lines file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: there are no examples.
     """
     if isinstance(dataset, str) and not Path(dataset).is_file():
-        raise FileNotFoundError(f"`{name}` is {dataset!r}, which is not a file; pass a file of JSON lines.")
+        raise FileNotFoundError(f"`{name}` is {dataset!r}, which is not a file; pass a JSON Lines file.")
     examples = JSONLines(dataset) if isinstance(dataset, str) else dataset
     if len(examples) == 0:
         raise ValueError(f"`{name}` is {dataset!r}, which has no prompts; pass at least one example.")

@@ -1,4 +1,4 @@
-"""In which order the prompts of a data set are trained on."""
+"""Order of the prompts of a data set in training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lightning_modules.seeding import derived_seed
 
 
 class PromptOrder:
-    """An endless order over examples: each pass is a new permutation, fixed by the seed.
+    """Endless order over examples: each pass over the data set is a new permutation, determined by the seed.
 
-    The order is a function of the position, so the position is all there is to save.
+    The order is a function of the position, so a checkpoint saves only the position.
 
     Args:
         size: number of examples.
-        seed: of the permutations.
+        seed: seed of the permutations.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -23,7 +23,7 @@ class PromptOrder:
         self._permutation: list[int] = []
 
     def slice(self, start: int, stop: int) -> list[int]:
-        """Indices of the examples from position `start` to before `stop`."""
+        """Return the indices of the examples at positions `start` (included) to `stop` (excluded)."""
         return [self._at(position) for position in range(start, stop)]
 
     def _at(self, position: int) -> int:

@@ -1,4 +1,4 @@
-"""The prompts of one rank, one after another, each tokenized once."""
+"""Stream of the tokenized prompts of one data-parallel rank."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightning_modules.prompts.order import PromptOrder
 
 @dataclass(frozen=True)
 class Prompt:
-    """An example with the tokens of its prompt.
+    """An example with the token ids of its prompt.
 
     Args:
-        example: a mapping with "prompt" and whatever the reward reads.
-        token_ids: of the prompt, the chat template's included.
+        example: mapping with "prompt" and the fields that the reward reads.
+        token_ids: token ids of the prompt, with the chat template if there is one.
     """
 
     example: Example
@@ -24,14 +24,14 @@ class Prompt:
 
 
 class PromptStream:
-    """This rank's share of an endless order over a data set: the ranks take the prompts in turn.
+    """Shard of one data-parallel rank of an endless order over a data set; ranks take prompts in turn.
 
     Args:
-        dataset: the examples.
-        order: in which they come.
-        prompt_of: gives an example with the tokens of its prompt.
-        rank: number of this data-parallel rank.
-        ranks: how many there are.
+        dataset: examples of the data set.
+        order: order of the examples.
+        prompt_of: tokenizes the prompt of an example.
+        rank: data-parallel rank.
+        ranks: number of data-parallel ranks.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class PromptStream:
     ) -> None:
         self._dataset, self._order, self._prompt_of = dataset, order, prompt_of
         self._rank, self._ranks = rank, ranks
-        self._upcoming: list[Prompt] = []  # tokenized already
+        self._upcoming: list[Prompt] = []  # already tokenized
         self.position: int | None = None  # prompts that all ranks together have taken; None before the first
 
     def begin_at(self, position: int) -> None:
-        """Begin there, unless some were taken, or a position was restored, before."""
+        """Set the position, unless prompts have been taken or a position has been restored."""
         if self.position is None:
             self.position = position
 
     def peek(self, count: int) -> list[Prompt]:
-        """Return the next prompts of this rank, and leave them where they are."""
+        """Return the next prompts of this rank without taking them."""
         self.begin_at(0)
         assert self.position is not None
         first = self.position + len(self._upcoming) * self._ranks
@@ -63,7 +63,7 @@ class PromptStream:
         return self._upcoming[:count]
 
     def take(self, count: int) -> list[Prompt]:
-        """Return the next prompts of this rank; the other ranks take as many."""
+        """Return the next prompts of this rank and advance the position; all ranks must take the same number."""
         taken = self.peek(count)
         self._upcoming = self._upcoming[count:]
         self.position = (self.position or 0) + count * self._ranks
@@ -74,5 +74,5 @@ class PromptStream:
         return {"position": self.position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the position of `state_dict`."""
+        """Continue from the position of `state_dict`."""
         self.position, self._upcoming = state["position"], []

@@ -1,4 +1,4 @@
-"""Verifiable rewards: functions of a completion and the example that it answers."""
+"""Verifiable rewards: functions of a completion and its example."""
 
 from lightning_modules.rewards.base import Reward
 from lightning_modules.rewards.boxed import boxed_answer, last_boxed

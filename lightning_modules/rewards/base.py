@@ -1,4 +1,4 @@
-"""What a reward is."""
+"""Type of a reward function."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-r"""Verifiable rewards that read the last `\boxed{...}` of a completion."""
+r"""Verifiable reward that compares the last `\boxed{...}` of a completion with the answer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lightning_modules.prompts import Example
 
 
 def boxed_answer(completion: str, example: Example) -> float:
-    r"""1 if the last `\boxed{...}` of the completion holds `example["answer"]`, to the letter or as a number, else 0.
+    r"""Return 1 if the last `\boxed{...}` equals `example["answer"]` as a string or as a number, and 0 otherwise.
 
     Raises:
-        KeyError: the example has no answer.
+        KeyError: the example has no "answer".
     """
     expected: Any = example["answer"]
     found = last_boxed(completion)
@@ -19,7 +19,7 @@ def boxed_answer(completion: str, example: Example) -> float:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` whose braces close, or None; braces within it may nest."""
+    r"""Return the content of the last `\boxed{...}` with balanced braces, or None if there is none."""
     opening = r"\boxed{"
     start = text.rfind(opening)
     while start >= 0:

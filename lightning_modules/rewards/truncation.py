@@ -1,4 +1,4 @@
-"""What becomes of a completion that was cut off."""
+"""Rules for truncated completions, which reached the maximum length before a stop token."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ TruncationRule = Literal["score", "zero_reward", "mask"]
 
 
 def truncated_rewards(rule: TruncationRule, components: Tensor, finished: PerCompletion) -> Tensor:
-    """Return each single reward, 0 for completions that were cut off where the rule is "zero_reward".
+    """Return the single rewards; under the rule "zero_reward" those of truncated completions are 0.
 
     Args:
-        rule: what becomes of a completion that was cut off.
-        components: the single rewards; shape `batch component`.
-        finished: False where the completion was cut off; shape `batch`.
+        rule: rule for truncated completions.
+        components: single rewards of each completion; shape `batch component`.
+        finished: False for truncated completions; shape `batch`.
     """
     return torch.where(finished.unsqueeze(-1), components, 0) if rule == "zero_reward" else components
 
 
 def trained_tokens(rule: TruncationRule, completion_mask: PerToken, finished: PerCompletion) -> PerToken:
-    """Return the tokens that are trained, none of a completion that was cut off where the rule is "mask"."""
+    """Return the mask of trained tokens; under the rule "mask" it is False for truncated completions."""
     return completion_mask & finished.unsqueeze(-1) if rule == "mask" else completion_mask

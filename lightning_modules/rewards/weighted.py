@@ -1,4 +1,4 @@
-"""One reward, or the weighted sum of several."""
+"""Weighted sum of rewards."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from lightning_modules.rewards.base import Reward
 
 
 class WeightedRewards:
-    """The weighted sum of rewards, each of which stays known by its name.
+    """Weighted sum of named rewards.
 
     Args:
-        reward: scores a completion, given its example; or several that do.
-        weights: of each reward in the sum; 1 for each when None.
+        reward: one reward function or several, each called with a completion and its example.
+        weights: weight of each reward in the sum; 1 for each when None.
 
     Raises:
-        TypeError: a reward cannot be called.
-        ValueError: there is no reward, or weights are not one finite number for each.
+        TypeError: a reward is not callable.
+        ValueError: there is no reward, or `weights` is not one finite number per reward.
     """
 
     def __init__(self, reward: Reward | Sequence[Reward], weights: Sequence[float] | None = None) -> None:
         self._rewards = list(reward) if isinstance(reward, Sequence) else [reward]
         if not self._rewards:
             raise ValueError("`reward` is empty; pass a function of a completion and its example, or several.")
-        for one in self._rewards:
-            if not callable(one):
-                raise TypeError(f"`reward` has {one!r}; pass a function of a completion and its example, or several.")
+        for function in self._rewards:
+            if not callable(function):
+                raise TypeError(
+                    f"`reward` has {function!r}; pass a function of a completion and its example, or several."
+                )
         self.weights = (1.0,) * len(self._rewards) if weights is None else tuple(float(weight) for weight in weights)
         if len(self.weights) != len(self._rewards) or not all(map(math.isfinite, self.weights)):
             raise ValueError(
                 f"`reward_weights` is {weights}, but `reward` has {len(self._rewards)}; pass one finite number for "
                 "each."
             )
-        names = [_name(one) for one in self._rewards]
-        # Numbered where two have the same name, since figures are found by it.
+        names = [_name(function) for function in self._rewards]
+        # Equal names are numbered, since metrics are logged by name.
         self.names = [
             name if names.count(name) == 1 else f"{name}_{names[: index + 1].count(name)}"
             for index, name in enumerate(names)
         ]
 
     def components(self, completions: Sequence[str], examples: Sequence[Example]) -> Tensor:
-        """Every reward of every completion; `examples` has one entry per completion; shape `batch component`.
+        """Return every reward of every completion, given one example per completion; shape `batch component`.
 
         Raises:
             ValueError: a reward is not a finite number.
@@ -57,7 +59,7 @@ class WeightedRewards:
         return torch.tensor(rows).reshape(len(pairs), len(self._rewards))
 
     def total(self, components: Tensor) -> PerCompletion:
-        """The weighted sum of `components`."""
+        """Return the weighted sum of `components`; shape `batch`."""
         return (components.double() @ torch.tensor(self.weights, dtype=torch.double)).to(components.dtype)
 
     def _value(self, index: int, completion: str, example: Example) -> float:

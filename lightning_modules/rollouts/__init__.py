@@ -1,4 +1,4 @@
-"""Rollout engines: prompts in, completions with their log-probabilities out."""
+"""Rollout engines, which generate completions with log-probabilities from prompts."""
 
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.servers.engine import VLLMServers

@@ -1,4 +1,4 @@
-"""State of the training process that an engine within it must leave as it was."""
+"""Isolation of the training process from side effects of an in-process engine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.distributed import GroupMember, ProcessGroup
 
 @contextmanager
 def training_state_kept(device_type: str) -> Iterator[None]:
-    """Run an engine under PyTorch's defaults, and leave the process as it was.
+    """Run an engine with PyTorch's default settings within the context, and restore those of the trainer after it.
 
-    Random states, the number of threads, the default and the matrix multiplication's precision are restored. The
-    trainer's autocast and inference mode do not reach the engine: it has its own precision, and a cache made in
-    inference mode could not be written outside.
+    Random states, the number of threads, the default dtype and the precision of matrix multiplication are restored.
+    Autocast and inference mode of the trainer are disabled for the engine: it has its own precision, and a cache that
+    is created in inference mode could not be written to outside of it.
     """
     threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
     multiplication, default = torch.get_float32_matmul_precision(), torch.get_default_dtype()
@@ -34,7 +34,7 @@ def training_state_kept(device_type: str) -> Iterator[None]:
         ):
             yield
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM puts a function in its place that does nothing
+        torch.set_num_threads = set_num_threads  # vLLM replaces it by a function that does nothing
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(multiplication)
@@ -43,7 +43,7 @@ def training_state_kept(device_type: str) -> Iterator[None]:
 
 @contextmanager
 def default_process_group(group: ProcessGroup | None) -> Iterator[None]:
-    """Another default process group, or none, for a while."""
+    """Replace the default process group within the context, with None for no group."""
     previous = GroupMember.WORLD
     GroupMember.WORLD = group
     try:
@@ -54,7 +54,7 @@ def default_process_group(group: ProcessGroup | None) -> Iterator[None]:
 
 @contextmanager
 def environment_variables(variables: Mapping[str, str], undone: Sequence[str] = ()) -> Iterator[None]:
-    """Environment variables that hold for a while; `undone` names others whose changes are taken back too."""
+    """Set environment variables within the context; changes of those in `undone` are reverted, too."""
     before = {name: os.environ.get(name) for name in (*variables, *undone)}
     os.environ.update(variables)
     try:
@@ -68,7 +68,7 @@ def environment_variables(variables: Mapping[str, str], undone: Sequence[str] = 
 
 
 def free_port() -> str:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return str(server.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Terms that `aggregate-po serve` and its client share: routes, variables, versions of weights and their files."""
+"""Protocol between `aggregate-po serve` and its client: routes, environment variables, versions and weight files."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ VERSION_HEADER = "x-policy-version"
 TOKEN_VARIABLE = "AGGREGATE_PO_TOKEN"
 FOLDER_VARIABLE = "AGGREGATE_PO_WEIGHTS_FOLDER"
 
-VERSION = re.compile(r"\d{6,}-[0-9a-f]{8}")  # number of the weights, and their digest
+VERSION = re.compile(r"\d{6,}-[0-9a-f]{8}")  # number and digest of the weights
 
 
 class WeightsDigest:
-    """Checksum of named tensors in the order in which they are added; it guards against mistakes, not attackers."""
+    """Checksum of named tensors, which depends on their order; it protects against mistakes, not against attackers."""
 
     def __init__(self) -> None:
         self._value = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Include one tensor with its name, type and shape."""
+        """Add a tensor with its name, dtype and shape to the checksum."""
         header = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
         self._value = zlib.crc32(header.encode(), self._value)
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         self._value = zlib.crc32(data.numpy().data, self._value)
 
     def tee(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Pass the tensors on, each included as it goes by."""
+        """Yield the tensors unchanged, and add each to the checksum."""
         for name, tensor in weights:
             self.add(name, tensor)
             yield name, tensor
@@ -47,7 +47,7 @@ def weights_file(folder: Path, version: str) -> Path:
     """Return the file that holds the weights of a version.
 
     Raises:
-        ValueError: `version` is none.
+        ValueError: `version` is not a valid version.
     """
     if not VERSION.fullmatch(version):
         raise ValueError(f"`version` is {version!r}; pass one that `SharedFolder.publish` returned.")
@@ -55,7 +55,7 @@ def weights_file(folder: Path, version: str) -> Path:
 
 
 def model_sizes(config: Any) -> dict[str, Any]:
-    """Return what two models must have in common before the weights of one are loaded into the other."""
+    """Return the sizes that must agree for the weights of one model to be loaded into another."""
     text = config.get_text_config()
     names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     return {name: getattr(text, name, None) for name in names}

@@ -14,7 +14,7 @@ from lightning_modules.batch import left_padded
 from lightning_modules.memory import EngineMemory, Entry, SamplingLoad, traced
 from lightning_modules.memory.fake import cached_tensors, size_of
 from lightning_modules.model.sharding import gathered
-from lightning_modules.model.tensor_parallel import agreed_draw
+from lightning_modules.model.tensor_parallel import broadcast_sampled_tokens
 from lightning_modules.progress import progress_bar
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 
@@ -144,7 +144,7 @@ class _Decoding:
             tokens = log_probs.argmax(dim=-1)
         else:
             tokens = torch.multinomial(log_probs.exp(), 1, generator=self.generator).squeeze(-1)
-        tokens = agreed_draw(tokens, self.model)
+        tokens = broadcast_sampled_tokens(tokens, self.model)
         self.token_ids[self.rows, time] = tokens
         self.log_probs[self.rows, time] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         self.lengths[self.rows] = time + 1

@@ -1,4 +1,4 @@
-"""Options and environment of a vLLM engine in the training process, as functions of the arguments of `VLLM`."""
+"""Options and environment variables of an in-process vLLM engine, from the arguments of `VLLM`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightning_modules.rollouts.isolation import free_port
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 CPU_CACHE_BYTES = 2**30
-# Environment variables that vLLM sets for processes of its own, and that would reach the trainer's.
+# Environment variables that vLLM sets for its own processes, and that would affect those of the trainer.
 LEAKING_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "LOCAL_WORLD_SIZE")
 
 _FIXED_OPTIONS = {
-    # The weights follow in memory, by the way of every later transfer; the folder describes the model alone.
+    # The weights are transferred in memory, as after every update; the folder only provides the configuration.
     "load_format": "dummy",
     "skip_tokenizer_init": True,
     "trust_remote_code": False,
@@ -38,10 +38,10 @@ _OPTIONS_OF_ARGUMENTS = (
 def require_arguments(
     gpu_memory_utilization: float, dtype: EngineDtype, engine_options: Mapping[str, Any], **sizes: int | None
 ) -> None:
-    """Refuse arguments that are out of range.
+    """Check the arguments of `VLLM`.
 
     Raises:
-        ValueError: one is, or an option is set by `VLLM`.
+        ValueError: an argument is out of its range, or an engine option is one that `VLLM` sets.
     """
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(f"`gpu_memory_utilization` is {gpu_memory_utilization}; pass a share, from 0 to 1.")
@@ -52,75 +52,75 @@ def require_arguments(
         raise ValueError(f"`dtype` is {dtype!r}; pass one of {', '.join(get_args(EngineDtype))}.")
     for name in engine_options:
         if name in _FIXED_OPTIONS or name in _OPTIONS_OF_ARGUMENTS:
-            raise ValueError(f"`engine_options` has {name!r}, which VLLM sets by itself; see its own arguments.")
+            raise ValueError(f"`engine_options` has {name!r}, which VLLM sets itself; see its own arguments.")
 
 
 def llm_options(device: torch.device, dtype: torch.dtype, eager: bool, sleep: bool, **others: Any) -> dict[str, Any]:
-    """Return arguments of `vllm.LLM` for an engine on the device of the trainer.
+    """Return the arguments of `vllm.LLM` for an engine on the device of the trainer.
 
     Args:
-        device: of the trainer.
-        dtype: of the engine.
-        eager: whether it runs without compilation.
-        sleep: whether it gives its memory back between rollouts.
-        others: further arguments, which come last.
+        device: device of the trainer.
+        dtype: dtype of the engine.
+        eager: whether to run without compilation.
+        sleep: whether to release memory between rollouts.
+        others: further arguments, which take precedence.
     """
     return {
         **_FIXED_OPTIONS,
         "dtype": str(dtype).removeprefix("torch."),
         "enforce_eager": eager,
         "enable_sleep_mode": sleep and device.type == "cuda",
-        "distributed_executor_backend": "external_launcher" if is_told_its_place(device) else None,
+        "distributed_executor_backend": "external_launcher" if needs_explicit_rank(device) else None,
         **({"kv_cache_memory_bytes": CPU_CACHE_BYTES} if device.type == "cpu" else {}),
         **others,
     }
 
 
 def engine_dtype(dtype: EngineDtype, model: PreTrainedModel) -> torch.dtype:
-    """Return the precision of the engine: the trainer's where it is "auto", float32 for float64."""
+    """Return the dtype of the engine; "auto" is that of the trainer, with float32 in place of float64."""
     if dtype != "auto":
         return getattr(torch, dtype)
     device = model.device.type
-    computed_in = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
-    return torch.float32 if computed_in == torch.float64 else computed_in
+    trainer_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return torch.float32 if trainer_dtype == torch.float64 else trainer_dtype
 
 
 def is_eager(enforce_eager: bool | None, device: torch.device) -> bool:
-    """Whether the engine runs without compilation: on the CPU alone, unless told."""
+    """Return whether the engine runs without compilation; by default it does on the CPU only."""
     return device.type == "cpu" if enforce_eager is None else enforce_eager
 
 
 def compilation(eager: bool) -> AbstractContextManager[None]:
-    """Also keep vLLM's sampler from being compiled, which takes a compiler and seconds."""
+    """Return a context that disables compilation for an eager engine; vLLM would still compile its sampler."""
     return torch.compiler.set_stance("force_eager" if eager else "default")
 
 
-def is_told_its_place(device: torch.device) -> bool:
-    """Whether vLLM must be told where it runs; by itself it is rank 0 and takes the first GPU."""
+def needs_explicit_rank(device: torch.device) -> bool:
+    """Return whether vLLM needs an explicit rank; by default it is rank 0 on the first GPU."""
     return dist.is_initialized() or bool(device.index)
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Return environment variables that hold while the engine starts."""
+    """Return the environment variables for the start of the engine."""
     variables = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     }
-    if not is_told_its_place(device):
+    if not needs_explicit_rank(device):
         return variables
-    # What torchrun sets, and Lightning's own launcher in part.
+    # The variables that torchrun sets, and Lightning's own launcher in part.
     variables["LOCAL_RANK"] = str(device.index or 0)
     if dist.is_initialized():
         return {**variables, "RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return {**variables, **alone}
+    single = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return {**variables, **single}
 
 
 def engine_config(model: PreTrainedModel) -> Any:
-    """Return the configuration of the model, with the name of its architecture."""
+    """Return the configuration of the model with the name of its architecture."""
     config = copy.deepcopy(model.config)
-    # A sharded model's class, or a user's, derives from the library's; a `PeftModel` has it inside.
+    # The class of a sharded model, or of a user, is a subclass of one in transformers; a `PeftModel` wraps one.
     inner = getattr(model, "get_base_model", lambda: model)()
     known = (base.__name__ for base in type(inner).__mro__ if hasattr(transformers, base.__name__))
     config.architectures = [next(known)]

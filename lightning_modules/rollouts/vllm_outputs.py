@@ -1,4 +1,4 @@
-"""Outputs of a vLLM engine in the training process, as tensors."""
+"""Conversion of the outputs of an in-process vLLM engine to tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_modules.rollouts.base import Completions
 
 
 def completions_of(outputs: Sequence[Any], copies: int) -> Completions:
-    """Return the completions of several prompts, each as often as it counts, padded on the right."""
+    """Return the completions of several prompts, each repeated `copies` times, padded on the right."""
     rows = [row for output in outputs for row in sorted(output.outputs, key=lambda row: row.index)]
     rows = [row for row in rows for _ in range(copies)]
     lengths = torch.tensor([len(row.token_ids) for row in rows])
@@ -28,8 +28,8 @@ def completions_of(outputs: Sequence[Any], copies: int) -> Completions:
 
 
 def chosen_log_probs(tokens: Sequence[int], steps: Sequence[Mapping[int, Any] | None] | None) -> list[float]:
-    """Return the log-probability of each token, NaN where the engine gives none."""
+    """Return the log-probability of each token, NaN if the engine returned none."""
     if steps is None:
         return [math.nan] * len(tokens)
-    found = [step.get(token) if step else None for token, step in zip(tokens, steps, strict=True)]
-    return [math.nan if entry is None else entry.logprob for entry in found]
+    entries = [step.get(token) if step else None for token, step in zip(tokens, steps, strict=True)]
+    return [math.nan if entry is None else entry.logprob for entry in entries]

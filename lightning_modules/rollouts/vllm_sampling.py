@@ -1,4 +1,4 @@
-"""Sampling parameters as vLLM takes them, in the training process and over HTTP."""
+"""Sampling parameters of vLLM, in the training process and over HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def require_temperature(temperature: float) -> None:
     """Refuse a temperature that vLLM would change.
 
     Raises:
-        ValueError: it is positive, but lower than vLLM samples at.
+        ValueError: the temperature is positive, but below the minimum of vLLM.
     """
     if 0 < temperature < MIN_TEMPERATURE:
         raise ValueError(
@@ -23,18 +23,18 @@ def require_temperature(temperature: float) -> None:
 
 
 def vllm_sampling(sampling: SamplingParameters, seed: int) -> dict[str, Any]:
-    """Return vLLM's parameters for one prompt; the most likely completion is asked for once."""
+    """Return the sampling parameters of vLLM for one prompt; a greedy completion is requested once."""
     greedy = sampling.temperature == 0
     return {
         "n": 1 if greedy else sampling.samples_per_prompt,
         "temperature": sampling.temperature,
-        # vLLM adds the number of the completion, so prompts need seeds far apart, and the sum must fit 64 bits.
+        # vLLM adds the index of the completion, so seeds of prompts must be far apart, and the sum must fit 64 bits.
         "seed": None if greedy else seed % 2**62,
         "max_tokens": sampling.max_completion_length,
         "stop_token_ids": list(sampling.stop_token_ids),
-        "ignore_eos": True,  # stops are those asked for, not those of the model's configuration as well
+        "ignore_eos": True,  # only `stop_token_ids` end a completion, not those of the model's configuration
         "logprobs": 0,
-        # Explicit, because a server may take other values from the folder of its model.
+        # Explicit, because a server may load other defaults from the folder of its model.
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
@@ -45,5 +45,5 @@ def vllm_sampling(sampling: SamplingParameters, seed: int) -> dict[str, Any]:
 
 
 def copies(sampling: SamplingParameters) -> int:
-    """Number of times that each completion of vLLM counts: the most likely one stands for all of its prompt."""
+    """Return how often each completion of vLLM is repeated; one greedy completion stands for all of its prompt."""
     return sampling.samples_per_prompt if sampling.temperature == 0 else 1

@@ -1,4 +1,4 @@
-"""Whether an engine computes with the policy's weights, seen from a few log-probabilities."""
+"""Check that an engine uses the weights of the policy, by comparing a few log-probabilities."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# Largest difference of a log-probability x between engine and policy that rounding explains, as a share of 1 + |x|.
+# Maximum difference of a log-probability x between engine and policy that rounding explains, relative to 1 + |x|.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 _TENSOR_FLOAT_TOLERANCE = 0.01
 
 
 class WeightCheck:
-    """Compares the log-probabilities of the same tokens by engine and policy, one transfer of weights after another."""
+    """Compares log-probabilities of the same tokens under engine and policy after each weight transfer."""
 
     def __init__(self) -> None:
         self._previous: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, engine: Tensor, policy: Tensor, *dtypes: torch.dtype) -> None:
-        """Compare what was computed in these precisions.
+        """Compare log-probabilities that were computed in the given dtypes.
 
         Raises:
-            RuntimeError: they differ by more than rounding explains, or the policy's moved and the engine's did not.
+            RuntimeError: they differ by more than rounding explains, or those of the policy have changed since the
+                last transfer and those of the engine have not.
         """
         tolerance = max(_TOLERANCE[dtype] for dtype in dtypes)
         if torch.get_float32_matmul_precision() != "highest":
@@ -37,7 +38,7 @@ class WeightCheck:
         if self._previous is not None:
             engine_before, policy_before = self._previous
             moved = (policy - policy_before).abs().max().item()
-            # Rounding hides a small step from the comparison above, but leaves no engine exactly where it was.
+            # Rounding hides a small update from the comparison above, but some engine outputs change nonetheless.
             if moved > tolerance / 10 and torch.equal(engine, engine_before):
                 raise RuntimeError(
                     f"since the last transfer of weights log-probabilities of the policy moved by up to {moved:.3g}, "
@@ -48,15 +49,15 @@ class WeightCheck:
 
 
 def probe_tokens(model: PreTrainedModel, longest: int = 32) -> list[int]:
-    """A few tokens to compare, the same every time."""
-    # Low numbers, since the last ones of a vocabulary may stand for images or for nothing.
+    """Return a fixed sequence of a few tokens."""
+    # Low ids, since the last ones of a vocabulary may be image tokens or unused.
     vocabulary = min(model.config.get_text_config().vocab_size, 1000)
     return [(37 * place + 11) % vocabulary for place in range(min(32, longest))]
 
 
 @torch.no_grad()
 def policy_log_probs(model: PreTrainedModel, tokens: list[int]) -> tuple[Tensor, torch.dtype]:
-    """Log-probabilities of the tokens after the first under the policy, on the CPU, and the precision of its logits."""
+    """Return the policy's log-probabilities of all tokens but the first, on the CPU, and the dtype of its logits."""
     training = model.training
     model.eval()
     try:

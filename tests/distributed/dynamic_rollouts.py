@@ -26,12 +26,12 @@ def is_live(prompt: str) -> bool:
 
 
 def reward_of_live_prompts(completion, example):
-    """A number that depends on the completion for some prompts alone."""
+    """Return a number that depends on the completion for some prompts only."""
     return zlib.crc32((example["prompt"] + completion).encode()) / 2**32 if is_live(example["prompt"]) else 0.5
 
 
 class Stopped(Exception):
-    """The process would be gone here."""
+    """Stands for the end of the process."""
 
 
 class StoppingEngine(PromptedEngine):
@@ -48,7 +48,7 @@ class StoppingEngine(PromptedEngine):
 
 
 class Trained(Callback):
-    """The prompts of each update, and the metrics of its rollout."""
+    """Records the prompts of each update, and the metrics of its rollout."""
 
     def __init__(self):
         self.prompts, self.metrics = [], []
@@ -62,7 +62,7 @@ class Trained(Callback):
 
 
 def train(model, folder, devices, stop_at=None, resume=False):
-    """One run into a folder, or on from its checkpoint."""
+    """Train into a folder, or resume from its checkpoint."""
     module = PolicyModule(model, grpo(), learning_rate=1e-3, warmup_steps=0)
     engine, trained = StoppingEngine(stop_at), Trained()
     data = RolloutDataModule(
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--stop_at", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
     torch.use_deterministic_algorithms(True)
-    train(arguments.model, arguments.output / "whole", arguments.devices)
+    train(arguments.model, arguments.output / "undisturbed", arguments.devices)
     for call in arguments.stop_at:
         folder = arguments.output / f"stopped_{call}"
         train(arguments.model, folder, arguments.devices, stop_at=call)

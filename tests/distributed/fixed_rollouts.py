@@ -1,4 +1,4 @@
-"""Trains models on rollouts that are the same however the work is cut; a program, started by the tests.
+"""Trains models on rollouts that do not depend on how the work is split; a program, started by the tests.
 
 Completions have unequal lengths, some rows have no trained token, and with two ranks the second one's rows of one
 update are all without. Everything is computed in float64, unless a case asks for another precision.
@@ -22,22 +22,22 @@ from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals
 from aggregate_po.transforms import PessimisticClip
 from lightning_modules import LoRA, PackedSequences, PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.loader import RolledOut, RolloutLoader
+from lightning_modules.data.loader import PreparedRollout, RolloutLoader
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size, rank
 from lightning_modules.model import policy as policy_file
-from lightning_modules.model.sharding import is_sharded, whole
+from lightning_modules.model.sharding import full_tensor, is_sharded
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
 from tests.lightning_modules.training import exact
 from tests.third_party.lehmer import LehmerMean
 
 ROWS, TIME, UPDATES = 12, 9, 3
 ACCUMULATE = (1, 2, 4)
-TIMEOUT = timedelta(seconds=60)  # after which ranks that wait for each other fail
+TIMEOUT = timedelta(seconds=60)  # of collectives
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: an objective, options of trainer and module, and the row whose advantage is infinite."""
+    """A training case: an objective, options of trainer and module, and the row whose advantage is infinite."""
 
     objective: Callable[[], PolicyObjective]
     options: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ CASES = {
     "recomputed": Case(recipes.gmpo, module={"layout": PackedSequences(recompute=True)}),
     "adapters": Case(recipes.gmpo, module={"lora": LoRA(4)}),
 }
-# Without a clip, whose gates a rounding may open or close.
+# Without a clip, whose gates may change by rounding.
 EXACT, ROUNDED = "unclipped", "unclipped in bfloat16"
 PRECISIONS = {
     EXACT: Case(lambda: PolicyObjective(GeometricMean())),
@@ -68,31 +68,31 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
     "single": lambda: "auto",
     "ddp": lambda: DDPStrategy(timeout=TIMEOUT),
     "sharded": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, timeout=TIMEOUT),
-    "divided": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2, timeout=TIMEOUT),
+    "tensor_parallel": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2, timeout=TIMEOUT),
     "both": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=2, timeout=TIMEOUT),
 }
 RANKS = {"single": 1, "both": 4}
-DIVIDED = ("divided", "both")
+TENSOR_PARALLEL = ("tensor_parallel", "both")
 
 
-def cuts(name: str, strategy: str) -> tuple[int, ...]:
-    """Numbers of micro-batches that a case is trained with; none where adapters are refused."""
-    if strategy in DIVIDED:
+def micro_batch_counts(name: str, strategy: str) -> tuple[int, ...]:
+    """Return the numbers of micro-batches that a case is trained with; none if adapters are refused."""
+    if strategy in TENSOR_PARALLEL:
         return () if "lora" in {**CASES, **PRECISIONS}[name].module else (2,)
     return ACCUMULATE if name in CASES else (2,)
 
 
 class ExactModels:
-    """Loads models that compute in float64 throughout; the sharding strategy accepts no precision that says so."""
+    """Loads models in float64; the sharding strategy accepts no such precision."""
 
     @staticmethod
     def from_pretrained(path, dtype, attn_implementation):
-        """In place of the library's."""
+        """Replace the method of transformers."""
         return exact(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64))
 
 
-def whole_update(number: int) -> RolloutBatch:
-    """All completions of one optimiser step."""
+def full_update(number: int) -> RolloutBatch:
+    """Return all completions of one optimizer step."""
     generator = torch.Generator().manual_seed(number)
     prompts = [torch.randint(5, 200, (length,), generator=generator).tolist() for length in (3, 5, 4, 6)]
     prompt_ids, prompt_mask = left_padded(prompts)
@@ -118,48 +118,48 @@ def whole_update(number: int) -> RolloutBatch:
 
 
 class FixedRollouts(LightningDataModule):
-    """Each rank's share of the same rollouts; in the first, the advantage of one row may be infinite."""
+    """Shards of the same rollouts; in the first one the advantage of one row may be infinite."""
 
     def __init__(self, infinite: int | None = None) -> None:
         super().__init__()
         self.infinite = infinite
 
     def train_dataloader(self) -> RolloutLoader:
-        """One optimiser step to a rollout."""
-        return RolloutLoader(lambda number: RolledOut(self._share(number)), self.trainer.accumulate_grad_batches)
+        """Return a loader with one optimizer step per rollout."""
+        return RolloutLoader(lambda number: PreparedRollout(self._shard(number)), self.trainer.accumulate_grad_batches)
 
     def transfer_batch_to_device(self, batch: RolloutBatch, device: torch.device, dataloader_idx: int) -> RolloutBatch:
-        """Stay on the CPU."""
+        """Leave the batch on the CPU."""
         return batch
 
-    def _share(self, number: int) -> list[RolloutBatch]:
-        mine = torch.arange(ROWS).tensor_split(data_parallel_size(self.trainer))[data_parallel_rank(self.trainer)]
-        pieces = mine.tensor_split(self.trainer.accumulate_grad_batches)
-        update = whole_update(number)
+    def _shard(self, number: int) -> list[RolloutBatch]:
+        local = torch.arange(ROWS).tensor_split(data_parallel_size(self.trainer))[data_parallel_rank(self.trainer)]
+        parts = local.tensor_split(self.trainer.accumulate_grad_batches)
+        update = full_update(number)
         if number == 0 and self.infinite is not None:
             update.policy.advantages[self.infinite] = torch.inf
-        return [update.select(rows).replace(closes_update=rows is pieces[-1]) for rows in pieces]
+        return [update.select(rows).replace(closes_update=rows is parts[-1]) for rows in parts]
 
 
-class Figures(Callback):
-    """The norm of the gradient at each step, and how many were skipped."""
+class Metrics(Callback):
+    """Records the gradient norm of each step, and the number of skipped steps."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
         self.skipped = 0.0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        """After the last micro-batch of a step."""
+        """Record after the last micro-batch of a step."""
         if batch.closes_update:
             self.norms.append(float(trainer.callback_metrics["grad_norm"]))
             self.skipped = float(trainer.callback_metrics["skipped_steps"])
 
 
 def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) -> dict[str, torch.Tensor]:
-    """Whole parameters and figures at the end; the folder is what the module leaves behind."""
+    """Return full parameters and metrics after training, and export the model to the folder."""
     rounded = "precision" in case.options
     policy_file.AutoModelForCausalLM = AutoModelForCausalLM if rounded else ExactModels
-    # Plain gradient descent: an adaptive optimiser would hide a gradient of the wrong scale.
+    # Plain gradient descent: an adaptive optimizer would hide a gradient of the wrong scale.
     module = PolicyModule(
         model,
         case.objective(),
@@ -167,7 +167,7 @@ def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) 
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         **case.module,
     )
-    figures = Figures()
+    metrics = Metrics()
     trainer = Trainer(
         accelerator="cpu",
         devices=RANKS.get(strategy, 2),
@@ -179,27 +179,27 @@ def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) 
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[figures],
+        callbacks=[metrics],
         **case.options,
     )
     trainer.fit(module, FixedRollouts(case.infinite))
-    assert is_sharded(module.model) == (strategy in ("sharded", *DIVIDED))
-    parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
+    assert is_sharded(module.model) == (strategy in ("sharded", *TENSOR_PARALLEL))
+    parameters = {name: full_tensor(value.detach()).clone() for name, value in module.model.named_parameters()}
     assert {value.dtype for value in parameters.values()} == {torch.float32 if rounded else torch.float64}
     module.policy.save_pretrained(folder)
-    noted = {"grad_norm": torch.tensor(figures.norms), "skipped_steps": torch.tensor(figures.skipped)}
-    return {**parameters, **noted, **drawn(module)}
+    noted = {"grad_norm": torch.tensor(metrics.norms), "skipped_steps": torch.tensor(metrics.skipped)}
+    return {**parameters, **noted, **generated(module)}
 
 
-def drawn(module: PolicyModule) -> dict[str, torch.Tensor]:
-    """Log-probabilities of the first tokens of completions that are longer on the second rank."""
+def generated(module: PolicyModule) -> dict[str, torch.Tensor]:
+    """Return log-probabilities of the first tokens of completions that are longer on rank 1."""
     engine, prompts = TransformersEngine(), [[5, 6, 7], [8, 9]]
     engine.load_policy(module.model)
     completions = engine.generate(
         prompts,
         SamplingParameters(3 + 4 * data_parallel_rank(module.trainer), stop_token_ids=(0,), samples_per_prompt=2),
     )
-    return {"drawn": completions.log_probs[:, :3].clone()}
+    return {"generated": completions.log_probs[:, :3].clone()}
 
 
 def main() -> None:
@@ -212,7 +212,7 @@ def main() -> None:
     for strategy in arguments.strategies:
         for name in arguments.cases:
             case = {**CASES, **PRECISIONS}[name]
-            for accumulate in cuts(name, strategy):
+            for accumulate in micro_batch_counts(name, strategy):
                 output = arguments.output / f"{name}-{strategy}-{accumulate}"
                 trained = train(arguments.model, case, strategy, accumulate, output)
                 save_file(trained, f"{output}-{rank()}.safetensors")

@@ -1,4 +1,4 @@
-"""Trains, stops in the middle of a rollout and resumes, as a plan says; a program, started by the tests.
+"""Trains, stops in the middle of a rollout and resumes, according to a plan; a program, started by the tests.
 
 Completions depend on their prompt alone, so rollouts are the same for any number of ranks. Everything is computed in
 float64.
@@ -22,7 +22,7 @@ from aggregate_po.recipes import dapo
 from lightning_modules import AtomicCheckpointIO, LoRA, PolicyModule, RolloutDataModule, RunCheckpoint
 from lightning_modules.distributed import data_parallel_rank, rank
 from lightning_modules.model import policy as policy_file
-from lightning_modules.model.sharding import whole
+from lightning_modules.model.sharding import full_tensor
 from tests.distributed import fixed_rollouts
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine, text_reward
 
@@ -36,14 +36,14 @@ RANKS = {**fixed_rollouts.RANKS, "sharded over one": 1}
 UPDATES_PER_ROLLOUT, STOP, STEPS = 4, 3, 6
 
 
-def reward_of_first_partner(completion, example):
-    """Of each two ranks that divide tensors among them, the first one is to ask."""
+def reward_on_leader(completion, example):
+    """Return the text reward; only rank 0 of a tensor-parallel group may call it."""
     assert rank() % 2 == 0
     return text_reward(completion, example)
 
 
-class EngineOfFirstPartner(PromptedEngine):
-    """An engine in another process, which of each such two ranks the first one is to ask."""
+class EngineOnLeader(PromptedEngine):
+    """An out-of-process engine, which only rank 0 of a tensor-parallel group may call."""
 
     concurrent = True
 
@@ -53,14 +53,14 @@ class EngineOfFirstPartner(PromptedEngine):
 
 
 class Stopped(Exception):
-    """The run has been told to stop."""
+    """Stops the run."""
 
 
 class Record(Callback):
-    """What each step trained on, and draws from the global generators, which differ between ranks; may stop the run."""
+    """Records the rows of each step, and random numbers of the global generators, which differ between ranks."""
 
     def __init__(self, stop):
-        self.stop, self.rows, self.draws = stop, {}, {}
+        self.stop, self.rows, self.random_numbers = stop, {}, {}
 
     def on_train_start(self, trainer, pl_module):
         if trainer.global_step == 0:
@@ -82,18 +82,18 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch.closes_update:
-            drawn = torch.rand(()).item(), random.random(), np.random.rand()  # noqa: NPY002
-            self.draws[trainer.global_step] = drawn
+            numbers = torch.rand(()).item(), random.random(), np.random.rand()  # noqa: NPY002
+            self.random_numbers[trainer.global_step] = numbers
 
 
 def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapters=False):
-    """One run, into `folder`; from the checkpoint of the run in the folder `resume`."""
+    """Train into `folder`, from the checkpoint in the folder `resume` if there is one."""
     lora = LoRA(4) if adapters else None
     module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4, lora=lora)
     data = RolloutDataModule(
         [{"prompt": f"{number} + {number}"} for number in range(16)],
-        reward_of_first_partner if strategy in fixed_rollouts.DIVIDED else text_reward,
-        rollouts=EngineOfFirstPartner() if strategy in fixed_rollouts.DIVIDED else PromptedEngine(),
+        reward_on_leader if strategy in fixed_rollouts.TENSOR_PARALLEL else text_reward,
+        rollouts=EngineOnLeader() if strategy in fixed_rollouts.TENSOR_PARALLEL else PromptedEngine(),
         group_size=3,
         prompts_per_rollout=8,
         updates_per_rollout=UPDATES_PER_ROLLOUT,
@@ -126,9 +126,9 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapte
     except Stopped:
         return
     folder.mkdir(exist_ok=True)
-    parameters = {name: whole(value.detach()).clone() for name, value in module.model.named_parameters()}
+    parameters = {name: full_tensor(value.detach()).clone() for name, value in module.model.named_parameters()}
     save_file(parameters, folder / f"{rank()}.safetensors")
-    notes = {"share": data_parallel_rank(trainer), "rows": record.rows, "draws": record.draws}
+    notes = {"shard": data_parallel_rank(trainer), "rows": record.rows, "random_numbers": record.random_numbers}
     (folder / f"{rank()}.json").write_text(json.dumps(notes))
 
 

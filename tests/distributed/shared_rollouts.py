@@ -1,6 +1,6 @@
-"""Trains on the same rollouts however many ranks make them, once for each estimator; a program, started by the tests.
+"""Trains on rollouts that do not depend on the number of ranks, once per estimator; a program, started by the tests.
 
-Completions depend on their prompt alone, where an engine's own draw would differ with the number of ranks. With two
+Completions depend on their prompt alone, where those of a real engine would differ with the number of ranks. With two
 ranks the longest completion of one is shorter than that of the other.
 """
 
@@ -38,13 +38,12 @@ ESTIMATORS: dict[str, AdvantageEstimator] = {
 
 
 class PromptedEngine(RolloutEngine):
-    """Completions that are a function of the prompt and of their number in the group."""
+    """Generates completions that are a function of the prompt and of their index in the group."""
 
     def load_policy(self, model):
-        """Nothing: the policy has no say."""
+        """Ignore the policy."""
 
     def generate(self, prompts, sampling):
-        """See `RolloutEngine`."""
         rows, log_probs = [], []
         for prompt in prompts:
             for number in range(sampling.samples_per_prompt):
@@ -64,12 +63,12 @@ class PromptedEngine(RolloutEngine):
 
 
 def text_reward(completion, example):
-    """A number from 0 to 1 that depends on every character."""
+    """Return a number from 0 to 1 that depends on every character."""
     return zlib.crc32((example["prompt"] + completion).encode()) % 5 / 4
 
 
 def length_reward(completion, example):
-    """A number on another scale."""
+    """Return a number on another scale."""
     return float(len(completion) % 7)
 
 

@@ -1,4 +1,4 @@
-"""Dynamic sampling and evaluation in two processes: what each keeps, in step, resumed exactly, and divided."""
+"""Dynamic sampling and evaluation in two processes: kept groups, synchronous rounds, exact resume, sharding."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def notes(folder, devices):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_each_rank_keeps_its_first_groups_with_signal_and_all_make_as_many_rounds(runs, devices, tiny_model):
-    ranks = notes(runs[devices] / "whole", devices)
+    ranks = notes(runs[devices] / "undisturbed", devices)
     order = PromptOrder(PROMPTS, SEED)
     tokenizer, start = AutoTokenizer.from_pretrained(tiny_model), 0
     metrics = [rank["metrics"] for rank in ranks]
@@ -67,22 +67,22 @@ def test_each_rank_keeps_its_first_groups_with_signal_and_all_make_as_many_round
 @pytest.mark.parametrize("call", STOP_AT)
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_stop_between_two_rounds_changes_nothing(runs, devices, call):
-    whole, resumed = (runs[devices] / name for name in ("whole", f"stopped_{call}"))
-    rounds = accumulate(int(counted["groups/rounds"]) for counted in notes(whole, devices)[0]["metrics"])
+    undisturbed, resumed = (runs[devices] / name for name in ("undisturbed", f"stopped_{call}"))
+    rounds = accumulate(int(counted["groups/rounds"]) for counted in notes(undisturbed, devices)[0]["metrics"])
     assert call not in list(rounds)
-    ours, theirs = (load_file(folder / "parameters.safetensors") for folder in (resumed, whole))
+    ours, theirs = (load_file(folder / "parameters.safetensors") for folder in (resumed, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    for mine, other in zip(notes(resumed, devices), notes(whole, devices), strict=True):
+    for mine, other in zip(notes(resumed, devices), notes(undisturbed, devices), strict=True):
         assert 0 < len(mine["trained"]) < STEPS
         assert mine["trained"] == other["trained"][-len(mine["trained"]) :]
         assert mine["held_out"] == other["held_out"]
 
 
 def test_held_out_metrics_are_those_of_all_prompts_on_every_rank(runs):
-    (alone,), (first, second) = (notes(runs[devices] / "whole", devices) for devices in (1, 2))
+    (alone,), (first, second) = (notes(runs[devices] / "undisturbed", devices) for devices in (1, 2))
     assert first["held_out"] == second["held_out"] == alone["held_out"]
     assert alone["held_out"]["pass@1_sampled"] > 0
-    # Five prompts: three on the first rank, two on the second, at each of the two temperatures.
+    # Five prompts: three on rank 0, two on rank 1, at each of the two temperatures.
     assert [len(prompts) for prompts in first["sampled"][-2:]] == [3, 3]
     assert [len(prompts) for prompts in second["sampled"][-2:]] == [2, 2]
     assert [len(prompts) for prompts in alone["sampled"][-2:]] == [5, 5]

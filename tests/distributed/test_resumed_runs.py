@@ -1,4 +1,4 @@
-"""A run that stopped in the middle of a rollout goes on where it stood, with the same or another number of ranks."""
+"""A run that stopped in the middle of a rollout resumes there, with the same or another number of ranks."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.distributed.resumed_runs import STEPS, STOP
 
 REPOSITORY = Path(__file__).parents[2]
-# One start of the program each; a later one resumes what an earlier one left.
+# Each program start is one list; later ones resume the runs of earlier ones.
 PLANS = [
     {
         "alone": {"strategy": "single"},
@@ -31,13 +31,25 @@ PLANS = [
         "sharded, resumed": {"strategy": "sharded", "accumulate": 2, "resume": "sharded, stopped"},
         "one file, stopped": {"strategy": "sharded, one file", "accumulate": 2, "stop": True},
         "from one file, sharded": {"strategy": "sharded", "accumulate": 1, "resume": "one file, stopped"},
-        "divided, stopped": {"strategy": "divided", "accumulate": 2, "stop": True},
-        "divided, resumed": {"strategy": "divided", "accumulate": 2, "resume": "divided, stopped"},
+        "tensor_parallel, stopped": {"strategy": "tensor_parallel", "accumulate": 2, "stop": True},
+        "tensor_parallel, resumed": {
+            "strategy": "tensor_parallel",
+            "accumulate": 2,
+            "resume": "tensor_parallel, stopped",
+        },
         "from ddp to sharded": {"strategy": "sharded", "accumulate": 2, "resume": "ddp, stopped"},
-        "from ddp to divided": {"strategy": "divided", "accumulate": 2, "resume": "ddp, stopped"},
-        "from divided to sharded": {"strategy": "sharded", "accumulate": 2, "resume": "divided, stopped"},
-        "from sharded to divided": {"strategy": "divided", "accumulate": 1, "resume": "sharded, stopped"},
-        "divided": {"strategy": "divided", "accumulate": 2},
+        "from ddp to tensor_parallel": {"strategy": "tensor_parallel", "accumulate": 2, "resume": "ddp, stopped"},
+        "from tensor_parallel to sharded": {
+            "strategy": "sharded",
+            "accumulate": 2,
+            "resume": "tensor_parallel, stopped",
+        },
+        "from sharded to tensor_parallel": {
+            "strategy": "tensor_parallel",
+            "accumulate": 1,
+            "resume": "sharded, stopped",
+        },
+        "tensor_parallel": {"strategy": "tensor_parallel", "accumulate": 2},
         "adapters, ddp, stopped": {"strategy": "ddp", "adapters": True, "stop": True},
         "adapters, sharded": {"strategy": "sharded", "adapters": True, "resume": "adapters, ddp, stopped"},
         "adapters, shards, stopped": {"strategy": "sharded, one file", "adapters": True, "stop": True},
@@ -59,7 +71,7 @@ PLANS = [
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory):
-    """Folder of what the runs left, by name."""
+    """Folder of the results of the runs, by name."""
     folder = tmp_path_factory.mktemp("runs")
     for plan in PLANS:
         command = [sys.executable, "-m", "tests.distributed.resumed_runs", tiny_model, folder, json.dumps(plan)]
@@ -76,14 +88,14 @@ def noted(folder: Path, rank: int) -> dict:
 
 
 def rows_by_step(folder: Path) -> dict[str, list]:
-    """What each step trained on, over all shares of the data, in an order of its own; ranks may have the same share."""
+    """Return the sorted rows of each step over all data-parallel shards; several ranks may have the same shard."""
     shares: dict[int, dict[str, list]] = {}
     for ranks in map(json.loads, map(Path.read_text, folder.glob("*.json"))):
-        assert shares.setdefault(ranks["share"], ranks["rows"]) == ranks["rows"]
+        assert shares.setdefault(ranks["shard"], ranks["rows"]) == ranks["rows"]
     return {step: sorted(row for rows in shares.values() for row in rows[step]) for step in shares[0]}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "sharded", "divided"])
+@pytest.mark.parametrize("strategy", ["ddp", "sharded", "tensor_parallel"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, runs):
     undisturbed, resumed = runs / strategy, runs / f"{strategy}, resumed"
@@ -92,10 +104,10 @@ def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, run
     expected = noted(undisturbed, rank)
     assert [*map(int, expected["rows"])] == list(range(STEPS))
     assert noted(resumed, rank)["rows"] == {step: expected["rows"][str(step)] for step in map(str, range(STOP, STEPS))}
-    drawn = noted(resumed, rank)["draws"]
-    assert drawn == {step: expected["draws"][step] for step in drawn}
-    assert len(drawn) == STEPS - STOP
-    assert expected["draws"] != noted(undisturbed, 1 - rank)["draws"]
+    numbers = noted(resumed, rank)["random_numbers"]
+    assert numbers == {step: expected["random_numbers"][step] for step in numbers}
+    assert len(numbers) == STEPS - STOP
+    assert expected["random_numbers"] != noted(undisturbed, 1 - rank)["random_numbers"]
 
 
 @pytest.mark.parametrize(
@@ -108,13 +120,13 @@ def test_as_many_ranks_end_as_an_undisturbed_run_bit_for_bit(strategy, rank, run
         "from one file, sharded",
         "from one file, alone",
         "from two shards to one",
-        "divided, resumed",
+        "tensor_parallel, resumed",
         "from ddp to sharded",
-        "from ddp to divided",
+        "from ddp to tensor_parallel",
         "both, resumed",
         "from ddp to both",
-        "from divided to sharded",
-        "from sharded to divided",
+        "from tensor_parallel to sharded",
+        "from sharded to tensor_parallel",
     ],
 )
 def test_other_numbers_train_on_the_same_completions_in_the_same_steps(name, runs):
@@ -125,13 +137,13 @@ def test_other_numbers_train_on_the_same_completions_in_the_same_steps(name, run
 
 
 @pytest.mark.parametrize("name", ["adapters, sharded", "adapters, ddp"])
-def test_adapters_go_on_under_another_strategy(name, runs):
+def test_adapters_resume_under_another_strategy(name, runs):
     alone, resumed = (load_file(runs / folder / "0.safetensors") for folder in ("adapters, alone", name))
     assert max(value.abs().max().item() for key, value in alone.items() if ".lora_B." in key) > 1e-3
     assert max((alone[key] - resumed[key]).abs().max().item() for key in alone) < 1e-12
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "sharded", "divided"])
+@pytest.mark.parametrize("strategy", ["ddp", "sharded", "tensor_parallel"])
 def test_undisturbed_runs_of_two_ranks_are_that_of_one(strategy, runs):
     assert rows_by_step(runs / strategy) == rows_by_step(runs / "alone")
     alone, shared = (load_file(runs / folder / "0.safetensors") for folder in ("alone", strategy))

@@ -1,4 +1,4 @@
-"""Statistics of a rollout are those of all ranks: two processes move the parameters as one does."""
+"""Statistics of a rollout are those of all ranks: two processes update the parameters as one does."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def trained(tiny_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_advantages_are_those_of_the_whole_rollout(name, trained, tiny_model):
+def test_advantages_are_those_of_the_full_rollout(name, trained, tiny_model):
     alone, shared = (load_file(trained[devices] / f"{name}.safetensors") for devices in (1, 2))
     start = dict(
         AutoModelForCausalLM.from_pretrained(tiny_model, dtype=next(iter(alone.values())).dtype).named_parameters()
@@ -39,5 +39,5 @@ def test_advantages_are_those_of_the_whole_rollout(name, trained, tiny_model):
     moved = max((alone[key] - start[key]).abs().max().item() for key in alone)
     apart = max((alone[key] - shared[key]).abs().max().item() for key in alone)
     assert moved > 1e-3
-    # The model's own norms compute in float32 whatever the precision, which leaves this much between any two cuts.
+    # The norm layers of the model compute in float32 in any precision, so any two splits differ by this much.
     assert apart < 1e-8

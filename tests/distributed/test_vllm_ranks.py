@@ -27,7 +27,7 @@ def small_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(small_model, tmp_path_factory):
-    """What the ranks noted, by strategy: `sharded` also shares one engine."""
+    """Return the records of the ranks by strategy; with `sharded` they also share one engine."""
     done: dict[str, list[dict]] = {}
 
     def train(strategy: str) -> list[dict]:

@@ -21,7 +21,7 @@ from tests.lightning_modules.training import text_reward
 
 
 class Record(Callback):
-    """Largest deviation of a ratio from one at each update, and the first token of each completion."""
+    """Records the largest deviation of a ratio from 1 at each update, and the first token of each completion."""
 
     def __init__(self):
         self.deviations, self.first_tokens = [], []

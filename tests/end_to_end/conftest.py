@@ -15,7 +15,7 @@ CONFIG = REPOSITORY / "experiments" / "configs" / "addition.yaml"
 USER_FILES = {
     "my_reward.py": '''
 def length_reward(completion, example):
-    """Something that a random model's completions differ in."""
+    """Return a reward in which completions of a random model differ."""
     return float(len(completion) % 7)
 ''',
     "my_means.py": '''
@@ -64,7 +64,7 @@ def start(tmp_path, environment) -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture
 def run(start) -> Callable[..., tuple[int, str]]:
-    """The same, to its end: exit status and all that it printed."""
+    """Run `aggregate-po` to its end, and return the exit status and the output."""
 
     def ran(arguments: Sequence[object], **variables: str) -> tuple[int, str]:
         process = start(arguments, **variables)

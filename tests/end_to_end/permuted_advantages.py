@@ -1,4 +1,4 @@
-"""The control experiment: the same run, with advantages that say nothing about the completions."""
+"""Control experiment: the same run with advantages that are independent of the completions."""
 
 import torch
 from lightning import Callback

@@ -90,7 +90,7 @@ def test_an_adapted_model_is_measured_as_it_was_trained(run, small_fit, tmp_path
     options = ["--trainer.max_steps=4", f"--trainer.default_root_dir={folder}"]
     status, output = run([*small_fit, *lora, *logger, *options])
     assert status == 0, output
-    # Another logger gets what the run's own file has, held-out figures too.
+    # Another logger gets what the run's own file has, held-out metrics too.
     (logged,) = (tmp_path / "logged").rglob("metrics.csv")
     elsewhere = {int(row["step"]): row for row in rows(logged) if row["val/pass@1_greedy"]}
     summary = json.loads((folder / "summary.json").read_text())
@@ -137,7 +137,7 @@ WRONG = {
     "kind": (["--model.objective=aggregate_po.PowerMean"], ["PowerMean does not correspond to a subclass"]),
     "number": (["--model.objective.log_clip=x"], ["log_clip", "Expected a <class 'float'>"]),
     "reward": (["--data.reward=not_there.reward"], ["data.reward", "not_there", "import path"]),
-    "dataset": (["--data.dataset=missing.jsonl"], ["`dataset`", "missing.jsonl", "JSON lines"]),
+    "dataset": (["--data.dataset=missing.jsonl"], ["`dataset`", "missing.jsonl", "JSON Lines"]),
     "no prompts": (["--data.dataset=empty.jsonl"], ["`dataset` is 'empty.jsonl'", "at least one example"]),
     "group_size": (["--data.group_size=1"], ["`group_size` is 1", "pass 2 or more"]),
     "clip": (["--model.objective.log_clip=-1"], ["log_clip", "-1", "0 or more"]),
@@ -153,7 +153,7 @@ WRONG = {
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch, capfd):
-    """What the command line says of arguments that it refuses before a model is made."""
+    """Return the error message for arguments that are refused before a model is made."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("AGGREGATE_PO_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)

@@ -16,28 +16,28 @@ PATHS = pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lamb
 
 
 class ResolvingCLI(PolicyCLI):
-    """Makes the module and its data, and runs nothing."""
+    """Instantiates module and data only."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The class itself: the devices of a trainer need not be those of this machine."""
+        """Return the class itself, since this machine may lack the devices of the trainer."""
         return self.trainer_class
 
     def fit(self, **_: Any) -> None:
-        """Nothing."""
+        """Skip this step."""
 
     def before_fit(self) -> None:
-        """Nothing."""
+        """Skip this step."""
 
 
 def arguments(path: Path) -> list[str]:
-    """Of a fit: the file alone, or on top of the default job where it names no model."""
+    """Return arguments of `fit`: the file, on top of the default configuration if it names no model."""
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
     below = [] if "model" in said else ["--config", str(CONFIGS / "addition.yaml")]
     return ["fit", *below, "--config", str(path)]
 
 
 def class_paths(node: Any):
-    """Every import path in a resolved configuration."""
+    """Return every import path in a resolved configuration."""
     if isinstance(node, dict):
         yield from ([node["class_path"]] if "class_path" in node else [])
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -45,7 +45,7 @@ def class_paths(node: Any):
 
 
 def objects(node: Any, depth: int = 0) -> Any:
-    """Names of the classes that a module or its data are made of, by attribute."""
+    """Return the class names of the parts of a module or its data, by attribute."""
     if type(node).__module__.partition(".")[0] not in ("aggregate_po", "lightning_modules") or depth > 6:
         return None
     parts = {name: objects(value, depth + 1) for name, value in sorted(vars(node).items()) if name[0] != "_"}
@@ -53,7 +53,7 @@ def objects(node: Any, depth: int = 0) -> Any:
 
 
 def resolved(path: Path) -> dict[str, Any]:
-    """The whole configuration with all defaults, and the parts of the objective that is made of it."""
+    """Return the full configuration with all defaults, and the parts of its objective."""
     configuration = parsed_config(arguments(path))
     module = run(arguments(path), ResolvingCLI).model
     return {"configuration": configuration, "objective": objects(module.objective)}
@@ -61,14 +61,14 @@ def resolved(path: Path) -> dict[str, Any]:
 
 @PATHS
 def test_the_command_line_understands_it(path):
-    """Alone, or on top of the default job where it names no model; and nothing it says is lost."""
+    """A configuration is accepted, on top of the default one if it names no model, and all its values are kept."""
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert contains(parsed_config(arguments(path)), said)
 
 
 @PATHS
 def test_it_resolves_to_the_same_objects_as_ever(path, tmp_path, monkeypatch):
-    """What a configuration means is part of the interface: defaults, import paths, and what is made of them."""
+    """The meaning of a configuration is part of the interface: defaults, import paths, and the resulting objects."""
     monkeypatch.chdir(tmp_path)
     for name in ("train.jsonl", "test.jsonl"):
         Path(name).write_text('{"prompt": "What is 1 + 1?", "answer": "2"}\n')

@@ -1,4 +1,4 @@
-"""Runs of two processes by the command line: whole ones, and ones that lose a process."""
+"""Command-line runs of two processes: complete ones, and ones that lose a process."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def never_killed() -> dict[str, Path]:
 
 @pytest.fixture
 def arguments(small_fit):
-    """Of a run under a strategy, into a folder; a copy of the policy serves as the reference."""
+    """Return arguments of a run under a strategy; a copy of the policy serves as the reference."""
 
     def of(strategy: str, folder: Path) -> list[object]:
         chosen = f"--trainer.strategy={json.dumps(STRATEGIES[strategy])}"
@@ -53,7 +53,7 @@ def undisturbed(never_killed, run, arguments, tmp_path):
 
 
 def child_of(process) -> int:
-    """The process of the second rank, which the first one starts."""
+    """Return the process of rank 1, which rank 0 starts."""
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return int(child)
 

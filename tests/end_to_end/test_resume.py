@@ -17,7 +17,7 @@ def never_stopped() -> dict[str, Path]:
 
 
 def metrics(run_folder: Path) -> list[dict[str, str]]:
-    """Rows of the metrics, without what measures time."""
+    """Return the rows of the metrics without timings."""
     with (run_folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
@@ -42,7 +42,7 @@ def undisturbed(never_stopped, run, small_fit, tmp_path) -> Path:
 
 
 def wait_for_rows(folder: Path, rows: int, process) -> None:
-    """Until the metrics have this many rows, or the process has ended."""
+    """Wait until the metrics have this many rows, or the process has ended."""
     file = folder / "metrics.csv"
     while process.poll() is None:
         if file.exists() and len(file.read_text().splitlines()) > rows:

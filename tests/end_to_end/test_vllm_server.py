@@ -1,4 +1,4 @@
-"""Real servers, as `aggregate-po serve` starts them: right log-probabilities, new weights, closed doors, and deaths.
+"""Real servers, as `aggregate-po serve` starts them: log-probabilities, new weights, access control, and failures.
 
 The tests share two servers and run in the order of the file; the last ones kill them.
 """
@@ -94,13 +94,13 @@ class ServerProcess:
             time.sleep(0.2)
 
     def kill(self):
-        """With the processes that it started, which would outlive it."""
+        """Stop the server with its child processes, which would outlive it."""
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def request(self, method, path, token=TOKEN, body=None):
-        """Status and content of an answer."""
+        """Return status and content of a response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers)
@@ -164,7 +164,7 @@ def largest_error(model, prompts, sampled, temperature=1.0):
 
 
 def trained_a_little(model):
-    """As after some optimizer steps: every weight has moved."""
+    """Change every weight, as some optimizer steps would."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -301,7 +301,7 @@ def test_first_tokens_come_as_often_as_the_model_says(servers, weights, policies
 
 @pytest.mark.parametrize("length", [250, 300])
 def test_a_prompt_that_is_too_long_ends_the_run(servers, weights, policies, length):
-    """One leaves no room for the completion, which vLLM would then cut off early; the other is longer than all."""
+    """One leaves no room for the completion, which vLLM would then truncate; the other is longer than all."""
     engine = engine_of(servers, weights, policies[True])
     with pytest.raises(ServerRefusal, match=r"max-model-len|answered 400 to /v1/completions: .*256"):
         engine.generate([[5] * length], sampling_of(stop_token_ids=()))
@@ -352,7 +352,7 @@ def test_an_output_layer_that_the_server_ties_ends_the_run(servers, weights, pol
 def test_weights_of_another_model_end_the_run(servers, weights):
     with torch.random.fork_rng(devices=[]):
         other = make_model(make_tokenizer(), hidden_size=64, layers=2)
-    message = r"serves a model with {'hidden_size': 128}, and the one that is trained has {'hidden_size': 64}"
+    message = r"serves a model with {'hidden_size': 128}, and the trained model has {'hidden_size': 64}"
     with pytest.raises(ServerRefusal, match=message):
         engine_of(servers[:1], weights, other)
 

@@ -1,4 +1,4 @@
-"""A multiplier follows the cost of whole optimiser steps, however they are cut, and is saved with the run."""
+"""A multiplier follows the cost of full optimizer steps, however they are split, and is saved with the run."""
 
 import pytest
 import torch
@@ -38,11 +38,11 @@ def test_the_multiplier_climbs_by_the_mean_excess_of_each_update(tmp_path, model
     data = small_data(rollouts=engine, updates_per_rollout=2)
     options = {"max_steps": 2, "accumulate_grad_batches": accumulate, "callbacks": [recorder]}
     run = fitted(tmp_path, model_folder, data=data, module=module, **options)
-    (drawn,), (prompts,) = engine.drawn, engine.prompts
+    (generated,), (prompts,) = engine.generated, engine.prompts
     with torch.no_grad():
-        log_ratio = plain_log_prob_matrix(run.module.model, prompts, drawn) - drawn.log_probs
-    squares = torch.where(drawn.mask, (log_ratio.exp() - 1).square(), 0)
-    of_completions = squares.sum(-1) / drawn.mask.sum(-1)
+        log_ratio = plain_log_prob_matrix(run.module.model, prompts, generated) - generated.log_probs
+    squares = torch.where(generated.mask, (log_ratio.exp() - 1).square(), 0)
+    of_completions = squares.sum(-1) / generated.mask.sum(-1)
     expected, multiplier = [], START
     for rows in of_completions.tensor_split(2):
         multiplier += STEP_SIZE * (float(rows.mean()) - BOUND)

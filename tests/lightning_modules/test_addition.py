@@ -118,9 +118,9 @@ def test_held_out_problems_are_like_the_others():
 
 
 def test_about_one_pair_in_twenty_is_held_out():
-    drawn = {held_out: random_pairs(CountingRandom(0), held_out) for held_out in (False, True)}
+    sampled = {held_out: random_pairs(CountingRandom(0), held_out) for held_out in (False, True)}
     counts = {}
-    for held_out, pairs in drawn.items():
+    for held_out, pairs in sampled.items():
         CountingRandom.pairs = 0
         for _ in range(500):
             next(pairs)
@@ -130,7 +130,7 @@ def test_about_one_pair_in_twenty_is_held_out():
 
 
 class CountingRandom(random.Random):
-    """Counts the pairs of numbers that are drawn of it: two calls of `randint` each."""
+    """Counts the pairs of numbers that are taken from it: two calls of `randint` each."""
 
     pairs = 0.0
 
@@ -147,7 +147,7 @@ def test_problems_are_the_same_for_the_same_arguments_only():
 
 
 @pytest.mark.parametrize(("size", "held_out"), [(0, False), (-3, False), (900_001, False), (40_001, True)])
-def test_problems_want_a_size_that_can_be_drawn(size, held_out):
+def test_problems_want_a_size_that_can_be_sampled(size, held_out):
     with pytest.raises(ValueError, match=rf"`size` is {size}; pass the number of problems"):
         AdditionProblems(size, held_out=held_out)
 
@@ -270,10 +270,10 @@ def test_models_are_kept_in_the_user_s_cache_folder_by_default(tmp_path, monkeyp
         ({"steps": 0}, "`steps` is 0; pass a positive number"),
         ({"batch_size": -1}, "`batch_size` is -1; pass a positive number"),
         ({"learning_rate": 0.0}, r"`learning_rate` is 0\.0; pass a positive number"),
-        ({"guess_share": 1.5}, r"`guess_share` is 1\.5; pass a share, from 0 to 1"),
-        ({"noise": -0.1}, r"`noise` is -0\.1; pass a share, from 0 to 1"),
-        ({"noise": float("nan")}, "`noise` is nan; pass a share, from 0 to 1"),
-        ({"guess_spread": -1}, "`guess_spread` is -1; pass 0 for right answers, or more"),
+        ({"guess_share": 1.5}, r"`guess_share` is 1\.5; pass a fraction, from 0 to 1"),
+        ({"noise": -0.1}, r"`noise` is -0\.1; pass a fraction, from 0 to 1"),
+        ({"noise": float("nan")}, "`noise` is nan; pass a fraction, from 0 to 1"),
+        ({"guess_spread": -1}, "`guess_spread` is -1; pass 0 for correct answers, or more"),
     ],
 )
 def test_warm_start_errors_name_argument_value_and_remedy(arguments, message):

@@ -100,11 +100,11 @@ def test_selection_keeps_tokens_of_completions_that_are_not_trained():
 def test_selection_changes_no_log_probability(model_folder):
     module = PolicyModule(model_folder, gmpo())
     module.configure_model()
-    whole = example_batch()
+    batch = example_batch()
     with torch.no_grad():
-        expected = module.policy.log_probs(whole)
+        expected = module.policy.log_probs(batch)
         for rows in ([0], [3], [5, 0, 2], [4, 4, 1]):
-            part = whole.select(torch.tensor(rows))
+            part = batch.select(torch.tensor(rows))
             time = part.completion_mask.shape[1]
             difference = module.policy.log_probs(part) - expected[rows, :time]
             assert difference[part.completion_mask].abs().max() < 1e-5
@@ -121,13 +121,13 @@ def test_state_survives_a_file_of_plain_values(ref):
 
 
 def test_state_of_a_part_does_not_hold_the_whole():
-    """Otherwise every micro-batch in a checkpoint would bring the whole rollout along."""
+    """Otherwise every micro-batch in a checkpoint would bring the full rollout along."""
     prompt_ids, prompt_mask = left_padded([[1, 2, 3]] * 400)
     mask = torch.ones(400, 50, dtype=torch.bool)
     policy = PolicyBatch(torch.zeros(400, 50), mask, torch.zeros(400))
-    whole = RolloutBatch(prompt_ids, prompt_mask, torch.arange(400), torch.zeros(400, 50).long(), mask, policy)
+    batch = RolloutBatch(prompt_ids, prompt_mask, torch.arange(400), torch.zeros(400, 50).long(), mask, policy)
     file = io.BytesIO()
-    torch.save(whole.select(torch.arange(4)).state_dict(), file)
+    torch.save(batch.select(torch.arange(4)).state_dict(), file)
     assert file.tell() < 20_000
 
 

@@ -1,4 +1,4 @@
-"""What a loss is multiplied with, on one rank and on several."""
+"""Loss scale and collectives on one rank and on several."""
 
 from types import SimpleNamespace
 
@@ -9,22 +9,22 @@ from lightning_modules.distributed import gathered_over_ranks, loss_scale, summe
 from tests.lightning_modules.training import quiet_trainer
 
 
-def trainer_of(ranks, shares, rank=0, accumulate=1, **strategy):
-    """What the functions read of a trainer on several ranks, some of which may have the same share of the data."""
+def trainer_of(ranks, shards, rank=0, accumulate=1, **strategy):
+    """Return a stand-in for a trainer on several ranks, some of which may have the same data-parallel shard."""
     return SimpleNamespace(
         world_size=ranks,
         global_rank=rank,
-        distributed_sampler_kwargs={"num_replicas": shares, "rank": rank * shares // ranks},
+        distributed_sampler_kwargs={"num_replicas": shards, "rank": rank * shards // ranks},
         accumulate_grad_batches=accumulate,
         strategy=SimpleNamespace(root_device=torch.device("cpu"), **strategy),
     )
 
 
 @pytest.mark.parametrize(
-    ("ranks", "shares", "accumulate", "scale"), [(1, 1, 1, 1), (1, 1, 3, 3), (4, 4, 1, 4), (4, 4, 3, 12), (4, 2, 3, 6)]
+    ("ranks", "shards", "accumulate", "scale"), [(1, 1, 1, 1), (1, 1, 3, 3), (4, 4, 1, 4), (4, 4, 3, 12), (4, 2, 3, 6)]
 )
-def test_the_loss_is_scaled_by_shares_of_the_data_times_micro_batches(ranks, shares, accumulate, scale):
-    assert loss_scale(trainer_of(ranks, shares, accumulate=accumulate)) == scale
+def test_the_loss_is_scaled_by_data_parallel_ranks_times_micro_batches(ranks, shards, accumulate, scale):
+    assert loss_scale(trainer_of(ranks, shards, accumulate=accumulate)) == scale
 
 
 def test_the_scale_of_a_real_trainer(tmp_path):
@@ -42,7 +42,7 @@ def test_several_ranks_are_summed_and_not_averaged():
 
     values = torch.tensor([1.0, 2.0])
     assert summed_over_ranks(values, trainer_of(4, 4, reduce=reduce)).tolist() == [4.0, 8.0]
-    # Of ranks with the same share, the first one counts.
+    # In a tensor-parallel group only rank 0 counts.
     parts = [summed_over_ranks(values, trainer_of(4, 2, rank, reduce=reduce)).tolist() for rank in range(4)]
     assert parts == [[4.0, 8.0], [0.0, 0.0]] * 2
 

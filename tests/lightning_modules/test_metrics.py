@@ -1,4 +1,4 @@
-"""The figures of an optimiser step, on numbers worked by hand."""
+"""The metrics of an optimizer step, on numbers worked by hand."""
 
 import math
 from dataclasses import replace
@@ -48,23 +48,23 @@ EXPECTED = {
 NOTHING = dict.fromkeys(EXPECTED, math.nan)
 
 
-def figures_of(*updates):
+def metrics_of(*updates):
     metrics = GradientWeightMetrics()
     for update in updates:
         metrics.update(*update)
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
-def test_figures_worked_by_hand():
-    assert figures_of(worked_case()) == pytest.approx(EXPECTED, rel=1e-6)
+def test_metrics_worked_by_hand():
+    assert metrics_of(worked_case()) == pytest.approx(EXPECTED, rel=1e-6)
 
 
 def test_clips_count_as_low_or_high_by_the_sign_of_the_advantage():
     weights, log_probs, batch = worked_case()
-    swapped = figures_of((replace(weights, advantages=-weights.advantages), log_probs, batch))
+    swapped = metrics_of((replace(weights, advantages=-weights.advantages), log_probs, batch))
     assert swapped["clip_ratio/low_mean"] == pytest.approx(1 / 5)
     assert swapped["clip_ratio/high_mean"] == pytest.approx(2 / 5)
-    neither = figures_of((replace(weights, advantages=torch.zeros(2, 1)), log_probs, batch))
+    neither = metrics_of((replace(weights, advantages=torch.zeros(2, 1)), log_probs, batch))
     assert neither["clip_ratio/region_mean"] == 0
 
 
@@ -72,26 +72,26 @@ def test_clips_of_a_real_objective():
     """Ratios above 1.2 are clipped where the advantage is positive, below 0.8 where it is negative."""
     log_probs = torch.tensor([[1.5, 0.5, 1.0], [1.5, 0.5, 0.7]]).log()
     batch = PolicyBatch(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, -1.0]))
-    figures = figures_of((grpo().gradient_weights(log_probs, batch), log_probs, batch))
-    assert figures["clip_ratio/high_mean"] == pytest.approx(1 / 6)
-    assert figures["clip_ratio/low_mean"] == pytest.approx(2 / 6)
-    assert figures["clip_ratio/region_mean"] == pytest.approx(3 / 6)
+    metrics = metrics_of((grpo().gradient_weights(log_probs, batch), log_probs, batch))
+    assert metrics["clip_ratio/high_mean"] == pytest.approx(1 / 6)
+    assert metrics["clip_ratio/low_mean"] == pytest.approx(2 / 6)
+    assert metrics["clip_ratio/region_mean"] == pytest.approx(3 / 6)
 
 
 def test_overflow_of_a_real_objective():
     log_probs = torch.tensor([[0.0, 25.0, -25.0, 0.0]])
     batch = PolicyBatch(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([1.0]))
-    figures = figures_of((gmpo().gradient_weights(log_probs, batch), log_probs, batch))
-    assert figures["weights/overflow"] == 0.5
-    assert figures["kl_old"] == 0
+    metrics = metrics_of((gmpo().gradient_weights(log_probs, batch), log_probs, batch))
+    assert metrics["weights/overflow"] == 0.5
+    assert metrics["kl_old"] == 0
 
 
 @pytest.mark.parametrize("size", [1.0, 80.0, 800.0])
-def test_figures_of_finite_numbers_are_finite(size):
+def test_metrics_of_finite_numbers_are_finite(size):
     log_probs = torch.tensor([[0.0, size, -size / 2, 0.0]])
     batch = PolicyBatch(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([1.0]))
-    figures = figures_of((gmpo().gradient_weights(log_probs, batch), log_probs, batch))
-    assert [name for name, value in figures.items() if not math.isfinite(value)] == []
+    metrics = metrics_of((gmpo().gradient_weights(log_probs, batch), log_probs, batch))
+    assert [name for name, value in metrics.items() if not math.isfinite(value)] == []
 
 
 @given(
@@ -99,20 +99,20 @@ def test_figures_of_finite_numbers_are_finite(size):
     st.integers(0, 2**32),
     st.lists(st.integers(0, 2), min_size=7, max_size=7),
 )
-def test_any_division_into_updates_gives_the_same_figures(objective, seed, parts):
+def test_any_split_into_updates_gives_the_same_metrics(objective, seed, parts):
     generator = torch.Generator().manual_seed(seed)
     log_ratio = torch.randn(7, 5, generator=generator)
     mask = torch.rand(7, 5, generator=generator) < 0.7
     batch = PolicyBatch(torch.full((7, 5), -2.0), mask, torch.randn(7, generator=generator))
     log_probs = batch.old_log_probs + log_ratio
-    whole = figures_of((objective.gradient_weights(log_probs, batch), log_probs, batch))
+    together = metrics_of((objective.gradient_weights(log_probs, batch), log_probs, batch))
     updates = []
     for part in range(3):
         rows = torch.tensor([index for index, owner in enumerate(parts) if owner == part], dtype=torch.long)
         if len(rows):
-            piece = PolicyBatch(batch.old_log_probs[rows], mask[rows], batch.advantages[rows], batch.totals)
-            updates.append((objective.gradient_weights(log_probs[rows], piece), log_probs[rows], piece))
-    assert figures_of(*updates) == pytest.approx(whole, rel=1e-5, abs=1e-6)
+            part = PolicyBatch(batch.old_log_probs[rows], mask[rows], batch.advantages[rows], batch.totals)
+            updates.append((objective.gradient_weights(log_probs[rows], part), log_probs[rows], part))
+    assert metrics_of(*updates) == pytest.approx(together, rel=1e-5, abs=1e-6)
 
 
 def empty_case():
@@ -122,11 +122,11 @@ def empty_case():
 
 
 def test_a_step_without_tokens():
-    assert figures_of(empty_case()) == pytest.approx(NOTHING, nan_ok=True)
+    assert metrics_of(empty_case()) == pytest.approx(NOTHING, nan_ok=True)
 
 
 def test_an_empty_micro_batch_changes_nothing():
-    assert figures_of(empty_case(), worked_case(), empty_case()) == pytest.approx(EXPECTED, rel=1e-6)
+    assert metrics_of(empty_case(), worked_case(), empty_case()) == pytest.approx(EXPECTED, rel=1e-6)
 
 
 def test_reset_begins_a_new_step():

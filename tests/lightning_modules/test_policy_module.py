@@ -14,7 +14,7 @@ from aggregate_po.recipes import dapo, gmpo, grpo, pmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.model.policy import Policy
-from lightning_modules.policy_module import _recounted
+from lightning_modules.policy_module import _recount_micro_batches
 from tests.lightning_modules.training import (
     BatchRecorder,
     ExactPolicy,
@@ -82,7 +82,7 @@ def test_log_probs_are_those_of_a_plain_forward_pass(module, temperature, comple
 
 
 def test_log_probs_of_a_rollout_are_those_that_its_engine_noted(tmp_path, model_folder):
-    """Before the first update the policy is the behaviour policy: all ratios are one."""
+    """Before the first update the policy is the behavior policy: all ratios are one."""
     recorder = BatchRecorder()
     run = fitted(tmp_path, model_folder, callbacks=[recorder], data=small_data(temperature=0.8))
     assert run.metrics["ratio/min"].item() == pytest.approx(1, abs=2e-5)
@@ -94,11 +94,11 @@ def test_log_probs_of_a_rollout_are_those_that_its_engine_noted(tmp_path, model_
 
 
 def full_gradient(model, engine, objective, advantages, temperature=1.0):
-    """Gradient of the objective on one whole rollout, and its value."""
-    prompts, drawn = engine.prompts[0], engine.drawn[0]
+    """Return the gradient of the objective on one full rollout, and its value."""
+    prompts, generated = engine.prompts[0], engine.generated[0]
     model.zero_grad()
-    log_probs = plain_log_prob_matrix(model, prompts, drawn, temperature)
-    value = objective(log_probs, PolicyBatch(drawn.log_probs, drawn.mask, advantages))
+    log_probs = plain_log_prob_matrix(model, prompts, generated, temperature)
+    value = objective(log_probs, PolicyBatch(generated.log_probs, generated.mask, advantages))
     value.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}, value.item()
 
@@ -119,7 +119,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(tmp_path, model, model_
 
 
 def test_any_number_of_micro_batches_trains_the_same_parameters(tmp_path, model_folder):
-    """Two updates of plain gradient descent on one rollout; twelve completions do not divide by five."""
+    """Two updates of plain gradient descent on one rollout; twelve completions are not divisible by five."""
     results = []
     for accumulate in (1, 2, 3, 5):
         module = ExactPolicy(model_folder, dapo(), warmup_steps=0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
@@ -190,7 +190,7 @@ def test_the_optimizer_is_adamw_with_the_given_numbers(tmp_path, model_folder):
     ],
 )
 def test_every_precision_trains(tmp_path, model_folder, precision, computed, stored):
-    """What is computed in low precision, rollouts included, and what is stored; mixed precision stores float32."""
+    """Low precision is used in all forward passes, rollouts included; mixed precision stores float32."""
     dtypes = []
 
     class Dtypes(Callback):
@@ -219,8 +219,8 @@ def test_mixed_precision_has_nearly_the_gradient_of_full_precision(tmp_path, mod
     for precision in ("32-true", "bf16-mixed"):
         recorder = BatchRecorder()
         if gradients:
-            drawn = engine.drawn[0]
-            engine.generate = lambda prompts, sampling, drawn=drawn: drawn
+            generated = engine.generated[0]
+            engine.generate = lambda prompts, sampling, generated=generated: generated
         fitted(tmp_path, model_folder, data=small_data(rollouts=engine), precision=precision, callbacks=[recorder])
         gradients.append(torch.cat([gradient.flatten() for gradient in recorder.gradients[0].values()]))
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
@@ -231,7 +231,7 @@ def test_mixed_precision_has_nearly_the_gradient_of_full_precision(tmp_path, mod
 
 
 class Poison(Callback):
-    """Puts a NaN or an infinity into the gradient of the given optimiser steps; keeps parameters and state."""
+    """Puts a NaN or an infinity into the gradient of the given optimizer steps; keeps parameters and state."""
 
     def __init__(self, steps, value=math.nan):
         self.steps, self.value, self.number = steps, value, 0
@@ -290,7 +290,7 @@ def test_a_finite_step_begins_the_count_anew(tmp_path, model_folder):
 def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, model_folder, most):
     poison = Poison({1, 2, 3, 4})
     module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3, max_skipped_steps=most)
-    with pytest.raises(FloatingPointError, match=rf"not finite in {most} optimiser steps in a row; lower"):
+    with pytest.raises(FloatingPointError, match=rf"not finite in {most} optimizer steps in a row; lower"):
         fitted(tmp_path, model_folder, module=module, max_steps=8, callbacks=[poison])
     assert poison.number == most
 
@@ -355,7 +355,7 @@ def test_the_reference_stays_the_first_policy(tmp_path, model, model_folder):
         expected = plain_log_probs(model, prompt, tokens)
         assert (last.policy.ref_log_probs[row, : len(tokens)] - expected).abs().max() < 1e-5
     differences = last.policy.ref_log_probs - last.policy.old_log_probs
-    assert differences.abs().max() > 1e-2  # the policy that drew the last rollout had moved away
+    assert differences.abs().max() > 1e-2  # the policy that generated the last rollout had moved away
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
@@ -373,51 +373,51 @@ def test_the_divergence_that_is_logged(tmp_path, model, model_folder):
     run = fitted(tmp_path, model_folder, module=module, data=small_data(rollouts=engine), **options)
     policy = copy.deepcopy(model)
     policy.load_state_dict(recorder.parameters[1], strict=False)
-    prompts, drawn = engine.prompts[1], engine.drawn[1]
+    prompts, generated = engine.prompts[1], engine.generated[1]
     with torch.no_grad():
-        log_ratio = plain_log_prob_matrix(policy, prompts, drawn) - plain_log_prob_matrix(model, prompts, drawn)
-    k3 = (torch.exp(-log_ratio) - 1 + log_ratio)[drawn.mask].mean().item()
+        log_ratio = plain_log_prob_matrix(policy, prompts, generated) - plain_log_prob_matrix(model, prompts, generated)
+    k3 = (torch.exp(-log_ratio) - 1 + log_ratio)[generated.mask].mean().item()
     assert k3 > 1e-3
     assert run.metrics["kl"].item() == pytest.approx(k3, rel=1e-3)
 
 
-# Figures
+# Metrics
 
 
 @pytest.mark.parametrize(("accumulate", "temperature"), [(1, 1.0), (3, 0.6)])
 def test_the_entropy_that_is_logged(tmp_path, model, model_folder, accumulate, temperature):
-    """Mean over all tokens of the entropy of the distribution that each was drawn from."""
+    """Mean over all tokens of the entropy of the distribution that each was generated from."""
     engine = RecordingEngine()
     data = small_data(
         rollouts=engine, temperature=temperature, advantages=NotedAdvantages(lambda step: step.rewards + 1)
     )
     run = fitted(tmp_path, model_folder, data=data, accumulate_grad_batches=accumulate)
     entropies = []
-    for row in range(len(engine.drawn[0].token_ids)):
-        logits = plain_logits(model, engine.prompts[0][row // 4], tokens_of(engine.drawn[0], row), temperature)
+    for row in range(len(engine.generated[0].token_ids)):
+        logits = plain_logits(model, engine.prompts[0][row // 4], tokens_of(engine.generated[0], row), temperature)
         entropies += torch.distributions.Categorical(logits=logits).entropy().tolist()
     assert run.metrics["entropy"].item() == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
 
 
-def test_figures_are_those_of_one_update(tmp_path, model_folder):
+def test_metrics_are_those_of_one_update(tmp_path, model_folder):
     """The first update on a rollout begins at ratio one, whatever came before; the second one does not."""
     seen = []
 
-    class Figures(Callback):
+    class Metrics(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if batch.closes_update:
                 seen.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
     module = PolicyModule(model_folder, gmpo(), learning_rate=1e-2, warmup_steps=0)
-    options = {"max_steps": 4, "accumulate_grad_batches": 2, "callbacks": [Figures()]}
+    options = {"max_steps": 4, "accumulate_grad_batches": 2, "callbacks": [Metrics()]}
     fitted(tmp_path, model_folder, module=module, data=small_data(updates_per_rollout=2), **options)
-    assert [figures["ratio/max"] for figures in seen[0::2]] == pytest.approx([1, 1], abs=1e-4)
-    assert [figures["ratio/min"] for figures in seen[0::2]] == pytest.approx([1, 1], abs=1e-4)
-    assert min(figures["ratio/max"] for figures in seen[1::2]) > 1.05
-    assert [abs(figures["policy_loss"]) < 1e-4 for figures in seen] == [True, False, True, False]
+    assert [metrics["ratio/max"] for metrics in seen[0::2]] == pytest.approx([1, 1], abs=1e-4)
+    assert [metrics["ratio/min"] for metrics in seen[0::2]] == pytest.approx([1, 1], abs=1e-4)
+    assert min(metrics["ratio/max"] for metrics in seen[1::2]) > 1.05
+    assert [abs(metrics["policy_loss"]) < 1e-4 for metrics in seen] == [True, False, True, False]
 
 
-def test_an_update_without_tokens_has_no_figures_and_a_loss_of_zero(tmp_path, model_folder):
+def test_an_update_without_tokens_has_no_metrics_and_a_loss_of_zero(tmp_path, model_folder):
     data = small_data(max_completion_length=1, truncated="mask")
     module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3)
     module.configure_model()
@@ -503,8 +503,8 @@ def test_a_saved_policy_loads_as_it_was(tmp_path, model_folder):
     assert largest_difference(copied(loaded), copied(start)) > 0
 
 
-class Draws(Callback):
-    """A number from the global generator at the beginning of each step."""
+class RandomNumbers(Callback):
+    """Records a random number of the global generator at the start of each step."""
 
     def __init__(self):
         self.numbers = []
@@ -515,20 +515,20 @@ class Draws(Callback):
 
 def test_a_checkpoint_restores_counters_and_the_random_state(tmp_path, model_folder):
     torch.manual_seed(1)
-    whole = Draws()
+    undisturbed = RandomNumbers()
     data = small_data(updates_per_rollout=2)
-    fitted(tmp_path, model_folder, data=data, max_steps=4, callbacks=[whole])
+    fitted(tmp_path, model_folder, data=data, max_steps=4, callbacks=[undisturbed])
     torch.manual_seed(1)
-    first, second = Draws(), Draws()
+    first, second = RandomNumbers(), RandomNumbers()
     options = {"data": small_data(updates_per_rollout=2), "max_steps": 3, "callbacks": [first, Poison({1, 2})]}
     stopped = fitted(tmp_path, model_folder, **options)
     stopped.trainer.save_checkpoint(tmp_path / "three.ckpt")
     torch.manual_seed(2)
     options = {"data": small_data(updates_per_rollout=2), "max_steps": 4, "callbacks": [second]}
     resumed = fitted(tmp_path, model_folder, ckpt_path=tmp_path / "three.ckpt", **options)
-    assert first.numbers + second.numbers == whole.numbers
+    assert first.numbers + second.numbers == undisturbed.numbers
     assert resumed.metrics["skipped_steps"].item() == 2
-    with pytest.raises(FloatingPointError, match="3 optimiser steps in a row"):
+    with pytest.raises(FloatingPointError, match="3 optimizer steps in a row"):
         fitted(
             tmp_path,
             model_folder,
@@ -545,17 +545,19 @@ def test_validation_logs_the_mean_reward_and_length(tmp_path, model_folder):
     data = small_data(validation=held_out, rollouts=engine, reward=lambda text, example: example["half"] / 2)
     trainer = quiet_trainer(tmp_path)
     (sampled, greedy) = trainer.validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
-    figures = {**sampled, **greedy}
-    assert figures["val/pass@1_sampled"] == figures["val/pass@1_greedy"] == pytest.approx(0.25)
-    lengths = [drawn.mask.sum(dim=-1).double().mean().item() for drawn in engine.drawn]
-    assert figures["val/mean_length_sampled"] == pytest.approx(lengths[0])
-    assert figures["val/mean_length_greedy"] == pytest.approx(lengths[1])
+    metrics = {**sampled, **greedy}
+    assert metrics["val/pass@1_sampled"] == metrics["val/pass@1_greedy"] == pytest.approx(0.25)
+    lengths = [generated.mask.sum(dim=-1).double().mean().item() for generated in engine.generated]
+    assert metrics["val/mean_length_sampled"] == pytest.approx(lengths[0])
+    assert metrics["val/mean_length_greedy"] == pytest.approx(lengths[1])
     assert [sampling.temperature for sampling in engine.sampling] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("saved", "now", "ready"), [(2, 2, 6), (2, 1, 3), (2, 3, 9), (6, 2, 2)])
-def test_micro_batches_are_counted_anew(saved, now, ready):
+def test_micro_batches_are_recounted(saved, now, ready):
     before = {"total": {"ready": 20}, "current": {"ready": 6, "started": 6, "processed": 6, "completed": 5}}
-    after = _recounted(before, saved, now)
+    checkpoint = {"loops": {"fit_loop": {"epoch_loop.batch_progress": before}}}
+    _recount_micro_batches(checkpoint, saved, now)
+    after = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     assert after["current"] == {"ready": ready, "started": ready, "processed": ready, "completed": ready - 1}
     assert after["total"] == before["total"]

@@ -1,4 +1,4 @@
-"""What tests of training share: quiet trainers, rewards, engines that note what they draw, plain forward passes."""
+"""Helpers for tests of training: quiet trainers, rewards, recording engines, plain forward passes."""
 
 import zlib
 from types import SimpleNamespace
@@ -69,7 +69,7 @@ def fitted(folder, model_folder, objective=None, data=None, module=None, ckpt_pa
 
 
 def exact(model):
-    """The model with normalisations in its own precision; the library computes those in float32, whatever it is."""
+    """The model with normalizations in its own precision; the library computes those in float32, whatever it is."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Qwen2RMSNorm):
@@ -89,22 +89,22 @@ class ExactPolicy(PolicyModule):
 
 
 class RecordingEngine(TransformersEngine):
-    """Keeps what was asked for and what was drawn; `shift` of a generator moves the noted log-probabilities."""
+    """Records requests and generated completions; `shift` of a generator moves the noted log-probabilities."""
 
     def __init__(self, shift=0.0):
         super().__init__()
         self.shift = shift
-        self.prompts, self.sampling, self.drawn = [], [], []
+        self.prompts, self.sampling, self.generated = [], [], []
 
     def generate(self, prompts, sampling):
-        drawn = super().generate(prompts, sampling)
-        noise = torch.randn(drawn.log_probs.shape, generator=torch.Generator().manual_seed(len(self.drawn)))
-        log_probs = torch.where(drawn.mask, drawn.log_probs + self.shift * noise, 0)
-        drawn = Completions(drawn.token_ids, drawn.mask, log_probs, drawn.finished)
+        generated = super().generate(prompts, sampling)
+        noise = torch.randn(generated.log_probs.shape, generator=torch.Generator().manual_seed(len(self.generated)))
+        log_probs = torch.where(generated.mask, generated.log_probs + self.shift * noise, 0)
+        generated = Completions(generated.token_ids, generated.mask, log_probs, generated.finished)
         self.prompts.append(prompts)
         self.sampling.append(sampling)
-        self.drawn.append(drawn)
-        return drawn
+        self.generated.append(generated)
+        return generated
 
 
 class BatchRecorder(Callback):
@@ -154,15 +154,15 @@ def plain_log_probs(model, prompt, completion, temperature=1.0):
     return log_probs[torch.arange(len(completion)), torch.tensor(completion)]
 
 
-def tokens_of(drawn, row):
-    return drawn.token_ids[row, : int(drawn.mask[row].sum())].tolist()
+def tokens_of(generated, row):
+    return generated.token_ids[row, : int(generated.mask[row].sum())].tolist()
 
 
-def plain_log_prob_matrix(model, prompts, drawn, temperature=1.0):
-    """Log-probabilities of a whole rollout, row by row, zero on padding; shape `batch time`."""
-    group = len(drawn.token_ids) // len(prompts)
-    matrix = torch.zeros(drawn.token_ids.shape, dtype=torch.double)
+def plain_log_prob_matrix(model, prompts, generated, temperature=1.0):
+    """Log-probabilities of a full rollout, row by row, zero on padding; shape `batch time`."""
+    group = len(generated.token_ids) // len(prompts)
+    matrix = torch.zeros(generated.token_ids.shape, dtype=torch.double)
     for row in range(len(matrix)):
-        tokens = tokens_of(drawn, row)
+        tokens = tokens_of(generated, row)
         matrix[row, : len(tokens)] = plain_log_probs(model, prompts[row // group], tokens, temperature)
     return matrix

@@ -1,4 +1,4 @@
-"""Sampling schemes: which scored groups make up a rollout."""
+"""Sampling schemes, which select the scored groups of a rollout."""
 
 from lightning_modules.data.schemes.base import SamplingScheme, Stage
 from lightning_modules.data.schemes.dynamic import DynamicSampling

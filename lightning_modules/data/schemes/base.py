@@ -1,4 +1,4 @@
-"""The interface of a sampling scheme."""
+"""Base class of sampling schemes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from aggregate_po import PerCompletion, PerToken
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.tally import Tally
 
-Stage = Callable[[int], Groups]  # so many scored groups of this rank
+Stage = Callable[[int], Groups]  # returns this number of scored groups of this rank
 Advantages = PerCompletion | PerToken
 
 
 class SamplingScheme(ABC):
-    """Decides which scored groups make up a rollout; it wraps a stage that gives groups, and is such a stage itself.
+    """Base class of sampling schemes: a scheme selects the scored groups of a rollout from those of the stage below.
 
     Subclass requirements:
 
@@ -33,49 +33,49 @@ class SamplingScheme(ABC):
 
     @abstractmethod
     def groups(self, count: int, below: Stage, rollout: GroupSampler) -> Groups:
-        """Return this rank's groups of a rollout, as many on each rank.
+        """Return the groups of a rollout on this rank; all ranks must return the same number.
 
         Args:
-            count: groups that are wanted; a different number makes the rollout smaller or larger, which its totals
-                follow. It must be a multiple of `rollout.updates`.
-            below: samples and scores groups of the next prompts.
-            rollout: completes other prompts (`complete`), knows the group size and reduces counts over the ranks.
+            count: number of groups to return. Another number makes the rollout smaller or larger, and is taken into
+                account in its totals; it must be a multiple of `rollout.updates`.
+            below: stage below, which samples and scores groups of the next prompts.
+            rollout: group sampler of the rollout; it samples groups of other prompts (`complete`), has the group size,
+                and reduces counts over ranks.
         """
 
     def first_count(self, count: int) -> int:
-        """Return the groups that the first call of the stage below asks for, which may be sampled ahead."""
+        """Return the number of groups that the first call of the stage below requests; they may be sampled ahead."""
         return count
 
     def weighted(self, advantages: Advantages, groups: Groups) -> Advantages:
-        """Return the advantages with a weight on each, such as one over the probability of having been kept.
+        """Return reweighted advantages, for example by the inverse probability that a group is kept.
 
         Args:
-            advantages: estimated on all groups that `groups` returned; shape `batch` or `batch time`.
-            groups: of this rank.
+            advantages: advantages, estimated from the groups that `groups` returned; shape `batch` or `batch time`.
+            groups: groups of this rank.
         """
         return advantages
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the scheme remembers; tensors, numbers and texts only."""
+        """Return the state of the scheme, as tensors, numbers and strings only."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027, most schemes remember nothing
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027, most schemes have no state
         """Restore what `state_dict` returned."""
 
 
 def first_count(schemes: Sequence[SamplingScheme], count: int) -> int:
-    """Return the groups that the first call of the innermost stage asks for."""
+    """Return the number of groups that the first call of the innermost stage requests."""
     for scheme in reversed(schemes):
         count = scheme.first_count(count)
     return count
 
 
 def groups_of_rollout(schemes: Sequence[SamplingScheme], rollout: GroupSampler, count: int) -> Groups:
-    """Return this rank's groups of a rollout, with the schemes applied, the first one innermost.
+    """Return the groups of a rollout on this rank, with the schemes applied; the first scheme is innermost.
 
     Raises:
-        ValueError: the schemes gave another number of groups on this rank than on others, or one that does not divide
-            into updates.
+        ValueError: the number of groups differs between ranks, or is not a multiple of the number of updates.
     """
     stage: Stage = rollout
     for scheme in schemes:
@@ -87,10 +87,10 @@ def groups_of_rollout(schemes: Sequence[SamplingScheme], rollout: GroupSampler, 
 
 
 def _check_number(number: int, rollout: GroupSampler, schemes: Sequence[SamplingScheme]) -> None:
-    everywhere = rollout.over_ranks(Tally(minima={"groups": number}, maxima={"groups": number}))
-    fewest, most = int(everywhere.minima["groups"]), int(everywhere.maxima["groups"])
-    if fewest != most or number % rollout.updates or not number:
-        found = f"{number} groups" if fewest == most else f"from {fewest} to {most} groups, by rank"
+    reduced = rollout.over_ranks(Tally(minima={"groups": number}, maxima={"groups": number}))
+    minimum, maximum = int(reduced.minima["groups"]), int(reduced.maxima["groups"])
+    if minimum != maximum or number % rollout.updates or not number:
+        found = f"{number} groups" if minimum == maximum else f"from {minimum} to {maximum} groups, by rank"
         raise ValueError(
             f"`schemes` {schemes!r} gave {found}; return the same number on each rank, a positive multiple of the "
             f"{rollout.updates} updates of a rollout."
@@ -98,7 +98,7 @@ def _check_number(number: int, rollout: GroupSampler, schemes: Sequence[Sampling
 
 
 def weighted(schemes: Sequence[SamplingScheme], advantages: Advantages, groups: Groups) -> Advantages:
-    """Return the advantages with the weights of all schemes on them."""
+    """Return the advantages, reweighted by all schemes."""
     for scheme in schemes:
         advantages = scheme.weighted(advantages, groups)
     return advantages

@@ -1,10 +1,12 @@
-"""Dynamic sampling: groups whose rewards are all equal are replaced by others."""
+"""Dynamic sampling, which replaces groups whose rewards are all equal."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from typing_extensions import override
 
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.schemes.base import SamplingScheme, Stage
@@ -17,17 +19,17 @@ BoundRule = Literal["error", "smaller"]
 class DynamicSampling(SamplingScheme):
     """Samples further prompts until a rollout has enough groups with signal, those whose rewards are not all equal.
 
-    Each round samples as many prompts as the rank that lacks most groups needs, on every rank, so that in-process
-    engines keep step. Groups beyond those wanted are dropped. It logs `groups/sampled`, `groups/kept`,
-    `groups/without_signal`, `groups/surplus` (dropped although they have signal), `groups/rounds`, and
-    `groups/reward`, the mean reward of all sampled completions: `reward` is that of the groups that are trained on.
+    In each round every rank samples the number of prompts that the rank with the most missing groups needs, so that
+    in-process engines stay synchronized. Surplus groups are dropped. The scheme logs `groups/sampled`, `groups/kept`,
+    `groups/without_signal`, `groups/surplus` (dropped groups with signal), `groups/rounds`, and `groups/reward`, the
+    mean reward of all sampled completions; `reward` is the mean over the groups that are kept.
 
     Args:
-        max_rounds: rounds of sampling for one rollout, the first one included.
-        oversampling: prompts of a round for each group that is missing.
-        at_bound: what happens when groups are missing after the last round: an "error", or a "smaller" rollout of the
-            groups that there are. That has as many groups on each rank as the rank with the fewest, and at least one
-            group for each update, if need be one without signal.
+        max_rounds: Maximum number of sampling rounds of a rollout, the first one included.
+        oversampling: Number of prompts that a round samples per missing group.
+        at_bound: Behavior when groups are missing after the last round: "error" stops the run, and "smaller" makes a
+            smaller rollout. It then has as many groups on each rank as the rank with the fewest, and at least one
+            group per update, even if that has no signal.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -48,9 +50,11 @@ class DynamicSampling(SamplingScheme):
         if self.at_bound not in get_args(BoundRule):
             raise ValueError(f"`at_bound` is {self.at_bound!r}; pass one of {', '.join(get_args(BoundRule))}.")
 
+    @override
     def first_count(self, count: int) -> int:
         return math.ceil(count * self.oversampling)
 
+    @override
     def groups(self, count: int, below: Stage, rollout: GroupSampler) -> Groups:
         rounds: list[Groups] = []
         missing, kept = count, 0
@@ -60,13 +64,13 @@ class DynamicSampling(SamplingScheme):
             missing = int(rollout.over_ranks(Tally(maxima={"missing": max(count - kept, 0)})).maxima["missing"])
         size = self._size_at_bound(count, kept, rollout) if missing else count
         sampled = Groups.joined(rounds)
-        # Those with signal come first, each kind in the order of its prompts.
+        # Groups with signal come first; the order of prompts is kept otherwise.
         order = (~sampled.have_signal).long().argsort(stable=True)
         metrics = _metrics(rollout.over_ranks(_counted(sampled, size)), len(rounds))
         return sampled.select(order[:size], {**sampled.metrics, **metrics})
 
     def _size_at_bound(self, count: int, kept: int, rollout: GroupSampler) -> int:
-        """Return the number of groups on each rank when some are missing after the last round."""
+        """Return the number of groups per rank when some are missing after the last round."""
         fewest = int(rollout.over_ranks(Tally(minima={"kept": kept})).minima["kept"])
         if self.at_bound == "error":
             raise RuntimeError(
@@ -78,7 +82,7 @@ class DynamicSampling(SamplingScheme):
 
 
 def _counted(sampled: Groups, size: int) -> Tally:
-    """Count the groups that this rank has sampled, of which `size` are trained on."""
+    """Return the counts of the groups sampled on this rank, of which `size` are kept."""
     with_signal = int(sampled.have_signal.sum())
     return Tally(
         sums={

@@ -1,4 +1,4 @@
-"""Client of one vLLM server: requests under a deadline, answers that are checked."""
+"""Client of one vLLM server, with timeouts and validation of responses."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _MAX_MESSAGE = 500
 
 
 class ServerRefusal(RuntimeError):
-    """A server says no, and would say so again: to the token, or to what was asked."""
+    """A server refused the token or the request; a retry would fail again."""
 
 
 class ServerFailure(RuntimeError):
-    """A server gave no usable answer.
+    """A server gave no usable response.
 
     Args:
-        message: what happened.
-        transient: whether another attempt may succeed.
+        message: error message.
+        transient: whether a retry may succeed.
     """
 
     def __init__(self, message: str, transient: bool = True) -> None:
@@ -41,11 +41,11 @@ class ServerState:
     """State that a server reports.
 
     Args:
-        version: of the weights that were loaded last; "none" at the start.
-        logprobs_mode: which log-probabilities it returns.
-        dtype: of its weights.
-        max_model_len: longest prompt with completion.
-        sizes: of its model, see `model_sizes`.
+        version: version of the weights loaded last; "none" at the start.
+        logprobs_mode: kind of the returned log-probabilities.
+        dtype: dtype of the weights.
+        max_model_len: maximum number of tokens of a prompt with its completion.
+        sizes: sizes of the model, see `model_sizes`.
     """
 
     version: str
@@ -56,17 +56,18 @@ class ServerState:
 
 
 class ServerClient:
-    """Makes requests to one server, from threads that run no event loop.
+    """HTTP client of one server, for threads without an event loop.
 
-    Proxies and redirections are not followed, so the token goes nowhere else; certificates are verified.
+    It ignores proxies and does not follow redirects, so the token is sent to the server only. Certificates are
+    verified.
 
     Args:
-        url: scheme, host and port.
-        token_variable: environment variable with the server's token; it is read for each request and kept nowhere.
-        timeout: seconds that a request may take from beginning to end.
+        url: scheme, host and port of the server.
+        token_variable: environment variable with the token of the server; it is read for each request and not stored.
+        timeout: total timeout of a request in seconds.
 
     Raises:
-        ValueError: `url` is none of a server.
+        ValueError: `url` is not the address of a server.
     """
 
     def __init__(self, url: str, token_variable: str, timeout: float) -> None:
@@ -76,21 +77,21 @@ class ServerClient:
         self._token_variable, self._timeout = token_variable, timeout
 
     def state(self, timeout: float = math.inf) -> ServerState:
-        """Ask the server for its state, within so many seconds where they are fewer than usual.
+        """Return the state of the server; `timeout` can shorten that of the client.
 
         Raises:
-            ServerRefusal: it refused the token, or was not started by `aggregate-po serve`.
-            ServerFailure: it gave no usable answer.
+            ServerRefusal: the server refused the token, or was not started by `aggregate-po serve`.
+            ServerFailure: the server gave no usable response.
         """
         answer, _ = self._call("GET", STATE_ROUTE, timeout=timeout)
         return self._parsed_state(answer)
 
     def load_weights(self, version: str) -> None:
-        """Have the server load the weights of a version from its folder.
+        """Make the server load the weights of a version from its folder.
 
         Raises:
-            ServerRefusal: it refused the token, or does not find the file.
-            ServerFailure: it gave no usable answer.
+            ServerRefusal: the server refused the token, or does not find the file.
+            ServerFailure: the server gave no usable response.
         """
         answer, _ = self._call("POST", WEIGHTS_ROUTE, {"version": version})
         loaded = self._parsed_state(answer).version
@@ -102,12 +103,12 @@ class ServerClient:
 
         Raises:
             ServerRefusal: the server refused the token or the request.
-            ServerFailure: it gave no usable answer, or one by other weights than `version`.
+            ServerFailure: the server gave no usable response, or has other weights than `version`.
         """
         answer, generated_with = self._call("POST", COMPLETIONS_ROUTE, request)
         if generated_with != version:
             raise ServerFailure(
-                f"{self.url} has weights of version {generated_with} instead of {version}; it was started again, or "
+                f"{self.url} has weights of version {generated_with} instead of {version}; it was restarted, or "
                 "another trainer uses it",
                 transient=False,
             )
@@ -120,10 +121,10 @@ class ServerClient:
         try:
             return ServerState(**{name: answer[name] for name in ServerState.__dataclass_fields__})
         except (KeyError, TypeError):
-            raise ServerFailure(f"{self.url} did not say what its state is") from None
+            raise ServerFailure(f"{self.url} did not report its state") from None
 
     def _call(self, method: str, route: str, body: Any = None, timeout: float = math.inf) -> tuple[Any, str | None]:
-        """Return the parsed answer, and the version of the weights that it was made with."""
+        """Return the parsed response, and the version of the weights that produced it."""
         timeout = min(timeout, self._timeout)
         try:
             status, version, content = asyncio.run(self._exchange(method, route, body, timeout))
@@ -176,17 +177,17 @@ class ServerClient:
 
 
 def _is_address(url: str) -> bool:
-    """Whether a server can be reached under it; credentials in it would be sent and logged."""
+    """Return whether the URL is the address of a server; credentials in it are refused, since they would be logged."""
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # no port has this number
+    except ValueError:  # the port is out of range
         return False
     return bool(known) and not ("@" in parts.netloc or parts.query or parts.fragment)
 
 
 def _error_message(content: bytes) -> str:
-    """Return the text in an answer that is an error, in whichever of the usual places it stands."""
+    """Return the message of an error response, in any of the usual formats."""
     try:
         error = json.loads(content)
         error = error.get("error", error.get("detail", error))

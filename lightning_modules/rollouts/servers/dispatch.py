@@ -1,4 +1,4 @@
-"""The prompts of one rollout, handed out to servers until each has its answer."""
+"""Dispatch of the prompts of a rollout to servers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Answer = TypeVar("Answer")
 
 
 class Dispatch(Generic[Answer]):
-    """Asks servers for the answers of numbered tasks; a server that fails is left out, and others take its tasks.
+    """Scheduler that dispatches numbered tasks to servers; the tasks of a server that fails go to the others.
 
-    A task is in the queue, with one thread, or answered; so none is answered twice and none is lost.
+    A task is either in the queue, with one thread, or answered, so none is lost and none is answered twice.
 
     Args:
-        ask: gets the answer of a task from a server, or raises `ServerFailure`.
-        tasks: how many there are.
-        servers: those that may be asked.
-        tasks_per_server: how many one server is given at a time.
+        ask: returns the answer of a server to a task, or raises `ServerFailure`.
+        tasks: number of tasks.
+        servers: active servers.
+        tasks_per_server: maximum number of concurrent tasks per server.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class Dispatch(Generic[Answer]):
         tasks_per_server: int,
     ) -> None:
         self._ask, self._servers = ask, servers
-        share = math.ceil(tasks / max(len(servers), 1))
-        self._threads_per_server = min(share, tasks_per_server)
+        needed = math.ceil(tasks / max(len(servers), 1))
+        self._threads_per_server = min(needed, tasks_per_server)
         self._waiting = deque(range(tasks))
         self._answers: dict[int, Answer] = {}
         self._tasks = tasks
@@ -44,14 +44,14 @@ class Dispatch(Generic[Answer]):
         self.lost: dict[ServerClient, ServerFailure] = {}
 
     def run(self) -> list[Answer]:
-        """Return the answers in the order of the tasks; fewer where no server is left.
+        """Return the answers in task order; some are missing if all servers failed.
 
         Raises:
-            Exception: whatever `ask` raised other than `ServerFailure`.
+            Exception: any exception of `ask` other than `ServerFailure`.
         """
         for _ in range(self._threads_per_server):
             for server in self._servers:
-                # Daemons: a thread that waits for a server that hangs must not hold up the end of the process.
+                # Daemon threads, so that one that waits for a hanging server does not keep the process alive.
                 threading.Thread(target=self._work, args=(server,), daemon=True).start()
         with self._changed:
             try:
@@ -79,9 +79,9 @@ class Dispatch(Generic[Answer]):
                 self._changed.notify_all()
 
     def _next(self, server: ServerClient) -> int | None:
-        """Return a task for the server; None when there will be no more."""
+        """Wait for a task for the server; return None when there will be no more."""
         with self._changed:
-            # An empty queue may fill again, when another server fails.
+            # An empty queue is refilled when another server fails.
             self._changed.wait_for(lambda: self._closed or self._over() or server in self.lost or self._waiting)
             if self._closed or self._over() or server in self.lost:
                 return None

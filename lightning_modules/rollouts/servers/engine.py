@@ -1,4 +1,4 @@
-"""Rollouts by vLLM servers, on this machine or on others."""
+"""Rollout engine that uses vLLM servers, on this machine or on others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_modules.distributed import agreed_text, rank, wait_for_ranks
+from lightning_modules.distributed import broadcast_text, rank, wait_for_ranks
 from lightning_modules.memory import EngineMemory, SamplingLoad
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
@@ -34,22 +34,21 @@ from lightning_modules.seeding import derived_seed
 class VLLMServers(RolloutEngine):
     """Generates completions on vLLM servers that `aggregate-po serve` started.
 
-    The prompts of a rollout are distributed over all of them. A request that fails is tried again; a server that goes
-    on failing, or gives no answer in time, is left out, and the others take its prompts. `load_policy` looks for lost
-    servers again.
+    The prompts of a rollout are distributed over all servers. Failed requests are retried; a server that keeps failing
+    or times out is left out, and its prompts go to the others. `load_policy` tries lost servers again.
 
-    On several ranks each asks all servers, and rank 0 sends the weights.
+    With several ranks, every rank sends requests to all servers, and rank 0 transfers the weights.
 
     Args:
-        urls: of the servers, such as http://127.0.0.1:8000.
-        weights: how the weights of the policy reach them.
-        token_variable: environment variable that holds the servers' token; the token itself is part of no
+        urls: Addresses of the servers, such as http://127.0.0.1:8000.
+        weights: Channel that transfers the weights of the policy to the servers.
+        token_variable: Environment variable that contains the token of the servers; the token itself is never part of a
             configuration.
-        timeout: timeout of a request in seconds, for completions as well as for weight updates.
-        retries: how often a request is tried again on its server.
-        startup_timeout: seconds to wait at the first `load_policy` for servers that are still starting.
-        prompts_per_server: prompts that one server is given at a time.
-        check_weights: whether a few log-probabilities of servers and policy are compared after each transfer.
+        timeout: Timeout of a request in seconds, for completions as well as for weight updates.
+        retries: Number of retries of a failed request on the same server.
+        startup_timeout: Time in seconds to wait at the first weight transfer for servers that are still starting.
+        prompts_per_server: Maximum number of prompts that are sent to a server at a time.
+        check_weights: Whether to compare a few log-probabilities of servers and policy after each weight transfer.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -70,9 +69,9 @@ class VLLMServers(RolloutEngine):
     ) -> None:
         if isinstance(urls, str) or len({url.rstrip("/") for url in urls}) != len(urls) or not urls:
             raise ValueError(f"`urls` is {urls!r}; pass a list of one or more different addresses.")
-        for name, number, least in (("retries", retries, 0), ("prompts_per_server", prompts_per_server, 1)):
-            if number < least:
-                raise ValueError(f"`{name}` is {number}; pass {least} or more.")
+        for name, number, minimum in (("retries", retries, 0), ("prompts_per_server", prompts_per_server, 1)):
+            if number < minimum:
+                raise ValueError(f"`{name}` is {number}; pass {minimum} or more.")
         if not 0 < timeout < math.inf:
             raise ValueError(f"`timeout` is {timeout}; pass a positive number of seconds.")
         if not startup_timeout >= 0:
@@ -82,27 +81,27 @@ class VLLMServers(RolloutEngine):
         self.check_weights = check_weights
         self._fleet = Fleet([ServerClient(url, token_variable, timeout) for url in urls], retries, startup_timeout)
         self._verification = Verification()
-        self._room = math.inf  # tokens of a prompt and its completion
+        self._room = math.inf  # maximum number of tokens of a prompt with its completion
         self._version: str | None = None
 
     @property
     def weight_version(self) -> int:
-        """Number of the weights that generate completions now: 1 for the first, 0 before them."""
+        """Number of the current weights of the servers: 0 before the first transfer, and 1 after it."""
         return int(self._version.partition("-")[0]) if self._version else 0
 
     @property
     def lost_servers(self) -> dict[str, str]:
-        """Addresses of the servers that are left out at present, each with the reason."""
+        """Addresses of the lost servers, with the reasons."""
         return dict(self._fleet.lost)
 
     @property
     def losses(self) -> int:
-        """Number of times that a server was lost so far."""
+        """Number of times that a server has been lost so far."""
         return self._fleet.losses
 
     @override
     def metrics(self) -> dict[str, float]:
-        """Return the number of the weights in use, the servers that are left out, and how often one was lost."""
+        """Return the number of the current weights, the number of lost servers, and the number of losses so far."""
         return {
             "rollout/weight_version": self.weight_version,
             "rollout/lost_servers": len(self._fleet.lost),
@@ -115,16 +114,16 @@ class VLLMServers(RolloutEngine):
 
     @override
     def load_policy(self, model: PreTrainedModel) -> None:
-        """Bring the policy's weights as they are now to the servers; every rank must call it.
+        """Transfer the current weights of the policy to the servers; every rank must call it.
 
         Raises:
-            RuntimeError: a server refuses, has other weights afterwards, or none is left.
+            RuntimeError: a server refuses, has other weights after the transfer, or all servers are lost.
         """
-        wait_for_ranks(model.device)  # no other rank is still sampling from the policy before
-        # Sharded weights are gathered, and the policy reads the probe, on every rank.
+        wait_for_ranks(model.device)  # no other rank still samples from the previous policy
+        # Every rank takes part in gathering sharded weights and in the forward pass of the probe.
         gathered = policy_weights(model)
         weights = {name: tensor.detach().cpu() for name, tensor in gathered if rank() == 0}
-        probe = Probe.read_by(model) if self.check_weights else None
+        probe = Probe.of_policy(model) if self.check_weights else None
         error: Exception | None = None
         outcome = ""
         if rank() == 0:
@@ -132,23 +131,23 @@ class VLLMServers(RolloutEngine):
                 version = self.weights.publish(weights)
                 self._deliver(version, probe, model_sizes(model.config))
                 outcome = "\n".join([version, *self._fleet.lost])
-            except Exception as raised:  # the other ranks wait, and must hear of it
+            except Exception as raised:  # the other ranks must be notified first
                 error = raised
-        version, *lost = agreed_text(outcome, model.device).split("\n")
+        version, *lost = broadcast_text(outcome, model.device).split("\n")
         if error is not None:
             raise error
         if not version:
-            raise RuntimeError("rank 0 could not load the policy into the servers; see its message.")
+            raise RuntimeError("rank 0 could not load the policy into the servers; see its error message.")
         self._version = version
         self._fleet.agree(lost)
 
     @override
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
-        """Generate completions; log-probabilities that a server does not give are NaN.
+        """Generate completions; missing log-probabilities are NaN.
 
         Raises:
-            RuntimeError: no policy was loaded, a server refuses, or none is left.
-            ValueError: the temperature is one that vLLM would change.
+            RuntimeError: no policy was loaded, a server refuses, or all servers are lost.
+            ValueError: vLLM would change the temperature.
         """
         if self._version is None:
             raise RuntimeError("the engine has no policy; call `load_policy(model)` before `generate`.")
@@ -179,12 +178,12 @@ class VLLMServers(RolloutEngine):
             )
 
     def _deliver(self, version: str, probe: Probe | None, sizes: dict[str, Any]) -> None:
-        """Bring the weights to every server that answers, lost ones included."""
+        """Transfer the weights to every server that responds, lost ones included."""
         states = self._fleet.on_all(lambda server: self._update(server, version, probe, sizes))
         self._room = min(state.max_model_len for state in states)
 
     def _update(self, server: ServerClient, version: str, probe: Probe | None, sizes: dict[str, Any]) -> ServerState:
-        """Have one server load the weights, unless it has them, and check that it uses them."""
+        """Transfer the weights to one server unless it has them, and check that it uses them."""
         state = self._fleet.state(server)
         require_same_model(server, state, sizes)
         if state.version != version:

@@ -1,4 +1,4 @@
-"""Servers of a run: which of them answer, and which are left out."""
+"""Availability of the servers of a run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning_modules.rollouts.servers.client import ServerClient, ServerFailur
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 0.1  # seconds before the first retry; each later pause is twice as long
-_START_PAUSE = 1.0  # seconds between two looks at a server that is still starting
-_RETURN_TIMEOUT = 5.0  # seconds that a lost server has to answer when it is looked for again
+_START_PAUSE = 1.0  # seconds between two requests to a server that is still starting
+_RETURN_TIMEOUT = 5.0  # seconds; timeout of a request that checks whether a lost server is back
 
 Result = TypeVar("Result")
 
 
 class Fleet:
-    """Asks servers, and leaves out those that fail until they answer again.
+    """Set of servers; a server that fails is lost, and is left out until it responds again.
 
     Args:
-        servers: all of the run.
-        retries: how often a request is tried again on its server.
-        startup_timeout: seconds to wait for servers that are still starting, before the first weights.
+        servers: all servers of the run.
+        retries: number of retries of a request on its server.
+        startup_timeout: seconds to wait for servers that are still starting, before the first weight transfer.
     """
 
     def __init__(self, servers: Sequence[ServerClient], retries: int, startup_timeout: float) -> None:
@@ -37,11 +37,11 @@ class Fleet:
 
     @property
     def active(self) -> list[ServerClient]:
-        """Servers that are not left out."""
+        """Servers that are not lost."""
         return [server for server in self.servers if server.url not in self.lost]
 
     def attempt(self, request: Callable[[], Result]) -> Result:
-        """Return the result of a request to one server, after as many attempts as are allowed.
+        """Return the result of a request to one server, with retries.
 
         Raises:
             ServerFailure: the last attempt failed.
@@ -56,10 +56,10 @@ class Fleet:
         return request()
 
     def state(self, server: ServerClient) -> ServerState:
-        """Ask a server for its state: patiently at the start of a run, briefly where it is lost.
+        """Return the state of a server, with a long timeout at the start of a run and a short one if it is lost.
 
         Raises:
-            ServerFailure: it gives none.
+            ServerFailure: the server gave no usable response.
         """
         if self._started:
             lost = server.url in self.lost
@@ -74,12 +74,12 @@ class Fleet:
             time.sleep(_START_PAUSE)
 
     def on_all(self, action: Callable[[ServerClient], Result]) -> list[Result]:
-        """Return the results of an action on every server at the same time, lost ones included.
+        """Run an action on all servers concurrently, lost ones included, and return the results.
 
-        A server where it fails is lost, and a lost one where it succeeds takes part again.
+        A server on which it fails becomes lost, and a lost one on which it succeeds becomes active again.
 
         Raises:
-            RuntimeError: it failed on all of them.
+            RuntimeError: the action failed on all servers.
         """
 
         def outcome(server: ServerClient) -> Result | ServerFailure:
@@ -96,28 +96,28 @@ class Fleet:
                 self.lose(server, result)
                 continue
             if self.lost.pop(server.url, None):
-                logger.warning("%s is back and takes part again.", server.url)
+                logger.warning("%s is back and active again.", server.url)
             results.append(result)
         if not results:
             raise self.none_left()
         return results
 
     def lose(self, server: ServerClient, failure: ServerFailure) -> None:
-        """Leave a server out until it answers again."""
+        """Mark a server as lost until it responds again."""
         if server.url not in self.lost:
             self.losses += 1
-            logger.warning("%s; it is left out until it answers again.", failure)
+            logger.warning("%s; it is left out until it responds again.", failure)
         self.lost[server.url] = str(failure)
 
     def agree(self, lost: Iterable[str]) -> None:
-        """Take over which servers rank 0 has lost; from now on servers are expected to answer."""
+        """Adopt the lost servers of rank 0, and end the startup phase."""
         self.lost = {url: self.lost.get(url, "lost to rank 0") for url in lost}
         self._started = True
 
     def none_left(self) -> RuntimeError:
-        """Return the error that says why each server is lost."""
+        """Return an error with the reason why each server is lost."""
         reasons = "\n".join(f"  {reason}" for reason in self.lost.values())
         return RuntimeError(
-            f"none of the {len(self.servers)} servers is left:\n{reasons}\nLook at their logs, and start them with "
+            f"none of the {len(self.servers)} servers is left:\n{reasons}\nInspect their logs, and start them with "
             f"`aggregate-po serve`{' again; the run resumes from its last checkpoint' if self._started else ''}."
         )

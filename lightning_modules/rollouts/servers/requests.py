@@ -1,4 +1,4 @@
-"""Requests of completions and log-probabilities from a vLLM server, and the parsing of its answers."""
+"""Requests for completions and log-probabilities to a vLLM server, and parsing of its responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Choices = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion, log-probabilities that the server did not give as NaN."""
+    """One completion, with NaN for missing log-probabilities."""
 
     token_ids: list[int]
     log_probs: list[float]
@@ -29,7 +29,7 @@ class Completion:
 def completion_request(prompt: Sequence[int], sampling: SamplingParameters, seed: int) -> dict[str, Any]:
     """Return a request for the completions of one prompt.
 
-    With several prompts to a request, completion i of each would be sampled with the same random numbers.
+    A request with several prompts would sample completion i of each with the same random numbers.
     """
     tokens = {"return_token_ids": True, "return_tokens_as_token_ids": True}
     return {"prompt": list(prompt), **vllm_sampling(sampling, seed), **tokens}
@@ -39,8 +39,8 @@ def parsed_completions(url: str, choices: Choices, sampling: SamplingParameters)
     """Return the completions of one prompt.
 
     Raises:
-        ServerFailure: they are not what was asked for.
-        ServerRefusal: the server had no room for one.
+        ServerFailure: the response does not match the request.
+        ServerRefusal: the server truncated a completion early for lack of room.
     """
     expected = sampling.samples_per_prompt // copies(sampling)
     if [choice.get("index") for choice in choices] != list(range(expected)):
@@ -58,9 +58,9 @@ def _parsed_completion(url: str, choice: dict[str, Any], sampling: SamplingParam
         raise ValueError(f"token ids {str(token_ids)[:80]}")
     finished = token_ids[-1] in sampling.stop_token_ids
     if not finished and len(token_ids) < longest:
-        if choice.get("finish_reason") == "length":  # vLLM lowers `max_tokens` to the room that a prompt leaves
+        if choice.get("finish_reason") == "length":  # vLLM lowers `max_tokens` to the room after the prompt
             raise ServerRefusal(
-                f"{url} cut a completion off after {len(token_ids)} of {longest} tokens; start it with a higher "
+                f"{url} truncated a completion after {len(token_ids)} of {longest} tokens; start it with a higher "
                 "--max-model-len, or lower `max_completion_length`."
             )
         raise ValueError(f"it ended early, by {choice.get('finish_reason')!r}")
@@ -71,15 +71,15 @@ def _parsed_completion(url: str, choice: dict[str, Any], sampling: SamplingParam
 
 
 def scoring_request(token_ids: Sequence[int]) -> dict[str, Any]:
-    """Return a request for the log-probabilities of a prompt's tokens."""
+    """Return a request for the log-probabilities of the tokens of a prompt."""
     return {"prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
 
 
 def parsed_scores(url: str, choices: Choices, token_ids: Sequence[int]) -> list[float]:
-    """Return the log-probabilities of a prompt's tokens after the first.
+    """Return the log-probabilities of all tokens of a prompt but the first.
 
     Raises:
-        ServerFailure: they are not there.
+        ServerFailure: log-probabilities are missing.
     """
     try:
         entries = choices[0]["prompt_logprobs"][1:]

@@ -1,4 +1,4 @@
-"""Whether a server can take the weights of the policy, and computes with them."""
+"""Verification that a server serves the model of the policy and uses its weights."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Probe:
-    """Tokens that policy and servers read, their log-probabilities under the policy, and the precision of these."""
+    """Tokens to score, their log-probabilities under the policy, and the dtype of its logits."""
 
     token_ids: list[int]
     log_probs: Tensor
     dtype: torch.dtype
 
     @classmethod
-    def read_by(cls, model: PreTrainedModel) -> Probe:
-        """Have the policy read it."""
+    def of_policy(cls, model: PreTrainedModel) -> Probe:
+        """Return the probe with log-probabilities under the policy."""
         token_ids = probe_tokens(model)
         return cls(token_ids, *policy_log_probs(model, token_ids))
 
 
 def require_same_model(server: ServerClient, state: ServerState, sizes: dict[str, Any]) -> None:
-    """Refuse a server whose answers or whose weights are of another kind than the policy's.
+    """Refuse a server that serves another model, or returns log-probabilities without the temperature.
 
     Raises:
-        ServerRefusal: it returns other log-probabilities, or serves a model of other sizes.
+        ServerRefusal: the server returns another kind of log-probabilities, or its model has other sizes.
     """
     if state.logprobs_mode != "processed_logprobs":
         raise ServerRefusal(
@@ -46,44 +46,44 @@ def require_same_model(server: ServerClient, state: ServerState, sizes: dict[str
     if state.sizes != sizes:
         different = {name: state.sizes.get(name) for name in sizes if state.sizes.get(name) != sizes[name]}
         raise ServerRefusal(
-            f"{server.url} serves a model with {different}, and the one that is trained has "
-            f"{ {name: sizes[name] for name in different} }; start it with the model that is trained."
+            f"{server.url} serves a model with {different}, and the trained model has "
+            f"{ {name: sizes[name] for name in different} }; start it with the trained model."
         )
 
 
 class Verification:
-    """Compares log-probabilities of servers and policy, once for each version that a server has loaded."""
+    """Compares log-probabilities of servers and policy, once per server and version of the weights."""
 
     def __init__(self) -> None:
-        self._checks: defaultdict[str, WeightCheck] = defaultdict(WeightCheck)  # all by address
+        self._checks: defaultdict[str, WeightCheck] = defaultdict(WeightCheck)  # by address
         self._verified: dict[str, str] = {}
         self._warned: set[str] = set()
 
     def is_due(self, server: ServerClient, version: str) -> bool:
-        """Whether the server has not been compared with these weights in this run.
+        """Return whether the server has not been compared with these weights in this run.
 
-        A server may have them from a run before, which ended because they failed the comparison.
+        A server may have the weights from a previous run that failed the comparison.
         """
         return self._verified.get(server.url) != version
 
     def forget(self, server: ServerClient) -> None:
-        """Have the server compared again; it has loaded weights anew."""
+        """Mark the server for another comparison, after it has loaded weights."""
         self._verified.pop(server.url, None)
 
     def compare(
         self, server: ServerClient, version: str, log_probs: list[float], probe: Probe, state: ServerState
     ) -> None:
-        """Compare what the server computes with what the policy does.
+        """Compare the log-probabilities of the server with those of the policy.
 
         Raises:
-            RuntimeError: it differs by more than rounding explains.
+            RuntimeError: they differ by more than rounding explains.
         """
         dtype = getattr(torch, _name(state.dtype))
         if dtype.itemsize < probe.dtype.itemsize and server.url not in self._warned:
             self._warned.add(server.url)
             logger.warning(
-                "%s computes in %s and the trainer in %s, so ratios are away from 1 before the first update; start it "
-                "with --dtype %s, or have `old_log_probs: trainer`.",
+                "%s computes in %s and the trainer in %s, so ratios differ from 1 before the first update; start it "
+                "with --dtype %s, or set `old_log_probs: trainer`.",
                 *(server.url, _name(dtype), _name(probe.dtype)),
                 "float32" if probe.dtype.itemsize > 2 else _name(probe.dtype),
             )

@@ -1,4 +1,4 @@
-"""Channels that bring the weights of the policy to servers; never as pickles."""
+"""Channels that transfer the weights of the policy to servers, without pickle."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class WeightChannel(Protocol):
         """Prepare the weights for `deliver`.
 
         Returns:
-            Their version: its number, a hyphen, and what tells them from others.
+            Version of the weights: a number, a hyphen, and a digest. It is unchanged if the weights are.
         """
 
     def deliver(self, server: ServerClient, version: str) -> None:
-        """Have a server load what was published last; called from one thread for each server."""
+        """Make a server load the version that was published last; called from one thread per server."""
 
 
 class _Versions:
-    """Numbers weights, and tells new ones from the previous."""
+    """Counter of weight versions, which recognizes unchanged weights by their digest."""
 
     def __init__(self) -> None:
         self.current = ""
         self._number = 0
 
     def count(self, weights: Mapping[str, Tensor]) -> bool:
-        """Return whether the weights differ from the last ones; `current` is their version."""
+        """Set `current` to the version of the weights, and return whether they have changed."""
         digest = WeightsDigest()
         for name in sorted(weights):
             digest.add(name, weights[name])
@@ -65,16 +65,15 @@ class _Versions:
 
 
 class SharedFolder(WeightChannel):
-    """Files of safetensors in a folder that the trainer writes and the servers read.
+    """Weight transfer through safetensors files in a folder that the trainer writes and the servers read.
 
-    A file appears whole or not at all, under a name that is never used for other weights, and the last two are kept;
-    the first one replaces what an earlier run has left.
-    The servers find the folder under a path of their own (`aggregate-po serve --weights_folder`); a request names a
-    file in it and nothing else.
+    Files are written atomically, under names that are never reused for other weights. The last two are kept, and files
+    of an earlier run are removed at the first transfer. The servers have their own path of the folder (`aggregate-po
+    serve --weights_folder`); a request only names a version in it.
 
     Args:
-        path: the folder, made where it does not exist; in memory (`/dev/shm`) on one machine, on a file system that
-            all machines mount otherwise. One run to a folder.
+        path: Path of the folder, created if needed; use memory (`/dev/shm`) on one machine, and a shared file system
+            on several. Each run needs its own folder.
     """
 
     _kept = 2
@@ -86,14 +85,14 @@ class SharedFolder(WeightChannel):
 
     @override
     def publish(self, weights: Mapping[str, Tensor]) -> str:
-        """Write the weights, unless they are those before, and return their version."""
+        """Write the weights if they have changed, and return their version."""
         if self._versions.count(weights):
             self._write(weights)
         return self._versions.current
 
     @override
     def deliver(self, server: ServerClient, version: str) -> None:
-        """Have a server load the file of the version that was published last."""
+        """Make a server load the file of the version."""
         server.load_weights(version)
 
     def _write(self, weights: Mapping[str, Tensor]) -> None:
@@ -116,7 +115,7 @@ class SharedFolder(WeightChannel):
 
 
 def _unshared(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of every tensor that shares its memory with one before, since the format has no aliases."""
+    """Copy tensors that share memory with an earlier one, since safetensors does not support aliases."""
     seen: set[int] = set()
     unshared = {}
     for name, tensor in weights.items():

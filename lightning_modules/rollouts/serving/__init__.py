@@ -1,1 +1,1 @@
-"""The vLLM server that answers the trainer, started by `aggregate-po serve`."""
+"""vLLM server for rollouts, started by `aggregate-po serve`."""

@@ -19,18 +19,18 @@ _EPILOG = """
 The token comes from the environment variable AGGREGATE_PO_TOKEN, here and where the trainer runs:
 export AGGREGATE_PO_TOKEN=$(openssl rand -hex 32).
 Other arguments go to vLLM, such as --dtype float32, --tensor-parallel-size 8 or --ssl-certfile CERT --ssl-keyfile KEY.
-On a CPU the cache has 1 GiB; VLLM_CPU_KVCACHE_SPACE says otherwise.
+On a CPU the KV cache has 1 GiB; VLLM_CPU_KVCACHE_SPACE changes this.
 """
-# `vllm serve` asks for the version of a package named vllm, which the build for the CPU is not.
+# `vllm serve` looks up the version of a package named vllm, and the CPU build has another name.
 _MODULE = "vllm.entrypoints.openai.api_server"
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 
 
 def serve(arguments: Sequence[str]) -> NoReturn:
-    """Become a vLLM server.
+    """Replace the current process by a vLLM server.
 
     Raises:
-        SystemExit: an argument is wrong, the token is missing, or vLLM is not installed.
+        SystemExit: an argument is invalid, the token is missing, or vLLM is not installed.
     """
     command, environment = server_command(arguments, os.environ)
     sys.stdout.flush()
@@ -38,10 +38,10 @@ def serve(arguments: Sequence[str]) -> NoReturn:
 
 
 def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Return command and environment of the server; the token is in the latter alone, hidden from other users.
+    """Return command and environment of the server; only the latter contains the token, hidden from other users.
 
     Raises:
-        SystemExit: an argument is wrong, the token is missing, or vLLM is not installed.
+        SystemExit: an argument is invalid, the token is missing, or vLLM is not installed.
     """
     parser = _parser()
     options, passed_on = parser.parse_known_args(arguments)
@@ -52,7 +52,7 @@ def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> 
             "error: vLLM is not installed. On a GPU: pip install 'aggregate-po[vllm]'. On a CPU: "
             "sh experiments/install_vllm_cpu.sh, in a copy of the repository."
         )
-    # Of two values the last one counts, so what must hold comes last.
+    # The last value of a repeated option counts, so the fixed options come last.
     fixed = [
         *("--model", options.model, "--host", options.host, "--port", str(options.port)),
         *(word for path in _middleware(options.insecure) for word in ("--middleware", path)),
@@ -65,7 +65,7 @@ def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> 
 
 def _middleware(insecure: bool) -> list[str]:
     """Return import paths of the middleware; vLLM puts the last one outermost."""
-    # Starlette comes with vLLM, and is not there without it.
+    # Starlette is installed with vLLM only.
     from lightning_modules.rollouts.serving.middleware import PolicyWeights, TokenAuth
 
     return [_import_path(PolicyWeights), *([] if insecure else [_import_path(TokenAuth)])]
@@ -83,22 +83,24 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", help="hub id or folder of the model that is trained")
+    parser.add_argument("model", help="hub id or folder of the trained model")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
-    parser.add_argument("--weights_folder", "--weights-folder", help="folder in which the trainer writes new weights")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--weights_folder", "--weights-folder", help="folder to which the trainer writes new weights")
     parser.add_argument("--insecure", action="store_true", help="do not require a token (loopback only)")
     return parser
 
 
 def _check_passed_on(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Refuse arguments of vLLM that would override what is fixed here."""
+    """Refuse vLLM arguments that would override fixed options."""
     for argument in arguments:
         name = argument.partition("=")[0].replace("_", "-")
         if name.startswith("--trust-rem"):
             parser.error(f"{name}: remote code is never run; leave it out, and serve a model that needs none.")
         if name in ("--uds", "--api-key", "--config"):
-            parser.error(f"{name} is not passed on; say --host and --port, set {TOKEN_VARIABLE}, and list arguments.")
+            parser.error(
+                f"{name} is not passed on; use --host and --port, set {TOKEN_VARIABLE}, and list all arguments."
+            )
 
 
 def _check_access(parser: argparse.ArgumentParser, options: argparse.Namespace, token: str) -> None:
@@ -107,7 +109,7 @@ def _check_access(parser: argparse.ArgumentParser, options: argparse.Namespace, 
     if options.insecure and not is_loopback(options.host):
         parser.error(f"--insecure with --host {options.host} lets anyone in; leave out one of them.")
     if not options.insecure and not token:
-        parser.error(f"{TOKEN_VARIABLE} is not set; {advice}, or say --insecure.")
+        parser.error(f"{TOKEN_VARIABLE} is not set; {advice}, or pass --insecure.")
     if not options.insecure and not _TOKEN.fullmatch(token):
         parser.error(f"{TOKEN_VARIABLE} must have 16 or more letters, digits and -._~+/ only; {advice}.")
     if options.weights_folder and not Path(options.weights_folder).is_absolute():
@@ -123,13 +125,13 @@ def _server_environment(options: argparse.Namespace, environment: Mapping[str, s
     if options.weights_folder:
         kept[FOLDER_VARIABLE] = options.weights_folder
     if is_loopback(options.host):
-        kept.setdefault("VLLM_HOST_IP", "127.0.0.1")  # for the ports that vLLM's own processes talk through
-    # Without a GPU vLLM takes nearly all of the memory for its cache, or fails where that is not free.
+        kept.setdefault("VLLM_HOST_IP", "127.0.0.1")  # for ports between the processes of vLLM
+    # Without a GPU vLLM uses nearly all memory for its cache, or fails if that is not free.
     return {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **kept}
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

@@ -1,6 +1,6 @@
-"""Middleware of a vLLM server (`--middleware`): a token on every route, and a route that loads the policy's weights.
+"""Middleware of a vLLM server (`--middleware`): authentication on every route, and a route that loads weights.
 
-Plain ASGI classes, since Starlette's `BaseHTTPMiddleware` wraps the body of every answer and sees no websockets.
+The classes implement plain ASGI, since Starlette's `BaseHTTPMiddleware` wraps every response body and skips websockets.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from lightning_modules.rollouts.protocol import (
     weights_file,
 )
 
-_MAX_BODY = 2**16  # bytes; a request names a version and nothing else
+_MAX_BODY = 2**16  # bytes; a request only names a version
 _LOAD_TIMEOUT = 3600.0  # seconds
-_BROKEN = "broken"  # the version while weights are loaded, and for ever where that fails
+_BROKEN = "broken"  # the version while weights are loaded, and for good after a failure
 
 
 class TokenAuth:
-    """Demands the token of the environment on every route; vLLM's `--api-key` guards some only.
+    """Requires the token of the environment on every route; `--api-key` of vLLM protects only some routes.
 
     Raises:
-        RuntimeError: the environment has none.
+        RuntimeError: the environment has no token.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -48,7 +48,7 @@ class TokenAuth:
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what has the token, and the server's start and end; refuse the rest."""
+        """Pass on requests with the token and lifespan messages, and refuse all other requests."""
         if scope["type"] == "lifespan" or self._is_authorized(scope):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -62,17 +62,17 @@ class TokenAuth:
 
 
 class PolicyWeights:
-    """Loads the policy's weights on request, and labels every answer with the version that it was made with."""
+    """Loads the weights of the policy on request, and labels every response with the version of the weights."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._version = "none"
         self._loading = asyncio.Lock()
-        # Starlette's router would set itself in the scope, where vLLM's own belongs.
+        # The router of Starlette would replace that of vLLM in the scope.
         self._endpoints = {("GET", STATE_ROUTE): self._state, ("POST", WEIGHTS_ROUTE): self._load}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the two routes, and pass on everything else."""
+        """Handle the two routes, and pass on all other requests."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, _announcing(scope, send))
         elif endpoint := self._endpoints.get((scope.get("method", ""), scope["path"])):
@@ -82,7 +82,7 @@ class PolicyWeights:
             await self.app(scope, receive, self._labeling(send))
 
     async def _state(self, request: Request) -> JSONResponse:
-        """Answer with what a client must know before it asks for completions."""
+        """Return the state that a client needs before it requests completions."""
         config = request.app.state.engine_client.model_config
         state = {
             "version": self._version,
@@ -103,16 +103,14 @@ class PolicyWeights:
         async with self._loading:
             try:
                 await self._load_file(request.app.state.engine_client, path, version)
-            except Exception as error:  # whatever the engine's process reports
+            except Exception as error:  # any error of the engine process
                 return _error(500, error)
             return await self._state(request)
 
     async def _load_file(self, engine: Any, path: Path, version: str) -> None:
-        """Stop what is being generated, load a file into every worker and start afresh."""
+        """Abort generation, load a file into every worker, and resume with an empty cache."""
         if self._version == _BROKEN:
-            raise RuntimeError(
-                "weights could not be loaded before, which vLLM does not recover from; start the server again"
-            )
+            raise RuntimeError("a previous attempt to load weights failed, and vLLM cannot recover; restart the server")
         await engine.pause_generation(mode="abort", clear_cache=True)
         try:
             self._version = _BROKEN
@@ -120,7 +118,7 @@ class PolicyWeights:
             self._version = "damaged"
             if any(digest != version.rpartition("-")[2] for digest in digests):
                 raise RuntimeError(
-                    f"the weights of version {version} have the digests {digests}; they were damaged on their way"
+                    f"the weights of version {version} have the digests {digests}; they were damaged in transit"
                 )
             await engine.update_weight_version(version)
             self._version = version
@@ -128,7 +126,7 @@ class PolicyWeights:
             await engine.resume_generation()
 
     def _labeling(self, send: Send) -> Send:
-        """Add the version of the weights to an answer; one that saw two versions gets neither."""
+        """Add the version of the weights to a response, or "mixed" if it changed during the request."""
         before = self._version
 
         async def labeled(message: Message) -> None:
@@ -142,12 +140,12 @@ class PolicyWeights:
 
 
 async def _loaded_by_workers(engine: Any, path: Path) -> list[str]:
-    """Return the digests of what the workers loaded; vLLM's call never returns where a worker is gone."""
+    """Return the digests of the weights that the workers loaded; the call of vLLM hangs if a worker is gone."""
     try:
         async with asyncio.timeout(_LOAD_TIMEOUT):
             return await engine.collective_rpc("load_policy_file", args=(str(path),))
     except TimeoutError:
-        raise RuntimeError(f"the engine gave no answer within {_LOAD_TIMEOUT:g} s; start the server again") from None
+        raise RuntimeError(f"the engine did not respond within {_LOAD_TIMEOUT:g} s; restart the server") from None
 
 
 async def _limited_body(request: Request) -> bytes:
@@ -174,7 +172,7 @@ def _error(status: int, error: Exception) -> JSONResponse:
 
 
 def _announcing(scope: Scope, send: Send) -> Send:
-    """Print the address of the server once it is ready."""
+    """Print the address of the server when it is ready."""
 
     async def announced(message: Message) -> None:
         await send(message)

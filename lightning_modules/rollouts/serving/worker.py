@@ -1,4 +1,4 @@
-"""Extension of vLLM's worker (`--worker-extension-cls`) that loads weights from a shared folder."""
+"""Extension of the vLLM worker (`--worker-extension-cls`) that loads weights from a shared folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lightning_modules.rollouts.protocol import WeightsDigest
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker, which must have no method of the same name."""
+    """Mixin of the vLLM worker, which must not have a method of the same name."""
 
-    reload_weights: Callable[..., None]  # the worker's own
+    reload_weights: Callable[..., None]  # method of the worker
 
     def load_policy_file(self, path: str) -> str:
-        """Load a file of safetensors with the names of a checkpoint.
+        """Load a safetensors file with the tensor names of a checkpoint.
 
         Returns:
-            Digest of what was loaded.
+            Digest of the loaded weights.
         """
         digest = WeightsDigest()
         with safe_open(path, framework="pt") as file:

@@ -101,7 +101,9 @@ def test_remote_paths_are_left_to_lightning(tmp_path):
 
 @pytest.mark.parametrize("name", ["USR1", "sigusr1", "", "SIG_IGN"])
 def test_a_signal_must_have_a_name(name):
-    with pytest.raises(ValueError, match=rf"`time_limit_signal` is '{name}'; pass the name of a signal, as SIGUSR1"):
+    with pytest.raises(
+        ValueError, match=rf"`time_limit_signal` is '{name}'; pass the name of a signal, such as SIGUSR1"
+    ):
         RunCheckpoint(time_limit_signal=name)
 
 
@@ -168,15 +170,15 @@ def test_a_run_that_is_out_of_time_finishes_its_step_and_stops(tmp_path, model_f
 
 def test_a_run_that_resumes_ends_where_it_would_have(tmp_path, model_folder, previous_handler):
     """Bit for bit, though it stopped in the middle of a rollout."""
-    whole = run(tmp_path / "whole", model_folder)
-    assert run(tmp_path / "cut", model_folder, Sends(5)).trainer.global_step == 3
-    resumed = run(tmp_path / "cut", model_folder, ckpt_path="last")
+    undisturbed = run(tmp_path / "undisturbed", model_folder)
+    assert run(tmp_path / "interrupted", model_folder, Sends(5)).trainer.global_step == 3
+    resumed = run(tmp_path / "interrupted", model_folder, ckpt_path="last")
     assert resumed.trainer.global_step == 6
-    assert largest_difference(copied(resumed.module.model), copied(whole.module.model)) == 0
-    state, expected = (one.trainer.optimizers[0].state_dict()["state"] for one in (resumed, whole))
+    assert largest_difference(copied(resumed.module.model), copied(undisturbed.module.model)) == 0
+    state, expected = (one.trainer.optimizers[0].state_dict()["state"] for one in (resumed, undisturbed))
     assert all(torch.equal(state[k]["exp_avg_sq"], expected[k]["exp_avg_sq"]) for k in expected)
     for name in ("reward", "entropy", "learning_rate", "grad_norm"):
-        assert resumed.metrics[name] == whole.metrics[name]
+        assert resumed.metrics[name] == undisturbed.metrics[name]
 
 
 def test_another_signal_may_be_chosen(tmp_path, model_folder, previous_handler):
@@ -196,7 +198,7 @@ def test_a_run_that_fails_stops_listening(tmp_path, model_folder, previous_handl
 
 
 def test_a_resumed_run_saves_after_whole_steps_only(tmp_path, model_folder, previous_handler):
-    """It stands at a step of the schedule, and its next micro-batch does not complete another."""
+    """The run resumes at a step of the schedule, and its next micro-batch does not complete another step."""
     run(tmp_path, model_folder, max_steps=2, every_n_train_steps=2)
     saved = []
 
@@ -298,7 +300,7 @@ def test_under_slurm_the_job_is_queued_again(tmp_path, model_folder, monkeypatch
 def test_a_job_that_cannot_be_queued_again_is_a_warning(tmp_path, model_folder, monkeypatch, previous_handler):
     fake_scontrol(tmp_path, monkeypatch, "echo 'no such job' >&2; exit 1")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    with pytest.warns(match="SLURM job 4711 could not be queued again: no such job"):
+    with pytest.warns(match="SLURM job 4711 could not be requeued: no such job"):
         assert run(tmp_path, model_folder, Sends(3)).trainer.global_step == 2
     assert calls(tmp_path) == ["requeue 4711"]
 
@@ -306,14 +308,14 @@ def test_a_job_that_cannot_be_queued_again_is_a_warning(tmp_path, model_folder, 
 def test_a_failure_without_a_word_is_a_warning_too(tmp_path, model_folder, monkeypatch, previous_handler):
     fake_scontrol(tmp_path, monkeypatch, "exit 1")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    with pytest.warns(match="SLURM job 4711 could not be queued again"):
+    with pytest.warns(match="SLURM job 4711 could not be requeued"):
         run(tmp_path, model_folder, Sends(3))
 
 
 def test_a_machine_without_scontrol_is_a_warning(tmp_path, model_folder, monkeypatch, previous_handler):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    with pytest.warns(match="SLURM job 4711 could not be queued again: .*scontrol"):
+    with pytest.warns(match="SLURM job 4711 could not be requeued: .*scontrol"):
         assert run(tmp_path, model_folder, Sends(3)).trainer.global_step == 2
 
 

@@ -36,7 +36,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_appended(path):
     assert float(rows_of(path)[0]["entropy"]) == 1 / 3
 
 
-def test_a_new_figure_is_a_new_column_and_a_missing_one_an_empty_cell(path):
+def test_a_new_metric_is_a_new_column_and_a_missing_one_an_empty_cell(path):
     metrics = three_steps(path)
     metrics.append(4, {"reward": 0.5, "val/pass@1": 0.25})
     metrics.append(5, {"entropy": 2.0})
@@ -47,7 +47,7 @@ def test_a_new_figure_is_a_new_column_and_a_missing_one_an_empty_cell(path):
     assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5"]
 
 
-def test_a_figure_that_is_not_a_number_is_an_empty_cell(path):
+def test_a_metric_that_is_not_a_number_is_an_empty_cell(path):
     MetricsFile(path, keep_until=0).append(1, {"reward": 0.5, "entropy": math.nan, "ratio/max": math.inf})
     assert rows_of(path) == [{"step": "1", "entropy": "", "ratio/max": "inf", "reward": "0.5"}]
 
@@ -80,21 +80,21 @@ def test_a_resumed_run_gives_the_file_of_one_that_was_not_interrupted(path, tmp_
     assert other.read_bytes() == expected
 
 
-@pytest.mark.parametrize("cut", range(1, 26))
-def test_a_last_line_that_was_written_in_part_is_dropped(path, cut):
-    """Wherever it was cut: also within a number, where what is left reads like another one."""
+@pytest.mark.parametrize("stop", range(1, 26))
+def test_a_last_line_that_was_written_in_part_is_dropped(path, stop):
+    """The line may end anywhere, even within a number, so that the rest reads like another number."""
     three_steps(path)
-    whole = path.read_bytes()
-    last = whole.splitlines(keepends=True)[-1]
+    complete = path.read_bytes()
+    last = complete.splitlines(keepends=True)[-1]
     assert len(last) > 26
-    path.write_bytes(whole[: len(whole) - len(last) + cut])
+    path.write_bytes(complete[: len(complete) - len(last) + stop])
     metrics = MetricsFile(path, keep_until=3)
     assert [row["step"] for row in rows_of(path)] == ["1", "2"]
     metrics.append(3, {"reward": 3 / 8, "entropy": 1 / 3})
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_a_file_that_was_cut_before_its_first_line_begins_anew(path):
+def test_a_file_truncated_in_its_first_line_starts_again(path):
     three_steps(path)
     path.write_bytes(b"")
     MetricsFile(path, keep_until=3).append(4, {"reward": 0.5})

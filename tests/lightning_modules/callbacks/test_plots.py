@@ -1,28 +1,28 @@
-"""The picture of a run, and what stands in it."""
+"""The plot of a run, and its contents."""
 
 import matplotlib
 import pytest
 
 from lightning_modules.callbacks import plots
-from lightning_modules.callbacks.plots import draw_run, read_metrics
+from lightning_modules.callbacks.plots import plot_run, read_metrics
 
 NAMES = ["step", "reward", "entropy", "ratio/min", "ratio/max", "clip_ratio/region_mean", "completions/mean_length"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Draws the given text of a metrics file, and gives the bytes and the panels."""
+def plotted(monkeypatch, tmp_path):
+    """Plots the given text of a metrics file, and returns the bytes and the panels."""
     kept = []
     close = plots.plt.close
     monkeypatch.setattr(plots.plt, "close", kept.append)
 
-    def draw(text, name="reward.png"):
+    def plot(text, name="reward.png"):
         (tmp_path / "metrics.csv").write_text(text)
-        draw_run(tmp_path / "metrics.csv", tmp_path / name)
+        plot_run(tmp_path / "metrics.csv", tmp_path / name)
         return (tmp_path / name).read_bytes(), kept[-1].axes
 
-    yield draw
+    yield plot
     for figure in kept:
         close(figure)
 
@@ -42,30 +42,30 @@ def test_missing_cells_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "step\n", "step,reward\n"])
-def test_a_file_without_rows_has_no_values(tmp_path, drawn, text):
+def test_a_file_without_rows_has_no_values(tmp_path, plotted, text):
     (tmp_path / "metrics.csv").write_text(text)
     assert not any(read_metrics(tmp_path / "metrics.csv").values())
-    picture, _ = drawn(text)
+    picture, _ = plotted(text)
     assert picture.startswith(PNG)
 
 
-def test_every_panel_says_what_it_shows_in_which_unit(drawn):
-    picture, panels = drawn(table(run_of(20), NAMES))
+def test_every_panel_says_what_it_shows_in_which_unit(plotted):
+    picture, panels = plotted(table(run_of(20), NAMES))
     assert picture.startswith(PNG)
-    assert [panel.get_xlabel() for panel in panels] == ["optimiser steps"] * 6
+    assert [panel.get_xlabel() for panel in panels] == ["optimizer steps"] * 6
     assert [panel.get_ylabel() for panel in panels] == [
         "mean reward of training completions",
         "held-out pass@1",
         "completion length (tokens)",
         "entropy (nats per token)",
         r"token ratio $r_t$, smallest to largest",
-        "share of tokens clipped",
+        "fraction of tokens clipped",
     ]
     assert panels[4].get_yscale() == "log"
 
 
-def test_curves_are_the_columns_and_their_running_mean(drawn):
-    _, panels = drawn(table(run_of(20), NAMES))
+def test_curves_are_the_columns_and_their_running_mean(plotted):
+    _, panels = plotted(table(run_of(20), NAMES))
     raw, smooth = panels[0].lines
     assert list(raw.get_xdata()) == list(range(1, 21))
     assert list(raw.get_ydata()) == [step / 10 for step in range(1, 21)]
@@ -78,17 +78,17 @@ def test_curves_are_the_columns_and_their_running_mean(drawn):
     assert list(panels[5].lines[0].get_ydata()) == [0.1] * 20
 
 
-def test_the_band_reaches_from_the_smallest_to_the_largest_ratio(drawn):
+def test_the_band_reaches_from_the_smallest_to_the_largest_ratio(plotted):
     rows = [[step, 0, 0, 1 - step / 10, 1 + step, 0, 1] for step in (1, 2, 3)]
-    _, panels = drawn(table(rows, NAMES))
+    _, panels = plotted(table(rows, NAMES))
     corners = {(round(x), round(float(y), 6)) for x, y in panels[4].collections[0].get_paths()[0].vertices}
     assert corners == {(1, 0.9), (2, 0.8), (3, 0.7), (1, 2.0), (2, 3.0), (3, 4.0)}
 
 
-def test_held_out_points_stand_at_their_steps(drawn):
+def test_held_out_points_stand_at_their_steps(plotted):
     names = [*NAMES, "val/pass@1_sampled", "val/pass@1_greedy"]
     rows = [[0, *[""] * 6, 0.1, 0.2], *[[*row, "", ""] for row in run_of(2)], [3, *run_of(1)[0][1:], 0.3, 0.5]]
-    _, panels = drawn(table(rows, names))
+    _, panels = plotted(table(rows, names))
     sampled, greedy = panels[1].lines
     assert (list(sampled.get_xdata()), list(sampled.get_ydata())) == ([0, 3], [0.1, 0.3])
     assert (list(greedy.get_xdata()), list(greedy.get_ydata())) == ([0, 3], [0.2, 0.5])
@@ -97,21 +97,21 @@ def test_held_out_points_stand_at_their_steps(drawn):
 
 
 @pytest.mark.parametrize("names", [NAMES, ["step", "reward"], ["step"]], ids=len)
-def test_a_single_row_is_enough(drawn, names):
-    picture, panels = drawn(table([row[: len(names)] for row in run_of(1)], names))
+def test_a_single_row_is_enough(plotted, names):
+    picture, panels = plotted(table([row[: len(names)] for row in run_of(1)], names))
     assert picture.startswith(PNG)
     assert len(panels[0].lines) == (2 if "reward" in names else 1)
 
 
-def test_the_ending_chooses_the_format(drawn):
-    picture, _ = drawn(table(run_of(3), NAMES), "reward.svg")
+def test_the_ending_chooses_the_format(plotted):
+    picture, _ = plotted(table(run_of(3), NAMES), "reward.svg")
     assert b"<svg" in picture[:500]
 
 
-def test_figures_are_closed(tmp_path):
+def test_metrics_are_closed(tmp_path):
     (tmp_path / "metrics.csv").write_text(table(run_of(3), NAMES))
     open_before = matplotlib.pyplot.get_fignums()
-    draw_run(tmp_path / "metrics.csv", tmp_path / "reward.png")
+    plot_run(tmp_path / "metrics.csv", tmp_path / "reward.png")
     assert matplotlib.pyplot.get_fignums() == open_before
 
 

@@ -39,15 +39,15 @@ def test_the_rest_of_a_rollout_can_be_dropped():
 
 
 class Steps(Callback):
-    """Which rollout each optimiser step was made on, by the engine's count, and the callback's figures."""
+    """Records the rollout of each optimizer step, by the count of the engine, and the metrics of the callback."""
 
     def __init__(self, engine):
-        self.engine, self.rollouts, self.figures = engine, [], []
+        self.engine, self.rollouts, self.metrics = engine, [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch.closes_update:
-            self.rollouts.append(len(self.engine.drawn))
-            self.figures.append(
+            self.rollouts.append(len(self.engine.generated))
+            self.metrics.append(
                 {
                     name: float(value)
                     for name, value in trainer.callback_metrics.items()
@@ -70,7 +70,7 @@ def test_an_unmoved_policy_goes_through_all_inner_epochs(tmp_path, model_folder)
     _, stop, counted = trained(tmp_path, model_folder, bound=0.01)
     assert counted.rollouts == [1] * 6 + [2] * 2
     assert stop.dropped_updates == 0
-    assert counted.figures[1]["ratio/deviation"] < 1e-5
+    assert counted.metrics[1]["ratio/deviation"] < 1e-5
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -78,26 +78,26 @@ def test_a_policy_that_moved_too_far_leaves_the_rollout(tmp_path, model_folder, 
     _, stop, counted = trained(tmp_path, model_folder, 0.01, 1e-2, accumulate_grad_batches=accumulate)
     assert counted.rollouts == [1, 1, 2, 2, 3, 3, 4, 4]
     assert stop.dropped_updates == 16
-    assert counted.figures[-1]["dropped_updates"] == 16
+    assert counted.metrics[-1]["dropped_updates"] == 16
 
 
 def test_the_deviation_is_that_of_the_whole_rollout_under_the_policy_of_the_moment(tmp_path, model_folder):
     run, _, counted = trained(tmp_path, model_folder, bound=100.0, learning_rate=1e-3, steps=2)
     engine = run.data.rollouts
-    (drawn,), (prompts,) = engine.drawn, engine.prompts
+    (generated,), (prompts,) = engine.generated, engine.prompts
     with torch.no_grad():
-        log_ratio = plain_log_prob_matrix(run.module.model, prompts, drawn) - drawn.log_probs
-    expected = (log_ratio.exp() - 1).abs()[drawn.mask].mean()
+        log_ratio = plain_log_prob_matrix(run.module.model, prompts, generated) - generated.log_probs
+    expected = (log_ratio.exp() - 1).abs()[generated.mask].mean()
     assert 0.001 < expected < 1
     # The callback of this test runs after the one that measures.
-    assert counted.figures[-1]["ratio/deviation"] == pytest.approx(float(expected), rel=1e-3)
+    assert counted.metrics[-1]["ratio/deviation"] == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_the_deviation_stands_only_where_it_was_measured(tmp_path, model_folder):
     _, _, counted = trained(tmp_path, model_folder, bound=0.01)
-    measured = [not math.isnan(figures["ratio/deviation"]) for figures in counted.figures]
+    measured = [not math.isnan(metrics["ratio/deviation"]) for metrics in counted.metrics]
     assert measured == [False, True, False, True, False, False, False, True]
-    assert all("dropped_updates" in figures for figures in counted.figures)
+    assert all("dropped_updates" in metrics for metrics in counted.metrics)
 
 
 @pytest.mark.parametrize(("epochs", "warnings"), [(1, 1), (2, 0)])

@@ -1,4 +1,4 @@
-"""What an advantage estimator sees of a rollout, and what becomes of its result."""
+"""Inputs of an advantage estimator, and use of its result."""
 
 import contextlib
 import io
@@ -131,10 +131,13 @@ class WideEngine(ScriptedEngine):
     """Pads beyond the longest completion."""
 
     def generate(self, prompts, sampling):
-        drawn = super().generate(prompts, sampling)
-        return type(drawn)(
-            *(torch.nn.functional.pad(one, (0, 2)) for one in (drawn.token_ids, drawn.mask, drawn.log_probs)),
-            drawn.finished,
+        generated = super().generate(prompts, sampling)
+        return type(generated)(
+            *(
+                torch.nn.functional.pad(one, (0, 2))
+                for one in (generated.token_ids, generated.mask, generated.log_probs)
+            ),
+            generated.finished,
         )
 
 
@@ -248,7 +251,7 @@ def test_wrapped_estimators_and_several_rewards_in_a_file(base, tmp_path):
 
 
 def test_the_whole_command_line_keeps_the_choice(base, tmp_path):
-    """What is saved beside a run builds the same estimator again."""
+    """The saved configuration of a run builds the same estimator again."""
     output, file = io.StringIO(), tmp_path / "again.yaml"
     arguments = [*base, "--data.advantages=aggregate_po.advantages.GroupNormalized", "--data.advantages.ddof=0"]
     arguments += ["--model.model_name=nowhere", "--model.objective=aggregate_po.recipes.gmpo"]

@@ -10,7 +10,7 @@ from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.loader import RolledOut, RolloutLoader
+from lightning_modules.data.loader import PreparedRollout, RolloutLoader
 from lightning_modules.prompts import PromptStream
 from tests.lightning_modules.training import RecordingEngine, copied, fitted, largest_difference, small_data
 
@@ -23,11 +23,11 @@ class Rollouts:
 
     def __call__(self, number):
         self.calls.append(number)
-        batches = [labelled_batch(number, place) for place in range(self.size)]
-        return RolledOut(batches, {"number": number})
+        batches = [labeled_batch(number, place) for place in range(self.size)]
+        return PreparedRollout(batches, {"number": number})
 
 
-def labelled_batch(number, place):
+def labeled_batch(number, place):
     prompt_ids, prompt_mask = left_padded([[number], [place]])
     mask = torch.ones(2, 1, dtype=torch.bool)
     policy = PolicyBatch(torch.zeros(2, 1), mask, torch.zeros(2))
@@ -106,7 +106,7 @@ def test_metrics_of_the_rollout_stay_with_the_loader_and_its_state():
 
 
 def test_a_state_of_0_1_0_is_understood():
-    """Its batches have the metrics of their rollout, and it knows of no stages."""
+    """Batches of an old checkpoint have the metrics of their rollout, and there are no stages."""
     loader = RolloutLoader(Rollouts(3), 3)
     next(iter(loader))
     state = loader.state_dict()
@@ -122,7 +122,7 @@ def test_a_state_of_0_1_0_is_understood():
 
 
 class WeightsByStep(Callback):
-    """The parameters after each optimiser step."""
+    """The parameters after each optimizer step."""
 
     def __init__(self):
         self.weights = {}

@@ -28,10 +28,10 @@ class Forgetful(RecordingEngine):
     """Gives no log-probability for the first token of each completion."""
 
     def generate(self, prompts, sampling):
-        drawn = super().generate(prompts, sampling)
-        log_probs = drawn.log_probs.clone()
+        generated = super().generate(prompts, sampling)
+        log_probs = generated.log_probs.clone()
         log_probs[:, 0] = math.nan
-        return replace(drawn, log_probs=log_probs)
+        return replace(generated, log_probs=log_probs)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -41,10 +41,10 @@ def test_old_log_probs_may_be_the_trainers_own(tmp_path, model_folder, model, te
     data = small_data(rollouts=engine, old_log_probs="trainer", temperature=temperature, advantages=noted)
     run = fitted(tmp_path, model_folder, data=data, callbacks=[recorder])
     with torch.no_grad():
-        expected = plain_log_prob_matrix(model, engine.prompts[0], engine.drawn[0], temperature)
+        expected = plain_log_prob_matrix(model, engine.prompts[0], engine.generated[0], temperature)
     batch = recorder.batches[0].policy
     assert (batch.old_log_probs - expected).abs().max() < 1e-5
-    assert (batch.old_log_probs - engine.drawn[0].log_probs).abs().max() > 0.1
+    assert (batch.old_log_probs - engine.generated[0].log_probs).abs().max() > 0.1
     assert run.metrics["ratio/max"].item() == pytest.approx(1, abs=2e-5)
     assert batch.correction == CorrectionWeights()
 
@@ -55,9 +55,9 @@ def test_the_mismatch_is_logged(tmp_path, model_folder, model):
     run = fitted(
         tmp_path, model_folder, data=small_data(rollouts=engine, old_log_probs="trainer", correction=correction)
     )
-    (drawn,) = engine.drawn
+    (generated,) = engine.generated
     with torch.no_grad():
-        difference = (plain_log_prob_matrix(model, engine.prompts[0], drawn) - drawn.log_probs)[drawn.mask]
+        difference = (plain_log_prob_matrix(model, engine.prompts[0], generated) - generated.log_probs)[generated.mask]
     weights = difference.exp().clamp(max=1.5)
     logged = {
         name.removeprefix("sampling/"): float(value) for name, value in run.metrics.items() if "sampling/" in name
@@ -115,13 +115,13 @@ def test_the_corrected_gradient_is_that_of_the_whole_batch(tmp_path, model, mode
     data = small_data(rollouts=engine, advantages=noted, old_log_probs="trainer", correction=correction)
     options = {"accumulate_grad_batches": accumulate, "callbacks": [recorder], "precision": "64-true"}
     fitted(tmp_path, model_folder, module=ExactPolicy(model_folder, grpo()), data=data, **options)
-    reference, (drawn,) = exact(model).double(), engine.drawn
+    reference, (generated,) = exact(model).double(), engine.generated
     reference.zero_grad()
-    log_probs = plain_log_prob_matrix(reference, engine.prompts[0], drawn)
+    log_probs = plain_log_prob_matrix(reference, engine.prompts[0], generated)
     old = log_probs.detach()
-    weights = correction(old, drawn.log_probs, drawn.mask)
+    weights = correction(old, generated.log_probs, generated.mask)
     advantages = noted.estimator(noted.steps[0])
-    grpo()(log_probs, PolicyBatch(old, drawn.mask, advantages, correction=weights)).backward()
+    grpo()(log_probs, PolicyBatch(old, generated.mask, advantages, correction=weights)).backward()
     expected = {name: -parameter.grad for name, parameter in reference.named_parameters()}
     assert largest_difference(recorder.gradients[0], expected) < 1e-9
     reference.zero_grad()
@@ -138,8 +138,8 @@ def test_tokens_without_a_log_prob_leave_the_correction_and_are_counted(tmp_path
     assert all(torch.isfinite(parameter).all() for parameter in run.module.model.parameters())
 
 
-def test_they_cannot_be_the_behaviour_policys(tmp_path, model_folder):
-    with pytest.raises(ValueError, match=r"^the sampler gave no log-probability for 16 of \d+ tokens; have them comp"):
+def test_they_cannot_be_the_behavior_policys(tmp_path, model_folder):
+    with pytest.raises(ValueError, match=r"^the sampler gave no log-probability for 16 of \d+ tokens; let the trainer"):
         fitted(tmp_path, model_folder, data=small_data(rollouts=Forgetful()))
 
 

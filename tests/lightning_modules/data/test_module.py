@@ -1,4 +1,4 @@
-"""From prompts to micro-batches: what is drawn, rewarded, counted, left out and repeated."""
+"""From prompts to micro-batches: what is generated, rewarded, counted, left out and repeated."""
 
 import json
 import math
@@ -52,8 +52,8 @@ class ScriptedEngine(RecordingEngine):
         log_probs = torch.where(mask, -4.0 - numbers % 7 / 4, 0)
         self.prompts.append(prompts)
         self.sampling.append(sampling)
-        self.drawn.append(Completions(token_ids, mask, log_probs, self.finished))
-        return self.drawn[-1]
+        self.generated.append(Completions(token_ids, mask, log_probs, self.finished))
+        return self.generated[-1]
 
 
 def listed_rewards(values):
@@ -123,7 +123,7 @@ def test_prompts_may_come_as_a_list_or_a_file(tmp_path, model_folder):
         engines.append(RecordingEngine())
         fitted(tmp_path, model_folder, data=small_data(dataset=dataset, rollouts=engines[-1]))
     assert engines[0].prompts == engines[1].prompts == engines[2].prompts
-    assert torch.equal(engines[0].drawn[0].token_ids, engines[1].drawn[0].token_ids)
+    assert torch.equal(engines[0].generated[0].token_ids, engines[1].generated[0].token_ids)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_prompts_may_come_as_a_list_or_a_file(tmp_path, model_folder):
         ({"updates_per_rollout": 2}, 9, "`accumulate_grad_batches` is 9, but an update has only 8 completions"),
     ],
 )
-def test_a_rollout_that_does_not_divide_is_refused_before_anything_is_drawn(
+def test_a_rollout_that_does_not_divide_is_refused_before_anything_is_generated(
     tmp_path, model_folder, arguments, accumulate, message
 ):
     engine = RecordingEngine()
@@ -161,7 +161,7 @@ def test_defaults():
     assert (data.truncated, data.kl_in_reward, data.advantages) == ("zero_reward", 0.0, GroupNormalized())
 
 
-# What is drawn
+# What is generated
 
 
 class ReportingEngine(RecordingEngine):
@@ -170,7 +170,7 @@ class ReportingEngine(RecordingEngine):
     closed = 0
 
     def metrics(self):
-        return {"rollout/number": len(self.drawn)}
+        return {"rollout/number": len(self.generated)}
 
     def close(self):
         self.closed += 1
@@ -207,7 +207,7 @@ def test_seeds_decide_the_rollout(tmp_path, model_folder):
 
     first, again, other = run(seed=4), run(seed=4), run(seed=5)
     assert first.prompts == again.prompts != other.prompts
-    assert torch.equal(first.drawn[1].token_ids, again.drawn[1].token_ids)
+    assert torch.equal(first.generated[1].token_ids, again.generated[1].token_ids)
     seeds = [sampling.seed for engine in (first, other) for sampling in engine.sampling]
     assert len(set(seeds)) == 6
     assert [sampling.seed for sampling in again.sampling] == seeds[:3]
@@ -228,7 +228,7 @@ def test_ranks_share_the_prompts_and_draw_with_seeds_of_their_own(tmp_path, mode
         with monkeypatch.context() as patched:
             if rank is not None:
                 as_one_of(2, rank, patched)
-                # As if the other rank had drawn the same.
+                # As if the other rank had generated the same.
                 for file in (advantages_file, tally_file):
                     patched.setattr(file, "gathered_over_ranks", lambda rows, trainer: rows.repeat(2, 1))
             fitted(tmp_path, model_folder, data=small_data(rollouts=engines[-1]))
@@ -253,13 +253,13 @@ def test_micro_batches_hold_the_rollout(tmp_path, model_folder):
     data = small_data(rollouts=engine, updates_per_rollout=2, advantages=NotedAdvantages(lambda step: advantages))
     run = rollout_of(tmp_path, model_folder, data=data, updates=2, accumulate_grad_batches=3)
     assert [batch.closes_update for batch in run.batches] == [False, False, True] * 2
-    drawn, rows = engine.drawn[0], []
+    generated, rows = engine.generated[0], []
     for batch in run.batches:
         for index, advantage in enumerate(batch.policy.advantages.tolist()):
             row, mask = int(advantage + 7.5), batch.completion_mask[index]
             rows.append(row)
-            assert batch.completion_ids[index][mask].tolist() == tokens_of(drawn, row)
-            expected = drawn.log_probs[row][drawn.mask[row]]
+            assert batch.completion_ids[index][mask].tolist() == tokens_of(generated, row)
+            expected = generated.log_probs[row][generated.mask[row]]
             assert torch.equal(batch.policy.old_log_probs[index][mask], expected)
             assert torch.equal(batch.policy.response_mask[index], mask)
             prompt = batch.prompt_of[index]
@@ -313,7 +313,7 @@ def test_rewards_see_the_text_without_its_stop_token_and_the_example(tmp_path, m
     tokenizer = run.module.policy.tokenizer
     for row, (completion, example) in enumerate(seen):
         assert example == problems[tokenizer.decode(engine.prompts[0][row // 4])]
-        assert completion == tokenizer.decode(tokens_of(engine.drawn[0], row), skip_special_tokens=True)
+        assert completion == tokenizer.decode(tokens_of(engine.generated[0], row), skip_special_tokens=True)
     assert "<eos>" not in "".join(completion for completion, _ in seen)
     assert len(seen) == 16
 
@@ -353,7 +353,7 @@ def truncated_rollout(tmp_path, model_folder, rule):
         reward=listed_rewards(REWARDS), rollouts=engine, prompts_per_rollout=2, truncated=rule, advantages=noted
     )
     run = rollout_of(tmp_path, model_folder, dapo(), data=data)
-    return run, run.batches[0], noted.steps[0].rewards.tolist(), engine.drawn[0]
+    return run, run.batches[0], noted.steps[0].rewards.tolist(), engine.generated[0]
 
 
 def centered(rewards):
@@ -362,34 +362,34 @@ def centered(rewards):
 
 
 def test_a_cut_off_completion_may_be_scored_as_it_stands(tmp_path, model_folder):
-    run, batch, rewards, drawn = truncated_rollout(tmp_path, model_folder, "score")
+    run, batch, rewards, generated = truncated_rollout(tmp_path, model_folder, "score")
     assert rewards == REWARDS
     assert batch.policy.advantages.tolist() == pytest.approx(centered(REWARDS))
-    assert torch.equal(batch.policy.response_mask, drawn.mask)
+    assert torch.equal(batch.policy.response_mask, generated.mask)
     assert (batch.policy.totals.completions, batch.policy.totals.tokens) == (8, sum(LENGTHS))
     assert run.metrics["completions/clipped_ratio"].item() == 4 / 8
 
 
 def test_a_cut_off_completion_may_have_reward_zero(tmp_path, model_folder):
-    run, batch, rewards, drawn = truncated_rollout(tmp_path, model_folder, "zero_reward")
+    run, batch, rewards, generated = truncated_rollout(tmp_path, model_folder, "zero_reward")
     zeroed = [reward if finished else 0.0 for reward, finished in zip(REWARDS, FINISHED, strict=True)]
     assert rewards == zeroed
     assert batch.policy.advantages.tolist() == pytest.approx(centered(zeroed))
-    assert torch.equal(batch.policy.response_mask, drawn.mask)
+    assert torch.equal(batch.policy.response_mask, generated.mask)
     assert (batch.policy.totals.completions, batch.policy.totals.tokens) == (8, sum(LENGTHS))
     assert run.metrics["completions/clipped_ratio"].item() == 4 / 8
     assert run.metrics["reward"].item() == pytest.approx(sum(zeroed) / 8)
 
 
 def test_a_cut_off_completion_may_count_in_its_baseline_only(tmp_path, model_folder):
-    run, batch, rewards, drawn = truncated_rollout(tmp_path, model_folder, "mask")
+    run, batch, rewards, generated = truncated_rollout(tmp_path, model_folder, "mask")
     kept = [row for row, finished in enumerate(FINISHED) if finished]
     assert rewards == REWARDS
     # Those that are masked cannot contribute, so the model does not read them.
     assert len(batch.completion_ids) == len(kept)
     expected = [centered(REWARDS)[row] for row in kept]
     assert batch.policy.advantages.tolist() == pytest.approx(expected)
-    assert torch.equal(batch.policy.response_mask, drawn.mask[kept])
+    assert torch.equal(batch.policy.response_mask, generated.mask[kept])
     assert batch.policy.totals.completions == len(kept)
     assert batch.policy.totals.tokens == sum(LENGTHS[row] for row in kept)
     assert run.metrics["completions/clipped_ratio"].item() == 4 / 8
@@ -397,7 +397,7 @@ def test_a_cut_off_completion_may_count_in_its_baseline_only(tmp_path, model_fol
     assert run.metrics["completions/mean_length"].item() == pytest.approx(sum(LENGTHS) / 8)
 
 
-def test_figures_of_the_rollout(tmp_path, model_folder):
+def test_metrics_of_the_rollout(tmp_path, model_folder):
     rewards = [1.0, 0.0, 0.0, 0.5, 2.0, 2.0, 2.0, 2.0]
     data = small_data(reward=listed_rewards(rewards), rollouts=ScriptedEngine(LENGTHS), prompts_per_rollout=2)
     run = rollout_of(tmp_path, model_folder, data=data)
@@ -444,15 +444,15 @@ def test_the_divergence_may_be_taken_off_the_rewards(tmp_path, model, model_fold
         updates_per_rollout=2,
     )
     fitted(tmp_path, model_folder, data=data, callbacks=[moved], accumulate_grad_batches=3)
-    prompts, drawn = engine.prompts[0], engine.drawn[0]
+    prompts, generated = engine.prompts[0], engine.generated[0]
     with torch.no_grad():
-        reference = plain_log_prob_matrix(model, prompts, drawn, temperature)
+        reference = plain_log_prob_matrix(model, prompts, generated, temperature)
         model.load_state_dict(moved.weights, strict=False)
-        policy = plain_log_prob_matrix(model, prompts, drawn, temperature)
-    trained = drawn.mask & drawn.finished.unsqueeze(-1) if truncated == "mask" else drawn.mask
+        policy = plain_log_prob_matrix(model, prompts, generated, temperature)
+    trained = generated.mask & generated.finished.unsqueeze(-1) if truncated == "mask" else generated.mask
     divergence = ((policy - reference) * trained).sum(dim=-1)
     assert divergence.abs().max() > 0.1
-    assert 0 < drawn.finished.sum() < len(drawn.finished)
+    assert 0 < generated.finished.sum() < len(generated.finished)
     assert noted.steps[0].rewards.tolist() == pytest.approx((0.5 - 0.25 * divergence).tolist(), abs=1e-5)
 
 
@@ -497,12 +497,12 @@ def grouped_rollout(tmp_path, model_folder, objective, updates=1, accumulate=1):
 
 def gradient_of_all_rows(model, objective, engine, rows):
     """Gradient of minus the objective on these completions, none left out, by plain forward passes."""
-    prompts, drawn = engine.prompts[0], engine.drawn[0]
+    prompts, generated = engine.prompts[0], engine.generated[0]
     advantages = exact_advantages(GroupedRewards(torch.tensor(GROUPED), 4))
     exact(model).double()
-    reference = plain_log_prob_matrix(model, prompts, drawn).detach()[rows]
-    log_probs = plain_log_prob_matrix(model, prompts, drawn)[rows]
-    batch = PolicyBatch(drawn.log_probs[rows], drawn.mask[rows], advantages[rows], ref_log_probs=reference)
+    reference = plain_log_prob_matrix(model, prompts, generated).detach()[rows]
+    log_probs = plain_log_prob_matrix(model, prompts, generated)[rows]
+    batch = PolicyBatch(generated.log_probs[rows], generated.mask[rows], advantages[rows], ref_log_probs=reference)
     model.zero_grad()
     (-objective(log_probs, batch)).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -524,7 +524,7 @@ def test_groups_without_gradient_are_left_out_and_change_no_gradient(
     for batch in run.batches:
         rows = torch.arange(16).tensor_split(updates)[run.batches.index(batch) // accumulate]
         assert batch.policy.totals.completions == len(rows)
-        assert batch.policy.totals.tokens == engine.drawn[0].mask[rows].sum().item()
+        assert batch.policy.totals.tokens == engine.generated[0].mask[rows].sum().item()
 
 
 @pytest.mark.parametrize("penalty", [K3Penalty(0.1), EntropyBonus(0.1)], ids=lambda penalty: type(penalty).__name__)
@@ -564,8 +564,8 @@ def test_micro_batches_without_completions_fill_up_the_update(tmp_path, model_fo
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
-def test_an_update_is_one_optimiser_step(tmp_path, model_folder, accumulate):
-    """Eight completions do not divide by three; the trainer steps where an update ends, and nowhere else."""
+def test_an_update_is_one_optimizer_step(tmp_path, model_folder, accumulate):
+    """Eight completions are not divisible by three; the trainer steps at the end of an update only."""
     data = small_data(updates_per_rollout=2, epochs_per_rollout=2)
     run = rollout_of(tmp_path, model_folder, data=data, updates=8, accumulate_grad_batches=accumulate)
     assert len(run.batches) == 8 * accumulate
@@ -578,7 +578,7 @@ def test_epochs_go_through_the_same_updates_again(tmp_path, model_folder):
     engine = RecordingEngine()
     data = small_data(rollouts=engine, updates_per_rollout=2, epochs_per_rollout=3)
     run = rollout_of(tmp_path, model_folder, data=data, updates=12)
-    assert len(engine.drawn) == 2
+    assert len(engine.generated) == 2
     texts = [batch.completion_ids.tolist() for batch in run.batches]
     assert texts[0:2] == texts[2:4] == texts[4:6]
     assert texts[6:8] == texts[8:10] == texts[10:12] != texts[0:2]
@@ -611,16 +611,18 @@ def test_held_out_prompts_are_completed_sampled_and_greedily(tmp_path, model_fol
     trainer = quiet_trainer(tmp_path)
     module = PolicyModule(model_folder, gmpo())
     trainer.validate(module, data, verbose=False)
-    engine.drawn.clear()
+    engine.generated.clear()
     engine.sampling.clear()
     (sampled,), (greedy,) = (list(loader) for loader in data.val_dataloader())
     assert [sampling.temperature for sampling in engine.sampling] == [0.8, 0.0]
     assert [sampling.samples_per_prompt for sampling in engine.sampling] == [1, 1]
-    for evaluation, name, drawn in zip((sampled, greedy), ("sampled", "greedy"), engine.drawn, strict=True):
+    for evaluation, name, generated in zip((sampled, greedy), ("sampled", "greedy"), engine.generated, strict=True):
         assert evaluation.name == name
         assert list(evaluation.examples) == held_out
-        assert evaluation.lengths.tolist() == drawn.mask.sum(dim=-1).tolist()
-        texts = [module.policy.tokenizer.decode(tokens_of(drawn, row), skip_special_tokens=True) for row in range(5)]
+        assert evaluation.lengths.tolist() == generated.mask.sum(dim=-1).tolist()
+        texts = [
+            module.policy.tokenizer.decode(tokens_of(generated, row), skip_special_tokens=True) for row in range(5)
+        ]
         assert evaluation.completions == texts
         rewards = [text_reward(text, example) for text, example in zip(texts, held_out, strict=True)]
         assert evaluation.rewards.tolist() == rewards
@@ -641,8 +643,8 @@ def test_several_rewards_of_held_out_prompts_are_measured_one_by_one(tmp_path, m
     )
     trainer = quiet_trainer(tmp_path)
     trainer.validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
-    figures, _ = evaluate(trainer)
-    assert {f"val/{name}" for name in figures} == set(trainer.callback_metrics)
+    metrics, _ = evaluate(trainer)
+    assert {f"val/{name}" for name in metrics} == set(trainer.callback_metrics)
     for loader in data.val_dataloader():
         pairs = [pair for one in loader for pair in zip(one.completions, one.examples, strict=True)]
         means = [sum(reward(*pair) for pair in pairs) / 300 for reward in (text_reward, completion_length)]
@@ -652,7 +654,7 @@ def test_several_rewards_of_held_out_prompts_are_measured_one_by_one(tmp_path, m
             f"pass@1_{loader.name}": means[0] - means[1] / 2,
         }
         for name, mean in expected.items():
-            assert figures[name] == pytest.approx(mean, abs=1e-6)
+            assert metrics[name] == pytest.approx(mean, abs=1e-6)
             assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(mean, abs=1e-5)
 
 
@@ -660,7 +662,7 @@ def test_one_reward_of_held_out_prompts_is_not_measured_twice(tmp_path, model_fo
     trainer = quiet_trainer(tmp_path)
     data = small_data(validation=AdditionProblems(5, held_out=True))
     trainer.validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
-    names = {f"{figure}_{drawn}" for figure in ("pass@1", "mean_length") for drawn in ("sampled", "greedy")}
+    names = {f"{metric}_{generated}" for metric in ("pass@1", "mean_length") for generated in ("sampled", "greedy")}
     assert set(evaluate(trainer)[0]) == names
     assert set(trainer.callback_metrics) == {f"val/{name}" for name in names}
 
@@ -679,7 +681,7 @@ def test_without_held_out_prompts_nothing_is_measured():
     assert small_data().val_dataloader() == []
 
 
-def test_many_held_out_prompts_come_in_batches_drawn_with_different_seeds(tmp_path, model_folder):
+def test_many_held_out_prompts_come_in_batches_generated_with_different_seeds(tmp_path, model_folder):
     engine = RecordingEngine()
     data = small_data(validation=[{"prompt": "1"}] * 300, rollouts=engine, max_completion_length=2)
     quiet_trainer(tmp_path).validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
@@ -689,7 +691,7 @@ def test_many_held_out_prompts_come_in_batches_drawn_with_different_seeds(tmp_pa
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_held_out_prompts_are_divided_among_the_ranks(tmp_path, model_folder, monkeypatch, ranks):
+def test_held_out_prompts_are_sharded_over_the_ranks(tmp_path, model_folder, monkeypatch, ranks):
     """Each prompt is completed by one rank; one without a prompt completes another, which does not count."""
     held_out, found, calls = list(AdditionProblems(ranks + 2, held_out=True)), [], []
     for rank in range(ranks):

@@ -1,4 +1,4 @@
-"""Rollouts drawn ahead: by a policy one rollout old, from the same prompts, and never at the expense of another."""
+"""Rollouts generated ahead: by a policy one rollout old, from the same prompts, and never at the expense of another."""
 
 import copy
 import threading
@@ -23,7 +23,7 @@ from tests.lightning_modules.training import (
 
 
 class ElsewhereEngine(RecordingEngine):
-    """Draws from a copy of the policy, as an engine in another process does; notes which threads it draws in."""
+    """Samples from a copy of the policy, as an out-of-process engine does, and records its threads."""
 
     concurrent = True
 
@@ -42,7 +42,7 @@ class ElsewhereEngine(RecordingEngine):
             self.threads.append(threading.current_thread() is threading.main_thread())
             if not self.threads[-1]:
                 time.sleep(0.2)  # so that training is ahead of it
-            if len(self.drawn) == self.fail_at:
+            if len(self.generated) == self.fail_at:
                 raise ConnectionError("the engine is gone")
             return super().generate(prompts, sampling)
 
@@ -71,9 +71,9 @@ def overlapped(tmp_path, model_folder, steps, engine=None, overlap=True, ckpt_pa
     return run, engine, staleness, recorder
 
 
-def test_each_rollout_after_the_first_is_drawn_by_the_policy_of_the_rollout_before(tmp_path, model_folder):
+def test_each_rollout_after_the_first_is_generated_by_the_policy_of_the_rollout_before(tmp_path, model_folder):
     _, engine, staleness, _ = overlapped(tmp_path, model_folder, steps=6)
-    assert len(engine.drawn) == 3
+    assert len(engine.generated) == 3
     assert engine.threads == [True, False, False]
     assert staleness.logged == [0, 0, 2, 2, 2, 2]
     for rollout, step in enumerate([0, 0, 2]):
@@ -94,15 +94,15 @@ def test_stale_rollouts_are_corrected_like_any_other_mismatch(tmp_path, model_fo
     """The trainer's log-probabilities are those of the policy when the rollout is taken up."""
     options = {"old_log_probs": "trainer", "correction": TokenCorrection(2.0)}
     run, engine, staleness, recorder = overlapped(tmp_path, model_folder, steps=4, **options)
-    drawn, prompts = engine.drawn[1], engine.prompts[1]
+    generated, prompts = engine.generated[1], engine.prompts[1]
     run.module.model.load_state_dict(staleness.parameters[2], strict=False)
     with torch.no_grad():
-        current = plain_log_prob_matrix(run.module.model, prompts, drawn)
-    weights = torch.where(drawn.mask, (current - drawn.log_probs).clamp(max=torch.tensor(2.0).log()), 0)
+        current = plain_log_prob_matrix(run.module.model, prompts, generated)
+    weights = torch.where(generated.mask, (current - generated.log_probs).clamp(max=torch.tensor(2.0).log()), 0)
     assert weights.abs().max() > 1e-2
     batches = recorder.batches[2:]
     trained = torch.cat([batch.policy.correction.log_token[batch.policy.response_mask] for batch in batches])
-    everything = weights[drawn.mask]
+    everything = weights[generated.mask]
     assert len(trained) > 0
     distance = (trained.double().unsqueeze(-1) - everything).abs().amin(dim=-1)
     assert distance.max() < 1e-4
@@ -133,20 +133,20 @@ def test_what_is_logged_of_the_engine_is_from_when_it_drew(tmp_path, model_folde
     assert len(engine.loaded) == 4
 
 
-def test_no_rollout_is_drawn_that_nobody_would_train_on(tmp_path, model_folder):
+def test_no_rollout_is_generated_that_nobody_would_train_on(tmp_path, model_folder):
     _, engine, _, _ = overlapped(tmp_path, model_folder, steps=2)
-    assert len(engine.drawn) == 1
+    assert len(engine.generated) == 1
     assert "rollout_0" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_resumed_run_consumes_the_prompts_that_remain(tmp_path, model_folder):
-    _, whole, _, _ = overlapped(tmp_path / "whole", model_folder, steps=8)
+    _, undisturbed, _, _ = overlapped(tmp_path / "undisturbed", model_folder, steps=8)
     half, first, _, _ = overlapped(tmp_path / "half", model_folder, steps=3)
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")
     _, second, staleness, _ = overlapped(tmp_path / "rest", model_folder, 8, ckpt_path=tmp_path / "half.ckpt")
-    assert first.prompts == whole.prompts[:2]
-    assert second.prompts == whole.prompts[2:]
-    # What was under way is not in the checkpoint: it is drawn anew, by the policy as it then is.
+    assert first.prompts == undisturbed.prompts[:2]
+    assert second.prompts == undisturbed.prompts[2:]
+    # What was under way is not in the checkpoint: it is generated again, by the current policy.
     assert staleness.logged == [2, 0, 0, 2, 2]
 
 
@@ -156,7 +156,7 @@ def test_a_failure_in_the_background_ends_the_run(tmp_path, model_folder):
 
 
 def test_other_uses_of_the_engine_wait_for_it(tmp_path, model_folder):
-    """Held-out prompts in the middle of a rollout; the engine refuses to be loaded while it draws."""
+    """Held-out prompts in the middle of a rollout; the engine refuses to be loaded while it samples."""
 
     class Evaluate(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -166,7 +166,7 @@ def test_other_uses_of_the_engine_wait_for_it(tmp_path, model_folder):
     engine = ElsewhereEngine()
     data = small_data(rollouts=engine, updates_per_rollout=2, overlap=True)
     fitted(tmp_path, model_folder, grpo(), data=data, max_steps=4, callbacks=[Evaluate()])
-    assert len(engine.drawn) == 2 + 4
+    assert len(engine.generated) == 2 + 4
 
 
 def test_an_engine_in_the_training_process_cannot_overlap():

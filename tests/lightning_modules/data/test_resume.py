@@ -1,4 +1,4 @@
-"""What a stopped rollout leaves, cut anew; runs that are stopped and resumed are in `tests/distributed`."""
+"""Resharding of the rest of a rollout; stopped and resumed runs are tested in `tests/distributed`."""
 
 import random
 
@@ -8,7 +8,7 @@ import torch
 
 from aggregate_po import CorrectionWeights, PolicyBatch, StepTotals
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.resume import share_of_rank
+from lightning_modules.data.resume import resharded_batches
 from lightning_modules.seeding import random_state, restore_random_state
 
 TOTALS = StepTotals(completions=4, tokens=torch.tensor(9), progress=0.5)
@@ -59,7 +59,7 @@ def completions(batches):
 
 
 @pytest.fixture
-def left():
+def remaining():
     """Two steps on two ranks, two micro-batches each; one rank trains nothing in the second step."""
     return [
         [micro_batch(4 * rank + index, closes=index % 2 == 1, trained=rank + index < 3) for index in range(4)]
@@ -67,51 +67,53 @@ def left():
     ]
 
 
-def states(left):
-    return [[batch.state_dict() for batch in batches] for batches in left]
+def states(remaining):
+    return [[batch.state_dict() for batch in batches] for batches in remaining]
 
 
 @pytest.mark.parametrize(
     ("ranks", "per_update"), [(1, 1), (1, 2), (2, 1), (3, 1), (1, 7), (4, 3), (2, None), (1, None)]
 )
-def test_each_completion_stays_in_its_step_as_it_was(ranks, per_update, left):
-    shares = [share_of_rank(states(left), rank, ranks, per_update) for rank in range(ranks)]
-    pieces = per_update or 2
-    for share in shares:
-        assert [batch.closes_update for batch in share] == [*[False] * (pieces - 1), True] * 2
-        assert all(batch.policy.totals == TOTALS for batch in share)
-        assert all(batch.temperature == 0.7 for batch in share)
+def test_each_completion_stays_in_its_step_as_it_was(ranks, per_update, remaining):
+    shards = [resharded_batches(states(remaining), rank, ranks, per_update) for rank in range(ranks)]
+    count = per_update or 2
+    for shard in shards:
+        assert [batch.closes_update for batch in shard] == [*[False] * (count - 1), True] * 2
+        assert all(batch.policy.totals == TOTALS for batch in shard)
+        assert all(batch.temperature == 0.7 for batch in shard)
     for step in (0, 1):
-        before = [batch for batches in left for batch in batches[2 * step : 2 * step + 2]]
-        after = [batch for share in shares for batch in share[pieces * step : pieces * (step + 1)]]
+        before = [batch for batches in remaining for batch in batches[2 * step : 2 * step + 2]]
+        after = [batch for shard in shards for batch in shard[count * step : count * (step + 1)]]
         assert completions(after) == completions(before)
         assert max(len(batch.prompt_ids) for batch in after) <= 4
 
 
-def test_as_many_get_back_their_own(left):
+def test_as_many_get_back_their_own(remaining):
     for rank in (0, 1):
-        share = share_of_rank(states(left), rank, 2, 2)
-        assert [completions([batch]) for batch in share] == [completions([batch]) for batch in left[rank]]
-        assert [batch.completion_ids.shape for batch in share] == [batch.completion_ids.shape for batch in left[rank]]
+        shard = resharded_batches(states(remaining), rank, 2, 2)
+        assert [completions([batch]) for batch in shard] == [completions([batch]) for batch in remaining[rank]]
+        assert [batch.completion_ids.shape for batch in shard] == [
+            batch.completion_ids.shape for batch in remaining[rank]
+        ]
 
 
-def test_a_step_without_trained_completions_is_gone_through_by_all(left):
+def test_all_ranks_run_a_step_without_trained_completions(remaining):
     nothing = [[micro_batch(rank, trained=False)] for rank in (0, 1)]
-    shares = [share_of_rank(states(nothing), rank, 3, 2) for rank in range(3)]
-    assert [len(share) for share in shares] == [2, 2, 2]
-    assert not any(batch.policy.response_mask.any() for share in shares for batch in share)
+    shards = [resharded_batches(states(nothing), rank, 3, 2) for rank in range(3)]
+    assert [len(shard) for shard in shards] == [2, 2, 2]
+    assert not any(batch.policy.response_mask.any() for shard in shards for batch in shard)
 
 
-def test_nothing_is_left_between_rollouts():
-    assert share_of_rank([[], []], 0, 3, 2) == []
+def test_nothing_remains_between_rollouts():
+    assert resharded_batches([[], []], 0, 3, 2) == []
 
 
 def test_random_state(tmp_path):
-    def drawn():
+    def generated():
         return torch.rand(3).tolist(), random.random(), random.gauss(), np.random.rand(), np.random.randn()  # noqa: NPY002
 
     torch.save(random_state(), tmp_path / "state.pt")
-    first = drawn()
-    assert drawn() != first
+    first = generated()
+    assert generated() != first
     restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert drawn() == first
+    assert generated() == first

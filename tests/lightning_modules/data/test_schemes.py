@@ -236,10 +236,10 @@ def test_a_run_that_stops_between_two_rounds_resumes_exactly(tmp_path, model_fol
         data = dynamic_data(engine)
         return fitted(folder, model_folder, data=data, module=module, max_steps=8, ckpt_path=ckpt_path, **options)
 
-    whole = RecordingEngine()
-    undisturbed = run(tmp_path / "whole", whole)
-    assert len({sampling.seed for sampling in whole.sampling}) == len(whole.sampling) > 6
-    for call in range(1, len(whole.sampling), 4):
+    complete = RecordingEngine()
+    undisturbed = run(tmp_path / "complete", complete)
+    assert len({sampling.seed for sampling in complete.sampling}) == len(complete.sampling) > 6
+    for call in range(1, len(complete.sampling), 4):
         engine = StopInRound(call)
         folder = tmp_path / f"stopped_{call}"
         with pytest.raises(Stopped):
@@ -247,9 +247,9 @@ def test_a_run_that_stops_between_two_rounds_resumes_exactly(tmp_path, model_fol
         last = folder / "checkpoints" / "last.ckpt"
         resumed = run(folder, again := RecordingEngine(), last if last.exists() else None)
         made = len(engine.prompts) if last.exists() else 0
-        # The rollout in which it stopped begins anew, with the same prompts and seeds.
-        assert again.prompts == whole.prompts[-len(again.prompts) :]
-        assert len(again.prompts) >= len(whole.prompts) - made
+        # The rollout in which it stopped starts again, with the same prompts and seeds.
+        assert again.prompts == complete.prompts[-len(again.prompts) :]
+        assert len(again.prompts) >= len(complete.prompts) - made
         for name, value in undisturbed.module.model.named_parameters():
             assert torch.equal(value, dict(resumed.module.model.named_parameters())[name])
 
@@ -353,7 +353,7 @@ def test_what_a_scheme_remembers_is_part_of_the_checkpoint(tmp_path, model_folde
 
 @dataclass(frozen=True)
 class OneMore(SamplingScheme):
-    """Gives a number of groups that does not divide."""
+    """Returns a number of groups that is not divisible by the updates."""
 
     def groups(self, count, below, rollout):
         return below(count + 1)
@@ -377,7 +377,7 @@ def test_ranks_with_different_numbers_of_groups_are_an_error():
 
 
 class Tokenized(Callback):
-    """How often each prompt was tokenized."""
+    """Return how often each prompt was tokenized."""
 
     def __init__(self):
         self.texts = []

@@ -69,8 +69,8 @@ def plain(model, batch):
     rows = []
     for row, prompt in enumerate(batch.prompt_of.tolist()):
         ids = batch.completion_ids[row][batch.completion_mask[row]]
-        whole = torch.cat([batch.prompt_ids[prompt][batch.prompt_mask[prompt]], ids])
-        logits = model(whole.unsqueeze(0), use_cache=False).logits[0, -len(ids) - 1 : -1] / batch.temperature
+        sequence = torch.cat([batch.prompt_ids[prompt][batch.prompt_mask[prompt]], ids])
+        logits = model(sequence.unsqueeze(0), use_cache=False).logits[0, -len(ids) - 1 : -1] / batch.temperature
         log_p = torch.log_softmax(logits, dim=-1)
         rows.append((log_p[range(len(ids)), ids], -(log_p.exp() * log_p).sum(dim=-1)))
     return [torch.cat(values) for values in zip(*rows, strict=True)]
@@ -81,7 +81,7 @@ MODELS = {
     "untied": lambda: made(LlamaConfig(**SIZES, tie_word_embeddings=False)),
     "with a bias": lambda: made(PhiConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"})),
     "soft cap": lambda: made(Gemma2Config(**SIZES, final_logit_softcapping=2.0)),
-    "divided": lambda: made(GraniteConfig(**SIZES, logits_scaling=4.0)),
+    "scaled": lambda: made(GraniteConfig(**SIZES, logits_scaling=4.0)),
     "multiplied": lambda: made(CohereConfig(**SIZES, logit_scale=0.25)),
     "its own way": lambda: made(Qwen2Config(**SIZES), CubedQwen2),
 }
@@ -113,7 +113,7 @@ def test_they_are_those_of_a_plain_forward_pass(name, temperature, layout):
     for one, other in zip(a, b, strict=True):
         assert (one - other).abs().max() < 1e-5 * max(1.0, other.abs().max().item())
     assert not found[1].requires_grad
-    assert any("more accumulation takes less memory" in str(w.message) for w in caught) == (name == "its own way")
+    assert any("more gradient accumulation saves memory" in str(w.message) for w in caught) == (name == "its own way")
     # The model is left as it was.
     assert model.config.to_dict() == config
     assert model(batch.prompt_ids).logits.shape[-1] == 50

@@ -81,7 +81,7 @@ def merged_by_hand(model, adapters, scaling):
 @pytest.mark.parametrize(
     ("accumulate", "layout"),
     [(1, SharedPrompts()), (3, SharedPrompts()), (1, PackedSequences(recompute=True))],
-    ids=["whole", "in three", "recomputed"],
+    ids=["one batch", "in three", "recomputed"],
 )
 @pytest.mark.parametrize("objective", [grpo(), gmpo()], ids=["grpo", "gmpo"])
 def test_gradients_are_those_of_the_merged_model(tmp_path, model, model_folder, objective, accumulate, layout):
@@ -94,10 +94,10 @@ def test_gradients_are_those_of_the_merged_model(tmp_path, model, model_folder, 
 
     names = recorder.gradients[0].keys()
     adapters = {name: recorder.parameters[0][name].requires_grad_() for name in names}
-    plain, drawn = merged_by_hand(exact(model).double(), adapters, scaling=2.0), engine.drawn[0]
-    log_probs = plain_log_prob_matrix(plain, engine.prompts[0], drawn)
+    plain, generated = merged_by_hand(exact(model).double(), adapters, scaling=2.0), engine.generated[0]
+    log_probs = plain_log_prob_matrix(plain, engine.prompts[0], generated)
     advantages = noted.estimator(noted.steps[0])
-    (-objective(log_probs, PolicyBatch(drawn.log_probs, drawn.mask, advantages))).backward()
+    (-objective(log_probs, PolicyBatch(generated.log_probs, generated.mask, advantages))).backward()
     assert len(names) == 2 * 7 * 2  # two factors, seven linear layers, two blocks
     assert largest_difference(recorder.gradients[0], {name: adapters[name].grad for name in names}) < 1e-12
     assert min(float(gradient.abs().max()) for gradient in recorder.gradients[0].values()) > 1e-5
@@ -129,7 +129,7 @@ def test_an_optimizer_that_makes_its_state_at_once_has_none_of_frozen_weights(tm
 
 
 def test_fresh_adapters_are_the_same_everywhere_and_change_nothing(model, model_folder):
-    """On every rank, whatever it has drawn before."""
+    """On every rank, whatever it has generated before."""
     modules = [adapted_module(model_folder, seed=seed) for seed in (5, 5, 6)]
     for number, module in enumerate(modules):
         torch.manual_seed(number)
@@ -144,7 +144,7 @@ def test_fresh_adapters_are_the_same_everywhere_and_change_nothing(model, model_
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_sampler_draws_from_the_adapted_policy(tmp_path, model_folder, precision):
+def test_the_sampler_samples_from_the_adapted_policy(tmp_path, model_folder, precision):
     """Ratios of a rollout's first update are one, after the adapters have moved too."""
     seen = []
 
@@ -232,13 +232,13 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, model_folder):
         return fitted(tmp_path, model_folder, module=module, data=data, max_steps=steps, **options)
 
     torch.manual_seed(0)
-    whole = run(4)
+    undisturbed = run(4)
     torch.manual_seed(0)
     run(2).trainer.save_checkpoint(tmp_path / "two.ckpt")
     torch.manual_seed(1)  # a process of its own may begin with anything
     resumed = run(4, ckpt_path=tmp_path / "two.ckpt")
-    assert largest_difference(copied(resumed.module.model), copied(whole.module.model)) == 0
-    assert resumed.metrics["kl"] == whole.metrics["kl"] > 0
+    assert largest_difference(copied(resumed.module.model), copied(undisturbed.module.model)) == 0
+    assert resumed.metrics["kl"] == undisturbed.metrics["kl"] > 0
 
 
 def test_a_checkpoint_holds_adapters_alone(tmp_path, model_folder):
@@ -312,14 +312,14 @@ def test_the_adapter_folder_loads_on_top_of_its_model(tmp_path, model_folder, lo
 
 @pytest.fixture
 def mesh(tmp_path):
-    """Of one process; the tensors are shards all the same."""
+    """Device mesh of one process; the tensors are sharded nonetheless."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("export", ["merged", "adapter"])
-def test_a_sharded_model_trains_and_is_saved_whole(tmp_path, model, model_folder, mesh, export):
+def test_a_sharded_model_trains_and_is_saved_in_full(tmp_path, model, model_folder, mesh, export):
     lora, expected = LoRA(rank=3, export=export), log_probs_of(model)
     lora.adapt(model)
     for layer in (*model.model.layers, model):
@@ -384,7 +384,7 @@ def test_the_folder_of_an_adapter_is_not_trained_on(tmp_path, model_folder):
     module = adapted_module(model_folder, export="adapter")
     module.configure_model()
     module.policy.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="has frozen weights alone, as an adapter; merge it first"):
+    with pytest.raises(ValueError, match="has only frozen weights, as an adapter has; merge it first"):
         fitted(tmp_path, str(tmp_path / "adapter"))
     with pytest.raises(ValueError, match="has adapters already; merge them"):
         fitted(tmp_path, model_folder, module=adapted_module(str(tmp_path / "adapter")))

@@ -1,4 +1,4 @@
-"""Which weights are sharded together, and what is refused; what sharding computes is tested on two processes."""
+"""Weights that are sharded together or refused; the results are tested on two processes."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_weights_are_kept_in_float32_and_gathered_as_asked(gathered_dtype, two_r
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
-def test_a_model_in_one_piece_is_left_alone(model):
+def test_a_model_in_one_part_is_left_alone(model):
     before = {name: value.clone() for name, value in model.named_parameters()}
     with gathered(model):
         assert not is_sharded(model)

@@ -1,4 +1,4 @@
-"""Which layers are divided, and what is refused; what divided models compute is tested on two processes."""
+"""Layers that tensor parallelism shards or refuses; the results are tested on two processes."""
 
 import pytest
 import torch.distributed as dist
@@ -9,14 +9,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralC
 
 from aggregate_po.recipes import gmpo
 from lightning_modules import LoRA, PolicyModule
-from lightning_modules.model.tensor_parallel import divide
+from lightning_modules.model.tensor_parallel import parallelize
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 4}
 
 
 @pytest.fixture
 def mesh():
-    """Of two ranks that share all tensors, of which this process is the first; collectives do nothing."""
+    """Device mesh of a tensor-parallel group of two ranks, with this process as rank 0; collectives do nothing."""
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     yield init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
     dist.destroy_process_group()
@@ -26,11 +26,11 @@ def model_of(config):
     return AutoModelForCausalLM.from_config(config)
 
 
-def test_layers_are_divided_as_the_architecture_wants(mesh):
+def test_layers_are_sharded_by_the_plan_of_the_architecture(mesh):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     model = model_of(Qwen2Config(**SIZES, **heads, tie_word_embeddings=True))
     numbers = {name: value.numel() for name, value in model.named_parameters()}
-    divide(model, mesh["tensor_parallel"])
+    parallelize(model, mesh["tensor_parallel"])
     placements = {name: value.placements[0] for name, value in model.named_parameters()}
     layer = "model.layers.1."
     assert placements[f"{layer}self_attn.q_proj.weight"] == placements[f"{layer}self_attn.k_proj.bias"] == Shard(0)
@@ -44,7 +44,7 @@ def test_layers_are_divided_as_the_architecture_wants(mesh):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (GPT2Config(vocab_size=40, n_layer=2, n_embd=16, n_head=2), "has no plan to divide GPT2LMHeadModel"),
+        (GPT2Config(vocab_size=40, n_layer=2, n_embd=16, n_head=2), "has no tensor-parallel plan of GPT2LMHeadModel"),
         (
             LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=1),
             "is 2, which does not divide the 1 `num_key_value_heads` of Llama.*pass a divisor",
@@ -59,18 +59,18 @@ def test_layers_are_divided_as_the_architecture_wants(mesh):
         ),
         (
             MixtralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2),
-            "divides model.layers.1.mlp.* of MixtralForCausalLM by '.*', which is not supported",
+            "shards model.layers.1.mlp.* of MixtralForCausalLM by '.*', which is not supported",
         ),
         (
             PhiConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, qk_layernorm=True),
-            "divides model.layers.1.self_attn.._layernorm of PhiForCausalLM by None, which is not supported",
+            "shards model.layers.1.self_attn.._layernorm of PhiForCausalLM by None, which is not supported",
         ),
     ],
-    ids=["no plan", "key-value heads", "heads", "columns", "experts", "beside divided layers"],
+    ids=["no plan", "key-value heads", "heads", "columns", "experts", "beside sharded layers"],
 )
-def test_what_cannot_be_divided_is_refused(config, message, mesh):
+def test_what_cannot_be_sharded_is_refused(config, message, mesh):
     with pytest.raises(ValueError, match=f"`tensor_parallel_size` .*{message}"):
-        divide(model_of(config), mesh["tensor_parallel"])
+        parallelize(model_of(config), mesh["tensor_parallel"])
 
 
 def test_adapters_are_refused_before_anything_is_loaded(mesh, model_folder):

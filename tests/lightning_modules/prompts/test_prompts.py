@@ -56,7 +56,9 @@ def test_lines_may_end_as_on_windows(tmp_path):
 
 def test_missing_file(tmp_path):
     path = str(tmp_path / "none.jsonl")
-    with pytest.raises(FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a JSON Lines file"
+    ):
         JSONLines(path)
     with pytest.raises(FileNotFoundError):
         JSONLines(str(tmp_path))
@@ -78,7 +80,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
-def test_problem_sets_load_and_their_answers_are_recognised(path):
+def test_problem_sets_load_and_their_answers_are_recognized(path):
     examples = JSONLines(str(path), prompt="problem")
     assert len(examples) == path.read_bytes().count(b"\n")
     for example in examples:
@@ -103,7 +105,7 @@ def test_passes_and_seeds_differ():
 
 @given(st.integers(1, 12), st.lists(st.integers(0, 60), min_size=1, max_size=5))
 def test_order_is_a_function_of_the_position(size, starts):
-    """However a run was cut into slices, and wherever it resumed."""
+    """The order does not depend on slices, nor on where a run resumed."""
     expected = [index for position in range(80) for index in PromptOrder(size, 3).slice(position, position + 1)]
     order = PromptOrder(size, 3)
     for start in starts:
@@ -115,7 +117,7 @@ def test_derived_seeds_spread():
     seeds = {derived_seed(*part) for part in parts}
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    # Neighbours have nothing in common: of 63 bits about half differ.
+    # Neighbors have nothing in common: of 63 bits about half differ.
     distances = [(derived_seed(0, number) ^ derived_seed(0, number + 1)).bit_count() for number in range(200)]
     assert 28 < sum(distances) / len(distances) < 35
 
@@ -158,11 +160,11 @@ def taken(prompts):
 
 @given(st.lists(st.integers(0, 5), max_size=8), st.integers(1, 4))
 def test_ranks_take_the_prompts_in_turn_whatever_they_ask_for(counts, ranks):
-    whole = PromptOrder(7, seed=3).slice(0, sum(counts) * ranks)
+    order = PromptOrder(7, seed=3).slice(0, sum(counts) * ranks)
     for rank in range(ranks):
         prompts, tokenized = stream(rank, ranks)
         found = [prompt for count in counts for prompt in taken(prompts.take(count))]
-        assert found == whole[rank::ranks] == tokenized
+        assert found == order[rank::ranks] == tokenized
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=10))

@@ -1,4 +1,4 @@
-"""What server and client share: digests that tell weights apart, and files that are named by versions alone."""
+"""Protocol of server and client: digests of weights, and files named by versions."""
 
 from pathlib import Path
 

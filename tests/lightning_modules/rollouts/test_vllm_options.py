@@ -1,4 +1,4 @@
-"""What an engine in the training process is started with, by device and by place among the ranks."""
+"""Options of an in-process engine, by device and rank."""
 
 from types import SimpleNamespace
 
@@ -49,7 +49,7 @@ def test_options_on_a_gpu(sleep):
     assert "kv_cache_memory_bytes" not in options
 
 
-def test_vllm_is_told_its_place_where_it_would_guess_wrongly(second_of_four, monkeypatch):
+def test_vllm_is_given_its_rank_where_its_default_is_wrong(second_of_four, monkeypatch):
     assert llm_options(THIRD_GPU, torch.float32, True, True)["distributed_executor_backend"] == "external_launcher"
     place = {"LOCAL_RANK": "2", "RANK": "1", "WORLD_SIZE": "4"}
     assert place.items() <= environment(THIRD_GPU).items()
@@ -74,7 +74,7 @@ def test_the_engine_starts_quietly_and_in_this_process(monkeypatch):
     assert environment(CPU)["VLLM_LOGGING_LEVEL"] == "INFO"
 
 
-def test_the_precision_is_that_of_the_trainer_unless_told():
+def test_the_precision_is_that_of_the_trainer_by_default():
     model = SimpleNamespace(device=CPU, dtype=torch.float32)
     assert engine_dtype("auto", model) == torch.float32
     assert engine_dtype("float16", model) == torch.float16
@@ -84,7 +84,7 @@ def test_the_precision_is_that_of_the_trainer_unless_told():
         assert engine_dtype("float32", model) == torch.float32
 
 
-def test_only_an_engine_on_the_cpu_is_eager_unless_told():
+def test_only_an_engine_on_the_cpu_is_eager_by_default():
     assert is_eager(None, CPU)
     assert not is_eager(None, FIRST_GPU)
     for device in (CPU, FIRST_GPU):

@@ -1,4 +1,4 @@
-"""What vLLM is told of a sample, by both engines."""
+"""Sampling parameters of vLLM, for both engines."""
 
 import pytest
 

@@ -12,7 +12,7 @@ STOP = 7
 
 
 def sampled_tokens(prompt, seed, index, longest):
-    """Tokens that depend on all that a server is told; odd lengths end with the stop token."""
+    """Tokens that depend on all parameters of a request; odd lengths end with the stop token."""
     length = 1 + (sum(prompt) + index) % longest
     tokens = [10 + (seed + index + place) % 90 for place in range(length)]
     return [*tokens[:-1], STOP] if length < longest else tokens

@@ -1,4 +1,4 @@
-"""Requests to one server: the deadline holds for the whole of each, and the token goes to that server alone."""
+"""Requests to one server: the timeout covers each request in full, and the token goes to that server only."""
 
 import shutil
 import ssl
@@ -35,7 +35,7 @@ def server():
 
 
 @pytest.mark.parametrize("behavior", [never_answers, trickles, trickles_headers])
-def test_the_deadline_is_that_of_the_whole_request(server, behavior):
+def test_the_timeout_is_that_of_the_full_request(server, behavior):
     """Bytes that arrive one by one, each in time, do not prolong it."""
     server.script = lambda body, number: behavior
     begun = time.monotonic()

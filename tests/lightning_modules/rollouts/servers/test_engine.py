@@ -1,4 +1,4 @@
-"""The client of vLLM servers, against servers in this process that do as they are told."""
+"""The engine of vLLM servers, against fake servers in this process."""
 
 import logging
 import multiprocessing
@@ -261,7 +261,7 @@ def test_a_server_that_hangs_is_left_out(started, engine_of, behavior):
 
 
 def test_a_server_that_was_started_again_is_left_out(started, engine_of):
-    """It has the weights of its folder, and would answer with them."""
+    """A restarted server has the weights of its folder, and would generate with them."""
 
     def restarted(body, number):
         fresh.state["version"] = "none"
@@ -294,7 +294,7 @@ def test_a_request_that_is_refused_ends_the_run_with_the_servers_words(started, 
 
 
 def test_a_completion_that_the_server_had_no_room_for_ends_the_run(started, engine_of):
-    """Its prompt is too long for the server's --max-model-len; to be asked again would not help."""
+    """The prompt is too long for the --max-model-len of the server, so a retry would not help."""
     short = {"choices": [{"index": i, "token_ids": [1], "finish_reason": "length"} for i in range(3)]}
     (server,) = started(lambda body, number: short)
     with pytest.raises(ServerRefusal, match="after 1 of 5 tokens; start it with a higher --max-model-len"):
@@ -347,7 +347,7 @@ def test_the_variable_of_the_token_can_be_chosen(started, engine_of, monkeypatch
 
 
 def test_no_proxy_is_asked(started, engine_of, monkeypatch):
-    """It would see the token."""
+    """The other server would see the token."""
     (proxy, server) = started(None, None)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, proxy.url)
@@ -424,9 +424,11 @@ def test_a_server_of_less_precision_is_warned_of_once(started, engine_of, model,
         engine.load_policy(model)
         with torch.no_grad():
             model.model.norm.weight *= 1.0001
-    told = [record.getMessage() for record in caplog.records if "computes in" in record.getMessage()]
-    assert len(told) == (dtype == "bfloat16")
-    assert all("bfloat16 and the trainer in float32" in message and "--dtype float32" in message for message in told)
+    warnings = [record.getMessage() for record in caplog.records if "computes in" in record.getMessage()]
+    assert len(warnings) == (dtype == "bfloat16")
+    assert all(
+        "bfloat16 and the trainer in float32" in message and "--dtype float32" in message for message in warnings
+    )
 
 
 def test_a_completion_without_room_is_refused_before_it_is_asked_for(started, engine_of, model):
@@ -454,7 +456,7 @@ def test_a_server_of_another_model_is_refused_before_it_gets_weights(started, en
     """vLLM does not recover from weights that do not fit."""
     (server,) = started(None)
     server.state["sizes"] = {**server.state["sizes"], "vocab_size": 5}
-    with pytest.raises(ServerRefusal, match=r"serves a model with {'vocab_size': 5}, and the one that is trained has"):
+    with pytest.raises(ServerRefusal, match=r"serves a model with {'vocab_size': 5}, and the trained model has"):
         engine_of([server])
     assert not server.loads
 

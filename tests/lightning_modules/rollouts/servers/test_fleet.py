@@ -58,8 +58,8 @@ def test_servers_are_lost_and_come_back(caplog):
     assert fleet.on_all(lambda server: server.state()) == ["back", 3]
     assert (fleet.lost, fleet.losses, fleet.active) == ({}, 1, [first, second])
     assert [record.getMessage() for record in caplog.records] == [
-        "failure 1; it is left out until it answers again.",
-        "a is back and takes part again.",
+        "failure 1; it is left out until it responds again.",
+        "a is back and active again.",
     ]
 
 

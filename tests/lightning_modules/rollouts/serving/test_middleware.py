@@ -37,7 +37,7 @@ class Worker(WorkerExtension):
 
 
 class Engine:
-    """Takes the place of vLLM's engine, and notes what it is told."""
+    """Replaces the engine of vLLM, and records its calls."""
 
     def __init__(self):
         self.model_config = SimpleNamespace(
@@ -281,7 +281,7 @@ def test_a_damaged_file_is_noticed_and_the_weights_are_no_version(application, c
     assert "damaged" in answer["error"]
     assert application.state.engine_client.calls[-1] == ("resume",)
     assert version_label(client) == "damaged"
-    # The next file may be whole.
+    # The next file may be complete.
     status, answer = load(client, SharedFolder(str(tmp_path)).publish({"a": torch.ones(2)}))
     assert status == 200
 
@@ -297,7 +297,7 @@ def test_after_a_failed_load_the_server_asks_to_be_started_again(application, cl
     del engine.workers[0].reload_weights
     status, answer = load(client, published[1])
     assert status == 500
-    assert "start the server again" in answer["error"]
+    assert "restart the server" in answer["error"]
     assert version_label(client) == "broken"
 
 
@@ -312,7 +312,7 @@ def test_an_engine_that_is_gone_keeps_no_request_waiting(application, client, pu
     started = time.monotonic()
     status, answer = load(client, published[1])
     assert status == 500
-    assert "the engine gave no answer within 0.2 s" in answer["error"]
+    assert "the engine did not respond within 0.2 s" in answer["error"]
     assert time.monotonic() - started < 5
     assert version_label(client) == "broken"
 

@@ -1,4 +1,4 @@
-"""Models whose layers are divided among two ranks, and what these agree upon; a program, started by the tests."""
+"""Tensor-parallel models and broadcasts on two ranks; a program, started by the tests."""
 
 import copy
 import json
@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from lightning_modules.distributed import broadcast_in_tensor_parallel_group
-from lightning_modules.model.sharding import shard, whole
-from lightning_modules.model.tensor_parallel import divide
+from lightning_modules.model.sharding import full_tensor, shard
+from lightning_modules.model.tensor_parallel import parallelize
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
 
 SIZES = {
@@ -50,12 +50,12 @@ CONFIGS = {
 
 
 def gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits of two sequences, and the whole gradients of a function of them."""
+    """Return the logits of two sequences, and the full gradients of a function of them."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 40, (2, 7), generator=generator)
     logits = model(input_ids=ids).logits
     (logits * torch.randn(logits.shape, generator=generator, dtype=torch.double)).sum().backward()
-    return logits.detach(), {name: whole(value.grad) for name, value in model.named_parameters()}
+    return logits.detach(), {name: full_tensor(value.grad) for name, value in model.named_parameters()}
 
 
 def main() -> None:
@@ -67,31 +67,31 @@ def main() -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)  # biases and norms, too
-        divided = copy.deepcopy(model)
-        divide(divided, mesh["tensor_parallel"])
-        shard(divided, mesh)
-        (logits, grads), (our_logits, our_grads) = gradients(model), gradients(divided)
+        parallel = copy.deepcopy(model)
+        parallelize(parallel, mesh["tensor_parallel"])
+        shard(parallel, mesh)
+        (logits, grads), (our_logits, our_grads) = gradients(model), gradients(parallel)
         assert grads.keys() == our_grads.keys()
         apart = [(logits - our_logits).abs().max(), *((grads[key] - our_grads[key]).abs().max() for key in grads)]
         local, numbers = (
             sum(value.numel() for value in values)
-            for values in ([value.to_local() for value in divided.parameters()], model.parameters())
+            for values in ([value.to_local() for value in parallel.parameters()], model.parameters())
         )
         size = max(value.abs().max().item() for value in grads.values())
         found[name] = {"apart": max(apart).item() / size, "share": local / numbers}
-    # A rank whose logits are others, as if by rounding, must draw what the first one draws.
+    # A rank whose logits differ, as they may by rounding, must generate what rank 0 does.
     with torch.no_grad():
-        for parameter in divided.parameters():
+        for parameter in parallel.parameters():
             parameter.to_local().mul_(1 + 0.2 * dist.get_rank())
     engine = TransformersEngine()
-    engine.load_policy(divided)
-    drawn = engine.generate([[3, 4], [5]], SamplingParameters(9, stop_token_ids=(1, 7, 8), samples_per_prompt=3))
+    engine.load_policy(parallel)
+    generated = engine.generate([[3, 4], [5]], SamplingParameters(9, stop_token_ids=(1, 7, 8), samples_per_prompt=3))
     one_share = {"num_replicas": 1, "rank": 0}
     trainer = SimpleNamespace(
         world_size=2, distributed_sampler_kwargs=one_share, strategy=SimpleNamespace(device_mesh=mesh)
     )
     agreed = broadcast_in_tensor_parallel_group(f"rank {dist.get_rank()}", trainer)
-    print(json.dumps({"models": found, "drawn": drawn.token_ids.tolist(), "agreed": agreed}))
+    print(json.dumps({"models": found, "generated": generated.token_ids.tolist(), "agreed": agreed}))
     dist.destroy_process_group()
 
 
