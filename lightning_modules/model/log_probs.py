@@ -79,7 +79,7 @@ def _has_linear_head(model: PreTrainedModel, batch: Sequences) -> bool:
         if not _probed[model]:
             rank_zero_warn(
                 f"The logits of {type(model).__name__} are more than a product with its last hidden states, so all "
-                "logits of a micro-batch are kept until its backward pass; more accumulation takes less memory."
+                "logits of a micro-batch are kept until its backward pass; more gradient accumulation saves memory."
             )
     return _probed[model]
 
