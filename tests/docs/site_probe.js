@@ -7,9 +7,8 @@ window.addEventListener("load", async () => {
   const fault = (kind, element) => faults.push(`${kind}: ${describe(element)}`);
 
   const describe = (element) => {
-    const anchor = element.closest("[id]")?.id ?? "";
-    const text = (element.textContent || element.getAttribute("src") || "").trim().replace(/\s+/g, " ").slice(0, 70);
-    return `<${element.tagName.toLowerCase()}> "${text}" within #${anchor}`;
+    const text = (element.textContent || element.getAttribute("src") || "").trim().replace(/\s+/g, " ");
+    return `<${element.tagName.toLowerCase()}> ${text.slice(0, 70)}`;
   };
   const visible = (element) => element.getClientRects().length > 0;
   const isInside = (inner, outer) => inner.left >= outer.left - 1 && inner.right <= outer.right + 1;
