@@ -142,7 +142,9 @@ def _drawn(objective: PolicyObjective, half_width: float, frame: Frame) -> list[
     if all(abs(height - zero) > 1.2 * frame.label_height for height in heights.values()):
         heights[0.0] = zero
     beside, below = frame.left - frame.label_height / 3, frame.bottom + 1.4 * frame.label_height
-    parts += [_text(beside, height + frame.label_height / 3, _number(value), "end") for value, height in heights.items()]
+    parts += [
+        _text(beside, height + frame.label_height / 3, _number(value), "end") for value, height in heights.items()
+    ]
     ticks = {frame.left: _number(-half_width), center: "0" if frame is LARGE else "x", frame.right: _number(half_width)}
     return parts + [_text(place, below, tick, "middle") for place, tick in ticks.items()]
 

@@ -195,21 +195,6 @@ def test_a_recipe_without_a_snippet_stops_the_build(tables):
         tables.recipe_table(PAGE.replace("aggregate_po.recipes.hmpo", "elsewhere"))
 
 
-def test_every_module_is_on_a_page_of_the_api():
-    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
-    shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for package in ("aggregate_po", "lightning_modules")
-        for path in (ROOT / package).rglob("*.py")
-    }
-    packages = {module.rpartition(".")[0] for module in modules}
-    assert sorted(shown - modules) == []
-    # A package is shown by its modules, or as a whole, with what it exports.
-    missing = {module for module in modules - packages - shown if module.rpartition(".")[0] not in shown}
-    assert sorted(missing) == []
-
-
 def test_the_readme_names_every_recipe():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     ablations = {"gmpo_no_clip", "gmpo_sequence_clip", "gmpo_without_length_norm", "grpo_wide_clip"}
