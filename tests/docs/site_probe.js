@@ -16,6 +16,10 @@ window.addEventListener("load", async () => {
   if (window.MathJax) await window.MathJax.startup.promise;
   await document.fonts.ready;
 
+  for (const link of document.querySelectorAll("link[rel=stylesheet]")) {
+    if (!link.sheet) fault("stylesheet does not load", link);
+  }
+
   // The page, and whatever scrolls or clips by itself.
   if (root.scrollWidth > root.clientWidth) fault("page is wider than the window", root);
   const scrolling = ".md-tabs__list, .md-typeset__scrollwrap, table, pre, pre > code, div.arithmatex";
