@@ -1,4 +1,4 @@
-"""Token aggregation as a first-class object: group-based policy optimisation of language models."""
+"""Group-based policy-optimization objectives in which the aggregation of token importance ratios is replaceable."""
 
 from aggregate_po.advantages import AdvantageEstimator, GroupedRewards
 from aggregate_po.aggregators import (

@@ -1,4 +1,4 @@
-"""What the parts of an objective see: the batch, the totals of the optimiser step, and one context of log ratios."""
+"""Inputs of an objective and of its parts: the batch, the totals of the optimizer step, and the log-ratio context."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NO_CORRECTION = CorrectionWeights()
 
 @dataclass(frozen=True)
 class StepTotals:
-    """Counts over the whole optimiser step: every rank and every accumulated micro-batch.
+    """Counts over the whole optimizer step: every rank and every accumulated micro-batch.
 
     Args:
         completions: completions with at least one response token.
         tokens: response tokens.
-        progress: share of the training done, from 0 to 1; read by scheduled rules.
+        progress: fraction of training completed, from 0 to 1; read by scheduled rules.
         reward_mean: mean reward of the step, for rules that follow the reward.
-        reward_std: standard deviation of the reward of the step, likewise.
+        reward_std: standard deviation of the rewards of the step, for rules that follow the reward.
     """
 
     completions: float | Tensor
@@ -35,11 +35,11 @@ class StepTotals:
 
     @classmethod
     def of(cls, response_mask: PerToken, **more: Any) -> StepTotals:
-        """Totals of a step that consists of this one batch; empty rows are not counted."""
+        """Return the totals of a step that consists of this one batch; empty rows are not counted."""
         return cls(completions=response_mask.any(dim=-1).sum(), tokens=response_mask.sum(), **more)
 
     def required(self, name: str, reader: object) -> float | Tensor:
-        """The field of this name, for a part that cannot do without it.
+        """Return the field of this name, for a part that requires it.
 
         Raises:
             ValueError: the field is None.
@@ -55,18 +55,18 @@ class StepTotals:
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Completions of one micro-batch, without the log-probabilities that are being trained.
+    """Completions of one micro-batch; the log-probabilities under the trained policy are passed separately.
 
     Args:
-        old_log_probs: log-probabilities under the behaviour policy; shape `batch time`.
+        old_log_probs: log-probabilities under the behavior policy; shape `batch time`.
         response_mask: True on trained tokens; prompts, padding and tool output are False; shape `batch time`.
         advantages: one per completion, shape `batch`; or one per token, shape `batch time`, for objectives that
             define it.
-        totals: counts of the whole optimiser step; of this batch alone when None.
+        totals: counts over the whole optimizer step; None counts this batch alone.
         ref_log_probs: log-probabilities under the reference policy, for KL penalties; shape `batch time`.
-        correction: weights that make up for a sampler other than the behaviour policy; none by default.
+        correction: weights that correct for a sampler that differs from the behavior policy; none by default.
 
-    Whatever stands in padding is replaced by zero, and so is the advantage of an empty completion.
+    Values on padding are replaced by zero, and so is the advantage of an empty completion.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -106,39 +106,40 @@ class PolicyBatch:
         return self.advantages.ndim == 2
 
     def to(self, *args: Any, **kwargs: Any) -> PolicyBatch:
-        """A copy whose tensors were moved as by `Tensor.to`."""
+        """Return a copy with every tensor moved or cast by `Tensor.to`."""
         moved: dict[str, Any] = {
             name: value.to(*args, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved, correction=self.correction.map(lambda tensor: tensor.to(*args, **kwargs)))
 
     def select(self, rows: Tensor | slice, time: int | None = None) -> PolicyBatch:
-        """Some of the completions, cut to their first tokens, with the totals of the whole step."""
+        """Return some of the completions, truncated to `time` tokens, with the totals of the whole step."""
 
-        def cut(tensor: Tensor) -> Tensor:
+        def selected(tensor: Tensor) -> Tensor:
             return tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]
 
-        fewer: dict[str, Any] = {name: cut(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **fewer, correction=self.correction.map(cut))
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        fewer: dict[str, Any] = {name: selected(value) for name, value in tensors.items()}
+        return replace(self, **fewer, correction=self.correction.map(selected))
 
 
 @dataclass(frozen=True)
 class TokenRatios:
-    """The one context that every part of an objective receives.
+    """Context that every part of an objective receives.
 
-    Before the mean the shapes are `batch time`, after it `batch`, one entry per completion.
+    Before the mean the tensors have shape `batch time`; after the mean they have shape `batch`.
 
     Args:
-        log_ratio: log ratios as this part receives them.
-        raw_log_ratio: log ratios before any transform, a constant to the gradient.
-        response_mask: True on trained tokens (after the mean: on completions that have any).
+        log_ratio: log ratios, after all earlier parts.
+        raw_log_ratio: log ratios before any transform; detached.
+        response_mask: True on trained tokens; after the mean, True on completions that have at least one.
         saturated: True where an earlier transform has derivative zero.
         lengths: response tokens of each completion; shape `batch`.
-        old_log_probs: behaviour log-probabilities (after the mean: their sum).
-        advantages: broadcast against `log_ratio`: `(batch, 1)` before the mean, or `(batch, time)` where each token has
-            its own; `(batch,)` after it.
-        totals: counts of the optimiser step.
-        log_correction: what the sampler's correction has added to `log_ratio`; None without one.
+        old_log_probs: log-probabilities under the behavior policy; after the mean, their sum over the completion.
+        advantages: advantages, which broadcast against `log_ratio`: shape `(batch, 1)` before the mean, or
+            `(batch, time)` for per-token advantages; shape `(batch,)` after the mean.
+        totals: counts over the optimizer step.
+        log_correction: sampler correction included in `log_ratio`; None without a correction.
     """
 
     log_ratio: Tensor
@@ -159,7 +160,7 @@ class TokenRatios:
         advantages: PerCompletion | PerToken | None = None,
         totals: StepTotals | None = None,
     ) -> TokenRatios:
-        """A context made from log ratios alone, to try a part by hand; shape `batch time`.
+        """Return a context made from log ratios alone, to try a part by hand; shape `batch time`.
 
         Example:
             >>> from aggregate_po.aggregators import GeometricMean
@@ -182,11 +183,11 @@ class TokenRatios:
         )
 
     def transformed(self, log_ratio: Tensor, saturated: Tensor) -> TokenRatios:
-        """The context of the next part, when a transform gave `log_ratio`, with derivative zero where `saturated`."""
+        """Return the context after a transform with result `log_ratio` and derivative zero where `saturated`."""
         return replace(self, log_ratio=log_ratio, saturated=self.saturated | (saturated & self.response_mask))
 
     def corrected(self, weights: CorrectionWeights) -> TokenRatios:
-        """The context of the aggregator, with the sampler's correction in its log ratios, as a constant."""
+        """Return the context of the aggregator, with the sampler correction added to the log ratios as a constant."""
         if weights.log_token is None:
             return self
         log_ratio = self.log_ratio + weights.log_token.to(self.log_ratio.dtype)
@@ -196,12 +197,12 @@ class TokenRatios:
 
     @property
     def uncorrected(self) -> Tensor:
-        """The log ratios of the policies alone, which rules for the exponent look at; outside the graph."""
+        """Log ratios without the sampler correction, as exponent rules read them; detached."""
         log_ratio = self.log_ratio.detach()
         return log_ratio if self.log_correction is None else log_ratio - self.log_correction
 
     def after_mean(self, log_mean: PerCompletion) -> TokenRatios:
-        """The context of a transform that acts on the completion's log ratio; advantages must be per completion."""
+        """Return the context of a sequence transform; advantages must be per completion."""
         nonempty = self.lengths > 0
         return TokenRatios(
             log_ratio=log_mean,
@@ -215,9 +216,9 @@ class TokenRatios:
         )
 
     def requiring_grad(self) -> TokenRatios:
-        """A copy outside any graph whose `log_ratio` requires gradient; also made of inference tensors.
+        """Return a detached copy whose `log_ratio` requires gradient, also from inference tensors.
 
-        Call it with gradients enabled and inference mode off.
+        Call this with gradients enabled and inference mode off.
         """
         copies = _cloned(self)
         copies["log_ratio"].requires_grad_()

@@ -1,4 +1,4 @@
-"""Corrections for a sampler whose probabilities differ from those that the trainer computes."""
+"""Importance corrections for a sampler whose log-probabilities differ from those of the trainer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of
 from aggregate_po.masked import masked_sum
@@ -17,14 +18,14 @@ from aggregate_po.shapes import PerCompletion, PerToken
 
 @dataclass(frozen=True)
 class CorrectionWeights:
-    """Detached weights of a rollout that `PolicyBatch` hands to any objective; a field is None where it has no effect.
+    """Detached correction weights of a rollout, which `PolicyBatch` passes to the objective; None means no effect.
 
     Args:
-        log_token: added to the log ratios that the aggregator averages, after an exponent was chosen (eq. 20); shape
-            `batch time`.
-        kept: False on tokens that count with ratio one and without gradient; shape `batch time`.
-        log_sequence: added to the log value of the completion, after the sequence transform, -inf for one that is left
-            out; shape `batch`.
+        log_token: log weights that are added to the log ratios on entry to the aggregator, after the exponent was
+            chosen (eq. 20); shape `batch time`.
+        kept: False on masked tokens, which have ratio one and no gradient; shape `batch time`.
+        log_sequence: log weights that are added to the log value of each completion after the sequence transform; -inf
+            masks the completion; shape `batch`.
     """
 
     log_token: PerToken | None = None
@@ -33,10 +34,10 @@ class CorrectionWeights:
 
     def __post_init__(self) -> None:
         if self.kept is not None:
-            object.__setattr__(self, "kept", self.kept.bool())  # also after a change of precision
+            object.__setattr__(self, "kept", self.kept.bool())  # a cast by `PolicyBatch.to` may have changed the type
 
     def patterns(self) -> dict[str, tuple[Tensor, str]]:
-        """The tensors that there are, with their shapes in words, to be checked against a batch."""
+        """Return the tensors that are not None with their shape patterns, for `bind_shapes`."""
         words = {"log_token": "batch time", "kept": "batch time", "log_sequence": "batch"}
         return {
             f"correction.{name}": (getattr(self, name), pattern)
@@ -45,32 +46,43 @@ class CorrectionWeights:
         }
 
     def map(self, function: Any) -> CorrectionWeights:
-        """The weights with a function applied to each tensor, such as an index."""
+        """Return a copy with a function, such as indexing, applied to each tensor."""
         changed = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: function(tensor) for name, tensor in changed.items() if tensor is not None})
 
 
 class SamplerCorrection(ABC):
-    r"""Weights that make up for drawing from one policy and training another.
+    r"""Importance weights that correct for a mismatch between the sampler and the trainer.
 
-    The sampler's log-probabilities may differ from the trainer's: other kernels, another precision, weights that are
-    a step old. With $w_t = \pi_\mathrm{old}(o_t) / \pi_\mathrm{sampler}(o_t)$ an expectation over the sampler becomes
-    one over the behaviour policy.
+    The sampler's log-probabilities may differ from the trainer's because of other kernels, another precision, or
+    weights that are one step old. Multiplying by $w_t = \pi_\mathrm{old}(o_t) / \pi_\mathrm{sampler}(o_t)$ turns an
+    expectation under the sampler into one under the behavior policy.
+
+    Subclass requirements:
+
+    - Implement `weights`. Its argument is $\log w_t$, bounded to +-20 and 0 on padding. Return `CorrectionWeights` with
+      a weight per token, a weight per completion, or a mask of the tokens to keep.
+    - Leave `__call__` as it is. It computes $\log w_t$ outside any graph and calls `weights`.
     """
 
     @abstractmethod
     def weights(self, log_weight: PerToken, response_mask: PerToken) -> CorrectionWeights:
-        r"""Weights from $\log w_t$, 0 on padding and where the sampler gave none; shape `batch time`."""
+        r"""Return weights from $\log w_t$, which is 0 on padding and on tokens without a sampler log-probability.
+
+        Args:
+            log_weight: $\log w_t$, within +-20; shape `batch time`.
+            response_mask: True on trained tokens; shape `batch time`.
+        """
 
     def __call__(
         self, old_log_probs: PerToken, rollout_log_probs: PerToken, response_mask: PerToken
     ) -> CorrectionWeights:
-        """Weights from the log-probabilities of both policies, outside any graph.
+        """Return detached weights from the log-probabilities of both policies.
 
         Args:
-            old_log_probs: under the behaviour policy as the trainer computes it; shape `batch time`.
-            rollout_log_probs: as the sampler gave them; a token where it gave no finite number is left out of the
-                correction; shape `batch time`.
+            old_log_probs: log-probabilities under the behavior policy, computed by the trainer; shape `batch time`.
+            rollout_log_probs: log-probabilities that the sampler returned; a token whose value is not finite is not
+                corrected; shape `batch time`.
             response_mask: True on trained tokens; shape `batch time`.
         """
         mask = response_mask.bool()
@@ -79,7 +91,7 @@ class SamplerCorrection(ABC):
 
 
 def log_mismatch(old_log_probs: PerToken, rollout_log_probs: PerToken, response_mask: PerToken) -> PerToken:
-    """Log-probability of the trainer less that of the sampler, within +-20; 0 on padding and where none is known.
+    """Return the trainer's minus the sampler's log-probability, within +-20; 0 on padding and on unknown values.
 
     Example:
         >>> log_mismatch(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, torch.nan]]), torch.ones(1, 2))
@@ -91,7 +103,7 @@ def log_mismatch(old_log_probs: PerToken, rollout_log_probs: PerToken, response_
 
 @dataclass(frozen=True)
 class _WithinBounds(SamplerCorrection):
-    """A correction whose weights are held between two bounds, or dropped outside them."""
+    """Correction whose weights are truncated to two bounds, or masked outside the bounds."""
 
     max_weight: float
     min_weight: float
@@ -116,7 +128,7 @@ class _WithinBounds(SamplerCorrection):
 
 @dataclass(frozen=True)
 class TokenCorrection(_WithinBounds):
-    r"""A weight for each token: little variance, and a bias that grows with the distance of the policies.
+    r"""One weight per token: low variance, and a bias that grows with the distance between the policies.
 
     Args:
         max_weight: weights are at most this; `inf` for no bound.
@@ -126,15 +138,15 @@ class TokenCorrection(_WithinBounds):
     Raises:
         ValueError: the bounds are out of order, or `outside` is neither word.
 
-    Reference: truncated importance sampling, as verl has it by default; masked between two bounds, IcePop.
+    Reference: "truncate" is truncated importance sampling, the default of verl; "mask" with two bounds is IcePop.
     """
 
     max_weight: float = 2.0
     min_weight: float = 0.0
     outside: Literal["truncate", "mask"] = "truncate"
 
+    @override
     def weights(self, log_weight: PerToken, response_mask: PerToken) -> CorrectionWeights:
-        """See `SamplerCorrection`."""
         if self.outside == "truncate":
             return CorrectionWeights(log_token=torch.where(response_mask, log_weight.clamp(*self._log_bounds()), 0))
         kept = self._inside(log_weight) | ~response_mask
@@ -143,7 +155,7 @@ class TokenCorrection(_WithinBounds):
 
 @dataclass(frozen=True)
 class SequenceCorrection(_WithinBounds):
-    r"""One weight for the completion, $\prod_t w_t$: unbiased without bounds, and of large variance.
+    r"""One weight per completion, $\prod_t w_t$: unbiased without bounds, but of high variance.
 
     Args:
         max_weight: weights are at most this; `inf` for no bound.
@@ -160,8 +172,8 @@ class SequenceCorrection(_WithinBounds):
     min_weight: float = 0.0
     outside: Literal["truncate", "mask"] = "mask"
 
+    @override
     def weights(self, log_weight: PerToken, response_mask: PerToken) -> CorrectionWeights:
-        """See `SamplerCorrection`."""
         log_product = masked_sum(log_weight, response_mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         if self.outside == "truncate":
             return CorrectionWeights(log_sequence=log_product.clamp(*self._log_bounds()))

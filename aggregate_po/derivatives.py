@@ -1,4 +1,4 @@
-"""Derivatives by autograd, for parts that give no closed form."""
+"""Derivatives by autograd, for parts without a closed form."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,10 @@ from aggregate_po.batch import TokenRatios
 
 
 def elementwise_derivative(function: Callable[[TokenRatios], Tensor], ratios: TokenRatios) -> Tensor:
-    """Derivative of `function` with respect to `ratios.log_ratio`, in the shape of `log_ratio`.
+    """Return the derivative of `function` with respect to `ratios.log_ratio`, in the shape of `log_ratio`.
 
-    `function` must not mix completions. It works under `torch.no_grad` and `torch.inference_mode` too.
+    `function` must not mix completions. The derivative is also available under `torch.no_grad` and
+    `torch.inference_mode`.
     """
     with torch.inference_mode(False), torch.enable_grad():
         inputs = ratios.requiring_grad()

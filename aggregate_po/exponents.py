@@ -6,33 +6,43 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.masked import masked_max, masked_mean
 
 
 class ExponentRule(ABC):
-    """Chooses the order of the power mean; the choice is a constant to the gradient."""
+    """Chooses the exponent of a power mean for each completion; it is a constant to the gradient.
+
+    Subclass requirements:
+
+    - Implement `__call__`. It must return one finite exponent per completion, detached from the graph and in the
+      precision of the log ratios. Padding, the order of tokens and other completions must have no effect.
+    - Read what is known of the whole optimizer step from `tokens.totals`; `totals.required` names a missing field.
+
+    `aggregate_po.testing.check_exponent_rule` checks these requirements.
+    """
 
     @abstractmethod
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        """Finite exponent of each completion; shape `batch`."""
+        """Return a finite, detached exponent for each completion; shape `batch`."""
 
 
 @dataclass(frozen=True)
 class FixedExponent(ExponentRule):
-    """The same exponent always; what `PowerMean(0.5)` means."""
+    """Constant exponent; `PowerMean(0.5)` is short for `PowerMean(FixedExponent(0.5))`."""
 
     value: float
 
+    @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        """See `ExponentRule`."""
         return tokens.log_ratio.new_full(tokens.lengths.shape, self.value)
 
 
 @dataclass(frozen=True)
 class LinearExponent(ExponentRule):
-    """Moves the exponent in a straight line over the training, by `totals.progress` (0 at first, 1 at the end).
+    """Linear schedule of the exponent over training, by `totals.progress` (0 at the start, 1 at the end).
 
     Reference: HölderPO, arXiv:2605.12058, whose schedule runs from 2 to -2.
     """
@@ -40,24 +50,24 @@ class LinearExponent(ExponentRule):
     start: float = 2.0
     end: float = -2.0
 
+    @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        """See `ExponentRule`."""
         value = self.start + (self.end - self.start) * tokens.totals.progress
         return tokens.log_ratio.new_full(tokens.lengths.shape, value)
 
 
 @dataclass(frozen=True)
 class RewardExponent(ExponentRule):
-    r"""Falls as the mean reward of the step rises, $p = e^{-\gamma \mu_R}$.
+    r"""Exponent that falls as the mean reward of the step rises, $p = e^{-\gamma \mu_R}$.
 
-    With rewards in [0, 1] it runs from the arithmetic mean, at reward 0, towards the geometric one, which it does not
-    reach: at the default, $p = 0.449$ at reward 1.
+    For rewards in [0, 1] the exponent moves from the arithmetic mean at reward 0 toward the geometric mean, without
+    reaching it: with the default $\gamma$, $p = 0.449$ at reward 1.
 
     Args:
-        gamma: how fast it falls.
+        gamma: rate $\gamma$ of the decay.
 
     Raises:
-        ValueError: `gamma` is negative, or, when it is called, the totals lack the mean reward.
+        ValueError: `gamma` is negative; when called, if the totals lack the mean reward.
 
     Reference: APMPO, arXiv:2605.04066.
     """
@@ -68,35 +78,35 @@ class RewardExponent(ExponentRule):
         if not self.gamma >= 0:
             raise ValueError(f"`gamma` is {self.gamma}; pass 0 or more.")
 
+    @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        """See `ExponentRule`."""
         reward = float(tokens.totals.required("reward_mean", self))
-        # Very negative rewards would overflow; by then the mean has long become the largest ratio.
+        # Very negative rewards would overflow; at such exponents the mean already equals the largest ratio.
         exponent = math.exp(min(-self.gamma * reward, 10.0))
         return tokens.log_ratio.new_full(tokens.lengths.shape, exponent)
 
 
 def interpolated_target(clipped_fraction: PerCompletion, arithmetic_ess: PerCompletion) -> PerCompletion:
-    r"""Target effective sample size, as a share of the length: $(1-f)\,\mathrm{ESS}(1)/n + f$ (eq. 18).
+    r"""Return the target effective sample size as a fraction of the length, $(1-f)\,\mathrm{ESS}(1)/n + f$ (eq. 18).
 
-    Without clipping it asks for the arithmetic mean; when every token is clipped, for the geometric one. The map is
-    this library's reconstruction: the PMPO paper (arXiv:2601.22521) states these two ends, and what was readable of
-    it gives no formula in between.
+    Without clipping the target is that of the arithmetic mean; when every token is clipped, that of the geometric mean.
+    The map is this library's reconstruction: the PMPO paper (arXiv:2601.22521) states these two ends, and its readable
+    part gives no formula in between.
 
     Args:
-        clipped_fraction: tokens whose gradient the clip zeroes, as a share of the length; shape `batch`.
-        arithmetic_ess: effective sample size at `p = 1`, as a share of the length; shape `batch`.
+        clipped_fraction: fraction of tokens whose gradient the clip sets to zero; shape `batch`.
+        arithmetic_ess: effective sample size at `p = 1` as a fraction of the length; shape `batch`.
     """
     return (1 - clipped_fraction) * arithmetic_ess + clipped_fraction
 
 
 @dataclass(frozen=True)
 class ESSMatching(ExponentRule):
-    r"""The $p \in [0, 1]$ at which the effective sample size of the weights meets a target (eq. 17).
+    r"""Exponent $p \in [0, 1]$ at which the effective sample size of the weights meets a target (eq. 17).
 
     $\mathrm{ESS}(p) = (\sum_t r_t^p)^2 / \sum_t r_t^{2p}$ falls from $n$ at $p = 0$ as $p$ grows, so bisection finds
-    the one solution, for all completions at once. A target that $p = 1$ already exceeds, or ratios that are all equal,
-    give 1; a target of the full length gives 0.
+    the unique solution, for all completions at once. The exponent is 1 if the target is below $\mathrm{ESS}(1)$ or if
+    all ratios are equal, and 0 if the target is the full length.
 
     Args:
         target: maps the clipped fraction and `ESS(1) / n`, both of shape `batch`, to the target `ESS / n`.
@@ -106,8 +116,8 @@ class ESSMatching(ExponentRule):
 
     target: Callable[[PerCompletion, PerCompletion], PerCompletion] = interpolated_target
 
+    @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        """See `ExponentRule`."""
         curve = ESSCurve.of(tokens.uncorrected, tokens.response_mask)
         arithmetic = curve.share(torch.ones_like(curve.lengths))
         target = self.target(masked_mean(tokens.saturated.double(), tokens.response_mask), arithmetic)
@@ -116,32 +126,32 @@ class ESSMatching(ExponentRule):
 
 @dataclass(frozen=True)
 class ESSCurve:
-    r"""Effective sample size of the power weights against the exponent, as a share of the length (eq. 17).
+    r"""Effective sample size of the power weights as a function of the exponent, as a fraction of the length (eq. 17).
 
-    For exponents above 0, where it falls from 1; all completions at once, in float64.
+    Defined for exponents above 0, where the curve falls from 1; computed for all completions at once, in float64.
 
     Args:
-        log_ratio: log ratios less the largest of the completion, -inf on padding; shape `batch time`.
+        log_ratio: log ratios minus the largest of the completion, -inf on padding; shape `batch time`.
         lengths: response tokens of each completion, at least 1; shape `batch`.
     """
 
     log_ratio: PerToken
     lengths: PerCompletion
 
-    # Halves [0, 1] to the resolution of float64 near 1.
+    # Enough bisection steps to halve [0, 1] down to the resolution of float64 near 1.
     _bisections = 52
 
     @classmethod
     def of(cls, log_ratio: PerToken, response_mask: PerToken) -> "ESSCurve":
-        """The curve of each completion; shapes `batch time`."""
+        """Return the curve of each completion; both arguments have shape `batch time`."""
         log_ratio = torch.where(response_mask, log_ratio.double(), -torch.inf)
-        # Relative to the largest ratio no exponential overflows, and padding contributes exp(-inf) = 0.
+        # Relative to the largest ratio, no exponential overflows, and padding contributes exp(-inf) = 0.
         log_ratio = log_ratio - masked_max(log_ratio, response_mask).unsqueeze(-1)
         return cls(log_ratio, response_mask.sum(dim=-1).clamp(min=1).double())
 
     def share(self, exponent: PerCompletion) -> PerCompletion:
-        """Effective sample size over the length at positive exponents, 0 where there is no token; shape `batch`."""
-        # `p = 0` would meet -inf, but the bisection only ever asks for midpoints.
+        """Return the effective sample size over the length at positive exponents, 0 for no token; shape `batch`."""
+        # `p = 0` times -inf would be NaN, but bisection evaluates midpoints only.
         powers = torch.exp(self.log_ratio * exponent.unsqueeze(-1))
         squares = powers.square().sum(dim=-1).clamp(min=torch.finfo(powers.dtype).tiny)
         return powers.sum(dim=-1).square() / squares / self.lengths
@@ -149,12 +159,12 @@ class ESSCurve:
     def exponent(
         self, target: PerCompletion | float, largest: float, share_at_largest: PerCompletion | None = None
     ) -> PerCompletion:
-        """The exponent in `[0, largest]` whose share is `target`, or the nearer end; `largest` where ratios are equal.
+        """Return the exponent in `[0, largest]` with share `target`, or the nearer end; `largest` if ratios are equal.
 
         Args:
-            target: effective sample size over the length; a number, or one per completion, shape `batch`.
+            target: effective sample size over the length; a number or one per completion; shape `batch`.
             largest: upper end of the interval, above 0.
-            share_at_largest: the share there, if it is known already; shape `batch`.
+            share_at_largest: share at `largest`, if already known; shape `batch`.
         """
         ends = torch.full_like(self.lengths, largest)
         at_largest = self.share(ends) if share_at_largest is None else share_at_largest

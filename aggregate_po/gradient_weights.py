@@ -1,4 +1,4 @@
-"""Results of an objective: its gradient as five readable factors, and all that it gives for one batch."""
+"""Results of an objective: the gradient weights in five factors, and everything evaluated on one batch."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from aggregate_po.batch import PerToken
 
 @dataclass(frozen=True)
 class GradientWeights:
-    """Weight of each token on the gradient of its log-probability, in factors (eq. 4).
+    """Gradient weight of each token's log-probability, in factors (eq. 4).
 
-    Every factor broadcasts against `batch time`: those of a completion have shape `(batch, 1)`.
+    Every factor broadcasts against `batch time`; factors of a completion have shape `(batch, 1)`.
 
     Args:
-        completion: normaliser's weight of the completion.
-        advantages: advantage of the completion; shape `batch time` where each token has its own.
+        completion: weight of the completion, from the normalizer.
+        advantages: advantage of the completion; shape `batch time` for per-token advantages.
         magnitude: value of the completion times the derivative of the sequence transform.
         concentration: share of the completion's gradient that each token receives.
         gate: derivative of the token transform.
-        penalty: weight that the penalties add.
-        clipped: True where a clip made the gradient zero.
-        overflow: True where the bound on log ratios made the gradient zero.
+        penalty: additive weight from the penalties.
+        clipped: True where a clip sets the gradient to zero.
+        overflow: True where the bound on log ratios sets the gradient to zero.
     """
 
     completion: Tensor
@@ -42,12 +42,12 @@ class GradientWeights:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Value, gradient and observations of an objective on one batch.
+    """Value, gradient weights and penalty observations of an objective on one batch.
 
     Args:
         value: value of the objective, a scalar attached to the graph of the log-probabilities.
         weights: gradient of the value with respect to the log-probabilities, in factors; detached.
-        observed: this batch's part of what each penalty observes over the optimiser step; detached; shape
+        observed: contribution of this batch to the average that each penalty adapts to; detached; shape
             `(penalties,)`.
     """
 

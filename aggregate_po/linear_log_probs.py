@@ -1,8 +1,8 @@
-"""Log-probabilities of chosen tokens straight from hidden states, a few tokens' logits at a time.
+"""Log-probabilities of target tokens computed from hidden states, one chunk of tokens at a time.
 
-The logits of a step are its largest tensor: tokens times vocabulary. Objectives here reach the model through the
-log-probabilities alone, so one function that never holds all logits, and computes them once more for the gradient,
-saves the memory for every objective.
+The logits (tokens times vocabulary) are the largest tensor of a training step. Objectives depend on the model through
+log-probabilities only, so one function that never materializes all logits, and recomputes them in the backward pass,
+saves this memory for every objective.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from aggregate_po.bounds import working_precision
 from aggregate_po.shapes import bind_shapes
@@ -25,7 +26,7 @@ PerVocabulary = Annotated[Tensor, "vocabulary"]
 Tokens = Annotated[Tensor, "..."]
 
 _LOGITS_AT_A_TIME = 2**24
-_TOKENS_AT_LEAST = 256  # each chunk goes over the whole gradient of the weight, so there should not be too many
+_TOKENS_AT_LEAST = 256  # every chunk updates the whole gradient of the weight, so small chunks are slow
 
 
 def linear_log_probs(
@@ -37,28 +38,28 @@ def linear_log_probs(
     softcap: float | None = None,
     chunk_size: int | None = None,
 ) -> Tokens:
-    r"""Log-probabilities of `targets` under the softmax of the logits, $\log \mathrm{softmax}(z / T)$.
+    r"""Return the log-probabilities of `targets`, $\log \mathrm{softmax}(z / T)$.
 
-    The logits are $z = h W^\top + b$, or $c \tanh((h W^\top + b) / c)$ with a soft cap. They are never held for more
-    than `chunk_size` tokens, neither forward nor backward, where they are computed again.
+    The logits are $z = h W^\top + b$, or $c \tanh((h W^\top + b) / c)$ with a soft cap. At most
+    `chunk_size` tokens' logits are held at a time; the backward pass recomputes them.
 
     Args:
         hidden: the model's last hidden states; shape `... hidden`.
-        weight: of the output layer; shape `vocabulary hidden`.
-        targets: ids of the chosen tokens; shape `...`.
-        bias: of the output layer; shape `vocabulary`.
-        temperature: $T$.
-        softcap: $c$, of models that bound their logits.
-        chunk_size: tokens at a time; as many as have 16 million logits, but at least 256, when None.
+        weight: weight of the output layer; shape `vocabulary hidden`.
+        targets: token ids; shape `...`.
+        bias: bias of the output layer; shape `vocabulary`.
+        temperature: sampling temperature $T$.
+        softcap: soft cap $c$ on the logits, for models that have one.
+        chunk_size: tokens per chunk; None chooses a chunk of 16 million logits, but at least 256 tokens.
 
     Returns:
-        Shape `...`; nats, in at least float32 whatever the precision of `hidden`.
+        Log-probabilities in nats, in at least float32 whatever the precision of `hidden`; shape `...`.
 
     Raises:
         ValueError: shapes do not fit, or a number is out of its range.
 
-    Matrix products are in the precision of the inputs, or of autocast where that is on; all else, and the sum of the
-    gradient of `weight` over the chunks, is in at least float32. The gradient cannot be differentiated again.
+    Matrix products use the precision of the inputs, or of autocast if enabled. Everything else, including the sum of
+    the gradient of `weight` over the chunks, is in at least float32. Double backward is not supported.
     """
     return _token_statistics(hidden, weight, targets, bias, temperature, softcap, chunk_size, False)[0]
 
@@ -72,20 +73,20 @@ def linear_log_probs_and_entropy(
     softcap: float | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tokens, Tokens]:
-    """The same with the entropy of each distribution, which can be differentiated too; both of shape `...`; nats."""
+    """Return the log-probabilities of `linear_log_probs` and the entropies, both differentiable; shapes `...`; nats."""
     return _token_statistics(hidden, weight, targets, bias, temperature, softcap, chunk_size, True)
 
 
 @dataclass(frozen=True)
 class _Head:
-    """The output layer of a model, and how its logits become those of a distribution."""
+    """Output layer of a model with soft cap and temperature."""
 
     temperature: float
     softcap: float | None
     product_dtype: torch.dtype
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Logits over the temperature, and the slope of the soft cap where there is one."""
+        """Return the logits divided by the temperature, and the slope of the soft cap if there is one."""
         logits = working_precision(hidden.to(self.product_dtype) @ weight.T)
         if bias is not None:
             logits = logits + bias
@@ -97,16 +98,17 @@ class _Head:
         return (logits if self.temperature == 1 else logits.div_(self.temperature)), slope
 
     def back(self, gradient: Tensor, slope: Tensor | None) -> Tensor:
-        """Gradient of the linear map's output, from that of the logits over the temperature."""
+        """Return the gradient of the output of the linear layer, from the gradient of the scaled logits."""
         if self.temperature != 1:
             gradient = gradient.div_(self.temperature)
         return gradient if slope is None else gradient.mul_(slope)
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """Rows of `hidden` to log-probabilities and entropies; see `linear_log_probs`."""
+    """Autograd function from rows of `hidden` to log-probabilities and entropies; see `linear_log_probs`."""
 
     @staticmethod
+    @override
     def forward(
         ctx: Any,
         hidden: Tensor,
@@ -122,14 +124,14 @@ class _LinearLogProbs(torch.autograd.Function):
         log_probs, entropy, normalizer = (hidden.new_zeros(rows, dtype=precision) for _ in range(3))
         columns = weight.to(head.product_dtype)
         for start in range(0, rows, chunk_size):
-            piece = slice(start, start + chunk_size)
-            logits, _ = head.logits(hidden[piece], columns, bias)
-            normalizer[piece] = torch.logsumexp(logits, dim=-1)
-            chosen = logits.gather(-1, targets[piece].unsqueeze(-1)).squeeze(-1)
-            log_probs[piece] = chosen - normalizer[piece]
+            chunk = slice(start, start + chunk_size)
+            logits, _ = head.logits(hidden[chunk], columns, bias)
+            normalizer[chunk] = torch.logsumexp(logits, dim=-1)
+            chosen = logits.gather(-1, targets[chunk].unsqueeze(-1)).squeeze(-1)
+            log_probs[chunk] = chosen - normalizer[chunk]
             if with_entropy:
-                centred = logits.sub_(normalizer[piece].unsqueeze(-1))
-                entropy[piece] = -(centred.exp() * centred).sum(dim=-1)
+                centered = logits.sub_(normalizer[chunk].unsqueeze(-1))
+                entropy[chunk] = -(centered.exp() * centered).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, targets, bias, normalizer, entropy)
         ctx.head, ctx.chunk_size = head, chunk_size
         ctx.set_materialize_grads(False)
@@ -137,35 +139,36 @@ class _LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, bias, normalizer, entropy = ctx.saved_tensors
         head, (of_log_probs, of_entropy) = ctx.head, gradients
-        wants_hidden, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
+        needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
         if of_log_probs is None:
             of_log_probs = torch.zeros_like(normalizer)
         columns = weight.to(head.product_dtype)
-        to_hidden = torch.empty_like(hidden) if wants_hidden else None
-        to_weight = torch.zeros_like(weight, dtype=normalizer.dtype) if wants_weight else None
-        to_bias = torch.zeros_like(bias, dtype=normalizer.dtype) if wants_bias else None
+        to_hidden = torch.empty_like(hidden) if needs_hidden else None
+        to_weight = torch.zeros_like(weight, dtype=normalizer.dtype) if needs_weight else None
+        to_bias = torch.zeros_like(bias, dtype=normalizer.dtype) if needs_bias else None
         for start in range(0, hidden.shape[0], ctx.chunk_size):
-            piece = slice(start, start + ctx.chunk_size)
-            log_p, slope = head.logits(hidden[piece], columns, bias)
-            log_p = log_p.sub_(normalizer[piece].unsqueeze(-1))
-            factor = -of_log_probs[piece].unsqueeze(-1)
+            chunk = slice(start, start + ctx.chunk_size)
+            log_p, slope = head.logits(hidden[chunk], columns, bias)
+            log_p = log_p.sub_(normalizer[chunk].unsqueeze(-1))
+            factor = -of_log_probs[chunk].unsqueeze(-1)
             if of_entropy is None:
                 gradient = log_p.exp_().mul_(factor)
             else:
-                slopes = of_entropy[piece].unsqueeze(-1)
-                gradient = log_p.exp() * (factor - slopes * (log_p + entropy[piece].unsqueeze(-1)))
-            gradient.scatter_add_(-1, targets[piece].unsqueeze(-1), of_log_probs[piece].unsqueeze(-1))
+                slopes = of_entropy[chunk].unsqueeze(-1)
+                gradient = log_p.exp() * (factor - slopes * (log_p + entropy[chunk].unsqueeze(-1)))
+            gradient.scatter_add_(-1, targets[chunk].unsqueeze(-1), of_log_probs[chunk].unsqueeze(-1))
             gradient = head.back(gradient, slope)
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0)
             product = gradient.to(head.product_dtype)
             if to_hidden is not None:
-                to_hidden[piece] = (product @ columns).to(hidden.dtype)
+                to_hidden[chunk] = (product @ columns).to(hidden.dtype)
             if to_weight is not None:
-                _add_product(to_weight, product, hidden[piece].to(head.product_dtype))
+                _add_product(to_weight, product, hidden[chunk].to(head.product_dtype))
         return (
             to_hidden,
             None if to_weight is None else to_weight.to(weight.dtype),
@@ -176,7 +179,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add `left^T right` to a total that may be more precise than the two."""
+    """Add `left^T right` to `total` in place; `total` may have a higher precision."""
     if total.dtype == left.dtype:
         total.addmm_(left.T, right)
     else:

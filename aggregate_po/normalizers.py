@@ -1,65 +1,77 @@
-"""Normalisers: how much each completion counts in the objective of an optimiser step."""
+"""Normalizers: the weight of each completion in the objective of an optimizer step."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import PerCompletion, StepTotals
 
 
 class Normalizer(ABC):
-    """Weight of each completion, from its length and the totals of the whole optimiser step.
+    """Weight of each completion, from its length and the totals of the whole optimizer step.
 
-    Only the totals may divide: a count of the micro-batch would make the gradient depend on how the step is cut.
+    Subclass requirements:
+
+    - Implement `__call__`. It must return finite, non-negative weights, one per completion.
+    - Divide by the totals only. A count of the micro-batch would make the gradient depend on how the step is split into
+      micro-batches and ranks. Use `at_least_one`, because a step can have no tokens.
+
+    `aggregate_po.testing.check_normalizer` checks these requirements.
     """
 
     @abstractmethod
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        """Non-negative weights; shape `batch`; `lengths` in tokens."""
+        """Return non-negative weights; shape `batch`.
+
+        Args:
+            lengths: response tokens of each completion; shape `batch`.
+            totals: counts over the whole optimizer step.
+        """
 
 
 @dataclass(frozen=True)
 class SequenceMean(Normalizer):
-    """Every completion counts the same: `1 / completions`."""
+    """Equal weight for every completion: `1 / completions`."""
 
+    @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        """See `Normalizer`."""
         return torch.ones_like(lengths) / at_least_one(totals.completions)
 
 
 @dataclass(frozen=True)
 class TokenMean(Normalizer):
-    """Every token counts the same: `length / tokens`.
+    """Equal weight for every token: `length / tokens`.
 
     Reference: DAPO, arXiv:2503.14476.
     """
 
+    @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        """See `Normalizer`."""
         return lengths / at_least_one(totals.tokens)
 
 
 @dataclass(frozen=True)
 class LengthWeighted(Normalizer):
-    """Every completion counts by its length: `length / completions`.
+    """Weight in proportion to the length of a completion: `length / completions`.
 
     Reference: LUSPO, arXiv:2602.05261.
     """
 
+    @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        """See `Normalizer`."""
         return lengths / at_least_one(totals.completions)
 
 
 @dataclass(frozen=True)
 class ConstantLength(Normalizer):
-    """Token sums over a constant: `length / (constant * completions)`.
+    """Sum over tokens divided by a constant: `length / (constant * completions)`.
 
     Args:
-        length: the constant, in tokens; usually the longest completion that sampling allows. It has no default,
-            since the padded width of a batch is never one.
+        length: constant in tokens, usually the maximum completion length. There is no default, because the padded
+            width of a batch is not a constant.
 
     Raises:
         ValueError: the constant is not positive.
@@ -73,11 +85,11 @@ class ConstantLength(Normalizer):
         if not self.length > 0:
             raise ValueError(f"`length` is {self.length}; pass the maximum completion length in tokens, more than 0.")
 
+    @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        """See `Normalizer`."""
         return lengths / (self.length * at_least_one(totals.completions))
 
 
 def at_least_one(count: float | Tensor) -> float | Tensor:
-    """A count of the totals as a divisor, 1 where it is 0: a step without any token has nothing to divide."""
+    """Return a count as a divisor, with 0 replaced by 1 for a step without any token."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

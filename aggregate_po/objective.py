@@ -1,4 +1,4 @@
-"""The objective: transform, aggregate, transform, normalise."""
+"""Policy objective: transform, aggregate, transform, normalize."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
@@ -21,20 +22,20 @@ from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, eva
 
 
 class PolicyObjective:
-    r"""Token aggregation as an objective to be maximised, $J = \sum_i c_i A_i S_i$ (eq. 3), less any penalties.
+    r"""Policy objective $J = \sum_i c_i A_i S_i$ minus the penalties, to be maximized (eq. 3).
 
     Args:
-        aggregator: reduces the token log ratios of a completion to one.
-        token_transform: applied to the log ratio of each token, before the mean.
-        sequence_transform: applied to the log ratio of each completion, after the mean.
-        normalizer: weight of each completion, from the totals of the optimiser step.
-        penalties: costs taken off the objective.
+        aggregator: reduction of the token log ratios of a completion to one log ratio.
+        token_transform: transform of the log ratio of each token, before the mean.
+        sequence_transform: transform of the log ratio of each completion, after the mean.
+        normalizer: weight of each completion, from the totals of the optimizer step.
+        penalties: costs subtracted from the objective.
 
     Raises:
         TypeError: a part is of the wrong kind.
 
-    Log ratios are bounded to +-20 where they enter and the log value to at most 20, so every finite input gives finite
-    value, weights and gradient; the gradient beyond is zero, and counted as overflow.
+    Log ratios are clamped to +-20 on entry and log values to at most 20, so every finite input gives a finite value,
+    finite weights and a finite gradient. Outside these bounds the gradient is zero and counted as overflow.
 
     Example:
         >>> from aggregate_po import GeometricMean, PessimisticClip, PolicyBatch
@@ -66,6 +67,7 @@ class PolicyObjective:
         self.normalizer = normalizer
         self.penalties = tuple(penalties)
 
+    @override
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={part!r}" for name, part in vars(self).items() if part is not None and part != ())
         return f"PolicyObjective({parts})"
@@ -76,24 +78,24 @@ class PolicyObjective:
         return any(penalty.needs_reference for penalty in self.penalties)
 
     def __call__(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
-        """Value of the objective, a scalar attached to the graph of `log_probs`.
+        """Return the value of the objective, a scalar attached to the graph of `log_probs`.
 
         Args:
-            log_probs: log-probabilities under the policy that is trained; shape `batch time`; nats.
+            log_probs: log-probabilities under the trained policy; shape `batch time`; nats.
             batch: the completions.
 
         Raises:
-            ValueError: shapes disagree, an advantage or a correction per token meets a part that has no definition for
-                it, or a penalty misses the reference log-probabilities.
+            ValueError: shapes disagree, a part does not support per-token advantages or corrections, or a penalty
+                needs reference log-probabilities that the batch lacks.
         """
         trace = self._trace(log_probs, batch)
         return trace.value([penalty.token_costs(trace.before.log_probs, batch) for penalty in self.penalties])
 
     @torch.no_grad()
     def gradient_weights(self, log_probs: PerToken, batch: PolicyBatch) -> GradientWeights:
-        """Closed-form gradient of the objective with respect to `log_probs`, in factors.
+        """Return the closed-form gradient of the objective with respect to `log_probs`, in factors.
 
-        Takes what `__call__` takes and raises what it raises; nothing is attached to the graph.
+        Arguments and errors are those of `__call__`; the result is detached.
         """
         trace, concentration = self._trace_with_concentration(log_probs, batch)
         derivatives = [penalty.token_derivatives(trace.before.log_probs, batch) for penalty in self.penalties]
@@ -101,18 +103,18 @@ class PolicyObjective:
 
     @torch.no_grad()
     def observed(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
-        """Observation of each penalty on this batch, averaged as its costs are; the sum over a step is for `adapt`.
+        """Return the observation of each penalty on this batch, averaged as its costs are; sum over a step for `adapt`.
 
-        Takes what `__call__` takes and raises what it raises; one number per penalty, in their order; detached.
+        Arguments and errors are those of `__call__`; the result has one entry per penalty, in order, and is detached.
         """
         trace = self._trace(log_probs, batch)
         return trace.averages([penalty.observed(trace.before.log_probs, batch) for penalty in self.penalties])
 
     def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> Evaluated:
-        """Return value, gradient weights and observations from one pass, in which no part is computed twice.
+        """Return value, gradient weights and observations from one pass, without computing any part twice.
 
-        Takes what `__call__` takes and raises what it raises. The numbers are those of `__call__`, `gradient_weights`
-        and `observed`; ask these where only one of the three is needed.
+        Arguments and errors are those of `__call__`. The results equal those of `__call__`, `gradient_weights` and
+        `observed`; call one of these if only one result is needed.
 
         Example:
             >>> from aggregate_po import ArithmeticMean, PolicyBatch
@@ -132,28 +134,28 @@ class PolicyObjective:
         )
 
     def adapt(self, observed: Sequence[float]) -> None:
-        """Let the penalties adapt to what they observed, once after every optimiser step that was made.
+        """Let the penalties adapt to their observations; call this once after every optimizer step.
 
-        A step that was skipped, as for a gradient that is not finite, adapts nothing.
+        Do not call it for a skipped step, such as one whose gradient is not finite.
 
         Args:
-            observed: sum of `observed` over the ranks and micro-batches of the step; one number per penalty.
+            observed: sum of `observed` over the ranks and micro-batches of the step; one entry per penalty.
 
         Raises:
-            ValueError: there are more or fewer numbers than penalties.
+            ValueError: the number of entries differs from the number of penalties.
         """
         for penalty, average in zip(self.penalties, observed, strict=True):
             penalty.adapt(average)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the penalties have changed since they were made."""
+        """Return the adaptive state of the penalties."""
         return {"penalties": [penalty.state_dict() for penalty in self.penalties]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            ValueError: it was given by an objective with another number of penalties.
+            ValueError: the state belongs to an objective with another number of penalties.
         """
         saved = state["penalties"]
         if len(saved) != len(self.penalties):
@@ -165,12 +167,12 @@ class PolicyObjective:
             penalty.load_state_dict(own)
 
     def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> Trace:
-        """Send a batch through the parts, for the value alone."""
+        """Run a batch through all parts, for the value only."""
         before = self._before_the_mean(log_probs, batch)
         return self._after_the_mean(before, self.aggregator.log_aggregate(before.tokens))
 
     def _trace_with_concentration(self, log_probs: PerToken, batch: PolicyBatch) -> tuple[Trace, PerToken]:
-        """Send a batch through the parts, and take the weights of the aggregator along."""
+        """Run a batch through all parts; also return the token weights of the aggregator."""
         before = self._before_the_mean(log_probs, batch)
         aggregate = self.aggregator.evaluate(before.tokens)
         trace = self._after_the_mean(before, aggregate.log_aggregate)
@@ -182,7 +184,7 @@ class PolicyObjective:
         if self.sequence_transform is not None:
             self._require_one_ratio(batch)
         mask = batch.response_mask
-        # Once, so that a gradient in half precision is rounded once.
+        # Convert once, so that a gradient in half precision is rounded once.
         log_probs = torch.where(mask, working_precision(log_probs), 0)
         raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
         log_ratio = bounded(raw)
@@ -222,13 +224,13 @@ class PolicyObjective:
             log_weights = batch.correction.log_sequence.to(dtype)
             log_values = log_values + log_weights
             log_terms = None if log_terms is None else log_terms + rearrange(log_weights, "batch -> batch 1")
-        # In working precision, because counts that are divided as integers give single precision.
+        # Use the working precision: dividing integer counts gives single precision.
         weights = self.normalizer(lengths.to(dtype), batch.totals).to(dtype)
         require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
         return Trace(before, transform, log_values, log_terms, completion=torch.where(lengths > 0, weights, 0))
 
     def _require_one_ratio(self, batch: PolicyBatch) -> None:
-        """Refuse advantages and corrections per token: the ratio of a completion, once clipped, has neither."""
+        """Raise for per-token advantages and corrections: a sequence transform has a definition for neither."""
         acts = f"which `sequence_transform` {self.sequence_transform!r} acts on"
         if batch.has_token_advantages:
             raise ValueError(

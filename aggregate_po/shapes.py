@@ -1,4 +1,4 @@
-"""Shapes as words, checked where tensors enter and where a user's part returns them."""
+"""Named tensor shapes, checked where tensors enter and where a custom part returns them."""
 
 from typing import Annotated, Any
 
@@ -19,14 +19,14 @@ def bind_shapes(**tensors: tuple[Any, str]) -> dict[str, int]:
     """Check that named tensors have the named shapes and agree on every size.
 
     Args:
-        tensors: `name=(tensor, "batch time")` for each argument, the reference first.
+        tensors: `name=(tensor, "batch time")` for each argument; the first tensor with an axis sets its size.
 
     Returns:
-        The size of each axis name.
+        Size of each named axis.
 
     Raises:
         TypeError: a value is not a tensor.
-        ValueError: a number of axes differs from its pattern, or two sizes of one name disagree.
+        ValueError: a tensor does not have the axes of its pattern, or two sizes of one axis disagree.
     """
     sizes: dict[str, tuple[int, str]] = {}
     for name, (tensor, pattern) in tensors.items():
@@ -47,10 +47,10 @@ def bind_shapes(**tensors: tuple[Any, str]) -> dict[str, int]:
 
 
 def require_shape(part: object, method: str, result: Tensor, words: str, shape: torch.Size) -> None:
-    """Check what a part returned: a result of another shape could broadcast, and mix completions without a word.
+    """Check the shape of a result of a part; a wrong shape could broadcast and silently mix completions.
 
     Raises:
-        ValueError: the result does not have the shape.
+        ValueError: the result has another shape.
     """
     if result.shape != shape:
         raise ValueError(

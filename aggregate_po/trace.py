@@ -1,4 +1,4 @@
-"""One pass through the parts of an objective: what it finds before and after the mean, and what follows from that."""
+"""Intermediate results of one pass through the parts of an objective, with the value and the weights they imply."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from aggregate_po.transforms.base import EvaluatedTransform
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """A batch on its way to the aggregator; shapes `batch time`.
+    """Intermediate results up to the input of the aggregator; shapes `batch time`.
 
     Args:
         batch: the completions.
-        log_probs: log-probabilities under the policy that is trained, in working precision, 0 on padding.
-        within: True on log ratios inside the bound.
+        log_probs: log-probabilities under the trained policy, in working precision, 0 on padding.
+        within: True where the log ratio is inside the bound.
         entering: context of the token transform.
-        transform: result of the token transform; the identity where there is none.
+        transform: result of the token transform; the identity if there is none.
         tokens: context of the aggregator.
     """
 
@@ -37,13 +37,13 @@ class TokenTrace:
 
 @dataclass(frozen=True)
 class Trace:
-    """A batch from its log-probabilities to the log value of each completion; shapes `batch` unless stated.
+    """Intermediate results up to the log value of each completion; shapes `batch` unless stated.
 
     Args:
-        before: the way to the aggregator.
-        transform: result of the sequence transform; the identity where there is none.
+        before: results up to the input of the aggregator.
+        transform: result of the sequence transform; the identity if there is none.
         log_values: log value of each completion.
-        log_terms: terms of that value, where each token has an advantage of its own; shape `batch time`.
+        log_terms: log terms of that value, for per-token advantages only; shape `batch time`.
         completion: weight of each completion.
     """
 
@@ -54,7 +54,7 @@ class Trace:
     completion: PerCompletion
 
     def value(self, token_costs: Sequence[PerToken]) -> Tensor:
-        """Return the objective, a scalar: the weighted completions less the average cost of each penalty."""
+        """Return the objective, a scalar: the weighted sum over completions minus the average cost of each penalty."""
         objective = (self.completion * self._advantage_weighted()).sum()
         for costs in token_costs:
             objective = objective - self._average(costs)
@@ -62,7 +62,12 @@ class Trace:
 
     @torch.no_grad()
     def weights(self, concentration: PerToken, token_derivatives: Sequence[PerToken]) -> GradientWeights:
-        """Return the gradient of `value` in factors, from the weights of the aggregator and the slopes of the costs."""
+        """Return the gradient of `value` in factors.
+
+        Args:
+            concentration: token weights of the aggregator.
+            token_derivatives: derivatives of the costs of each penalty.
+        """
         before, mask, kept = self.before, self.before.batch.response_mask, self.before.batch.correction.kept
         gate = before.within.to(before.log_probs.dtype) * before.transform.derivative
         if kept is not None:
@@ -73,7 +78,7 @@ class Trace:
         clipped = before.tokens.saturated | rearrange(self.transform.saturated, "batch -> batch 1")
         penalty = torch.zeros_like(before.log_probs)
         for derivatives in token_derivatives:
-            penalty = penalty - self._shares * derivatives
+            penalty = penalty - self._cost_weights * derivatives
         return GradientWeights(
             completion=rearrange(self.completion, "batch -> batch 1"),
             advantages=before.entering.advantages.detach(),
@@ -86,25 +91,25 @@ class Trace:
         )
 
     def averages(self, observed: Sequence[PerToken]) -> Tensor:
-        """Return the average of each observation, taken as that of a cost; shape `(penalties,)`."""
+        """Return the average of each observation, weighted as the costs are; shape `(penalties,)`."""
         averages = [self._average(per_token) for per_token in observed]
         return torch.stack(averages) if averages else self.completion.new_zeros(0)
 
     @property
-    def _shares(self) -> Tensor:
-        """Weight of the cost of one token: the completion's, over its length; shape `(batch, 1)`."""
+    def _cost_weights(self) -> Tensor:
+        """Weight of one token's cost: the weight of the completion over its length; shape `(batch, 1)`."""
         return rearrange(self.completion / self.before.entering.lengths.clamp(min=1), "batch -> batch 1")
 
     def _average(self, per_token: PerToken) -> Tensor:
-        """Contribution of this batch to the average of a cost over the optimiser step."""
-        return masked_sum(self._shares * per_token, self.before.batch.response_mask).sum()
+        """Return the contribution of this batch to the average of a cost over the optimizer step."""
+        return masked_sum(self._cost_weights * per_token, self.before.batch.response_mask).sum()
 
     def _advantage_weighted(self) -> PerCompletion:
-        """Value of each completion times its advantage, or the sum of its tokens' terms times theirs (eq. 19)."""
+        """Return value times advantage of each completion; with per-token advantages, the sum over terms (eq. 19)."""
         advantages, terms = self.before.entering.advantages, self.log_terms
         if terms is None:
             return advantages.squeeze(-1) * self.log_values.clamp(max=MAX_LOG_RATIO).exp()
-        # The bound is on the completion's value, so all its terms shrink, and stop, together.
+        # The bound applies to the value of the completion, so all its terms shrink and lose their gradient together.
         excess = rearrange((self.log_values - MAX_LOG_RATIO).clamp(min=0), "batch -> batch 1").detach()
         terms = torch.where(excess > 0, terms.detach() - excess, terms)
         return masked_sum(advantages * terms.exp(), self.before.batch.response_mask)

@@ -16,10 +16,29 @@ CHANGES = [
 
 
 class Docstrings(griffe.Extension):
-    """Doctests under `Example:` become code, formulas of recipes a section, equations and papers links."""
+    """Doctests under `Example:` become code, formulas of recipes a section, equations and papers links.
+
+    An overriding method without a docstring shows that of the method that it overrides.
+    """
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the docstring of one object as it is read."""
         if obj.docstring is not None:
             for pattern, replacement in CHANGES:
                 obj.docstring.value = re.sub(pattern, replacement, obj.docstring.value, flags=re.MULTILINE)
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Complete the docstrings once all classes of a package and their bases are known."""
+        inherit_docstrings(pkg)
+
+
+def inherit_docstrings(module: griffe.Module | griffe.Class) -> None:
+    """Give each overriding method without a docstring that of the nearest base class that has one."""
+    for name, member in module.members.items():
+        if member.is_alias:
+            continue
+        if member.is_module or member.is_class:
+            inherit_docstrings(member)
+        elif module.is_class and member.docstring is None:
+            inherited = (base.members[name].docstring for base in module.mro() if name in base.members)
+            member.docstring = next((docstring for docstring in inherited if docstring is not None), None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,10 +90,8 @@ class PolicyCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; an argument that a constructor refuses ends the program with its message alone."""
-        try:
+        with ended_by_its_message():
             super().instantiate_classes()
-        except (ValueError, TypeError, OSError) as error:
-            raise SystemExit(f"error: {error}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Write checkpoints atomically, whatever other plugins the configuration names."""
@@ -113,6 +113,19 @@ class PolicyCLI(LightningCLI):
                 f"error: `trainer.default_root_dir` is {str(folder)!r}, which already holds a run; resume it with "
                 "`--ckpt_path last`, or choose another folder with `--trainer.default_root_dir`."
             )
+
+
+@contextmanager
+def ended_by_its_message() -> Iterator[None]:
+    """End the program where an argument is refused, with the message of the error alone.
+
+    Raises:
+        SystemExit: an argument is refused.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = PolicyCLI) -> PolicyCLI:

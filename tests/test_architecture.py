@@ -28,6 +28,7 @@ TRAINING_LAYERS = [
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],
     ["model"],
+    ["memory"],
     ["rollouts", "policy_module"],
     ["data"],
     ["callbacks"],
@@ -39,8 +40,8 @@ TRAINING_LAYERS = [
 # Lines; of functions and classes without their docstring.
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_CLASS = 300, 40, 200
 # What is longer. These lists may only become shorter.
-LONG_FILES = {"lightning_modules.planning.traces"}
-LONG_FUNCTIONS = {"lightning_modules.planning.job.job_plan"}
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: set[str] = set()
 LONG_CLASSES: set[str] = set()
 
 
@@ -123,9 +124,10 @@ def longest_prefix(module, files):
 
 @pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
 def test_core_imports_torch_einops_and_the_standard_library(path):
+    """And typing_extensions, on which torch depends, for `override` before Python 3.12."""
     roots = {module.split(".")[0] for module in imported_modules(path)}
     extra = {"hypothesis"} if "testing" in path.parts else set()
-    assert roots <= {"aggregate_po", "torch", "einops", *extra} | sys.stdlib_module_names
+    assert roots <= {"aggregate_po", "torch", "einops", "typing_extensions", *extra} | sys.stdlib_module_names
 
 
 def test_nothing_but_tests_imports_the_testing_kit():
@@ -196,10 +198,17 @@ def test_public_names_of_the_core_exist(path):
 
 @pytest.mark.parametrize("path", python_files("aggregate_po"), ids=relative)
 def test_public_definitions_of_the_core_have_docstrings(path):
+    """Except overriding methods: the API pages show the docstring of the method that they override."""
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "the module has none"
-    undocumented = [node.name for node in public_definitions(tree) if not ast.get_docstring(node)]
+    undocumented = [
+        node.name for node in public_definitions(tree) if not (ast.get_docstring(node) or is_override(node))
+    ]
     assert not undocumented
+
+
+def is_override(node):
+    return any(isinstance(decorator, ast.Name) and decorator.id == "override" for decorator in node.decorator_list)
 
 
 def public_definitions(node):

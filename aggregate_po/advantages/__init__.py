@@ -1,4 +1,4 @@
-"""Advantage estimators: how the rewards of a rollout become advantages."""
+"""Advantage estimators: from the rewards of a rollout to advantages."""
 
 from aggregate_po.advantages.base import AdvantageEstimator, GroupAdvantage, GroupedRewards
 from aggregate_po.advantages.batch import BatchScaled, ComponentNormalized, WhitenedCentered, WhitenedReturns

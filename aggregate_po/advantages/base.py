@@ -1,4 +1,4 @@
-"""The context that an advantage estimator sees, and the interface of estimators."""
+"""Interface of advantage estimators, and the context that an estimator receives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.shapes import bind_shapes, require_shape
@@ -23,24 +24,24 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class GroupedRewards:
-    """The rewards of a whole rollout, over all ranks, and what else an estimator may need to know of it.
+    """Rewards of a whole rollout, over all ranks, with everything else that an estimator may need.
 
-    An estimator is called once for the rollout of all ranks. Statistics of one rank's completions alone would make the
-    gradient depend on how the rollout is divided.
+    An estimator is called once with the rollout of all ranks. Statistics over the completions of one rank alone would
+    make the gradient depend on how the rollout is sharded.
 
     Args:
-        rewards: one per completion, the completions of one prompt next to each other; shape `batch`.
+        rewards: one reward per completion, with the completions of one prompt next to each other; shape `batch`.
         group_size: completions per prompt.
         lengths: tokens of each completion, trained or not; shape `batch`.
-        components: the single rewards, where `rewards` is the weighted sum of several; shape `batch component`.
-        component_weights: weights of that sum; 1 for each when None.
-        seed: for estimators that draw at random; the same on every rank.
+        components: individual rewards, if `rewards` is their weighted sum; shape `batch component`.
+        component_weights: weights of that sum; None means 1 for each.
+        seed: random seed for estimators that sample; the same on every rank.
 
-    Whole numbers become floating-point numbers.
+    Integer rewards are converted to floating point.
 
     Raises:
         TypeError: rewards, lengths or components are not a tensor.
-        ValueError: the rewards are none, not finite or do not divide into groups, or shapes disagree.
+        ValueError: the rewards are empty, not finite or not a multiple of `group_size`, or shapes disagree.
     """
 
     rewards: PerCompletion
@@ -80,21 +81,21 @@ class GroupedRewards:
 
     @property
     def groups(self) -> Grouped:
-        """The rewards as `prompt group`, in float64, in which all estimators compute."""
+        """Rewards as `prompt group`, in float64, the precision of all estimators."""
         return self.grouped(self.rewards)
 
     def grouped(self, values: PerCompletion) -> Grouped:
-        """Any numbers of the completions as `prompt group`, in float64."""
+        """Return per-completion values as `prompt group`, in float64."""
         return rearrange(values.double(), "(prompt group) -> prompt group", group=self.group_size)
 
     def rounded(self, advantages: Tensor) -> Tensor:
-        """Advantages in the precision of the rewards, inside its finite range; the shape stays as it is."""
+        """Return advantages in the precision of the rewards, clamped to its finite range."""
         limits = torch.finfo(self.rewards.dtype)
-        # In float64, because the limits of a wider precision are no numbers of a narrower one.
+        # Clamp in float64, because a narrower precision cannot represent the limits of a wider one.
         return advantages.double().clamp(limits.min, limits.max).to(self.rewards.dtype)
 
     def required(self, name: str, reader: object) -> Tensor:
-        """The field of this name, for an estimator that cannot do without it.
+        """Return the field of this name, for an estimator that requires it.
 
         Raises:
             ValueError: the field is None.
@@ -106,59 +107,68 @@ class GroupedRewards:
 
 
 class AdvantageEstimator(ABC):
-    """Turns the rewards of a rollout into advantages, finite for all rewards that float32 can express.
+    """Turns the rewards of a rollout into advantages, which are finite for all finite float32 rewards.
 
-    A subclass is a frozen dataclass with this one method. It sees the rollout of all ranks, so it may compare
-    completions of different prompts; see `GroupAdvantage` for those that do not.
+    Subclass requirements:
+
+    - Implement `__call__`. It sees the rollout of all ranks and returns finite advantages, detached, one per completion
+      or one per token. Compute in float64, and end with `rollout.rounded`.
+    - Return the same advantages for the same `rollout` on every rank. Take randomness from `rollout.seed` only.
+    - Derive from `GroupAdvantage` instead if only completions of one prompt are compared.
+
+    `aggregate_po.testing.check_advantage` checks these requirements.
     """
 
     @abstractmethod
-    def __call__(self, step: GroupedRewards) -> PerCompletion | PerToken:
-        """Advantages, in the precision of the rewards.
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
+        """Return advantages in the precision of the rewards.
 
         Args:
-            step: rewards of the rollout.
+            rollout: rewards of the rollout.
 
         Returns:
-            Shape `batch`; or `batch time`, `time` being the longest length, where each token has its own.
+            Advantages of shape `batch`; or per-token advantages of shape `batch time`, up to the longest length.
 
         Raises:
-            ValueError: a field is missing that this estimator reads, or rewards are outside its range.
+            ValueError: the estimator needs a field that is missing, or a reward is outside its range.
         """
 
 
 class GroupAdvantage(AdvantageEstimator):
-    """Compares the completions of one prompt with each other; the rewards of other prompts make no difference."""
+    """Compares the completions of one prompt with each other; rewards of other prompts have no effect.
+
+    A subclass implements `within_groups`.
+    """
 
     @abstractmethod
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """Advantages of each group, from `step.groups`; shape `prompt group`, float64."""
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        """Return the advantages of each group, from `rollout.groups`; shape `prompt group`, float64."""
 
-    def __call__(self, step: GroupedRewards) -> PerCompletion:
-        """See `AdvantageEstimator`."""
-        advantages = self.within_groups(step)
-        require_shape(self, "within_groups", advantages, "`prompt group`", step.groups.shape)
-        return step.rounded(rearrange(advantages, "prompt group -> (prompt group)"))
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion:
+        advantages = self.within_groups(rollout)
+        require_shape(self, "within_groups", advantages, "`prompt group`", rollout.groups.shape)
+        return rollout.rounded(rearrange(advantages, "prompt group -> (prompt group)"))
 
 
 def centered(groups: Grouped) -> Grouped:
-    """Less the mean; exactly 0 where all rewards are equal, whatever the mean rounds to."""
+    """Subtract the mean of each group; exactly 0 for equal rewards, whatever the mean rounds to."""
     all_equal = groups.amax(dim=-1, keepdim=True) == groups.amin(dim=-1, keepdim=True)
     return torch.where(all_equal, 0, groups - groups.mean(dim=-1, keepdim=True))
 
 
 def spread(groups: Grouped, ddof: int = 1) -> Tensor:
-    """Standard deviation of each group, 0 for a group of one; shape `(prompt, 1)`."""
+    """Return the standard deviation of each group, 0 for a group of one; shape `(prompt, 1)`."""
     return groups.std(dim=-1, keepdim=True, correction=ddof if groups.shape[-1] > 1 else 0)
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, and 0 where the numerator is: equal rewards would give 0/0."""
+    """Return the quotient, and 0 for a numerator of 0; equal rewards would give 0/0."""
     return torch.where(numerator == 0, 0, numerator / denominator)
 
 
 def require_non_negative(**numbers: float) -> None:
-    """Check arguments of an estimator.
+    """Check that arguments of an estimator are not negative.
 
     Raises:
         ValueError: a number is negative.

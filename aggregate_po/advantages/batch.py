@@ -1,10 +1,11 @@
-"""Estimators that compare the completions of different prompts, by statistics of the whole rollout."""
+"""Estimators that compare completions of different prompts by statistics of the whole rollout."""
 
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.advantages.base import (
     AdvantageEstimator,
@@ -19,10 +20,10 @@ from aggregate_po.batch import PerCompletion, PerToken
 
 @dataclass(frozen=True)
 class BatchScaled(AdvantageEstimator):
-    r"""Rewards less their group's mean, over the unbiased standard deviation of all rewards of the rollout.
+    r"""Group-centered rewards divided by the unbiased standard deviation of all rewards of the rollout.
 
-    $(R - \mu_\mathrm{group}) / (\sigma_\mathrm{batch} + \delta)$: a group of nearly equal rewards is not blown up. A
-    group of one, and a group of equal rewards, have advantage 0.
+    $(R - \mu_\mathrm{group}) / (\sigma_\mathrm{batch} + \delta)$ does not amplify small differences within a group. A
+    group of one and a group of equal rewards have advantage 0.
 
     Args:
         delta: added to the standard deviation.
@@ -43,20 +44,20 @@ class BatchScaled(AdvantageEstimator):
     def __post_init__(self) -> None:
         require_non_negative(delta=self.delta)
 
-    def __call__(self, step: GroupedRewards) -> PerCompletion:
-        """See `AdvantageEstimator`."""
-        scale = spread(rearrange(step.rewards.double(), "batch -> 1 batch")) + self.delta
-        return step.rounded(_flat(ratio(centered(step.groups), scale)))
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion:
+        scale = spread(rearrange(rollout.rewards.double(), "batch -> 1 batch")) + self.delta
+        return rollout.rounded(_flat(ratio(centered(rollout.groups), scale)))
 
 
 @dataclass(frozen=True)
 class WhitenedCentered(AdvantageEstimator):
-    r"""Rewards less their group's mean, whitened over all tokens of the rollout.
+    r"""Group-centered rewards, whitened over all tokens of the rollout.
 
     With $d = R - \mu_\mathrm{group}$ on each token, $A = (d - m) / \sqrt{s^2 + \delta}$, where the mean $m$ and the
     unbiased variance $s^2$ count a completion once for each of its tokens. A completion without tokens has advantage
-    0, and so have all where every group has equal rewards. Equal rewards in one group alone give it $-m$ over the root;
-    $m$ is 0 where the lengths are all the same.
+    0. If the rewards of every group are equal, all advantages are 0. If only one group has equal rewards, its
+    advantages are $-m / \sqrt{s^2 + \delta}$, where $m = 0$ if all lengths are equal.
 
     Args:
         variance_delta: $\delta$, added to the variance.
@@ -72,23 +73,23 @@ class WhitenedCentered(AdvantageEstimator):
     def __post_init__(self) -> None:
         require_non_negative(variance_delta=self.variance_delta)
 
-    def __call__(self, step: GroupedRewards) -> PerCompletion:
-        """See `AdvantageEstimator`."""
-        lengths = step.required("lengths", self)
-        return step.rounded(_whitened(_flat(centered(step.groups)), lengths, self.variance_delta))
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion:
+        lengths = rollout.required("lengths", self)
+        return rollout.rounded(_whitened(_flat(centered(rollout.groups)), lengths, self.variance_delta))
 
 
 @dataclass(frozen=True)
 class WhitenedReturns(AdvantageEstimator):
-    r"""Discounted returns of the tokens, whitened over all tokens of the rollout; groups play no part.
+    r"""Discounted returns of the tokens, whitened over all tokens of the rollout; groups have no effect.
 
-    Token $t$ of $n$ has the return $G_t = \gamma^{n-t} R$, since the reward comes with the last token, and the
-    advantage $(G_t - m) / \sqrt{s^2 + \delta}$ with the mean and the unbiased variance of all tokens. A completion
-    without tokens has advantage 0, and so have all tokens where their returns are equal.
+    The reward comes with the last token, so token $t$ of $n$ has the return $G_t = \gamma^{n-t} R$. Its advantage is
+    $(G_t - m) / \sqrt{s^2 + \delta}$, with the mean and the unbiased variance over all tokens. A completion without
+    tokens has advantage 0. If all returns are equal, all advantages are 0.
 
     Args:
-        discount: $\gamma$; with 1 all tokens of a completion share one advantage, shape `batch`, and below 1 the
-            result has shape `batch time`.
+        discount: discount factor $\gamma$; at 1 the result has shape `batch`, because all tokens of a completion share
+            one advantage; below 1 it has shape `batch time`.
         variance_delta: $\delta$, added to the variance.
 
     Raises:
@@ -96,8 +97,8 @@ class WhitenedReturns(AdvantageEstimator):
             missing.
 
     Example:
-        >>> step = GroupedRewards(torch.tensor([1.0, 0.0]), group_size=2, lengths=torch.tensor([2, 1]))
-        >>> WhitenedReturns(discount=0.5)(step)
+        >>> rollout = GroupedRewards(torch.tensor([1.0, 0.0]), group_size=2, lengths=torch.tensor([2, 1]))
+        >>> WhitenedReturns(discount=0.5)(rollout)
         tensor([[ 0.,  1.],
                 [-1.,  0.]])
 
@@ -112,32 +113,32 @@ class WhitenedReturns(AdvantageEstimator):
             raise ValueError(f"`discount` is {self.discount}; pass a number from 0 to 1, 1 for none.")
         require_non_negative(variance_delta=self.variance_delta)
 
-    def __call__(self, step: GroupedRewards) -> PerCompletion | PerToken:
-        """See `AdvantageEstimator`."""
-        rewards, lengths = step.rewards.double(), step.required("lengths", self)
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
+        rewards, lengths = rollout.rewards.double(), rollout.required("lengths", self)
         if self.discount == 1:
-            return step.rounded(_whitened(rewards, lengths, self.variance_delta))
+            return rollout.rounded(_whitened(rewards, lengths, self.variance_delta))
         time = torch.arange(int(lengths.max()), device=lengths.device)
         tokens_after = rearrange(lengths, "batch -> batch 1") - 1 - time
         mask = tokens_after >= 0
         returns = rearrange(rewards, "batch -> batch 1") * self.discount ** tokens_after.clamp(min=0).double()
-        return step.rounded(_whitened(returns, mask, self.variance_delta))
+        return rollout.rounded(_whitened(returns, mask, self.variance_delta))
 
 
 @dataclass(frozen=True)
 class ComponentNormalized(AdvantageEstimator):
-    r"""Each of several rewards normalised in its group, their weighted sum whitened over the rollout.
+    r"""Sum of individually group-normalized rewards, whitened over the rollout.
 
     With $z_k = (R_k - \mu_k) / (\sigma_k + \delta)$ for each reward and $s = \sum_k w_k z_k$ for each completion,
-    $A = (s - \bar s) / \sqrt{\mathrm{var}(s) + 10^{-8}}$ over all completions. A reward that varies much does not drown
-    one that varies little. Where every group agrees in every reward, the advantages are 0.
+    $A = (s - \bar s) / \sqrt{\mathrm{var}(s) + 10^{-8}}$ over all completions. A reward of high variance does not
+    dominate one of low variance. If every reward is constant in every group, all advantages are 0.
 
     Args:
         delta: added to the standard deviation of each reward.
 
     Raises:
         ValueError: `delta` is negative; when called, if `components` are missing, or if `rewards` is not their weighted
-            sum, since what was added to the total would be lost.
+            sum, because a term added to the total only would be lost.
 
     Reference: GDPO, arXiv:2601.05242, and TRL, where `delta` is 1e-4; verl whitens over tokens instead of completions.
     """
@@ -147,21 +148,22 @@ class ComponentNormalized(AdvantageEstimator):
     def __post_init__(self) -> None:
         require_non_negative(delta=self.delta)
 
-    def __call__(self, step: GroupedRewards) -> PerCompletion:
-        """See `AdvantageEstimator`."""
-        components = step.required("components", self).double()
-        weights = components.new_tensor(step.component_weights or [1.0] * components.shape[-1])
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion:
+        components = rollout.required("components", self).double()
+        weights = components.new_tensor(rollout.component_weights or [1.0] * components.shape[-1])
         weighted = weights * components
-        precision = max(torch.finfo(values.dtype).eps for values in (step.rewards, step.required("components", self)))
-        if ((weighted.sum(dim=-1) - step.rewards).abs() > 16 * precision * weighted.abs().sum(dim=-1)).any():
+        given = (rollout.rewards, rollout.required("components", self))
+        precision = max(torch.finfo(values.dtype).eps for values in given)
+        if ((weighted.sum(dim=-1) - rollout.rewards).abs() > 16 * precision * weighted.abs().sum(dim=-1)).any():
             raise ValueError(
                 "`rewards` is not the weighted sum of `components`, but ComponentNormalized reads these alone; leave "
                 "the total as it is, for instance with `kl_in_reward` of 0 and a KL penalty in the objective."
             )
-        groups = rearrange(components, "(prompt group) component -> component prompt group", group=step.group_size)
+        groups = rearrange(components, "(prompt group) component -> component prompt group", group=rollout.group_size)
         scores = ratio(centered(groups), spread(groups) + self.delta)
         summed = (rearrange(weights, "component -> component 1 1") * scores).sum(dim=0)
-        return step.rounded(_whitened(_flat(summed), torch.ones_like(step.rewards), variance_delta=1e-8))
+        return rollout.rounded(_whitened(_flat(summed), torch.ones_like(rollout.rewards), variance_delta=1e-8))
 
 
 def _flat(groups: Tensor) -> PerCompletion:
@@ -169,9 +171,10 @@ def _flat(groups: Tensor) -> PerCompletion:
 
 
 def _whitened(values: Tensor, counts: Tensor, variance_delta: float) -> Tensor:
-    """Less the mean, over the root of the unbiased variance and `variance_delta`; each value is there `counts` times.
+    """Subtract the mean and divide by the root of the unbiased variance plus `variance_delta`.
 
-    Zero where the count is, and everywhere if all values are the same or there is but one.
+    Each value counts `counts` times. The result is zero where the count is zero, and everywhere if all values are equal
+    or there is only one.
     """
     counts = counts.to(values.dtype)
     present, total = counts > 0, counts.sum()

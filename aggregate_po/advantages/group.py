@@ -1,8 +1,9 @@
-"""Estimators that look at one group at a time."""
+"""Estimators that compare the completions of one group."""
 
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from aggregate_po.advantages.base import (
     GroupAdvantage,
@@ -17,13 +18,13 @@ from aggregate_po.advantages.base import (
 
 @dataclass(frozen=True)
 class GroupNormalized(GroupAdvantage):
-    r"""Rewards less their group's mean, over its standard deviation: $(R - \mu) / (\sigma + \delta)$.
+    r"""Rewards minus the group mean, divided by the group's standard deviation: $(R - \mu) / (\sigma + \delta)$.
 
     Args:
-        ddof: 1 for the unbiased standard deviation, 0 for that of the population.
+        ddof: 1 for the unbiased standard deviation, 0 for the population standard deviation.
         delta: added to the standard deviation.
 
-    A group of one, and equal rewards, have advantage 0.
+    A group of one and a group of equal rewards have advantage 0.
 
     Raises:
         ValueError: `ddof` is neither 0 nor 1, or `delta` is negative.
@@ -32,7 +33,7 @@ class GroupNormalized(GroupAdvantage):
         >>> GroupNormalized()(GroupedRewards(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4))
         tensor([ 1.5000, -0.5000, -0.5000, -0.5000])
 
-    Reference: GRPO, arXiv:2402.03300. Papers write "std"; released code uses `ddof=1`, and 1e-4 for `delta` in TRL.
+    Reference: GRPO, arXiv:2402.03300. Released code uses `ddof=1`, which papers leave open, and TRL a `delta` of 1e-4.
     """
 
     ddof: int = 1
@@ -45,45 +46,45 @@ class GroupNormalized(GroupAdvantage):
             )
         require_non_negative(delta=self.delta)
 
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """See `GroupAdvantage`."""
-        return ratio(centered(step.groups), spread(step.groups, self.ddof) + self.delta)
+    @override
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        return ratio(centered(rollout.groups), spread(rollout.groups, self.ddof) + self.delta)
 
 
 @dataclass(frozen=True)
 class GroupCentered(GroupAdvantage):
-    r"""Rewards less their group's mean: $R - \mu$.
+    r"""Rewards minus the group mean: $R - \mu$.
 
-    A group of one, and equal rewards, have advantage 0.
+    A group of one and a group of equal rewards have advantage 0.
 
     Reference: Dr. GRPO, arXiv:2503.20783.
     """
 
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """See `GroupAdvantage`."""
-        return centered(step.groups)
+    @override
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        return centered(rollout.groups)
 
 
 @dataclass(frozen=True)
 class LeaveOneOut(GroupAdvantage):
-    r"""Rewards less the mean of the others in their group: $R_i - \frac{1}{G-1}\sum_{j \ne i} R_j$.
+    r"""Rewards minus the mean of the other rewards in the group: $R_i - \frac{1}{G-1}\sum_{j \ne i} R_j$.
 
-    A group of one has no others, and advantage 0, as have equal rewards.
+    A group of one and a group of equal rewards have advantage 0.
 
-    Reference: RLOO, arXiv:2402.14740. verl leaves the reward of a group of one as it is.
+    Reference: RLOO, arXiv:2402.14740. In verl, the advantage in a group of one is the reward.
     """
 
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """See `GroupAdvantage`."""
-        return centered(step.groups) * (step.group_size / max(step.group_size - 1, 1))
+    @override
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        return centered(rollout.groups) * (rollout.group_size / max(rollout.group_size - 1, 1))
 
 
 @dataclass(frozen=True)
 class LengthWeightedCentered(GroupAdvantage):
-    r"""Rewards less their group's mean, in which long completions count more: $R_i - \sum_j n_j R_j / \sum_j n_j$.
+    r"""Rewards minus the length-weighted group mean: $R_i - \sum_j n_j R_j / \sum_j n_j$.
 
-    The baseline of least variance, if the squared length of a completion's gradient grows with its tokens. A group of
-    one, equal rewards, and a group without any token have advantage 0.
+    This baseline minimizes the variance if the squared gradient norm of a completion is proportional to its length. A
+    group of one, a group of equal rewards and a group without any token have advantage 0.
 
     Raises:
         ValueError: when called, if `lengths` are missing.
@@ -96,26 +97,25 @@ class LengthWeightedCentered(GroupAdvantage):
     Reference: OPO, arXiv:2505.23585.
     """
 
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """See `GroupAdvantage`."""
-        lengths = step.grouped(step.required("lengths", self))
+    @override
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        lengths = rollout.grouped(rollout.required("lengths", self))
         tokens = lengths.sum(dim=-1, keepdim=True)
-        # From rewards that are centred already, so that equal ones give exactly 0.
-        rewards = centered(step.groups)
+        # Center first, so that equal rewards give exactly 0.
+        rewards = centered(rollout.groups)
         baseline = (lengths * rewards).sum(dim=-1, keepdim=True) / tokens.clamp(min=1)
         return torch.where(tokens > 0, rewards - baseline, 0)
 
 
 @dataclass(frozen=True)
 class MeanNormalized(GroupAdvantage):
-    r"""Rewards less their group's mean, over the mean: $(R - \mu) / \mu$, for rewards such as 0 and 1.
+    r"""Rewards minus the group mean, divided by the mean: $(R - \mu) / \mu$, for non-negative rewards.
 
-    Its expectation is the gradient of $\log \mathrm{E}[R]$, so a prompt counts the more, the more rarely it is solved.
-    A group of one, equal rewards, and a group whose mean is 0 have advantage 0.
+    The expected gradient is that of $\log \mathrm{E}[R]$, so rarely solved prompts have a larger weight. A group of
+    one, a group of equal rewards and a group of mean 0 have advantage 0.
 
     Raises:
-        ValueError: when called, if a reward is negative; the logarithm of a negative mean is not defined, and dividing
-            by it would turn every sign around.
+        ValueError: when called, if a reward is negative; dividing by a negative mean would flip every sign.
 
     Example:
         >>> MeanNormalized()(GroupedRewards(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4))
@@ -124,23 +124,23 @@ class MeanNormalized(GroupAdvantage):
     Reference: MaxRL, arXiv:2602.02710.
     """
 
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """See `GroupAdvantage`."""
-        if step.rewards.min() < 0:
+    @override
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        if rollout.rewards.min() < 0:
             raise ValueError(
-                f"`rewards` has {step.rewards.min().item()}, but MeanNormalized divides by their mean; pass rewards of "
-                "0 or more with nothing taken off them, or use GroupNormalized."
+                f"`rewards` has {rollout.rewards.min().item()}, but MeanNormalized divides by their mean; pass "
+                "rewards of 0 or more, with nothing subtracted from them, or use GroupNormalized."
             )
-        return ratio(centered(step.groups), step.groups.mean(dim=-1, keepdim=True))
+        return ratio(centered(rollout.groups), rollout.groups.mean(dim=-1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class BestOfGroup(GroupAdvantage):
-    r"""The best completion's lead over the second best, over the group's standard deviation; 0 for all others.
+    r"""Lead of the best completion over the second best, divided by the group's standard deviation; 0 for all others.
 
-    Its expectation is the gradient of the best reward of a group, up to the division:
-    $(R_{(1)} - R_{(2)}) / (\sigma + \delta)$ with the unbiased $\sigma$. Where two are best, and in a group of one, the
-    advantage is 0.
+    The advantage of the best completion is $(R_{(1)} - R_{(2)}) / (\sigma + \delta)$ with the unbiased $\sigma$. Up to
+    the division, the expected gradient is that of the best reward of a group. If two completions tie for the best, and
+    in a group of one, the advantage is 0.
 
     Args:
         delta: added to the standard deviation.
@@ -152,7 +152,7 @@ class BestOfGroup(GroupAdvantage):
         >>> BestOfGroup(delta=0.0)(GroupedRewards(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4))
         tensor([2., 0., 0., 0.])
 
-    Reference: pass@k training, arXiv:2503.19595, as in verl, which refuses groups of one.
+    Reference: pass@k training, arXiv:2503.19595, as in verl, which raises for groups of one.
     """
 
     delta: float = 1e-6
@@ -160,10 +160,10 @@ class BestOfGroup(GroupAdvantage):
     def __post_init__(self) -> None:
         require_non_negative(delta=self.delta)
 
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """See `GroupAdvantage`."""
-        groups = step.groups
-        if step.group_size == 1:
+    @override
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        groups = rollout.groups
+        if rollout.group_size == 1:
             return torch.zeros_like(groups)
         best, second = groups.topk(2, dim=-1).values.split(1, dim=-1)
         lead = ratio(best - second, spread(groups) + self.delta)

@@ -1,14 +1,15 @@
-"""A baseline that is tracked through the rewards of a group by a Kalman filter."""
+"""Baseline tracked by a Kalman filter over the rewards of a group."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.advantages.base import GroupAdvantage, Grouped, GroupedRewards, require_non_negative
 
-# Added to the standard deviation; of no consequence, since that is never 0, but what the paper's code does.
+# Added to the standard deviation as in the paper's code, although that is never 0.
 _DELTA = 1e-8
 
 FilterOrder = Literal["sampled", "shuffled", "two_pass"]
@@ -16,24 +17,25 @@ FilterOrder = Literal["sampled", "shuffled", "two_pass"]
 
 @dataclass(frozen=True)
 class KalmanBaseline(GroupAdvantage):
-    r"""Rewards less a baseline from a one-dimensional Kalman filter, over the filter's standard deviation.
+    r"""Rewards minus a baseline from a one-dimensional Kalman filter, divided by the filter's standard deviation.
 
-    The filter starts from a baseline $x = 0$ of variance $P$ for each prompt, and takes in one reward $z$ after
-    another: $P \leftarrow P + Q$, $K = P / (P + R)$, $x \leftarrow x + K (z - x)$, $P \leftarrow (1 - K) P$. The
-    advantage is $(z - x) / (\sqrt{P} + 10^{-8})$.
+    For each prompt, the filter starts from a baseline $x = 0$ of variance $P$ and processes the rewards $z$ one by one:
+    $P \leftarrow P + Q$, $K = P / (P + R)$, $x \leftarrow x + K (z - x)$, $P \leftarrow (1 - K) P$. The advantage is
+    $(z - x) / (\sqrt{P} + 10^{-8})$.
 
     Args:
-        order: "sampled" takes the rewards in the order of the completions, with $x$ and $P$ right after each reward's
-            own step; the result depends on the order, and the first completion's baseline is nearly its own reward.
-            "shuffled" does the same in an order drawn for each prompt from `step.seed`, so that no place is favoured.
-            "two_pass" first takes in all rewards of the group, then gives every completion the same $x$ and $P$; the
-            filter runs without $Q$, since completions drawn at once have no order in which a baseline could drift,
-            and then the order makes no difference.
-        process_variance: $Q$, how far the baseline may drift from one completion to the next.
-        observation_variance: $R$, of a reward about the baseline.
-        prior_variance: $P$ at the start.
+        order: order in which the filter processes the rewards.
+            "sampled" processes rewards in the order of the completions, and uses $x$ and $P$ right after each reward;
+            the result depends on the order, and the baseline of the first completion is nearly its own reward.
+            "shuffled" does the same in a random order for each prompt, from `rollout.seed`.
+            "two_pass" first processes all rewards of the group, then uses the same $x$ and $P$ for every completion;
+            the filter runs without $Q$, because completions sampled together have no order in which a baseline could
+            drift, and the result does not depend on the order.
+        process_variance: variance $Q$ of the drift of the baseline from one completion to the next.
+        observation_variance: variance $R$ of a reward around the baseline.
+        prior_variance: initial variance $P$ of the baseline.
 
-    The filter is drawn towards 0 by its start: neither equal rewards nor a group of one have advantage 0, unless the
+    The initial baseline biases the filter toward 0: equal rewards and a group of one have advantage 0 only if the
     rewards are 0.
 
     Raises:
@@ -43,7 +45,7 @@ class KalmanBaseline(GroupAdvantage):
         >>> KalmanBaseline()(GroupedRewards(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4))
         tensor([ 0.0995, -7.0481, -5.7514, -4.9725])
 
-    Reference: KRPO, arXiv:2505.07527, whose code has the order "sampled"; the other two are this library's.
+    Reference: KRPO, arXiv:2505.07527, whose code uses the order "sampled"; the other two orders are this library's.
     """
 
     order: FilterOrder = "sampled"
@@ -59,15 +61,15 @@ class KalmanBaseline(GroupAdvantage):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; pass a positive number.")
 
-    def within_groups(self, step: GroupedRewards) -> Grouped:
-        """See `GroupAdvantage`."""
-        groups = step.groups
+    @override
+    def within_groups(self, rollout: GroupedRewards) -> Grouped:
+        groups = rollout.groups
         if self.order == "two_pass":
             return self._after_all(groups)
         if self.order == "sampled":
             return self._after_each(groups)
-        generator = torch.Generator().manual_seed(step.seed)
-        # Drawn on the CPU, where the same seed gives the same order whatever the machine.
+        generator = torch.Generator().manual_seed(rollout.seed)
+        # Sample on the CPU, where a seed gives the same order on every machine.
         places = torch.rand(groups.shape, generator=generator).argsort(dim=-1).to(groups.device)
         return self._after_each(groups.gather(-1, places)).gather(-1, places.argsort(dim=-1))
 

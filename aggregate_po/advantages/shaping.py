@@ -1,4 +1,4 @@
-"""Estimators that change the rewards and hand them on to another estimator."""
+"""Estimators that change the rewards and pass them to another estimator."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards, require_non_negative
 from aggregate_po.batch import PerCompletion, PerToken
@@ -13,24 +14,24 @@ from aggregate_po.batch import PerCompletion, PerToken
 
 @dataclass(frozen=True)
 class OverlongShaping(AdvantageEstimator):
-    r"""Takes a penalty off the rewards of completions that come near the longest length that sampling allows.
+    r"""Subtracts a length penalty from the rewards of completions near the maximum length.
 
-    Up to `max_completion_length - cache_length` tokens it is 0, from there it rises linearly to `penalty` at
-    `max_completion_length`. Where there are several rewards, it is one more of them, with weight 1.
+    Up to `max_completion_length - cache_length` tokens the penalty is 0; beyond, it rises linearly to `penalty` at
+    `max_completion_length`. With several rewards, the penalty becomes a further component of weight 1.
 
     Args:
-        estimator: receives the shaped rewards.
-        max_completion_length: tokens after which a completion is cut off.
-        cache_length: tokens before that over which the penalty rises.
-        penalty: the largest one.
+        estimator: estimator that receives the shaped rewards.
+        max_completion_length: number of tokens at which completions are truncated.
+        cache_length: number of tokens before `max_completion_length` over which the penalty rises.
+        penalty: largest penalty.
 
     Raises:
         TypeError: `estimator` is not an AdvantageEstimator.
         ValueError: `cache_length` is not between 1 and `max_completion_length`, or `penalty` is negative; when called,
             if `lengths` are missing.
 
-    Goes with `truncated: score` of RolloutDataModule, which leaves the reward of a completion that was cut off to the
-    penalty. Leaving such completions out of the loss instead is `truncated: mask`.
+    Use it with `truncated: score` of RolloutDataModule, which keeps truncated completions and their rewards. To exclude
+    truncated completions from the loss instead, use `truncated: mask`.
 
     Example:
         >>> from aggregate_po.advantages import GroupCentered
@@ -55,31 +56,31 @@ class OverlongShaping(AdvantageEstimator):
             )
         require_non_negative(penalty=self.penalty)
 
-    def __call__(self, step: GroupedRewards) -> PerCompletion | PerToken:
-        """See `AdvantageEstimator`."""
-        change = self.reward_change(step.required("lengths", self)).to(step.rewards.dtype)
-        changes: dict[str, Any] = {"rewards": step.rewards + change}
-        if step.components is not None:
-            components = (step.components, rearrange(change, "batch -> batch 1"))
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
+        change = self.reward_change(rollout.required("lengths", self)).to(rollout.rewards.dtype)
+        changes: dict[str, Any] = {"rewards": rollout.rewards + change}
+        if rollout.components is not None:
+            components = (rollout.components, rearrange(change, "batch -> batch 1"))
             changes["components"] = torch.cat(components, dim=-1)
-            if step.component_weights is not None:
-                changes["component_weights"] = (*step.component_weights, 1.0)
-        return self.estimator(replace(step, **changes))
+            if rollout.component_weights is not None:
+                changes["component_weights"] = (*rollout.component_weights, 1.0)
+        return self.estimator(replace(rollout, **changes))
 
     def reward_change(self, lengths: PerCompletion) -> Tensor:
-        """What is added to the rewards of completions of these lengths, 0 or negative; shape `batch`."""
+        """Return the change of the reward of completions of these lengths, 0 or negative; shape `batch`."""
         left = self.max_completion_length - lengths.double()
         return self.penalty * (left / self.cache_length - 1).clamp(-1, 0)
 
 
 @dataclass(frozen=True)
 class LengthCorrected(AdvantageEstimator):
-    r"""Divides the rewards by the lengths of their completions: $R_i / n_i$ in place of $R_i$.
+    r"""Divides each reward by the length of its completion: $R_i / n_i$ in place of $R_i$.
 
-    Where there are several rewards, each is divided. A completion without tokens keeps its reward.
+    With several rewards, each component is divided. A completion without tokens keeps its reward.
 
     Args:
-        estimator: receives the rewards per token.
+        estimator: estimator that receives the rewards per token.
 
     Raises:
         TypeError: `estimator` is not an AdvantageEstimator.
@@ -99,13 +100,13 @@ class LengthCorrected(AdvantageEstimator):
     def __post_init__(self) -> None:
         _require_estimator(self.estimator)
 
-    def __call__(self, step: GroupedRewards) -> PerCompletion | PerToken:
-        """See `AdvantageEstimator`."""
-        lengths = step.required("lengths", self).clamp(min=1)
-        components = step.components
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
+        lengths = rollout.required("lengths", self).clamp(min=1)
+        components = rollout.components
         if components is not None:
             components = components / rearrange(lengths, "batch -> batch 1")
-        return self.estimator(replace(step, rewards=step.rewards / lengths, components=components))
+        return self.estimator(replace(rollout, rewards=rollout.rewards / lengths, components=components))
 
 
 def _require_estimator(estimator: object) -> None:

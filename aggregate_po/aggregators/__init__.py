@@ -1,4 +1,4 @@
-"""Token aggregators: how the ratios of a completion become one."""
+"""Token aggregators: from the token ratios of a completion to one ratio."""
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean, Mean, TokenAggregator
 from aggregate_po.aggregators.kolmogorov import KolmogorovMean

@@ -1,4 +1,4 @@
-"""The interface of a token aggregator."""
+"""Interface of token aggregators."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from aggregate_po.derivatives import elementwise_derivative
 
 @dataclass(frozen=True)
 class EvaluatedAggregator:
-    """Value and derivative of an aggregator on one context.
+    """Value and gradient of an aggregator on one context.
 
     Args:
         log_aggregate: log of the aggregate of each completion, attached to the graph of the log ratios; shape `batch`.
@@ -26,37 +26,45 @@ class EvaluatedAggregator:
 class TokenAggregator(ABC):
     """Reduces the token log ratios of each completion to one log ratio.
 
-    A subclass writes `log_aggregate`; the gradient weights follow from it. A closed form may override
-    `token_weights`, and must then equal the derivative. An aggregator that shares work between the two may override
-    `evaluate` too, and must then give there what the two methods give.
+    Subclass requirements:
+
+    - Implement `log_aggregate`. It must be differentiable and finite for log ratios within +-80. Padding and the other
+      completions of the batch must have no effect, so reduce with `aggregate_po.masked`.
+    - May override `token_weights` with a closed form, which must equal the derivative of `log_aggregate`. Without it,
+      the weights come from autograd.
+    - May override `evaluate` if value and weights share expensive work. It must return what the two methods return.
+    - May override `log_terms` if the aggregate is a sum over tokens, which defines it for advantages per token.
+    - Derive from `Mean` or `HomogeneousMean` instead if what that class claims is true.
+
+    `aggregate_po.testing.check_aggregator` checks these requirements.
     """
 
     @abstractmethod
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        """Log of the aggregate of the token ratios, finite for an empty completion; shape `batch`."""
+        """Return the log of the aggregate of the token ratios, finite for an empty completion; shape `batch`."""
 
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """Concentration `d log_aggregate / d log_ratio` (eq. 5), zero on padding; shape `batch time`.
+        """Return the concentration `d log_aggregate / d log_ratio` (eq. 5), zero on padding; shape `batch time`.
 
-        By autograd, unless a subclass gives the closed form.
+        The default uses autograd; a subclass may override it with a closed form.
         """
         weights = elementwise_derivative(self.log_aggregate, tokens)
         return torch.where(tokens.response_mask, weights, 0)
 
     def evaluate(self, tokens: TokenRatios) -> EvaluatedAggregator:
-        """Return value and weights together, as an objective asks for them; by the two methods, one time each."""
+        """Return value and weights together; the default calls each of the two methods once."""
         log_aggregate = self.log_aggregate(tokens)
         with torch.no_grad():
             return EvaluatedAggregator(log_aggregate, self.token_weights(tokens))
 
     def log_terms(self, tokens: TokenRatios) -> PerToken:
-        """Logs of terms, one per token, whose sum is the aggregate; shape `batch time`.
+        """Return the logs of per-token terms whose sum is the aggregate; shape `batch time`.
 
-        A token's term can carry an advantage of its own (eq. 19). An aggregate that is no such sum, or whose terms
-        mix tokens, has no definition for advantages per token.
+        Each term can be multiplied by the advantage of its token (eq. 19). Without such terms, per-token advantages
+        have no definition.
 
         Raises:
-            ValueError: there are no such terms.
+            ValueError: the aggregate is not a sum of terms that each depend on one token.
         """
         raise ValueError(
             f"`advantages` has shape `batch time`, but {type(self).__name__} has no definition for advantages per "
@@ -65,11 +73,11 @@ class TokenAggregator(ABC):
 
 
 class Mean(TokenAggregator):
-    """An aggregator that claims to be a mean: it lies between the smallest and the largest ratio.
+    """Aggregator that is a mean: its value lies between the smallest and the largest ratio.
 
-    The claim adds no code; `aggregate_po.testing` holds the subclass to it.
+    The class adds no code; `aggregate_po.testing` tests the property.
     """
 
 
 class HomogeneousMean(Mean):
-    """A mean that a common factor of all ratios passes through, so that its weights sum to one."""
+    """Homogeneous mean: multiplying all ratios by a factor multiplies the mean, so its weights sum to one."""

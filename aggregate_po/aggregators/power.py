@@ -1,23 +1,24 @@
-"""Power means: arithmetic, geometric, and every real exponent between and beyond."""
+"""Power means: arithmetic, geometric, and every other real exponent."""
 
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.exponents import ExponentRule
 from aggregate_po.masked import masked_logsumexp, masked_max, masked_mean, masked_softmax
 
-_LARGEST_EXPONENT = 1e6  # times a log ratio still far from overflow in single precision
+_LARGEST_EXPONENT = 1e6  # times a log ratio, still far from overflow in single precision
 
 
 def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion) -> PerCompletion:
-    r"""$\log M_p = \frac1p \log \frac1n \sum_t e^{p x_t}$, smooth in $p$ also at 0, where it is the mean of $x$.
+    r"""Return $\log M_p = \frac1p \log \frac1n \sum_t e^{p x_t}$, which is smooth in $p$; at 0, the mean of $x$.
 
     Args:
         log_values: logarithms $x$ of the values; shape `batch time`.
-        mask: True on the values that count; shape `batch time`.
+        mask: True on the values to average; shape `batch time`.
         exponent: order $p$ of each row, finite; shape `batch`.
 
     Returns:
@@ -28,10 +29,11 @@ def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion
     scaled = exponent.unsqueeze(-1) * deviations
     spread = masked_max(scaled.abs(), mask)
     smallest = torch.finfo(log_values.dtype).tiny / torch.finfo(log_values.dtype).eps
-    vanishing = spread <= smallest  # the correction to the mean is below rounding, and dividing by p would not be
+    # Here the correction to the mean is below rounding, but dividing by p would not be.
+    vanishing = spread <= smallest
     divisor = torch.where(vanishing, 1.0, exponent)
-    # log1p(mean(expm1(p d))) keeps precision as p -> 0, where log(mean(exp)) / p is 0/0; beyond |p d| = 1 it would
-    # overflow, and logsumexp does not. Each branch sees harmless numbers in the rows that the other one serves.
+    # log1p(mean(expm1(p d))) keeps precision as p -> 0, where log(mean(exp)) / p is 0/0; beyond |p d| = 1 expm1
+    # would overflow, and logsumexp does not. Rows that a branch does not serve get harmless inputs in it.
     near_zero = spread < 1
     small = torch.where(near_zero.unsqueeze(-1), scaled, 0)
     near = torch.log1p(masked_mean(torch.expm1(small), mask))
@@ -42,34 +44,37 @@ def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion
 
 @dataclass(frozen=True)
 class ArithmeticMean(HomogeneousMean):
-    """Arithmetic mean of the token ratios (eq. 6): tokens weigh in proportion to their ratio."""
+    """Arithmetic mean of the token ratios (eq. 6): the weight of a token is proportional to its ratio."""
 
+    @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        """See `TokenAggregator.log_aggregate`."""
         lengths = tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype)
         log_sum = masked_logsumexp(tokens.log_ratio, tokens.response_mask)
         return torch.where(tokens.lengths > 0, log_sum - lengths.log(), 0)
 
+    @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """Softmax of the log ratios; shape `batch time`."""
+        """Return the softmax of the log ratios; shape `batch time`."""
         return masked_softmax(tokens.log_ratio, tokens.response_mask)
 
+    @override
     def log_terms(self, tokens: TokenRatios) -> PerToken:
-        """The ratios over the length; shape `batch time`."""
+        """Return the log of each ratio over the length; shape `batch time`."""
         lengths = tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype)
         return tokens.log_ratio - lengths.log().unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class GeometricMean(HomogeneousMean):
-    """Geometric mean of the token ratios (eq. 7): every token weighs the same."""
+    """Geometric mean of the token ratios (eq. 7): all tokens have the same weight."""
 
+    @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        """See `TokenAggregator.log_aggregate`."""
         return masked_mean(tokens.log_ratio, tokens.response_mask)
 
+    @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """One over the length on every response token; shape `batch time`."""
+        """Return one over the length on every response token; shape `batch time`."""
         return masked_softmax(torch.zeros_like(tokens.log_ratio), tokens.response_mask)
 
 
@@ -77,13 +82,14 @@ class GeometricMean(HomogeneousMean):
 class PowerMean(HomogeneousMean):
     r"""Power (Hölder) mean of the token ratios (eq. 8), $M_p = (\frac1n \sum_t r_t^p)^{1/p}$.
 
-    `p = 1` is the arithmetic mean, 0 the geometric, -1 the harmonic; large `|p|` tends to the extreme token.
+    `p = 1` is the arithmetic mean, 0 the geometric mean and -1 the harmonic mean; a large `|p|` approaches the extreme
+    ratio.
 
     Args:
-        exponent: the order `p`, any real number up to a million, or a rule that gives one per completion.
+        exponent: order `p`, at most a million in absolute value, or an `ExponentRule` that chooses one per completion.
 
     Raises:
-        ValueError: the exponent is larger, or not a number.
+        ValueError: the exponent is NaN or larger than a million in absolute value.
         TypeError: the exponent is neither a number nor a rule.
     """
 
@@ -103,22 +109,24 @@ class PowerMean(HomogeneousMean):
             )
 
     def exponents(self, tokens: TokenRatios) -> PerCompletion:
-        """Order of the mean of each completion, outside the graph; shape `batch`."""
+        """Return the detached exponent of each completion; shape `batch`."""
         if isinstance(self.exponent, ExponentRule):
             with torch.no_grad():
                 return self.exponent(tokens).to(tokens.log_ratio.dtype)
         return tokens.log_ratio.new_full(tokens.lengths.shape, self.exponent)
 
+    @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        """See `TokenAggregator.log_aggregate`."""
         return log_power_mean(tokens.log_ratio, tokens.response_mask, self.exponents(tokens))
 
+    @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """Softmax of `p` times the log ratios; shape `batch time`."""
+        """Return the softmax of `p` times the log ratios; shape `batch time`."""
         return _softmax_of_powers(tokens, self.exponents(tokens))
 
+    @override
     def evaluate(self, tokens: TokenRatios) -> EvaluatedAggregator:
-        """See `TokenAggregator.evaluate`; a rule is asked for the exponents once."""
+        """Return value and weights together, with one call of the exponent rule."""
         exponents = self.exponents(tokens)
         log_aggregate = log_power_mean(tokens.log_ratio, tokens.response_mask, exponents)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How a completion's gradient is shared among its tokens: measures of any weights, and the theory of power means."""
+"""Distribution of a completion's gradient over its tokens: measures of any weights, and the theory of power means."""
 
 from aggregate_po.geometry.committal import (
     committal_exponent,
@@ -22,7 +22,7 @@ from aggregate_po.geometry.power_family import (
     tilted_mean,
     tilted_variance,
 )
-from aggregate_po.geometry.variance import log_variance_proxy, variance_minimising_exponent, variance_proxy
+from aggregate_po.geometry.variance import log_variance_proxy, variance_minimizing_exponent, variance_proxy
 
 __all__ = [
     "am_gm_bounds",
@@ -45,7 +45,7 @@ __all__ = [
     "residual_weight_bound",
     "tilted_mean",
     "tilted_variance",
-    "variance_minimising_exponent",
+    "variance_minimizing_exponent",
     "variance_proxy",
     "weight_entropy",
 ]

@@ -1,4 +1,4 @@
-r"""How fast the power weights commit to the extreme tokens as the exponent grows.
+r"""Rate at which the power weights concentrate on the extreme tokens as the exponent grows.
 
 The extreme tokens are those with the largest ratio for $p \ge 0$ and with the smallest for $p < 0$. There are $k$ of
 them among $n$, and the *gap* is the distance in log ratio from them to the nearest other token.
@@ -12,7 +12,7 @@ from aggregate_po.masked import masked_max, masked_sum
 
 
 def extreme_weight(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Weight of the extreme tokens of a completion together, $\sum_{t \text{ extreme}} W_t(p)$.
+    r"""Return the total weight of the extreme tokens of a completion, $\sum_{t \text{ extreme}} W_t(p)$.
 
     Proposition. It rises with $|p|$ from $k/n$ to 1: the power mean becomes the largest ratio as $p \to \infty$ and the
     smallest as $p \to -\infty$. Tokens that tie share it equally at every $p$.
@@ -36,7 +36,7 @@ def extreme_weight(log_ratio: PerToken, response_mask: PerToken, exponent: float
 
 
 def residual_weight(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Weight of all other tokens together, $1 - {}$`extreme_weight`, with its digits kept where it is tiny.
+    r"""Return the total weight of all other tokens, $1 - {}$`extreme_weight`, accurate also where it is tiny.
 
     Proposition. It falls to zero exponentially in $|p|$, see `residual_weight_bound`, and is 0 where all ratios are
     equal.
@@ -62,7 +62,7 @@ def residual_weight(log_ratio: PerToken, response_mask: PerToken, exponent: floa
 def residual_weight_bound(
     log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion
 ) -> PerCompletion:
-    r"""Upper bound on `residual_weight`, $B / (1 + B)$ with $B = \frac{n-k}{k} e^{-|p| \, \mathrm{gap}}$.
+    r"""Return an upper bound on `residual_weight`, $B / (1 + B)$ with $B = \frac{n-k}{k} e^{-|p| \, \mathrm{gap}}$.
 
     Proof. Relative to an extreme token the others weigh at most $e^{-|p| \, \mathrm{gap}}$ each, so the residual over
     the extreme weight is at most $B$. It is below $B$, and exact at $p = 0$ and where all other ratios are equal.
@@ -89,7 +89,7 @@ def residual_weight_bound(
 def committal_exponent(
     log_ratio: PerToken, response_mask: PerToken, residual: float | PerCompletion = 0.01
 ) -> PerCompletion:
-    r"""An exponent from which on the tokens outside the largest ratios have at most the weight `residual` together.
+    r"""Return an exponent beyond which all tokens except those of largest ratio have total weight at most `residual`.
 
     Proposition. $\text{residual\_weight}(p) \le \varepsilon$ for all
     $p \ge \bigl( \log \frac{n-k}{k} + \log \frac{1 - \varepsilon}{\varepsilon} \bigr) / \mathrm{gap}$: solve
@@ -124,7 +124,7 @@ def committal_exponent(
 
 
 def _extreme_tokens(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerToken:
-    """True on the tokens to which the weights commit; shape `batch time`."""
+    """Return True on the tokens on which the weights concentrate; shape `batch time`."""
     signed = _signed(log_ratio, exponent)
     return response_mask & (signed == masked_max(signed, response_mask).unsqueeze(-1))
 
@@ -132,7 +132,7 @@ def _extreme_tokens(log_ratio: PerToken, response_mask: PerToken, exponent: floa
 def _gap(
     log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion
 ) -> tuple[PerCompletion, PerCompletion, PerCompletion]:
-    """Number of extreme tokens, number of others, and distance between them in log ratio, 0 without others."""
+    """Return the number of extreme tokens, the number of others, and the gap, which is 0 without others."""
     extreme = _extreme_tokens(log_ratio, response_mask, exponent)
     others = response_mask & ~extreme
     signed = _signed(log_ratio, exponent)
@@ -142,5 +142,5 @@ def _gap(
 
 
 def _signed(log_ratio: PerToken, exponent: float | PerCompletion) -> PerToken:
-    """Log ratios with the sign of the exponent, so that the extreme ones are the largest."""
+    """Return the log ratios times the sign of the exponent, so that the extreme ones are the largest."""
     return torch.where(per_completion(exponent, log_ratio).unsqueeze(-1) < 0, -log_ratio, log_ratio)

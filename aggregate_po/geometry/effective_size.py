@@ -1,4 +1,4 @@
-"""Effective sample size of the power weights as a function of the exponent, and the exponent that gives one."""
+"""Effective sample size of the power weights as a function of the exponent, and its inverse."""
 
 import torch
 
@@ -10,10 +10,10 @@ from aggregate_po.masked import masked_max
 
 
 def power_ess(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Effective sample size of the power weights, $\mathrm{ESS}(p) = (\sum_t r_t^p)^2 / \sum_t r_t^{2p}$ (eq. 17).
+    r"""Return the effective sample size of $W(p)$, $\mathrm{ESS}(p) = (\sum_t r_t^p)^2 / \sum_t r_t^{2p}$ (eq. 17).
 
     Proposition. It is $n$ at $p = 0$ and does not change when all ratios are multiplied by a constant. It falls as
-    $p$ moves away from 0 to either side, strictly unless all ratios are equal, towards the number of tokens that share
+    $p$ moves away from 0 to either side, strictly unless all ratios are equal, toward the number of tokens that share
     the extreme ratio. In logarithms of power means, $\log \mathrm{ESS}(p) = \log n - 2p \, (\log M_{2p} - \log M_p)$.
 
     Args:
@@ -36,7 +36,7 @@ def power_ess(log_ratio: PerToken, response_mask: PerToken, exponent: float | Pe
 def log_power_ess_derivative(
     log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion
 ) -> PerCompletion:
-    r"""Derivative of the log effective sample size in the exponent, $2 \, (\mu(p) - \mu(2p))$.
+    r"""Return the derivative of the log effective sample size in the exponent, $2 \, (\mu(p) - \mu(2p))$.
 
     Proof. $\log \mathrm{ESS}(p) = 2 L(p) - L(2p)$ and $L' = \mu$. Since $\mu$ rises, the derivative has the opposite
     sign to $p$; it is 0 at $p = 0$ and where all ratios are equal.
@@ -56,7 +56,7 @@ def log_power_ess_derivative(
     Reference: derived here; that the effective sample size is monotone is stated by PMPO, arXiv:2601.22521.
     """
     order = per_completion(exponent, log_ratio)
-    # Relative to any token of the completion, so that a common level does not cost the difference its digits.
+    # Relative to a token of the completion, so that a common level does not cause cancellation.
     relative = log_ratio - masked_max(log_ratio, response_mask).unsqueeze(-1)
     return 2 * (tilted_mean(relative, response_mask, order) - tilted_mean(relative, response_mask, 2 * order))
 
@@ -64,11 +64,11 @@ def log_power_ess_derivative(
 def exponent_of_ess(
     log_ratio: PerToken, response_mask: PerToken, share: float | PerCompletion, largest: float = 1.0
 ) -> PerCompletion:
-    r"""The $p$ in $[0, p_{\max}]$ at which $\mathrm{ESS}(p) / n$ equals `share`, by bisection.
+    r"""Return the $p$ in $[0, p_{\max}]$ at which $\mathrm{ESS}(p) / n$ equals `share`, by bisection.
 
     Proposition. On $p \ge 0$ the effective sample size falls strictly unless all ratios are equal, so there is at most
-    one solution. It exists where $\mathrm{ESS}(p_{\max}) / n \le$ `share` $\le 1$; otherwise the nearer end is given.
-    For exponents below 0, pass `-log_ratio` and change the sign of the result.
+    one solution. It exists where $\mathrm{ESS}(p_{\max}) / n \le$ `share` $\le 1$; otherwise the nearer end is
+    returned. For exponents below 0, pass `-log_ratio` and change the sign of the result.
 
     The result is `largest` where all ratios are equal. Near `share` 1 the curve is flat, and the exponent is known only
     to about $10^{-8}$ over the standard deviation of the log ratios.
@@ -80,7 +80,7 @@ def exponent_of_ess(
         largest: upper end $p_{\max}$ of the interval, above 0.
 
     Returns:
-        Exponents, 0 for an empty completion; a constant to the gradient; shape `batch`.
+        Exponents, 0 for an empty completion; detached; shape `batch`.
 
     Raises:
         ValueError: `largest` is not a positive number.
@@ -94,6 +94,6 @@ def exponent_of_ess(
     if not 0 < largest < float("inf"):
         raise ValueError(f"`largest` is {largest}; pass a positive number, and `-log_ratio` for exponents below 0.")
     with torch.no_grad():
-        target = torch.as_tensor(share, dtype=torch.float64)  # a plain number would become float32
+        target = torch.as_tensor(share, dtype=torch.float64)  # a Python number would become float32
         exponents = ESSCurve.of(log_ratio, response_mask).exponent(target, largest)
     return torch.where(response_mask.any(dim=-1), exponents, 0).to(log_ratio.dtype)

@@ -1,4 +1,4 @@
-"""How far the means of one completion lie apart: monotone in the order, and bounded by the spread of the log ratios."""
+"""Inequalities between means of one completion: monotone in the order, bounded by the spread of the log ratios."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from aggregate_po.masked import masked_max, masked_mean
 def log_power_mean_derivative(
     log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion
 ) -> PerCompletion:
-    r"""Derivative of $\log M_p$ in the exponent: the divergence of the power weights from even ones, over $p^2$.
+    r"""Return the derivative of $\log M_p$ in $p$: the divergence of the power weights from uniform, over $p^2$.
 
     Proposition. $\frac{d}{dp} \log M_p = \mathrm{KL}(W(p) \Vert \text{uniform}) / p^2
     = \int_0^1 s \, \mathrm{Var}(sp) \, ds$. So $M_p$ rises with $p$, strictly unless all ratios are equal; at $p = 0$
@@ -37,10 +37,10 @@ def log_power_mean_derivative(
     Reference: that power means rise: Hardy, Littlewood, Pólya (1934), theorem 16; this form is derived here.
     """
     order = per_completion(exponent, log_ratio)
-    deviations = centred(log_ratio, response_mask)
+    deviations = centered(log_ratio, response_mask)
     variance = tilted_variance(deviations, response_mask, 0.0)
     third_moment = masked_mean(deviations.pow(3), response_mask)
-    # KL / p is the tilted mean less log M_p; so near zero that their digits cancel, two terms of its series remain.
+    # KL / p is the tilted mean minus log M_p; near zero their digits cancel, so use two terms of the series.
     near_zero = order.abs() * width(deviations, response_mask) < torch.finfo(deviations.dtype).eps ** (1 / 3)
     divisor = torch.where(near_zero, 1, order)
     far = (tilted_mean(deviations, response_mask, order) - log_power_mean(deviations, response_mask, order)) / divisor
@@ -50,7 +50,7 @@ def log_power_mean_derivative(
 def order_gap_bound(
     log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion, other: float | PerCompletion
 ) -> PerCompletion:
-    r"""Upper bound on the distance of two power means, $|\log M_p - \log M_q| \le |p - q| \, (\max x - \min x)^2 / 8$.
+    r"""Return an upper bound on $|\log M_p - \log M_q|$, which is $|p - q| \, (\max x - \min x)^2 / 8$.
 
     Proof. Integrate the bound of `log_power_mean_derivative` from $q$ to $p$. With $q = 0$ this is Hoeffding's lemma.
     It bounds what a schedule of exponents can change between two steps.
@@ -58,8 +58,8 @@ def order_gap_bound(
     Args:
         log_ratio: log ratios $x$; shape `batch time`.
         response_mask: True on trained tokens, boolean; shape `batch time`.
-        exponent: one order, $p$, a number or one per completion; shape `batch`.
-        other: the other order, $q$, likewise.
+        exponent: order $p$, a number or one per completion; shape `batch`.
+        other: order $q$, a number or one per completion; shape `batch`.
 
     Returns:
         Bound, 0 for an empty completion; shape `batch`; unit: nats.
@@ -75,11 +75,11 @@ def order_gap_bound(
 
 
 def am_gm_gap(log_ratio: PerToken, response_mask: PerToken) -> PerCompletion:
-    r"""Log of the arithmetic over the geometric mean of the ratios, $\log M_1 - \log M_0 \ge 0$.
+    r"""Return the log of the arithmetic over the geometric mean of the ratios, $\log M_1 - \log M_0 \ge 0$.
 
     Proposition. Without clips, the value of a completion under GMPO is $e^{-\mathrm{gap}}$ times that under GRPO, so
-    $|J_\mathrm{GMPO}| \le |J_\mathrm{GRPO}|$ for each completion, with equality where all ratios are equal. It is no
-    statement on a group: with advantages of both signs terms cancel, and the sum may be larger.
+    $|J_\mathrm{GMPO}| \le |J_\mathrm{GRPO}|$ for each completion, with equality where all ratios are equal. The
+    inequality does not extend to a group: with advantages of both signs terms cancel, and the sum may be larger.
 
     Args:
         log_ratio: log ratios $x$; shape `batch time`.
@@ -94,13 +94,13 @@ def am_gm_gap(log_ratio: PerToken, response_mask: PerToken) -> PerCompletion:
 
     Reference: GMPO, arXiv:2507.20673; the restriction to one completion is derived here.
     """
-    deviations = centred(log_ratio, response_mask)
+    deviations = centered(log_ratio, response_mask)
     arithmetic = log_power_mean(deviations, response_mask, per_completion(1.0, deviations))
     return (arithmetic - masked_mean(deviations, response_mask)).clamp(min=0)
 
 
 def am_gm_bounds(log_ratio: PerToken, response_mask: PerToken) -> tuple[PerCompletion, PerCompletion]:
-    r"""Lower and upper bound on `am_gm_gap`, from the variance $v$ and the extremes of $d = x - \bar x$.
+    r"""Return a lower and an upper bound on `am_gm_gap`, from the variance $v$ and the extremes of $d = x - \bar x$.
 
     Proposition. With $\varphi(b) = (e^b - 1 - b) / b^2$ and $\varphi(0) = \frac12$,
 
@@ -126,7 +126,7 @@ def am_gm_bounds(log_ratio: PerToken, response_mask: PerToken) -> tuple[PerCompl
     Reference: Hoeffding (1963), lemma 1; the upper bound by the variance: Bennett (1962); the lower one, by the same
         argument, is derived here.
     """
-    deviations = centred(log_ratio.double(), response_mask)  # exp(160) leaves the range of float32
+    deviations = centered(log_ratio.double(), response_mask)  # exp(160) leaves the range of float32
     variance = masked_mean(deviations.square(), response_mask)
     smallest, largest = -masked_max(-deviations, response_mask), masked_max(deviations, response_mask)
     lower = torch.log1p(variance * _bennett(smallest))
@@ -135,20 +135,20 @@ def am_gm_bounds(log_ratio: PerToken, response_mask: PerToken) -> tuple[PerCompl
 
 
 def width(log_ratio: PerToken, response_mask: PerToken) -> PerCompletion:
-    """Largest less smallest log ratio of each completion, 0 where there is none; shape `batch`."""
+    """Return the range of the log ratios of each completion, 0 for an empty one; shape `batch`."""
     return masked_max(log_ratio, response_mask) + masked_max(-log_ratio, response_mask)
 
 
-def centred(log_ratio: PerToken, response_mask: PerToken) -> PerToken:
-    """Log ratios less their mean, 0 on padding; shape `batch time`."""
-    # First relative to a token: the mean of numbers far from zero is rounded by more than they may differ.
+def centered(log_ratio: PerToken, response_mask: PerToken) -> PerToken:
+    """Return the log ratios minus their mean, 0 on padding; shape `batch time`."""
+    # Relative to a token first: the mean of large numbers has a rounding error above their differences.
     relative = torch.where(response_mask, log_ratio - masked_max(log_ratio, response_mask).unsqueeze(-1), 0)
     return torch.where(response_mask, relative - masked_mean(relative, response_mask).unsqueeze(-1), 0)
 
 
 def _bennett(values: Tensor) -> Tensor:
-    """`(exp(b) - 1 - b) / b^2`, a half at zero; float64."""
-    small = values.abs() < 1e-2  # beyond, at most four digits cancel; below, five terms of the series are exact
+    """Return `(exp(b) - 1 - b) / b^2`, which is 1/2 at zero; float64."""
+    small = values.abs() < 1e-2  # above, at most four digits cancel; below, five terms of the series are exact
     divisor = torch.where(small, 1, values)
     series = 1 / 2 + values / 6 * (1 + values / 4 * (1 + values / 5 * (1 + values / 6)))
     return torch.where(small, series, (torch.expm1(divisor) - divisor) / divisor.square())

@@ -1,4 +1,4 @@
-"""Measures of how a completion's gradient is shared among its tokens."""
+"""Measures of the distribution of a completion's gradient over its tokens."""
 
 import torch
 
@@ -7,7 +7,7 @@ from aggregate_po.masked import masked_mean, masked_sum
 
 
 def effective_sample_size(weights: PerToken) -> PerCompletion:
-    r"""Number of tokens that effectively share the gradient.
+    r"""Return the number of tokens that effectively share the gradient.
 
     $\mathrm{ESS} = (\sum_t |w_t|)^2 / \sum_t w_t^2$, between 1 and the completion length.
 
@@ -29,13 +29,13 @@ def effective_sample_size(weights: PerToken) -> PerCompletion:
 
 
 def weight_entropy(weights: PerToken) -> PerCompletion:
-    r"""Entropy of the gradient shares, $-\sum_t s_t \log s_t$ with $s_t = |w_t| / \sum_k |w_k|$.
+    r"""Return the entropy of the normalized gradient weights, $-\sum_t s_t \log s_t$ with $s_t = |w_t| / \sum_k |w_k|$.
 
     Args:
         weights: gradient weights, zero on padding; shape `batch time`; any scale.
 
     Returns:
-        Entropy, from 0 (one token) to the log of the length (all alike); shape `batch`; unit: nats.
+        Entropy, from 0 (one token) to the log of the length (equal weights); shape `batch`; unit: nats.
 
     Example:
         >>> weight_entropy(torch.tensor([[0.5, 0.5, 0.0]]))
@@ -47,7 +47,7 @@ def weight_entropy(weights: PerToken) -> PerCompletion:
 
 
 def gated_fraction(gate: PerToken, response_mask: PerToken) -> PerCompletion:
-    """Share of a completion's tokens that a transform lets no gradient through.
+    """Return the fraction of a completion's tokens whose gate is zero.
 
     Args:
         gate: derivative of the token transform, `GradientWeights.gate`; shape `batch time`.
@@ -64,7 +64,7 @@ def gated_fraction(gate: PerToken, response_mask: PerToken) -> PerCompletion:
 
 
 def _shares(weights: PerToken) -> PerToken:
-    """Absolute weights that sum to one, or to zero; scaled first, so that no square under- or overflows."""
+    """Return absolute weights that sum to one, or to zero; scaled first to avoid under- and overflow of squares."""
     absolute = weights.abs()
     absolute = absolute / absolute.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     total = masked_sum(absolute, absolute > 0).unsqueeze(-1)

@@ -13,14 +13,14 @@ from aggregate_po.masked import masked_max, masked_softmax, masked_sum
 
 
 def power_weights(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerToken:
-    r"""Weights of the power mean, $W_t(p) = e^{p x_t} / \sum_k e^{p x_k}$ (eq. 8).
+    r"""Return the weights of the power mean, $W_t(p) = e^{p x_t} / \sum_k e^{p x_k}$ (eq. 8).
 
     Proposition. $W(p) = \partial \log M_p / \partial x$. The weights are positive, sum to one, and do not change when
-    all ratios are multiplied by a constant. They are even at $p = 0$; above it larger ratios weigh more, below it
-    smaller ones.
+    all ratios are multiplied by a constant. They are uniform at $p = 0$; for $p > 0$ larger ratios have larger weights,
+    for $p < 0$ smaller ratios do.
 
     Args:
-        log_ratio: log ratios $x$; whatever stands in padding is ignored; shape `batch time`.
+        log_ratio: log ratios $x$; values on padding are ignored; shape `batch time`.
         response_mask: True on trained tokens, boolean; shape `batch time`.
         exponent: order $p$, a number or one per completion; finite; shape `batch`.
 
@@ -39,7 +39,7 @@ def power_weights(log_ratio: PerToken, response_mask: PerToken, exponent: float 
 
 
 def power_weights_derivative(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerToken:
-    r"""Derivative of the weights in the exponent, $dW_t/dp = W_t(p) \, (x_t - \mu(p))$.
+    r"""Return the derivative of the weights in the exponent, $dW_t/dp = W_t(p) \, (x_t - \mu(p))$.
 
     Proposition. As $p$ grows, weight moves to the tokens whose log ratio is above the tilted mean, from those below;
     the derivatives of a completion sum to zero.
@@ -64,10 +64,10 @@ def power_weights_derivative(log_ratio: PerToken, response_mask: PerToken, expon
 
 
 def tilted_mean(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Mean of the log ratios under the power weights, $\mu(p) = \sum_t W_t(p) \, x_t$.
+    r"""Return the mean of the log ratios under the power weights, $\mu(p) = \sum_t W_t(p) \, x_t$.
 
-    Proposition. $\mu'(p) = \mathrm{Var}_{W(p)}(x) \ge 0$: it rises from the smallest log ratio as $p \to -\infty$, over
-    their plain mean at 0, to the largest as $p \to \infty$.
+    Proposition. $\mu'(p) = \mathrm{Var}_{W(p)}(x) \ge 0$: the tilted mean rises from the smallest log ratio as
+    $p \to -\infty$, through the plain mean at 0, to the largest as $p \to \infty$.
 
     Args:
         log_ratio: log ratios $x$; shape `batch time`.
@@ -88,7 +88,7 @@ def tilted_mean(log_ratio: PerToken, response_mask: PerToken, exponent: float | 
 
 
 def tilted_variance(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Variance of the log ratios under the power weights, $\mathrm{Var}(p) = \sum_t W_t(p) \, (x_t - \mu(p))^2$.
+    r"""Return the variance of the log ratios under $W(p)$, $\mathrm{Var}(p) = \sum_t W_t(p) \, (x_t - \mu(p))^2$.
 
     Proposition. $0 \le \mathrm{Var}(p) \le (\max x - \min x)^2 / 4$, and it is 0 only where all ratios are equal.
 
@@ -111,7 +111,7 @@ def tilted_variance(log_ratio: PerToken, response_mask: PerToken, exponent: floa
 
 
 def power_entropy(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Entropy of the power weights, $H(W(p)) = L(p) - p \, \mu(p)$.
+    r"""Return the entropy of the power weights, $H(W(p)) = L(p) - p \, \mu(p)$.
 
     Proposition. $dH/dp = -p \, \mathrm{Var}(p)$: the entropy is largest at $p = 0$, where it is $\log n$, and falls on
     both sides, strictly unless all ratios are equal.
@@ -136,7 +136,7 @@ def power_entropy(log_ratio: PerToken, response_mask: PerToken, exponent: float 
 def power_entropy_derivative(
     log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion
 ) -> PerCompletion:
-    r"""Derivative of the entropy of the power weights in the exponent, $dH/dp = -p \, \mathrm{Var}(p)$.
+    r"""Return the derivative of the entropy of the power weights in the exponent, $dH/dp = -p \, \mathrm{Var}(p)$.
 
     Proof. $H = L(p) - p \, L'(p)$, so $H' = -p \, L''(p)$.
 
@@ -158,7 +158,7 @@ def power_entropy_derivative(
 
 
 def per_completion(exponent: float | Tensor, log_ratio: PerToken) -> PerCompletion:
-    """A number, or one per completion, in the precision and on the device of the log ratios; shape `batch`."""
+    """Return one exponent per completion, in the precision and on the device of the log ratios; shape `batch`."""
     exponent = torch.as_tensor(exponent, dtype=log_ratio.dtype, device=log_ratio.device)
     return exponent.expand(log_ratio.shape[:-1])
 
@@ -166,7 +166,7 @@ def per_completion(exponent: float | Tensor, log_ratio: PerToken) -> PerCompleti
 def _tilted(
     log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion
 ) -> tuple[PerToken, PerToken, PerCompletion, PerCompletion]:
-    """Power weights, log ratios relative to the heaviest token, their weighted mean, and that token's log ratio."""
+    """Return power weights, log ratios relative to the heaviest token, their weighted mean, and its log ratio."""
     order = per_completion(exponent, log_ratio)
     deviations, heaviest = _from_heaviest(log_ratio, response_mask, order)
     weights = masked_softmax(order.unsqueeze(-1) * deviations, response_mask)
@@ -176,9 +176,9 @@ def _tilted(
 def _from_heaviest(
     log_ratio: PerToken, response_mask: PerToken, exponent: PerCompletion
 ) -> tuple[PerToken, PerCompletion]:
-    """Log ratios relative to the token that `exponent` favours, 0 on padding, and the log ratio of that token."""
-    # A product of large numbers is rounded by more than the weights can bear; for the tokens that matter this one is
-    # small. The weights do not depend on the origin, so neither does their gradient.
+    """Return log ratios relative to the token of largest weight, 0 on padding, and the log ratio of that token."""
+    # The rounding error of a large `p * x` would spoil the weights. Relative to the heaviest token, the product is
+    # small on every token that matters. The weights do not depend on this origin, and neither does their gradient.
     sign = torch.where(exponent < 0, -1, 1).to(log_ratio.dtype)
     heaviest = (sign * masked_max(sign.unsqueeze(-1) * log_ratio, response_mask)).detach()
     return torch.where(response_mask, log_ratio - heaviest.unsqueeze(-1), 0), heaviest

@@ -1,19 +1,19 @@
-"""The second moment of a completion's gradient over the power means, under an idealised geometry of token gradients."""
+"""Second moment of a completion's gradient as a function of the exponent, under an idealized gradient geometry."""
 
 import torch
 
 from aggregate_po.aggregators.power import log_power_mean
 from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.geometry.effective_size import log_power_ess_derivative, power_ess
-from aggregate_po.geometry.inequalities import centred, log_power_mean_derivative, width
+from aggregate_po.geometry.inequalities import centered, log_power_mean_derivative, width
 from aggregate_po.geometry.power_family import per_completion
 
 
 def variance_proxy(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Squared value over the effective sample size, $V(p) = M_p^2 / \mathrm{ESS}(p)$.
+    r"""Return the squared value over the effective sample size, $V(p) = M_p^2 / \mathrm{ESS}(p)$.
 
-    Proposition. If the gradients $\nabla \log \pi$ of the tokens are orthogonal and equally long, of length $G$, the
-    gradient of an unclipped completion of advantage $A$ has the squared length $A^2 G^2 \, V(p)$: it is
+    Proposition. If the gradients $\nabla \log \pi$ of the tokens are orthogonal and of equal norm $G$, the
+    gradient of an unclipped completion of advantage $A$ has the squared norm $A^2 G^2 \, V(p)$: it is
     $A M_p \sum_t W_t(p) \nabla \log \pi_t$, and $\sum_t W_t^2 = 1 / \mathrm{ESS}$.
 
     Args:
@@ -22,22 +22,22 @@ def variance_proxy(log_ratio: PerToken, response_mask: PerToken, exponent: float
         exponent: order $p$, a number or one per completion; shape `batch`.
 
     Returns:
-        Proxy, 0 for an empty completion; beyond log ratios of 44 it leaves the range of float32, where
-        `log_variance_proxy` does not; shape `batch`.
+        Proxy, 0 for an empty completion; unlike `log_variance_proxy`, it overflows float32 for log ratios above 44;
+        shape `batch`.
 
     Example:
         >>> x = torch.tensor([[0.6, -0.5, 0.2, 0.1]])
         >>> variance_proxy(x.expand(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.tensor([2.0, 0.0]))
         tensor([0.5810, 0.3054])
 
-    Reference: HölderPO, arXiv:2605.12058; as a quotient by the effective sample size, derived here.
+    Reference: HölderPO, arXiv:2605.12058; the form with the effective sample size is derived here.
     """
     logarithm = log_variance_proxy(log_ratio, response_mask, exponent)
     return torch.where(response_mask.any(dim=-1), logarithm.exp(), 0)
 
 
 def log_variance_proxy(log_ratio: PerToken, response_mask: PerToken, exponent: float | PerCompletion) -> PerCompletion:
-    r"""Logarithm of `variance_proxy`, $2 \log M_p - \log \mathrm{ESS}(p)$.
+    r"""Return the logarithm of `variance_proxy`, $2 \log M_p - \log \mathrm{ESS}(p)$.
 
     Proposition. Its derivative is $2 \frac{d}{dp} \log M_p - 2 \, (\mu(p) - \mu(2p))$, positive for all $p \ge 0$
     unless all ratios are equal, where the proxy is constant. As $p \to -\infty$ it tends to $2 \min x - \log k$, with
@@ -62,18 +62,18 @@ def log_variance_proxy(log_ratio: PerToken, response_mask: PerToken, exponent: f
     return torch.where(response_mask.any(dim=-1), 2 * log_mean - ess.clamp(min=1).log(), 0)
 
 
-def variance_minimising_exponent(log_ratio: PerToken, response_mask: PerToken, lowest: float = -8.0) -> PerCompletion:
-    r"""The exponent in $[p_{\min}, 0]$ at which `variance_proxy` is smallest.
+def variance_minimizing_exponent(log_ratio: PerToken, response_mask: PerToken, lowest: float = -8.0) -> PerCompletion:
+    r"""Return the exponent in $[p_{\min}, 0]$ that minimizes `variance_proxy`.
 
-    Proposition. The smallest proxy lies below 0: for $p > 0$ both the value and the concentration of the weights rise,
+    Proposition. The minimizer is below 0: for $p > 0$ both the value and the concentration of the weights rise,
     and at 0 the derivative of the log proxy is the variance $v$ of the log ratios. As these become equal,
-    $\log V(p) = \text{constant} + v \, (p^2 + p)$ to second order, so the minimiser tends to $-\frac12$.
+    $\log V(p) = \text{constant} + v \, (p^2 + p)$ to second order, so the minimizer tends to $-\frac12$.
 
-    The smallest proxy need not be attained. As $p \to -\infty$, $V$ falls to the limit $(\min r)^2 / k$, and for widely
-    spread ratios that limit is below the valley near $-\frac12$, if there still is one; `lowest` is then the result.
+    A minimum need not exist. As $p \to -\infty$, $V$ tends to $(\min r)^2 / k$, and for widely spread ratios this limit
+    is below the local minimum near $-\frac12$, if there is one; the result is then `lowest`.
 
-    A scan of $[p_{\min}, 0]$, finest near 0, finds the valley, and bisection of the derivative its lowest point. With
-    log ratios spread over more than about 20 the scan may be too coarse for valleys close to 0.
+    A grid on $[p_{\min}, 0]$, finest near 0, brackets the minimum, and bisection of the derivative locates it. For log
+    ratios with a range above about 20 the grid may be too coarse for minima close to 0.
 
     Args:
         log_ratio: log ratios $x$; shape `batch time`.
@@ -81,22 +81,22 @@ def variance_minimising_exponent(log_ratio: PerToken, response_mask: PerToken, l
         lowest: lower end $p_{\min}$ of the interval, below 0.
 
     Returns:
-        Exponents, 0 where all ratios are equal or there is no token; a constant to the gradient; shape `batch`.
+        Exponents, 0 where all ratios are equal or there is no token; detached; shape `batch`.
 
     Raises:
         ValueError: `lowest` is not a negative number.
 
     Example:
-        >>> variance_minimising_exponent(torch.tensor([[0.6, -0.5, 0.2, 0.1]]), torch.ones(1, 4, dtype=torch.bool))
+        >>> variance_minimizing_exponent(torch.tensor([[0.6, -0.5, 0.2, 0.1]]), torch.ones(1, 4, dtype=torch.bool))
         tensor([-0.4920])
 
-    Reference: HölderPO, arXiv:2605.12058, for a minimiser at or below 0; the rest is derived here.
+    Reference: HölderPO, arXiv:2605.12058, for a minimizer at or below 0; the rest is derived here.
     """
     if not -float("inf") < lowest < 0:
         raise ValueError(f"`lowest` is {lowest}; pass a negative number.")
     with torch.no_grad():
-        deviations = centred(log_ratio.double(), response_mask)  # a common level only scales the proxy
-        low, high = _valley(deviations, response_mask, lowest)
+        deviations = centered(log_ratio.double(), response_mask)  # a common level only scales the proxy
+        low, high = _bracket(deviations, response_mask, lowest)
         for _ in range(52):
             middle = (low + high) / 2
             rising = _slope(deviations, response_mask, middle) > 0
@@ -105,14 +105,14 @@ def variance_minimising_exponent(log_ratio: PerToken, response_mask: PerToken, l
     return exponent.to(log_ratio.dtype)
 
 
-def _valley(
+def _bracket(
     deviations: PerToken, mask: PerToken, lowest: float, steps: int = 64
 ) -> tuple[PerCompletion, PerCompletion]:
-    """Two exponents around the smallest value of a scan."""
+    """Return two exponents around the smallest value on a grid."""
     grid = lowest * (torch.arange(steps + 1, device=deviations.device, dtype=deviations.dtype) / steps).square()
     values = []
     for exponent in grid:
-        # The log proxy up to a constant, in a form that keeps its digits where the ratios are nearly equal.
+        # The log proxy up to a constant, in a form without cancellation where the ratios are nearly equal.
         order = per_completion(exponent, deviations)
         once, twice = log_power_mean(deviations, mask, order), log_power_mean(deviations, mask, 2 * order)
         values.append(2 * (1 - order) * once + 2 * order * twice)
@@ -121,7 +121,7 @@ def _valley(
 
 
 def _slope(deviations: PerToken, mask: PerToken, exponent: PerCompletion) -> PerCompletion:
-    """Derivative of the log proxy in the exponent."""
+    """Return the derivative of the log proxy in the exponent."""
     return 2 * log_power_mean_derivative(deviations, mask, exponent) - log_power_ess_derivative(
         deviations, mask, exponent
     )

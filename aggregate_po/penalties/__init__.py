@@ -1,4 +1,4 @@
-"""Penalties: costs per token that are averaged over each completion and taken off the objective."""
+"""Penalties: per-token costs that are averaged over each completion and subtracted from the objective."""
 
 from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
 from aggregate_po.penalties.entropy import EntropyBonus

@@ -1,4 +1,4 @@
-"""The interface of a penalty."""
+"""Interface of penalties."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from aggregate_po.batch import PerToken, PolicyBatch
 
 @dataclass(frozen=True)
 class EvaluatedPenalty:
-    """Costs, derivatives and observations of a penalty on one batch; shapes `batch time`, anything on padding.
+    """Costs, derivatives and observations of a penalty on one batch; shapes `batch time`, arbitrary on padding.
 
     Args:
         token_costs: cost of each token, attached to the graph of the log-probabilities.
         token_derivatives: derivative of the costs with respect to the log-probabilities; detached.
-        observed: what `Penalty.adapt` is given the average of; detached.
+        observed: per-token observation whose average `Penalty.adapt` receives; detached.
     """
 
     token_costs: PerToken
@@ -28,14 +28,23 @@ class EvaluatedPenalty:
 
 
 class Penalty(ABC):
-    """A cost of each token, averaged over a completion's tokens and weighted by the normaliser (eq. 21).
+    """Cost of each token, averaged over the tokens of a completion and weighted by the normalizer (eq. 21).
 
-    A penalty may adapt between optimiser steps: `observed` says what it wants to know of each token, `adapt` is given
-    the average of that over the whole step, and what it then remembers is its state.
+    A subclass implements `token_costs`; autograd then gives the derivatives. A subclass may override
+    `token_derivatives` with a closed form, which must equal the derivative. To share work between the methods, it may
+    also override `evaluate`, which must return the results of the separate methods.
 
-    A subclass writes `token_costs`; the derivatives follow from it. A closed form may override `token_derivatives`, and
-    must then equal the derivative. A penalty that shares work among its answers may override `evaluate` too, and must
-    then give there what the separate methods give.
+    Subclass requirements:
+
+    - Implement `token_costs`. It must be differentiable, and finite for all finite log-probabilities: subtract them
+      with `bounds.log_ratio_of` and bound the result with `bounds.bounded`.
+    - Override `needs_reference` to return True if the costs read `batch.ref_log_probs`.
+    - May override `token_derivatives` with a closed form, which must equal the derivative of `token_costs`.
+    - May override `evaluate` if costs and derivatives share work. It must return what the separate methods return.
+    - A penalty that adapts implements `adapt`, may override `observed`, and implements `state_dict` and
+      `load_state_dict`, which a checkpoint saves and restores.
+
+    `aggregate_po.testing.check_penalty` checks these requirements.
     """
 
     @property
@@ -45,10 +54,10 @@ class Penalty(ABC):
 
     @abstractmethod
     def token_costs(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """Cost of each token, coefficient included; anything on padding; shape `batch time`."""
+        """Return the cost of each token, coefficient included; arbitrary on padding; shape `batch time`."""
 
     def token_derivatives(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """Derivative of the costs with respect to `log_probs`; by autograd, unless a subclass gives the closed form."""
+        """Return the derivative of the costs with respect to `log_probs`, by autograd unless overridden."""
         with torch.inference_mode(False), torch.enable_grad():
             inputs = log_probs.detach().clone().requires_grad_()
             costs = self.token_costs(inputs, batch.to(inputs.device, copy=True))
@@ -56,13 +65,13 @@ class Penalty(ABC):
         return derivatives
 
     def observed(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """What `adapt` is given the average of; the cost itself, unless a subclass says otherwise."""
+        """Return the observation whose average `adapt` receives; by default the cost."""
         return self.token_costs(log_probs, batch)
 
     def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> EvaluatedPenalty:
-        """Return costs, derivatives and observations together, as an objective asks for them.
+        """Return costs, derivatives and observations together.
 
-        By the separate methods, one time each; the costs are not computed again where they are what is observed.
+        The default calls each separate method once, and reuses the costs if they are the observation.
         """
         costs = self.token_costs(log_probs, batch)
         observes_costs = type(self).observed is Penalty.observed
@@ -71,14 +80,14 @@ class Penalty(ABC):
             return EvaluatedPenalty(costs, self.token_derivatives(log_probs, batch), observed)
 
     def adapt(self, mean_observed: float) -> None:  # noqa: B027  # most penalties never change
-        """Adapt to the average of `observed` over all ranks and micro-batches of an optimiser step.
+        """Adapt to the average of `observed` over all ranks and micro-batches of an optimizer step.
 
-        It is called once after every optimiser step that was made; a step that was skipped adapts nothing.
+        The objective calls this method once after every optimizer step, and not after a skipped one.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What `adapt` has changed; empty for a penalty that never changes."""
+        """Return the adaptive state; empty for a penalty that never changes."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take a state back."""
+        """Restore a state that `state_dict` returned."""

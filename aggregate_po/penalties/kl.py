@@ -1,4 +1,4 @@
-"""Divergence from a policy to stay near, estimated from the sampled tokens."""
+"""KL divergence from a reference or behavior policy, estimated from the sampled tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.bounds import bounded, log_ratio_of
@@ -16,44 +17,47 @@ from aggregate_po.penalties.base import Penalty
 
 @dataclass(frozen=True)
 class KLPenalty(Penalty):
-    r"""Estimate of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$ from the sampled tokens; subclasses estimate it.
+    r"""Estimate of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$ from the sampled tokens.
+
+    A subclass implements `estimate` and its derivative `slope`.
 
     Args:
         coefficient: weight of the estimate; 0 needs no reference.
-        anchor: the policy to stay near: the "reference", or the "behaviour" policy that drew the completions.
+        anchor: policy to stay close to, "reference" or "behavior" (the policy that generated the completions).
 
     Raises:
-        ValueError: the coefficient is negative, or there is no such anchor.
+        ValueError: the coefficient is negative, or the anchor is unknown.
     """
 
     coefficient: float
-    anchor: Literal["reference", "behaviour"] = "reference"
+    anchor: Literal["reference", "behavior"] = "reference"
 
     def __post_init__(self) -> None:
-        if self.anchor not in ("reference", "behaviour"):
-            raise ValueError(f'`anchor` is {self.anchor!r}; pass "reference" or "behaviour".')
+        if self.anchor not in ("reference", "behavior"):
+            raise ValueError(f'`anchor` is {self.anchor!r}; pass "reference" or "behavior".')
         if not self.coefficient >= 0:
             raise ValueError(f"`coefficient` is {self.coefficient}; pass 0 for no penalty, or a positive weight.")
 
     @property
+    @override
     def needs_reference(self) -> bool:
-        """True unless the coefficient is zero, or the behaviour policy is the anchor."""
+        """Whether `batch.ref_log_probs` is read: with a positive coefficient and the reference as anchor."""
         return self.coefficient > 0 and self.anchor == "reference"
 
     @abstractmethod
     def estimate(self, log_ratio: Tensor) -> Tensor:
-        """Estimate from the log ratio to the anchor, elementwise."""
+        """Return the estimate from the log ratio to the anchor, elementwise."""
 
     @abstractmethod
     def slope(self, log_ratio: Tensor) -> Tensor:
-        """Derivative of `estimate`, elementwise."""
+        """Return the derivative of `estimate`, elementwise."""
 
+    @override
     def token_costs(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """See `Penalty`."""
         return self.coefficient * self.estimate(bounded(self._log_ratio(log_probs, batch)))
 
+    @override
     def token_derivatives(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """See `Penalty`."""
         log_ratio = self._log_ratio(log_probs, batch)
         inside = bounded(log_ratio) == log_ratio
         return torch.where(inside, self.coefficient * self.slope(bounded(log_ratio)), 0)
@@ -61,7 +65,7 @@ class KLPenalty(Penalty):
     def _log_ratio(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
         if self.coefficient == 0:
             return torch.zeros_like(log_probs)
-        if self.anchor == "behaviour":
+        if self.anchor == "behavior":
             return log_ratio_of(log_probs, batch.old_log_probs, batch.response_mask)
         if batch.ref_log_probs is None:
             raise ValueError(
@@ -78,28 +82,28 @@ class K1Penalty(KLPenalty):
     Reference: Schulman (2020), "Approximating KL divergence".
     """
 
+    @override
     def estimate(self, log_ratio: Tensor) -> Tensor:
-        """See `KLPenalty`."""
         return log_ratio
 
+    @override
     def slope(self, log_ratio: Tensor) -> Tensor:
-        """See `KLPenalty`."""
         return torch.ones_like(log_ratio)
 
 
 @dataclass(frozen=True)
 class K2Penalty(KLPenalty):
-    r"""$k_2 = \frac12 (\log \pi_\theta - \log \pi_\mathrm{ref})^2$: biased as a value, right in its gradient on policy.
+    r"""$k_2 = \frac12 (\log \pi_\theta - \log \pi_\mathrm{ref})^2$: biased, but its gradient on policy is not.
 
     Reference: Schulman (2020), "Approximating KL divergence".
     """
 
+    @override
     def estimate(self, log_ratio: Tensor) -> Tensor:
-        """See `KLPenalty`."""
         return log_ratio.square() / 2
 
+    @override
     def slope(self, log_ratio: Tensor) -> Tensor:
-        """See `KLPenalty`."""
         return log_ratio
 
 
@@ -110,10 +114,10 @@ class K3Penalty(KLPenalty):
     Reference: Schulman (2020), "Approximating KL divergence"; GRPO, arXiv:2402.03300.
     """
 
+    @override
     def estimate(self, log_ratio: Tensor) -> Tensor:
-        """See `KLPenalty`."""
         return torch.expm1(-log_ratio) + log_ratio
 
+    @override
     def slope(self, log_ratio: Tensor) -> Tensor:
-        """See `KLPenalty`."""
         return -torch.expm1(-log_ratio)

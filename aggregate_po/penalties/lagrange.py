@@ -1,29 +1,31 @@
-"""A bound on a cost, kept by a multiplier that adapts."""
+"""Constraint on the mean of a cost, enforced by an adaptive Lagrange multiplier."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
 
 
 class LagrangePenalty(Penalty):
-    r"""Keeps the mean of a cost $k$ below a bound: cost $\lambda (k_t - \delta)$ with a dual variable $\lambda \ge 0$.
+    r"""Constraint on the mean of a cost $k$: cost $\lambda (k_t - \delta)$ with a dual variable $\lambda \ge 0$.
 
-    After every optimiser step $\lambda \leftarrow [\lambda + \eta (\bar k - \delta)]_+$ (eq. 23), where the average
-    $\bar k$ over the whole step is the one that the objective takes. The multiplier is the only state of an objective;
-    it is saved with the run. An instance belongs to one run.
+    After every optimizer step, $\lambda \leftarrow [\lambda + \eta (\bar k - \delta)]_+$ (eq. 23), where $\bar k$ is
+    the average of the cost over the whole step, weighted as in the objective. The multiplier is the only state of an
+    objective and is saved in checkpoints. Use one instance per run.
 
     Args:
-        cost: the constrained cost, with coefficient 1.
-        bound: $\delta$, the largest mean that is free of charge.
-        step_size: $\eta$ of the ascent; 0 keeps the multiplier as it is.
-        multiplier: $\lambda$ at the start.
+        cost: constrained cost, with coefficient 1.
+        bound: upper bound $\delta$ on the mean cost.
+        step_size: step size $\eta$ of the dual ascent; 0 keeps the multiplier constant.
+        multiplier: initial $\lambda$.
 
     Raises:
-        TypeError: `cost` is no `Penalty`.
+        TypeError: `cost` is not a `Penalty`.
         ValueError: a number is negative.
 
     Reference: R2VPO, arXiv:2601.03320, for the variance of the ratio.
@@ -40,41 +42,47 @@ class LagrangePenalty(Penalty):
         self.step_size = step_size
         self.multiplier = multiplier
 
+    @override
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"LagrangePenalty({arguments})"
 
     @property
+    @override
     def needs_reference(self) -> bool:
-        """Whether the cost does."""
+        """Whether the cost reads `batch.ref_log_probs`."""
         return self.cost.needs_reference
 
+    @override
     def token_costs(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """See `Penalty`."""
         return self.multiplier * self.observed(log_probs, batch)
 
+    @override
     def token_derivatives(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """See `Penalty`."""
         return self.multiplier * self.cost.token_derivatives(log_probs, batch)
 
+    @override
     def observed(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """By how much the cost exceeds the bound; its average is the slope of the objective in the multiplier."""
+        """Return the excess of the cost over the bound; its average drives the dual ascent."""
         return self.cost.token_costs(log_probs, batch) - self.bound
 
+    @override
     def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> EvaluatedPenalty:
-        """See `Penalty`; the cost is evaluated once."""
         cost = self.cost.evaluate(log_probs, batch)
         excess = cost.token_costs - self.bound
         return EvaluatedPenalty(self.multiplier * excess, self.multiplier * cost.token_derivatives, excess.detach())
 
+    @override
     def adapt(self, mean_observed: float) -> None:
-        """One step of projected ascent."""
+        """Update the multiplier by one step of projected dual ascent."""
         self.multiplier = max(0.0, self.multiplier + self.step_size * mean_observed)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier."""
+        """Return the multiplier."""
         return {"multiplier": self.multiplier}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the multiplier back."""
+        """Restore the multiplier."""
         self.multiplier = state["multiplier"]

@@ -1,10 +1,11 @@
-"""The variance of the ratio as a cost."""
+"""Variance of the ratio as a cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.bounds import bounded, log_ratio_of
@@ -13,10 +14,10 @@ from aggregate_po.penalties.base import Penalty
 
 @dataclass(frozen=True)
 class RatioVariance(Penalty):
-    r"""Cost $\lambda (r_t - 1)^2$, whose mean is the variance of the ratio, since $E_\mathrm{old}[r] = 1$ (eq. 22).
+    r"""Cost $\lambda (r_t - 1)^2$, whose mean is the variance of the ratio, because $E_\mathrm{old}[r] = 1$ (eq. 22).
 
-    Beside an arithmetic mean without a clip it gives the weight $r (A - 2 \lambda (r - 1)) / n$: an advantage that
-    shrinks as the ratio moves its way, and changes sign once it has moved by $|A| / 2\lambda$.
+    With an unclipped arithmetic mean the gradient weight is $r (A - 2 \lambda (r - 1)) / n$: the effective advantage
+    shrinks as the ratio moves in its direction, and changes sign at a distance of $|A| / 2\lambda$ from 1.
 
     Args:
         coefficient: weight of the variance.
@@ -33,13 +34,13 @@ class RatioVariance(Penalty):
         if not self.coefficient >= 0:
             raise ValueError(f"`coefficient` is {self.coefficient}; pass 0 for no penalty, or a positive weight.")
 
+    @override
     def token_costs(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """See `Penalty`."""
         log_ratio = bounded(log_ratio_of(log_probs, batch.old_log_probs, batch.response_mask))
         return self.coefficient * (log_ratio.exp() - 1).square()
 
+    @override
     def token_derivatives(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:
-        """See `Penalty`."""
         log_ratio = log_ratio_of(log_probs, batch.old_log_probs, batch.response_mask)
         ratio = bounded(log_ratio).exp()
         return torch.where(bounded(log_ratio) == log_ratio, 2 * self.coefficient * (ratio - 1) * ratio, 0)

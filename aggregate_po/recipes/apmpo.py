@@ -1,4 +1,4 @@
-"""Power means whose exponent and clip follow the reward."""
+"""APMPO: power mean whose exponent and clip depend on the rewards."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,17 @@ def apmpo(
     clip_high_max: float = 0.4,
     penalties: Sequence[Penalty] = (),
 ) -> PolicyObjective:
-    r"""Power mean of clipped token ratios; exponent and upper bound follow the rewards of the step (eq. 33).
+    r"""Power mean of clipped token ratios; exponent and upper bound depend on the rewards of the step (eq. 33).
 
     Gradient weight:
         $A_i \, M_p^{1-p} \, e^{p u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        gamma: how fast the exponent $e^{-\gamma \mu_R}$ falls with the mean reward, which is expected in [0, 1].
+        gamma: rate $\gamma$ of the exponent $e^{-\gamma \mu_R}$; the mean reward $\mu_R$ is expected in [0, 1].
         clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high_min: least distance of the upper bound from 1.
-        clip_high_max: largest distance, where rewards are high and steady.
-        penalties: the paper has `K3Penalty(0.001)`.
+        clip_high_min: smallest distance of the upper bound from 1.
+        clip_high_max: largest distance of the upper bound from 1, for high and steady rewards.
+        penalties: costs subtracted from the objective; the paper uses `K3Penalty(0.001)`.
 
     Reference: arXiv:2605.04066.
     """

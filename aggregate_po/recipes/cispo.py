@@ -1,4 +1,4 @@
-"""Clipped importance weights on the log-probability."""
+"""CISPO: clipped importance weights on the log-probability."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,10 @@ def cispo(max_ratio: float = 5.0, min_ratio: float = 0.0, penalties: Sequence[Pe
         $A_i \, \mathrm{clip}(r_{i,t}) / T$
 
     Args:
-        max_ratio: weights are at most this, whatever the advantage. The paper tunes it and does not print it; 5 is what
-            ScaleRL used.
-        min_ratio: weights are at least this; none in the paper. Some code clips to `1 - epsilon` here.
-        penalties: costs taken off the objective.
+        max_ratio: upper bound of the weights, whatever the advantage. The paper tunes this value without reporting it;
+            ScaleRL used 5.
+        min_ratio: lower bound of the weights; the paper has none. Some implementations clip to `1 - epsilon`.
+        penalties: costs subtracted from the objective.
 
     Reference: MiniMax-M1, arXiv:2506.13585.
     """

@@ -1,4 +1,4 @@
-"""The token objective of DAPO."""
+"""DAPO: token-level mean with asymmetric clipping."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from aggregate_po.transforms import PessimisticClip
 
 
 def dapo(clip_low: float = 0.2, clip_high: float = 0.28, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Clipped token ratios, averaged over all tokens of the optimiser step (eq. 26).
+    r"""Clipped token ratios, averaged over all tokens of the optimizer step (eq. 26).
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / T$
@@ -18,7 +18,7 @@ def dapo(clip_low: float = 0.2, clip_high: float = 0.28, penalties: Sequence[Pen
     Args:
         clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
         clip_high: ratios are clipped at `1 + clip_high` where it is positive ("clip-higher").
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: Yu et al., arXiv:2503.14476.
     """

@@ -1,4 +1,4 @@
-"""Divergence masks in place of a clip of the ratio."""
+"""Divergence PPO: divergence masks in place of a clip of the ratio."""
 
 from collections.abc import Sequence
 
@@ -19,16 +19,16 @@ from aggregate_po.transforms import (
 def dppo_tv(
     max_increase: float = 0.2, max_decrease: float = 0.2, max_ratio: float = 20.0, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Truncated ratios as weights; closes tokens whose probability moved too far, by total variation (eq. 42).
+    r"""Truncated ratios as weights; masks tokens whose probability moved too far, by total variation (eq. 42).
 
     Gradient weight:
         $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$
 
     Args:
-        max_increase: a token with positive advantage is closed when its probability has risen by more.
-        max_decrease: one with negative advantage is closed when it has fallen by more.
-        max_ratio: weights are at most this.
-        penalties: costs taken off the objective.
+        max_increase: largest increase of the probability of an unmasked token with positive advantage.
+        max_decrease: largest decrease of the probability of an unmasked token with negative advantage.
+        max_ratio: upper bound of the weights.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2602.04879. The bounds are this library's choice. Not the pruning method of the same name.
     """
@@ -41,16 +41,17 @@ def dppo_kl(
     max_ratio: float = 20.0,
     penalties: Sequence[Penalty] = (),
 ) -> PolicyObjective:
-    r"""Truncated ratios as weights; closes tokens by the divergence of sampled token against all others (eq. 42).
+    r"""Truncated ratios as weights; masks tokens by the KL divergence of the sampled token against the rest (eq. 42).
 
     Gradient weight:
         $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$
 
     Args:
-        max_divergence_low: a token with negative advantage is closed when it fell with a larger divergence; nats.
-        max_divergence_high: one with positive advantage is closed when it rose with a larger divergence; nats.
-        max_ratio: weights are at most this.
-        penalties: costs taken off the objective.
+        max_divergence_low: largest divergence of an unmasked token with negative advantage and lower probability; nats.
+        max_divergence_high: largest divergence of an unmasked token with positive advantage and higher probability;
+            nats.
+        max_ratio: upper bound of the weights.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2602.04879. The bounds are this library's choice. Not the pruning method of the same name.
     """

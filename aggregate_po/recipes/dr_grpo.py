@@ -1,4 +1,4 @@
-"""GRPO done right: without the normalisation by length and by standard deviation."""
+"""Dr. GRPO: GRPO without normalization by length and by standard deviation."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from aggregate_po.transforms import PessimisticClip
 def dr_grpo(
     max_completion_length: float, clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Sum of clipped token ratios over a constant (eq. 25); goes with `advantages.GroupCentered`.
+    r"""Sum of clipped token ratios over a constant (eq. 25); use it with `advantages.GroupCentered`.
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N L)$
 
     Args:
-        max_completion_length: the constant, in tokens: the longest completion that sampling allows.
+        max_completion_length: constant in tokens, the maximum completion length of sampling.
         clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
         clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: Liu et al., arXiv:2503.20783.
     """

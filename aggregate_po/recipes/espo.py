@@ -1,4 +1,4 @@
-"""The arithmetic mean without any clip."""
+"""ESPO: arithmetic mean without a clip."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from aggregate_po.penalties import Penalty
 
 
 def espo(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Arithmetic mean of unclipped token ratios (eq. 40), to be trained with early stopping of the inner epochs.
+    r"""Arithmetic mean of unclipped token ratios (eq. 40), for training with early stopping of the inner epochs.
 
-    The other half of the method is `lightning_modules.RatioDeviationStop`.
+    Use it with the callback `lightning_modules.RatioDeviationStop`, which does the early stopping.
 
     Gradient weight:
         $A_i \, r_{i,t} / (N n_i)$
 
     Args:
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: "You may not need ratio clipping in PPO", arXiv:2202.00079. Two other methods share the name.
     """

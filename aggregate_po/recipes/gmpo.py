@@ -1,4 +1,4 @@
-"""Geometric-mean policy optimisation, and the ablations of its paper."""
+"""GMPO: geometric-mean policy optimization, and the ablations of its paper."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ def gmpo(
         $A_i \, S_i \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        log_clip: log ratios are clipped at minus this where the advantage is negative, and at plus this where it is
-            positive, unless `log_clip_high` says otherwise.
-        log_clip_high: the upper bound, where it differs.
-        penalties: costs taken off the objective.
+        log_clip: log ratios are clipped at `-log_clip` where the advantage is negative, and at `log_clip` where it is
+            positive.
+        log_clip_high: upper bound in place of `log_clip`, for an asymmetric clip.
+        penalties: costs subtracted from the objective.
 
     Reference: Zhao et al., arXiv:2507.20673.
     """
@@ -40,14 +40,14 @@ def gmpo_no_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
 
 
 def gmpo_sequence_clip(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""GMPO that clips the *sum* of the log ratios, so the mean stays within `log_clip / n`, about GSPO's range.
+    r"""GMPO with a clip of the *sum* of the log ratios, which bounds the mean by `log_clip / n`, about GSPO's range.
 
     Gradient weight:
         $A_i \, S_i \, \mathbb 1_i / (N n_i)$
 
     Args:
         log_clip: bound on the absolute summed log ratio.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: ablation of arXiv:2507.20673.
     """
@@ -64,7 +64,7 @@ def gmpo_without_length_norm(log_clip: float = 0.4, penalties: Sequence[Penalty]
 
     Args:
         log_clip: bound on the absolute log ratio of each token.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: ablation of arXiv:2507.20673.
     """

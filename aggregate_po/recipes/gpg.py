@@ -1,4 +1,4 @@
-"""The plain policy gradient, without ratios."""
+"""GPG: plain policy gradient, without ratios."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def gpg(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
         $A_i / T$
 
     Args:
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2504.02546.
     """

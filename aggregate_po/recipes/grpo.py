@@ -1,4 +1,4 @@
-"""Group relative policy optimisation."""
+"""GRPO: group relative policy optimization, and variants of its clip."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def grpo(clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Pena
     Args:
         clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
         clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        penalties: the paper has `K3Penalty(0.04)`; most later work none.
+        penalties: costs subtracted from the objective; the paper uses `K3Penalty(0.04)`, most later work none.
 
     Reference: Shao et al., arXiv:2402.03300.
     """
@@ -25,7 +25,7 @@ def grpo(clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Pena
 
 
 def grpo_wide_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""GRPO with the bounds that GMPO's clip has as ratios, 0.67 to 1.49.
+    r"""GRPO with the ratio bounds of GMPO's clip, 0.67 to 1.49.
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
@@ -46,8 +46,8 @@ def grpo_dual_clip(
     Args:
         clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
         clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        max_ratio: ratios are clipped at this where the advantage is negative.
-        penalties: costs taken off the objective.
+        max_ratio: upper bound of the ratio where the advantage is negative.
+        penalties: costs subtracted from the objective.
 
     Reference: Ye et al., arXiv:1912.09729.
     """
@@ -58,7 +58,7 @@ def grpo_dual_clip(
 def grpo_off_policy_mask(
     max_divergence: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""GRPO without the completions that it would push down although the policy has left them (eq. 45).
+    r"""GRPO that masks completions of negative advantage whose probability already decreased too far (eq. 45).
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} \, \mathbb 1_i / (N n_i)$
@@ -67,7 +67,7 @@ def grpo_off_policy_mask(
         max_divergence: largest mean of the negative log ratio of a completion with negative advantage; nats.
         clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
         clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: "off-policy sequence masking", DeepSeek-V3.2, arXiv:2512.02556. The threshold is this library's choice.
     """

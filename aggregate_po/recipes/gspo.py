@@ -1,4 +1,4 @@
-"""Group sequence policy optimisation."""
+"""GSPO: group sequence policy optimization."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Pe
     Args:
         clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
         clip_high: the completion's ratio is clipped at `1 + clip_high` where it is positive.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: Zheng et al., arXiv:2507.18071.
     """
@@ -27,7 +27,7 @@ def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Pe
 
 
 def gspo_token(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""GSPO in its token form, which takes advantages per token (eq. 28); with one per completion it is GSPO.
+    r"""Token form of GSPO, for per-token advantages (eq. 28); with one advantage per completion it equals GSPO.
 
     Gradient weight:
         $A_{i,t} \, s_i \, \mathbb 1_{i,t} / (N n_i)$
@@ -35,7 +35,7 @@ def gspo_token(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Seque
     Args:
         clip_low: the completion's ratio is clipped at `1 - clip_low` for tokens with negative advantage.
         clip_high: the completion's ratio is clipped at `1 + clip_high` for tokens with positive advantage.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: Zheng et al., arXiv:2507.18071.
     """

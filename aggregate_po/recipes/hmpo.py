@@ -1,4 +1,4 @@
-"""Harmonic-mean policy optimisation."""
+"""HMPO: harmonic-mean policy optimization."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def hmpo(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObje
 
     Args:
         log_clip: bound on the absolute log ratio of each token.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: a training script published with the code of GMPO, arXiv:2507.20673; it has no paper of its own.
     """

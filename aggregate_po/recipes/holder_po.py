@@ -1,4 +1,4 @@
-"""Hölder policy optimisation."""
+"""HölderPO: power mean with a scheduled exponent."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,11 @@ def holder_po(
         $A_i \, \rho_i^{1-p} \, r_{i,t}^{\,p} \, \mathbb 1_i / (N n_i)$
 
     Args:
-        exponent: order of the mean, or the rule that gives it; the paper's falls from 2 to -2.
+        exponent: exponent of the mean or a rule for it; in the paper, the exponent falls from 2 to -2.
         clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
         clip_high: the completion's ratio is clipped at `1 + clip_high` where it is positive. The paper's bounds are
             not known; 0.2 is this library's choice.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2605.12058.
     """

@@ -1,4 +1,4 @@
-"""Sequence ratios that weigh by length."""
+"""LUSPO: sequence ratios weighted by length."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from aggregate_po.transforms import PessimisticClip
 
 
 def luspo(clip_low: float = 2e-3, clip_high: float = 2.5e-3, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""GSPO with every completion weighted by its length, so that its tokens weigh alike (eq. 34).
+    r"""GSPO with every completion weighted by its length, so that all tokens have equal weight (eq. 34).
 
     Gradient weight:
         $A_i \, s_i \, \mathbb 1_i / N$
@@ -18,7 +18,7 @@ def luspo(clip_low: float = 2e-3, clip_high: float = 2.5e-3, penalties: Sequence
     Args:
         clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
         clip_high: the completion's ratio is clipped at `1 + clip_high` where it is positive.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2602.05261.
     """

@@ -1,4 +1,4 @@
-"""Power-mean policy optimisation."""
+"""PMPO: power-mean policy optimization."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from aggregate_po.transforms import PessimisticClip
 def pmpo(
     log_clip: float = 0.4, rule: ESSMatching = ESSMatching(), penalties: Sequence[Penalty] = ()
 ) -> PolicyObjective:
-    r"""Power mean whose exponent makes the effective sample size follow the clipped fraction (eq. 31).
+    r"""Power mean whose effective sample size is matched to a target from the clipped fraction (eq. 31).
 
     Gradient weight:
         $A_i \, M_{p_i}^{1-p_i} \, e^{p_i u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        log_clip: bound on the absolute log ratio of each token. The paper's is not known; this is GMPO's.
-        rule: chooses the exponent of each completion. Its map from clipped fraction to target is a reconstruction,
+        log_clip: bound on the absolute log ratio of each token. The paper's value is not known; the default is GMPO's.
+        rule: rule for the exponent of each completion. The map from clipped fraction to target is a reconstruction;
             see `exponents.interpolated_target`.
-        penalties: costs taken off the objective.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2601.22521. Not the preference-based method of the same name.
     """

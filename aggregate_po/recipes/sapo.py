@@ -1,4 +1,4 @@
-"""Soft gates in place of a clip."""
+"""SAPO: soft gates in place of a clip."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from aggregate_po.transforms import SigmoidGate
 
 
 def sapo(tau_positive: float = 1.0, tau_negative: float = 1.05, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
-    r"""Arithmetic mean of ratios behind a sigmoid gate (eq. 36); on policy its value is about twice that of others.
+    r"""Arithmetic mean of sigmoid-gated ratios (eq. 36); on policy, the value is about twice that of other objectives.
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathrm{sech}^2(\tau (r_{i,t} - 1) / 2) / (N n_i)$
 
     Args:
         tau_positive: sharpness of the gate where the advantage is positive.
-        tau_negative: sharpness elsewhere.
-        penalties: costs taken off the objective.
+        tau_negative: sharpness of the gate elsewhere.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2511.20347.
     """

@@ -1,4 +1,4 @@
-"""One ratio for the whole completion."""
+"""TIC-GRPO: one ratio for the whole completion."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,16 @@ from aggregate_po.transforms import PessimisticClip
 def tic_grpo(clip_high: float = 0.2, penalties: Sequence[Penalty] = ()) -> PolicyObjective:
     r"""Ratio of the whole completion, clipped from above only (eq. 38).
 
-    It goes with `advantages.LengthCorrected(GroupNormalized(ddof=0))`.
+    Use it with `advantages.LengthCorrected(GroupNormalized(ddof=0))`.
 
     Gradient weight:
         $A_i \, w_i \, \mathbb 1_i / N$
 
     Args:
-        clip_high: the completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper's is
-            not known; 0.2 is this library's choice.
-        penalties: costs taken off the objective.
+        clip_high: the completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper's
+            value
+            is not known; 0.2 is this library's choice.
+        penalties: costs subtracted from the objective.
 
     Reference: arXiv:2508.02833.
     """

@@ -1,4 +1,4 @@
-"""A kernel of the completion's ratio as weight."""
+"""VESPO: a kernel of the completion's ratio as weight."""
 
 from collections.abc import Sequence
 
@@ -23,12 +23,12 @@ def vespo(
 
     Args:
         shape_positive: $k$ of the kernel $w^k e^{\lambda (1 - w)}$ where the advantage is not negative.
-        rate_positive: $\lambda$ there.
-        shape_negative: $k$ where it is negative.
-        rate_negative: $\lambda$ there.
-        penalties: costs taken off the objective.
+        rate_positive: $\lambda$ of the kernel where the advantage is not negative.
+        shape_negative: $k$ of the kernel where the advantage is negative.
+        rate_negative: $\lambda$ of the kernel where the advantage is negative.
+        penalties: costs subtracted from the objective.
 
-    Reference: arXiv:2602.10693, with the defaults and the average over tokens of its code.
+    Reference: arXiv:2602.10693; defaults and token average as in its code.
     """
     kernel = GammaKernel(shape_positive, rate_positive, shape_negative, rate_negative)
     weight = Chain([CompletionRatio(Product()), StraightThrough(kernel)])

@@ -1,19 +1,21 @@
-"""The laws of every kind of part as property tests: inherit one class, give one instance.
+"""Property tests for every kind of part: inherit one class and set one instance.
 
     from aggregate_po.testing import AggregatorContract
 
     class TestLehmerMean(AggregatorContract):
         aggregator = LehmerMean(2.0)
 
-In a notebook, `check_aggregator(LehmerMean(2.0))` does the same. The report of a broken law has its
-sentence, the part and the smallest input that was found.
+In a notebook, `check_aggregator(LehmerMean(2.0))` does the same. A failure report states the property, the part and
+the smallest counterexample that was found.
+
+In code a property is called a `law`, because `property` is a builtin of Python.
 """
 
 try:
     import hypothesis  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "`aggregate_po.testing` draws its inputs with hypothesis, which is not installed; "
+        "`aggregate_po.testing` generates its inputs with hypothesis, which is not installed; "
         'run `pip install "aggregate-po[testing]"`.'
     ) from error
 

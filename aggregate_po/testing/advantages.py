@@ -1,4 +1,4 @@
-"""Laws of advantage estimators."""
+"""Properties of advantage estimators."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -12,13 +12,13 @@ from aggregate_po.advantages import AdvantageEstimator, GroupAdvantage, GroupedR
 from aggregate_po.testing.contexts import copied, require_untouched
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require, require_close, require_finite, require_form, scale
-from aggregate_po.testing.strategies import generators, grouped_rewards, rollout
+from aggregate_po.testing.strategies import generators, grouped_rewards, two_reward_rollout
 
 _LARGEST = torch.finfo(torch.float32).max
 
 
 def _numbers(contract: "AdvantageContract") -> SearchStrategy[float]:
-    """Rewards of every size within the range, 0 and 1 often."""
+    """Generate rewards of every magnitude within the range, 0 and 1 often."""
     low, high = contract.rewards
     special = [0.0, 1.0, -1.0, 0.5, 0.1, 1 + 1e-7, 1e30, -1e30, 1e-30, _LARGEST, -_LARGEST]
     inside = [number for number in special if low <= number <= high]
@@ -32,22 +32,22 @@ def _extreme(contract: "AdvantageContract") -> SearchStrategy[GroupedRewards]:
 
 
 def _moderate(contract: "AdvantageContract") -> SearchStrategy[GroupedRewards]:
-    """Rewards that are multiples of 1/8, so that two are equal or far from equal, in float64."""
+    """Generate rewards that are multiples of 1/8 in float64, so that two are equal or clearly different."""
     low, high = (8 * max(min(bound, 10.0), -10.0) for bound in contract.rewards)
     eighths = st.integers(int(low), int(high)).map(lambda number: number / 8)
     return grouped_rewards(eighths, dtype=torch.float64)
 
 
 class AdvantageContract(Contract):
-    """Laws of an advantage estimator: of every one, and of a `GroupAdvantage`.
+    """Properties of every advantage estimator, and further ones of a `GroupAdvantage`.
 
-    The inputs are rollouts of up to five prompts with every optional field, rewards of any size that float32 knows.
+    The inputs are rollouts of up to five prompts with every optional field, and rewards of any float32 magnitude.
 
     Attributes:
-        estimator: the instance that is tested.
-        rewards: smallest and largest reward that it takes; `(0.0, 1.0)` for one that is made for success rates.
-        rounding: how far results may be off by rounding, relative to their size or to 1, where rewards are multiples of
-            1/8.
+        estimator: instance under test.
+        rewards: smallest and largest valid reward; `(0.0, 1.0)` for an estimator of success rates.
+        rounding: tolerance for rounding errors, relative to the size of a result or to 1, for rewards that are
+            multiples of 1/8.
 
     Example:
         >>> from aggregate_po.advantages import GroupCentered
@@ -62,87 +62,88 @@ class AdvantageContract(Contract):
     _attribute = "estimator"
     _kind = AdvantageEstimator
 
-    @law(step=_extreme)
-    def test_shapes(self, step: GroupedRewards) -> None:
+    @law(rollout=_extreme)
+    def test_shapes(self, rollout: GroupedRewards) -> None:
         """Advantages have shape `batch`, or `batch time` up to the longest completion, in the rewards' precision."""
-        for given in (step, _in_double(step)):
+        for given in (rollout, _in_double(rollout)):
             shape = given.rewards.shape
-            per_token = (*shape, int(_lengths(step).max()))
+            per_token = (*shape, int(_lengths(rollout).max()))
             require_form("the advantages", self.estimator(given), shape, given.rewards.dtype, or_shape=per_token)
 
-    @law(step=_extreme)
-    def test_finite(self, step: GroupedRewards) -> None:
+    @law(rollout=_extreme)
+    def test_finite(self, rollout: GroupedRewards) -> None:
         """The advantages of finite rewards are finite."""
-        for given in (step, _in_double(step)):
+        for given in (rollout, _in_double(rollout)):
             require_finite(f"the advantages in {given.rewards.dtype}", self.estimator(given))
 
-    @law(step=_moderate, generator=generators())
-    def test_order_of_prompts(self, step: GroupedRewards, generator: Generator) -> None:
+    @law(rollout=_moderate, generator=generators())
+    def test_order_of_prompts(self, rollout: GroupedRewards, generator: Generator) -> None:
         """Permuting the prompts permutes the advantages."""
-        prompts = torch.randperm(len(step.rewards) // step.group_size, generator=generator)
-        rows = (prompts.unsqueeze(-1) * step.group_size + torch.arange(step.group_size)).flatten()
-        self._require_permuted("the advantages of permuted prompts", step, rows)
+        prompts = torch.randperm(len(rollout.rewards) // rollout.group_size, generator=generator)
+        rows = (prompts.unsqueeze(-1) * rollout.group_size + torch.arange(rollout.group_size)).flatten()
+        self._require_permuted("the advantages of permuted prompts", rollout, rows)
 
-    @law(step=_moderate, generator=generators())
-    def test_order_within_a_prompt(self, step: GroupedRewards, generator: Generator) -> None:
+    @law(rollout=_moderate, generator=generators())
+    def test_order_within_a_prompt(self, rollout: GroupedRewards, generator: Generator) -> None:
         """Permuting the completions of a prompt permutes their advantages."""
-        places = torch.rand(step.groups.shape, generator=generator).argsort(dim=-1)
-        rows = (torch.arange(len(places)).unsqueeze(-1) * step.group_size + places).flatten()
-        self._require_permuted("the advantages of permuted completions", step, rows)
+        places = torch.rand(rollout.groups.shape, generator=generator).argsort(dim=-1)
+        rows = (torch.arange(len(places)).unsqueeze(-1) * rollout.group_size + places).flatten()
+        self._require_permuted("the advantages of permuted completions", rollout, rows)
 
-    @law(step=_extreme)
-    def test_same_every_time(self, step: GroupedRewards) -> None:
-        """The same rollout has the same advantages every time; what is random follows `seed`."""
-        require_close("the advantages, once more", self.estimator(step), self.estimator(step))
+    @law(rollout=_extreme)
+    def test_same_every_time(self, rollout: GroupedRewards) -> None:
+        """Repeated calls on one rollout give the same advantages; randomness follows `seed`."""
+        require_close("the advantages, once more", self.estimator(rollout), self.estimator(rollout))
 
-    @law(step=_extreme)
-    def test_inputs_are_left_untouched(self, step: GroupedRewards) -> None:
-        """The rollout is what it was before."""
-        before = copied(step)
-        self.estimator(step)
-        require_untouched("step", step, before)
+    @law(rollout=_extreme)
+    def test_inputs_are_left_untouched(self, rollout: GroupedRewards) -> None:
+        """The rollout is not modified."""
+        before = copied(rollout)
+        self.estimator(rollout)
+        require_untouched("rollout", rollout, before)
 
-    @law(step=_extreme)
-    def test_no_graph(self, step: GroupedRewards) -> None:
+    @law(rollout=_extreme)
+    def test_no_graph(self, rollout: GroupedRewards) -> None:
         """The advantages are the same in `torch.inference_mode`, and constants to the gradient outside."""
-        expected = self.estimator(step)
+        expected = self.estimator(rollout)
         require(not expected.requires_grad, "the advantages require gradient")
         with torch.inference_mode():
-            inside = self.estimator(copied(step))
+            inside = self.estimator(copied(rollout))
         require_close("the advantages in inference mode", inside, expected)
 
-    @law(claimed_by=GroupAdvantage, step=_extreme, other=_numbers)
-    def test_groups_do_not_see_each_other(self, step: GroupedRewards, other: float) -> None:
-        """The rewards and lengths of other prompts make no difference to a prompt's advantages."""
-        first = torch.arange(len(step.rewards)) < step.group_size
-        rewards = torch.where(first, step.rewards, step.rewards.new_tensor(other))
-        changed = rollout(rewards, step.group_size, torch.where(first, _lengths(step), 7), step.seed)
+    @law(claimed_by=GroupAdvantage, rollout=_extreme, other=_numbers)
+    def test_groups_do_not_see_each_other(self, rollout: GroupedRewards, other: float) -> None:
+        """The rewards and lengths of other prompts do not change a prompt's advantages."""
+        first = torch.arange(len(rollout.rewards)) < rollout.group_size
+        rewards = torch.where(first, rollout.rewards, rollout.rewards.new_tensor(other))
+        lengths = torch.where(first, _lengths(rollout), 7)
+        changed = two_reward_rollout(rewards, rollout.group_size, lengths, rollout.seed)
         require_close(
             "the advantages of the first prompt (expected: among other rewards)",
-            self.estimator(step)[: step.group_size],
-            self.estimator(changed)[: step.group_size],
+            self.estimator(rollout)[: rollout.group_size],
+            self.estimator(changed)[: rollout.group_size],
         )
 
-    def _require_permuted(self, what: str, step: GroupedRewards, rows: Tensor) -> None:
-        per_completion = {name: getattr(step, name)[rows] for name in ("rewards", "lengths", "components")}
-        expected = self.estimator(step)[rows]
-        permuted = self.estimator(replace(step, **per_completion))
+    def _require_permuted(self, what: str, rollout: GroupedRewards, rows: Tensor) -> None:
+        per_completion = {name: getattr(rollout, name)[rows] for name in ("rewards", "lengths", "components")}
+        expected = self.estimator(rollout)[rows]
+        permuted = self.estimator(replace(rollout, **per_completion))
         require_close(what, permuted, expected, self.rounding * scale(expected))
 
 
-def _lengths(step: GroupedRewards) -> Tensor:
-    return step.required("lengths", "the law")
+def _lengths(rollout: GroupedRewards) -> Tensor:
+    return rollout.required("lengths", "the property")
 
 
-def _in_double(step: GroupedRewards) -> GroupedRewards:
-    return rollout(step.rewards.double(), step.group_size, _lengths(step), step.seed)
+def _in_double(rollout: GroupedRewards) -> GroupedRewards:
+    return two_reward_rollout(rollout.rewards.double(), rollout.group_size, _lengths(rollout), rollout.seed)
 
 
 def check_advantage(estimator: AdvantageEstimator, **options: Any) -> KeptLaws:
-    """Put an advantage estimator to all its laws, outside a test runner; see `check_aggregator`.
+    """Check all properties of an advantage estimator outside a test runner; see `check_aggregator`.
 
     Args:
-        estimator: an instance.
+        estimator: instance to test.
         options: `skip`, `examples`, and attributes of `AdvantageContract` to change.
 
     Example:

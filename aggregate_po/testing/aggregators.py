@@ -1,4 +1,4 @@
-"""Laws of aggregators."""
+"""Properties of aggregators."""
 
 import math
 from dataclasses import replace
@@ -32,15 +32,16 @@ from aggregate_po.transforms import PessimisticClip
 
 
 class AggregatorContract(Contract):
-    """Laws of an aggregator: of every one, of a `Mean`, and of a `HomogeneousMean`.
+    """Properties of every aggregator, and further ones of a `Mean` and of a `HomogeneousMean`.
 
     The inputs are log ratios up to 80 in float64, with ragged masks, holes and empty completions.
 
     Attributes:
-        aggregator: the instance that is tested.
-        rounding: how far results may be off by rounding, relative to their size or to 1. Widen it for a formula that is
-            exact but loses digits, as the inverse of a generator may.
-        single_rounding: the same for float32 against float64.
+        aggregator: instance under test.
+        rounding: tolerance for rounding errors, relative to the size of a result or to 1. Increase it for a formula
+            that
+            loses digits, such as the inverse of a generator.
+        single_rounding: tolerance of float32 against float64.
 
     Example:
         >>> from aggregate_po import GeometricMean
@@ -57,7 +58,7 @@ class AggregatorContract(Contract):
     _first = ("test_shapes", "test_lets_gradient_through")
 
     def measured(self, tokens: TokenRatios) -> tuple[PerCompletion, PerToken]:
-        """Value and weights, outside the graph."""
+        """Return the detached value and weights."""
         return self.aggregator.log_aggregate(tokens).detach(), self.aggregator.token_weights(tokens).detach()
 
     @law(tokens=token_ratios())
@@ -70,13 +71,13 @@ class AggregatorContract(Contract):
 
     @law(tokens=token_ratios())
     def test_lets_gradient_through(self, tokens: TokenRatios) -> None:
-        """The value is attached to the graph of the log ratios, of an empty completion too."""
+        """The value is attached to the graph of the log ratios, also for an empty completion."""
         value = self.aggregator.log_aggregate(tokens.requiring_grad())
         require(value.requires_grad, "log_aggregate lets no gradient through: its result does not require it")
 
     @law(tokens=token_ratios())
     def test_finite(self, tokens: TokenRatios) -> None:
-        """Value and weights are finite up to log ratios of 80, in float32 too, and of an empty completion as well."""
+        """Value and weights are finite up to log ratios of 80, also in float32 and for an empty completion."""
         for context in (tokens, in_precision(tokens, torch.float32)):
             value, weights = self.measured(context)
             require_finite(f"log_aggregate in {value.dtype}", value)
@@ -84,14 +85,14 @@ class AggregatorContract(Contract):
 
     @law(tokens=token_ratios())
     def test_weights_are_the_derivative(self, tokens: TokenRatios) -> None:
-        """`token_weights` is the derivative of `log_aggregate` that automatic differentiation finds."""
+        """`token_weights` equals the derivative of `log_aggregate` by autograd."""
         expected = TokenAggregator.token_weights(self.aggregator, tokens)
         weights = self.aggregator.token_weights(tokens)
         require_close("token_weights", weights, expected, self.rounding * scale(expected), tokens.response_mask)
 
     @law(tokens=token_ratios())
     def test_evaluate(self, tokens: TokenRatios) -> None:
-        """`evaluate` gives `log_aggregate` and `token_weights` as they are one by one; only the value has a graph."""
+        """`evaluate` returns the results of `log_aggregate` and `token_weights`; only the value has a graph."""
         context, aggregator = tokens.requiring_grad(), self.aggregator
         separate = {
             "log_aggregate": aggregator.log_aggregate(context),
@@ -102,7 +103,7 @@ class AggregatorContract(Contract):
 
     @law(tokens=token_ratios(), junk=junk(), width=st.integers(0, 3))
     def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:
-        """What stands on padding changes nothing, NaN or infinite as it may be, and the weights there are 0."""
+        """Values on padding, even NaN or infinite, change nothing, and the weights there are 0."""
         value, weights = self.measured(tokens)
         wide = with_tokens(tokens, lambda values: pad(values, (0, width)))
         dirty_value, dirty_weights = self.measured(with_junk(wide, junk))
@@ -114,7 +115,7 @@ class AggregatorContract(Contract):
 
     @law(tokens=token_ratios(), generator=generators())
     def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:
-        """Permuting the tokens permutes their weights and leaves the value as it is."""
+        """Permuting the tokens permutes their weights and does not change the value."""
         order = torch.rand(tokens.log_ratio.shape, generator=generator).argsort(dim=-1)
         value, weights = self.measured(tokens)
         permuted_value, permuted_weights = self.measured(with_tokens(tokens, lambda values: values.gather(1, order)))
@@ -124,7 +125,7 @@ class AggregatorContract(Contract):
 
     @law(together=True, tokens=token_ratios())
     def test_completions_do_not_see_each_other(self, tokens: TokenRatios) -> None:
-        """A completion alone has the value and the weights that it has among others."""
+        """A completion alone has the same value and weights as among others."""
         value, weights = self.measured(tokens)
         alone = [self.measured(some_rows(tokens, slice(row, row + 1))) for row in range(len(value))]
         require_close("log_aggregate alone", torch.cat([one[0] for one in alone]), value, self.rounding * scale(value))
@@ -133,7 +134,7 @@ class AggregatorContract(Contract):
 
     @law(tokens=token_ratios())
     def test_inputs_are_left_untouched(self, tokens: TokenRatios) -> None:
-        """The context is what it was before, and its tensors do not require gradient."""
+        """The context is not modified, and its tensors do not require gradient."""
         before = copied(tokens)
         self.measured(tokens)
         require_untouched("tokens", tokens, before)
@@ -149,29 +150,29 @@ class AggregatorContract(Contract):
 
     @law(tokens=exact_token_ratios())
     def test_single_precision_follows_double(self, tokens: TokenRatios) -> None:
-        """In float32, value and weights are those of float64 up to its rounding."""
+        """In float32, value and weights equal those of float64 up to rounding."""
         value, weights = self.measured(tokens)
         single_value, single_weights = self.measured(in_precision(tokens, torch.float32))
         require_close("log_aggregate in float32", single_value.double(), value, self.single_rounding * scale(value))
-        # Relative to the largest weight, whose rounding the small ones share.
+        # Relative to the largest weight, whose rounding error also affects the small ones.
         allowed = self.single_rounding * scale(weights).amax(dim=-1, keepdim=True)
         require_close("token_weights in float32", single_weights.double(), weights, allowed)
 
     @law(case=batches(), clipped=st.booleans())
     def test_gradient_of_the_objective(self, case: Case, clipped: bool) -> None:
-        """In an objective, the closed-form total weights are its gradient."""
+        """In an objective, the closed-form total weights equal its gradient."""
         clip = PessimisticClip(0.2, 0.28) if clipped else None
         require_gradient(PolicyObjective(self.aggregator, clip), *case, self.rounding)
 
-    @law(together=True, case=batches(), cut=st.integers(1, 4))
-    def test_cutting_the_step(self, case: Case, cut: int) -> None:
-        """Cutting an optimiser step into micro-batches changes neither the value of an objective nor its weights."""
+    @law(together=True, case=batches(), boundary=st.integers(1, 4))
+    def test_splitting_the_step(self, case: Case, boundary: int) -> None:
+        """Splitting an optimizer step into micro-batches changes neither the value of an objective nor its weights."""
         objective = PolicyObjective(self.aggregator, PessimisticClip(0.2, 0.28), normalizer=TokenMean())
-        require_additive(objective, *case, cut, self.rounding)
+        require_additive(objective, *case, boundary, self.rounding)
 
     @law(tokens=token_ratios(max_time=12), token=st.integers(0, 11))
     def test_log_terms(self, tokens: TokenRatios, token: int) -> None:
-        """If there are `log_terms`, they add up to the aggregate, and each depends on its own token alone."""
+        """If there are `log_terms`, they sum to the aggregate, and each depends on its own token only."""
         context = tokens.requiring_grad()
         try:
             terms = self.aggregator.log_terms(context)
@@ -221,18 +222,18 @@ class AggregatorContract(Contract):
 
 
 def check_aggregator(aggregator: TokenAggregator, **options: Any) -> KeptLaws:
-    """Put an aggregator to all its laws, outside a test runner.
+    """Check all properties of an aggregator outside a test runner.
 
     Args:
-        aggregator: an instance.
-        options: `skip`, names of laws that it breaks on purpose; `examples`, inputs to try for each law; and attributes
-            of `AggregatorContract` to change, such as `rounding`.
+        aggregator: instance to test.
+        options: `skip`, names of properties not to check; `examples`, number of inputs per property; and attributes of
+            `AggregatorContract` to change, such as `rounding`.
 
     Returns:
-        The laws that it keeps; printed, their names and sentences.
+        Names of the properties that hold; printed, with their descriptions.
 
     Raises:
-        AssertionError: it breaks laws; the message has each of them and an input on which it is broken.
+        AssertionError: properties do not hold; the message has a counterexample for each.
 
     Example:
         >>> from aggregate_po import GeometricMean

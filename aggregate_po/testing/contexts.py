@@ -1,4 +1,4 @@
-"""Contexts and batches rearranged, and what an objective makes of them."""
+"""Rearranged contexts and batches, and comparisons of the results on them."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ Context = TypeVar("Context", TokenRatios, PolicyBatch)
 
 
 def some_rows(context: Context, rows: Any, **changes: Any) -> Context:
-    """Some completions only, with the totals of the whole unless told otherwise."""
+    """Return some completions, with the totals of the whole step unless others are given."""
     chosen: dict[str, Any] = {name: value[rows] for name, value in vars(context).items() if isinstance(value, Tensor)}
     return replace(context, **(chosen | changes))
 
 
 def with_tokens(context: Context, change: Callable[[Tensor], Tensor]) -> Context:
-    """The same change to every field that has one entry per token."""
+    """Apply a function to every field that has one entry per token."""
     per_token: dict[str, Any] = {
         name: change(value)
         for name, value in vars(context).items()
         if isinstance(value, Tensor)
         and value.shape == context.response_mask.shape
         and value.ndim == 2
-        # One advantage per completion looks like one per token where there is one token; it broadcasts either way.
+        # With one token, per-completion and per-token advantages have the same shape; both broadcast.
         and not (name == "advantages" and value.shape[-1] == 1)
     }
     return replace(context, **per_token)
 
 
 def with_junk(ratios: TokenRatios, junk: float) -> TokenRatios:
-    """`junk` on padding, before the mean; after it, on completions without tokens."""
+    """Write `junk` on padding; after the mean, on completions without tokens."""
     names = ("log_ratio", "raw_log_ratio", "old_log_probs")
     mask = ratios.response_mask
     dirty: dict[str, Any] = {name: torch.where(mask, getattr(ratios, name), junk) for name in names}
@@ -46,7 +46,7 @@ def with_junk(ratios: TokenRatios, junk: float) -> TokenRatios:
 
 
 def in_precision(ratios: TokenRatios, dtype: torch.dtype) -> TokenRatios:
-    """The context with its floating-point numbers in another precision."""
+    """Return the context with its floating-point tensors in another precision."""
     moved: dict[str, Any] = {
         name: value.to(dtype)
         for name, value in vars(ratios).items()
@@ -56,7 +56,7 @@ def in_precision(ratios: TokenRatios, dtype: torch.dtype) -> TokenRatios:
 
 
 def copied(value: Any) -> Any:
-    """A deep copy of inputs in plain containers, to compare with later; also a fresh copy made in inference mode."""
+    """Return a deep copy of inputs in plain containers; in inference mode, a copy of inference tensors."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -67,7 +67,7 @@ def copied(value: Any) -> Any:
 
 
 def require_untouched(name: str, value: Any, before: Any) -> None:
-    """Break the law where tensors of an input are not what they were in its copy."""
+    """Fail if tensors of an input differ from those of its earlier copy."""
     if isinstance(value, Tensor):
         require_close(f"`{name}` afterwards", value, before, where=~(value.isnan() & before.isnan()))
         if value.requires_grad:
@@ -80,14 +80,14 @@ def require_untouched(name: str, value: Any, before: Any) -> None:
 def require_joint(
     evaluated: object, separate: dict[str, Tensor], inputs: Tensor, rounding: float, where: Tensor
 ) -> None:
-    """Break the law unless `evaluate` gives at once what the separate methods of a part give one by one.
+    """Fail unless the result of `evaluate` equals the results of the separate methods of a part.
 
     Args:
-        evaluated: the result of `evaluate`.
-        separate: results of the separate methods by the names of its fields, first the value, which is in the graph.
-        inputs: the tensor that requires gradient, from which both were computed.
-        rounding: how far results may be off, relative to their size or to 1.
-        where: entries of `inputs`, and of results with its shape, that count.
+        evaluated: result of `evaluate`.
+        separate: results of the separate methods by field name; the first is the value, which is in the graph.
+        inputs: tensor that requires gradient, from which both were computed.
+        rounding: tolerance, relative to the size of a result or to 1.
+        where: True on the entries to compare, of `inputs` and of results of its shape.
     """
     value, *detached = separate
     for name, expected in separate.items():
@@ -103,7 +103,7 @@ def require_joint(
 
 
 def _gradient(values: Tensor, inputs: Tensor) -> Tensor:
-    """Gradient of the sum by autograd, 0 where the values are constants."""
+    """Return the gradient of the sum by autograd, 0 for constants."""
     if not values.requires_grad:
         return torch.zeros_like(inputs)
     return torch.autograd.grad(values.sum(), inputs, materialize_grads=True)[0]
@@ -112,7 +112,7 @@ def _gradient(values: Tensor, inputs: Tensor) -> Tensor:
 def differentiate(
     objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch
 ) -> tuple[Tensor, Tensor, GradientWeights]:
-    """Value, gradient by autograd, and closed-form weights in their factors."""
+    """Return the value, the gradient by autograd, and the closed-form weights in factors."""
     inputs = log_probs.detach().clone().requires_grad_()
     value = objective(inputs, batch)
     if not value.requires_grad:
@@ -122,16 +122,16 @@ def differentiate(
 
 
 def scale_of(weights: GradientWeights) -> Tensor:
-    """What the sums behind a completion's weights amount to, however little of it passes the gate; `(batch, 1)`."""
+    """Return the magnitude of the terms of a completion's weights before the gate; shape `(batch, 1)`."""
     shared = weights.completion * weights.advantages * weights.magnitude * weights.concentration
     return shared.abs().amax(dim=-1, keepdim=True) + weights.penalty.abs().amax(dim=-1, keepdim=True)
 
 
 def require_gradient(objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch, rounding: float) -> None:
-    """Break the law unless the closed-form weights of an objective are its gradient."""
+    """Fail unless the closed-form weights of an objective equal its gradient."""
     _, gradient, weights = differentiate(objective, log_probs, batch)
     mask = batch.response_mask
-    # A large cost may have a small derivative, in which its rounding is left.
+    # A large cost may have a small derivative, which inherits the rounding error of the cost.
     costs = [penalty.token_costs(torch.where(mask, log_probs.detach(), 0), batch) for penalty in objective.penalties]
     cost = sum((torch.where(mask, cost.abs(), 0) for cost in costs), torch.zeros_like(gradient))
     shares = weights.completion / mask.sum(dim=-1, keepdim=True).clamp(min=1)
@@ -140,15 +140,17 @@ def require_gradient(objective: PolicyObjective, log_probs: Tensor, batch: Polic
 
 
 def require_additive(
-    objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch, cut: int, rounding: float
+    objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch, boundary: int, rounding: float
 ) -> None:
-    """Break the law unless an objective and its gradient are the same when the step is cut in two at a completion."""
+    """Fail unless an objective and its gradient stay the same when the step is split in two at a completion."""
     value, gradient, weights = differentiate(objective, log_probs, batch)
-    parts = [slice(0, cut), slice(cut, None)]
-    pieces = [differentiate(objective, log_probs[rows], some_rows(batch, rows)) for rows in parts]
+    parts = [slice(0, boundary), slice(boundary, None)]
+    micro_batches = [differentiate(objective, log_probs[rows], some_rows(batch, rows)) for rows in parts]
     allowed = rounding * scale_of(weights)
-    require_close("gradient in micro-batches", torch.cat([piece[1] for piece in pieces]), gradient, allowed)
-    total = torch.cat([piece[2].total for piece in pieces])
+    gradients = torch.cat([micro_batch[1] for micro_batch in micro_batches])
+    require_close("gradient in micro-batches", gradients, gradient, allowed)
+    total = torch.cat([micro_batch[2].total for micro_batch in micro_batches])
     require_close("total weights in micro-batches", total, weights.total, allowed)
     size = (weights.completion * weights.advantages * weights.magnitude).abs().sum() + value.abs()
-    require_close("value in micro-batches", torch.stack([piece[0] for piece in pieces]).sum(), value, rounding * size)
+    summed = torch.stack([micro_batch[0] for micro_batch in micro_batches]).sum()
+    require_close("value in micro-batches", summed, value, rounding * size)

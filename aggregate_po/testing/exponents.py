@@ -1,4 +1,4 @@
-"""Laws of rules for the exponent."""
+"""Properties of exponent rules."""
 
 from typing import Any, ClassVar
 
@@ -24,15 +24,15 @@ from aggregate_po.testing.strategies import generators, junk, token_ratios
 
 
 class ExponentRuleContract(Contract):
-    """Laws of a rule for the exponent of a power mean.
+    """Properties of a rule for the exponent of a power mean.
 
-    The inputs are those of an aggregator. Where two exponents are compared, what counts is the difference that they
-    make to the weights: the largest log ratio less the smallest times the difference of the exponents.
+    The inputs are those of an aggregator. Two exponents are compared by their effect on the weights: their difference
+    times the range of the log ratios.
 
     Attributes:
-        rule: the instance that is tested.
-        rounding: how far exponents may be off by rounding, times the range of the log ratios. A search for an exponent
-            compares numbers that nearly agree, so it is less exact than a mean.
+        rule: instance under test.
+        rounding: tolerance for rounding errors of an exponent times the range of the log ratios. A search for an
+            exponent compares nearly equal numbers, so it is less exact than a mean.
 
     Example:
         >>> from aggregate_po import ESSMatching
@@ -54,37 +54,37 @@ class ExponentRuleContract(Contract):
 
     @law(tokens=token_ratios())
     def test_finite(self, tokens: TokenRatios) -> None:
-        """The exponents are finite up to log ratios of 80, in float32 too, and of an empty completion as well."""
+        """The exponents are finite up to log ratios of 80, also in float32 and for an empty completion."""
         for context in (tokens, in_precision(tokens, torch.float32)):
             require_finite(f"the exponents in {context.log_ratio.dtype}", self.rule(context))
 
     @law(tokens=token_ratios())
     def test_no_graph(self, tokens: TokenRatios) -> None:
-        """The exponents are constants to the gradient."""
+        """The exponents are detached."""
         require(not self.rule(tokens.requiring_grad()).requires_grad, "the exponents require gradient")
 
     @law(tokens=token_ratios(), junk=junk(), width=st.integers(0, 3))
     def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:
-        """What stands on padding changes nothing, NaN or infinite as it may be."""
+        """Values on padding, even NaN or infinite, change nothing."""
         dirty = with_junk(with_tokens(tokens, lambda values: pad(values, (0, width))), junk)
         self._require_same("the exponents beside junk", self.rule(dirty), self.rule(tokens), tokens)
 
     @law(tokens=token_ratios(), generator=generators())
     def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:
-        """Permuting the tokens leaves the exponents as they are."""
+        """Permuting the tokens does not change the exponents."""
         order = torch.rand(tokens.log_ratio.shape, generator=generator).argsort(dim=-1)
         permuted = with_tokens(tokens, lambda values: values.gather(1, order))
         self._require_same("the exponents of permuted tokens", self.rule(permuted), self.rule(tokens), tokens)
 
     @law(together=True, tokens=token_ratios())
     def test_completions_do_not_see_each_other(self, tokens: TokenRatios) -> None:
-        """A completion alone has the exponent that it has among others."""
+        """A completion alone has the same exponent as among others."""
         alone = torch.cat([self.rule(some_rows(tokens, slice(row, row + 1))) for row in range(len(tokens.lengths))])
         self._require_same("the exponents among others", self.rule(tokens), alone, tokens)
 
     @law(tokens=token_ratios())
     def test_inputs_are_left_untouched(self, tokens: TokenRatios) -> None:
-        """The context is what it was before, and its tensors do not require gradient."""
+        """The context is not modified, and its tensors do not require gradient."""
         before = copied(tokens)
         self.rule(tokens)
         require_untouched("tokens", tokens, before)
@@ -103,10 +103,10 @@ class ExponentRuleContract(Contract):
 
 
 def check_exponent_rule(rule: ExponentRule, **options: Any) -> KeptLaws:
-    """Put a rule for the exponent to all its laws, outside a test runner; see `check_aggregator`.
+    """Check all properties of an exponent rule outside a test runner; see `check_aggregator`.
 
     Args:
-        rule: an instance.
+        rule: instance to test.
         options: `skip`, `examples`, and attributes of `ExponentRuleContract` to change.
 
     Example:

@@ -1,4 +1,4 @@
-"""How a law is stated, put to the test, and reported."""
+"""Statement, test and failure report of a property, which the code calls a law."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, Phase, Verbosity, given
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisException
 from hypothesis.strategies import SearchStrategy
+from typing_extensions import override
 
 from aggregate_po.testing.reports import LawBroken, described
 
 
 @dataclass(frozen=True)
 class _Law:
-    """What stands behind a test method."""
+    """Body and inputs of a property test."""
 
     body: Callable[..., None]
     inputs: dict[str, Any]
@@ -30,15 +31,15 @@ class _Law:
 def law(
     claimed_by: type | None = None, together: bool = False, **inputs: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Turn a method that states a law, with its inputs as arguments, into a test that draws them.
+    """Turn a method that checks a property of its arguments into a test that generates the arguments.
 
-    The docstring is the law, in one sentence. The body raises an AssertionError where the law does not hold, and may
-    call `hypothesis.assume`.
+    The docstring states the property in one sentence. The body raises an AssertionError if the property does not hold,
+    and may call `hypothesis.assume`.
 
     Args:
-        claimed_by: only parts of this class have to keep the law.
-        together: the law is about several completions, so that a report shows all of them and not one.
-        inputs: a hypothesis strategy for each argument, or a function that makes one from the contract.
+        claimed_by: class of parts that must have the property; None means all.
+        together: True for a property of several completions, whose report shows all of them and not one.
+        inputs: hypothesis strategy for each argument, or a function that returns one for a contract.
     """
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +48,7 @@ def law(
         def test(self: Contract) -> None:
             self._hold(body.__name__, stated)
 
-        # Not functools.wraps: pytest would follow `__wrapped__`, and take the inputs for fixtures.
+        # Not functools.wraps: pytest would follow `__wrapped__` and treat the inputs as fixtures.
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(test, name, getattr(body, name))
         test.law = stated  # type: ignore[attr-defined]
@@ -57,29 +58,29 @@ def law(
 
 
 class Contract:
-    """Laws of one kind of part, as test methods; subclasses name the kind.
+    """Properties of one kind of part, as test methods; each subclass is for one kind.
 
-    Every law is a method `test_...` that a test runner finds in a subclass. A law that a part breaks on purpose is
-    switched off there with `test_that_law = None`. Examples follow the active hypothesis profile, but for its deadline:
-    how long an example takes is no law.
+    Every property is a method `test_...` that a test runner collects from a subclass. To disable one that a part does
+    not have by design, set `test_that_property = None`. Examples follow the active hypothesis profile, except for its
+    deadline, which is disabled.
 
     Attributes:
-        settings: hypothesis settings of all laws; those of the active profile when None.
+        settings: hypothesis settings of all properties; None means the active profile.
     """
 
     settings: ClassVar[hypothesis.settings | None] = None
 
     _attribute: ClassVar[str]
     _kind: ClassVar[type]
-    # Where one of these does not hold, what the other laws find has the same cause.
+    # If one of these fails, failures of the other properties have the same cause.
     _first: ClassVar[tuple[str, ...]] = ("test_shapes",)
 
     @property
     def part(self) -> Any:
-        """The instance that is tested.
+        """Instance under test.
 
         Raises:
-            TypeError: the subclass gives none of the right kind.
+            TypeError: the subclass does not set an instance of the right kind.
         """
         part = getattr(self, self._attribute, None)
         if not isinstance(part, self._kind):
@@ -91,13 +92,13 @@ class Contract:
 
     @classmethod
     def laws(cls) -> dict[str, str]:
-        """The law behind each test method that is not switched off; first those that the others build on."""
+        """Return the property of each enabled test method; first those on which the others depend."""
         names = dict.fromkeys(name for name in (*cls._first, *dir(cls)) if name.startswith("test_"))
         methods = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
         return {name: _sentence(method) for name, method in methods.items() if hasattr(method, "law")}
 
     def applies(self, name: str) -> bool:
-        """Whether the part has to keep the law of this name."""
+        """Return whether the part must have the property of this name."""
         claimed_by = getattr(type(self), name).law.claimed_by
         return claimed_by is None or isinstance(self.part, claimed_by)
 
@@ -123,45 +124,46 @@ class Contract:
                 broken.__cause__ = error
             if broken is not None:
                 row = None if law.together else broken.row
-                heading = f"{part!r} breaks {name.removeprefix('test_')}: {_sentence(law.body)}"
+                heading = f"{part!r} fails {name.removeprefix('test_')}: {_sentence(law.body)}"
                 report = _report(heading, broken, inputs, row)
                 raise AssertionError(report) from broken.__cause__
 
-        # Tells the laws apart in hypothesis' database of failures, which knows functions by their source.
+        # Separates the properties in the example database of hypothesis, which identifies functions by source.
         example._hypothesis_internal_add_digest = f"{type(self).__qualname__}.{name}".encode()  # type: ignore[attr-defined]
         _settings(self.settings)(given(st.fixed_dictionaries(strategies))(example))()
 
 
 class KeptLaws(list[str]):
-    """Names of the laws that a part keeps; prints as a list with their sentences."""
+    """Names of the properties that hold for a part; `repr` lists them with their descriptions."""
 
     def __init__(self, part: object, laws: dict[str, str]) -> None:
         super().__init__(laws)
         self._part = part
         self._laws = laws
 
+    @override
     def __repr__(self) -> str:
         width = max((len(name) for name in self), default=0)
         lines = [f"  {name:<{width}}  {sentence}" for name, sentence in self._laws.items()]
-        return "\n".join([f"{self._part!r} keeps {len(self)} laws:", *lines])
+        return "\n".join([f"{self._part!r} has {len(self)} properties:", *lines])
 
 
 def check(
     contract: type[Contract], part: object, skip: Iterable[str] = (), examples: int | None = None, **attributes: Any
 ) -> KeptLaws:
-    """Run all laws of a contract outside a test runner.
+    """Check all properties of a contract outside a test runner.
 
     Args:
-        contract: the laws.
-        part: the instance to test.
-        skip: names of laws that it breaks on purpose.
-        examples: inputs to try for each law; as many as the active hypothesis profile says when None.
+        contract: class of property tests.
+        part: instance to test.
+        skip: names of properties not to check.
+        examples: number of inputs per property; None means the number in the active hypothesis profile.
         attributes: attributes of the contract to change, such as `rounding`.
 
     Raises:
-        AssertionError: laws are broken; the message has all of them, each with its input, or only the first where the
-            others build on it.
-        TypeError: the contract has no such attribute or law, or the part is of another kind.
+        AssertionError: properties do not hold; the message has a counterexample for each, or for the first only if the
+            others depend on it.
+        TypeError: the contract has no such attribute or property, or the part is of another kind.
     """
     skipped = [name.removeprefix("test_") for name in skip]
     unknown = [name for name in attributes if not hasattr(contract, name)]
@@ -186,11 +188,11 @@ def check(
         except Exception as error:
             broken.append("\n".join([str(error), *(str(member) for member in getattr(error, "exceptions", ()))]))
             if name in contract._first:
-                raise AssertionError(f"{part!r} breaks a law that the others build on.\n\n{broken[0]}") from None
+                raise AssertionError(f"{part!r} fails a property on which the others depend.\n\n{broken[0]}") from None
         else:
             kept[name.removeprefix("test_")] = sentence
     if broken:
-        heading = f"{part!r} breaks {len(broken)} of {len(broken) + len(kept)} laws."
+        heading = f"{part!r} fails {len(broken)} of {len(broken) + len(kept)} properties."
         raise AssertionError("\n\n".join([heading, *broken]))
     return KeptLaws(part, kept)
 
@@ -201,9 +203,9 @@ def _settings(chosen: hypothesis.settings | None) -> hypothesis.settings:
         chosen,
         deadline=None,
         suppress_health_check=[*chosen.suppress_health_check, HealthCheck.too_slow],
-        # The report has the input in words; hypothesis would add the same as nested dataclasses.
+        # The report already shows the input; hypothesis would repeat it as nested dataclasses.
         verbosity=Verbosity.quiet if chosen.verbosity == Verbosity.normal else chosen.verbosity,
-        # Which lines of this package were run explains nothing.
+        # The lines of this package that were executed explain nothing.
         phases=[phase for phase in chosen.phases if phase != Phase.explain],
         report_multiple_bugs=False,
         print_blob=False,

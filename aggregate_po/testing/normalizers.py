@@ -1,4 +1,4 @@
-"""Laws of normalisers."""
+"""Properties of normalizers."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,24 +22,24 @@ class _Step(NamedTuple):
 
 @st.composite
 def _steps(draw: DrawFn) -> _Step:
-    """Lengths of some completions, and totals of a step of which they are a part."""
+    """Generate lengths of some completions, and totals of the step that contains them."""
     numbers = draw(st.lists(st.integers(0, 40), min_size=1, max_size=8))
     lengths = torch.tensor(numbers, dtype=torch.float64)
-    others = max(draw(st.integers(0, 100)), int(not lengths.any()))  # a step without tokens is a law of its own
+    others = max(draw(st.integers(0, 100)), int(not lengths.any()))  # a step without tokens has its own property
     completions = int((lengths > 0).sum()) + others
     tokens = int(lengths.sum()) + others * draw(st.integers(1, 40))
     return _Step(lengths, StepTotals(completions, tokens, draw(progress()), reward_mean=0.25, reward_std=0.4))
 
 
 class NormalizerContract(Contract):
-    """Laws of a normaliser.
+    """Properties of a normalizer.
 
-    The inputs are lengths from 0 to 40, as floating-point numbers, of some of the completions of an optimiser step, and
-    the totals of all of them.
+    The inputs are floating-point lengths from 0 to 40 of some completions of an optimizer step, and the totals of the
+    whole step.
 
     Attributes:
-        normalizer: the instance that is tested.
-        rounding: how far results may be off by rounding, relative to their size or to 1.
+        normalizer: instance under test.
+        rounding: tolerance for rounding errors, relative to the size of a result or to 1.
 
     Example:
         >>> from aggregate_po import TokenMean
@@ -69,7 +69,7 @@ class NormalizerContract(Contract):
 
     @law(empty_rows=st.integers(1, 4))
     def test_step_without_tokens(self, empty_rows: int) -> None:
-        """Of a step without any token, the weights are finite."""
+        """The weights of a step without any token are finite."""
         require_finite(
             "the weights", self.normalizer(torch.zeros(empty_rows).double(), StepTotals(0, 0, 0.0, 0.0, 0.0))
         )
@@ -79,7 +79,7 @@ class NormalizerContract(Contract):
 
     @law(together=True, case=_steps(), generator=generators())
     def test_only_the_totals_divide(self, case: _Step, generator: Generator) -> None:
-        """A completion's weight follows from its own length and the totals, however the step is cut and ordered."""
+        """A completion's weight depends on its own length and the totals only, not on how the step is split."""
         lengths, totals = case
         weights = self.normalizer(lengths, totals)
         order = torch.randperm(len(lengths), generator=generator)
@@ -90,7 +90,7 @@ class NormalizerContract(Contract):
 
     @law(case=_steps())
     def test_totals_of_any_type(self, case: _Step) -> None:
-        """Totals that are numbers, or tensors of whole or floating-point numbers, give the same weights."""
+        """Totals as Python numbers, integer tensors or floating-point tensors give the same weights."""
         lengths, totals = case
         expected = self.normalizer(lengths, totals)
         for dtype in (torch.int64, torch.float64):
@@ -100,7 +100,7 @@ class NormalizerContract(Contract):
 
     @law(case=_steps())
     def test_inputs_are_left_untouched(self, case: _Step) -> None:
-        """Lengths and totals are what they were before."""
+        """Lengths and totals are not modified."""
         lengths, totals = case
         tensors = StepTotals(torch.tensor(totals.completions), torch.tensor(totals.tokens), 0.5, 0.25, 0.4)
         before = copied(lengths), copied(tensors)
@@ -110,10 +110,10 @@ class NormalizerContract(Contract):
 
 
 def check_normalizer(normalizer: Normalizer, **options: Any) -> KeptLaws:
-    """Put a normaliser to all its laws, outside a test runner; see `check_aggregator`.
+    """Check all properties of a normalizer outside a test runner; see `check_aggregator`.
 
     Args:
-        normalizer: an instance.
+        normalizer: instance to test.
         options: `skip`, `examples`, and attributes of `NormalizerContract` to change.
 
     Example:

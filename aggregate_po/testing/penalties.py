@@ -1,4 +1,4 @@
-"""Laws of penalties."""
+"""Properties of penalties."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -26,7 +26,7 @@ from aggregate_po.testing.strategies import Case, batches, finite_batches
 
 
 def _detached(case: Case) -> Case:
-    # As an objective hands them over: nothing but zeros on padding.
+    # As an objective passes them: zeros on padding.
     return Case(torch.where(case.batch.response_mask, case.log_probs.detach(), 0), case.batch)
 
 
@@ -35,13 +35,13 @@ def _cases(**changes: Any) -> SearchStrategy[Case]:
 
 
 class PenaltyContract(Contract):
-    """Laws of a penalty.
+    """Properties of a penalty.
 
-    The inputs are log-probabilities under the policy that is trained, the behaviour policy and the reference.
+    The inputs are log-probabilities under the trained policy, the behavior policy and the reference policy.
 
     Attributes:
-        penalty: the instance that is tested; the laws change copies of it only.
-        rounding: how far results may be off by rounding, relative to their size or to 1.
+        penalty: instance under test; only copies are modified.
+        rounding: tolerance for rounding errors, relative to the size of a result or to 1.
 
     Example:
         >>> from aggregate_po import K3Penalty
@@ -56,12 +56,12 @@ class PenaltyContract(Contract):
     _kind = Penalty
 
     def measured(self, case: Case) -> tuple[Tensor, Tensor]:
-        """Costs and derivatives, outside the graph."""
+        """Return the detached costs and derivatives."""
         return self.penalty.token_costs(*case).detach(), self.penalty.token_derivatives(*case).detach()
 
     @law(case=_cases())
     def test_shapes(self, case: Case) -> None:
-        """Costs, derivatives and what is observed have the shape and the precision of the log-probabilities."""
+        """Costs, derivatives and observations have the shape and the precision of the log-probabilities."""
         log_probs, batch = case
         for given in (case, Case(log_probs.float(), batch.to(torch.float32))):
             costs, derivatives = self.measured(given)
@@ -71,23 +71,23 @@ class PenaltyContract(Contract):
 
     @law(case=st.one_of(finite_batches(torch.float64), finite_batches(torch.float32)))
     def test_finite(self, case: Case) -> None:
-        """Costs and derivatives are finite for all finite log-probabilities, in float32 too."""
+        """Costs and derivatives are finite for all finite log-probabilities, also in float32."""
         costs, derivatives = self.measured(_detached(case))
         require_finite("token_costs", costs, case.batch.response_mask)
         require_finite("token_derivatives", derivatives, case.batch.response_mask)
 
     @law(case=_cases())
     def test_derivatives(self, case: Case) -> None:
-        """`token_derivatives` are the derivatives of the costs that automatic differentiation finds."""
+        """`token_derivatives` equal the derivatives of the costs by autograd."""
         expected = Penalty.token_derivatives(self.penalty, *case)
         costs, derivatives = self.measured(case)
-        # A large cost may have a small derivative, in which its rounding is left.
+        # A large cost may have a small derivative, which inherits the rounding error of the cost.
         allowed = self.rounding * (scale(expected) + costs.abs())
         require_close("token_derivatives", derivatives, expected, allowed, case.batch.response_mask)
 
     @law(case=_cases())
     def test_evaluate(self, case: Case) -> None:
-        """`evaluate` gives costs, derivatives and `observed` as they are one by one; only the costs have a graph."""
+        """`evaluate` returns the results of the separate methods; only the costs have a graph."""
         inputs = case.log_probs.detach().clone().requires_grad_()
         given, penalty = Case(inputs, case.batch), self.penalty
         separate = {
@@ -99,7 +99,7 @@ class PenaltyContract(Contract):
 
     @law(together=True, case=_cases())
     def test_completions_do_not_see_each_other(self, case: Case) -> None:
-        """A completion alone has the costs and the derivatives that it has among others."""
+        """A completion alone has the same costs and derivatives as among others."""
         log_probs, batch = case
         rows = [slice(row, row + 1) for row in range(len(log_probs))]
         alone = zip(*(self.measured(Case(log_probs[row], some_rows(batch, row))) for row in rows), strict=True)
@@ -111,7 +111,7 @@ class PenaltyContract(Contract):
 
     @law(case=_cases())
     def test_inputs_are_left_untouched(self, case: Case) -> None:
-        """Log-probabilities and batch are what they were before, and do not require gradient."""
+        """Log-probabilities and batch are not modified, and do not require gradient."""
         before = copied(case)
         self.measured(case)
         require_untouched("log_probs", case.log_probs, before.log_probs)
@@ -128,21 +128,21 @@ class PenaltyContract(Contract):
 
     @law(case=_cases())
     def test_reference(self, case: Case) -> None:
-        """A penalty that says it needs no reference works without one."""
+        """A penalty whose `needs_reference` is False works without a reference."""
         if not self.penalty.needs_reference:
             without = self.penalty.token_costs(case.log_probs, replace(case.batch, ref_log_probs=None))
             require_close("token_costs without reference", without, self.penalty.token_costs(*case))
 
-    @law(together=True, case=batches(), cut=st.integers(1, 4))
-    def test_in_an_objective(self, case: Case, cut: int) -> None:
-        """In an objective, the weights are the gradient, and cutting the step into micro-batches changes nothing."""
+    @law(together=True, case=batches(), boundary=st.integers(1, 4))
+    def test_in_an_objective(self, case: Case, boundary: int) -> None:
+        """In an objective, the weights equal the gradient, and splitting a step into micro-batches changes nothing."""
         objective = PolicyObjective(GeometricMean(), penalties=[self.penalty])
         require_gradient(objective, *case, self.rounding)
-        require_additive(objective, *case, cut, self.rounding)
+        require_additive(objective, *case, boundary, self.rounding)
 
     @law(case=_cases(), observed=st.floats(-10, 10))
     def test_state(self, case: Case, observed: float) -> None:
-        """A fresh copy that takes back the state of a penalty that adapted has its costs."""
+        """A new copy with the restored state of an adapted penalty has the same costs."""
         adapted, fresh = deepcopy(self.penalty), deepcopy(self.penalty)
         adapted.adapt(observed)
         fresh.load_state_dict(deepcopy(adapted.state_dict()))
@@ -150,10 +150,10 @@ class PenaltyContract(Contract):
 
 
 def check_penalty(penalty: Penalty, **options: Any) -> KeptLaws:
-    """Put a penalty to all its laws, outside a test runner; see `check_aggregator`.
+    """Check all properties of a penalty outside a test runner; see `check_aggregator`.
 
     Args:
-        penalty: an instance.
+        penalty: instance to test.
         options: `skip`, `examples`, and attributes of `PenaltyContract` to change.
 
     Example:

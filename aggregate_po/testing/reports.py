@@ -1,4 +1,4 @@
-"""What is said of a broken law: where it breaks, what was computed, and on which input."""
+"""Failure reports of properties: the completion, the computed and expected values, and the input."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -10,12 +10,12 @@ from aggregate_po.advantages import GroupedRewards
 
 
 class LawBroken(AssertionError):
-    """A law does not hold.
+    """Failure of a property.
 
     Args:
-        finding: what was computed, and what it should have been.
-        row: the completion in which it is, where it is in one.
-        rows: how many there are.
+        finding: description of the computed and the expected values.
+        row: index of the failing completion, if there is one.
+        rows: number of completions.
     """
 
     def __init__(self, finding: str, row: int | None = None, rows: int | None = None) -> None:
@@ -26,7 +26,7 @@ class LawBroken(AssertionError):
 
 
 def require(condition: bool, finding: str) -> None:
-    """Break the law unless the condition holds."""
+    """Fail unless the condition holds."""
     if not condition:
         raise LawBroken(finding)
 
@@ -34,7 +34,7 @@ def require(condition: bool, finding: str) -> None:
 def require_form(
     what: str, result: Any, shape: tuple[int, ...], dtype: torch.dtype, or_shape: tuple[int, ...] | None = None
 ) -> None:
-    """Break the law unless a result is a tensor of this type, and of this shape or of the other one."""
+    """Fail unless a result is a tensor of this dtype and of one of the given shapes."""
     if not isinstance(result, Tensor):
         raise LawBroken(f"{what}: {type(result).__name__}, not a tensor")
     shapes = [tuple(shape)] if or_shape is None else [tuple(shape), tuple(or_shape)]
@@ -44,28 +44,28 @@ def require_form(
 
 
 def require_all(what: str, holds: Tensor, actual: Tensor, claim: str, where: Tensor | None = None) -> None:
-    """Break the law unless `holds` is True everywhere, or everywhere in `where`."""
+    """Fail unless `holds` is True everywhere, or everywhere in `where`."""
     wrong = ~holds if where is None else ~holds & where
     if wrong.any():
         _break(what, wrong, {"actual": actual, "expected": claim})
 
 
 def require_finite(what: str, actual: Tensor, where: Tensor | None = None) -> None:
-    """Break the law unless every number is finite, or every one in `where`."""
+    """Fail unless every number is finite, or every number in `where`."""
     require_all(what, torch.isfinite(actual), actual, "finite numbers", where)
 
 
 def require_close(
     what: str, actual: Tensor, expected: Tensor | float, allowed: Tensor | float = 0.0, where: Tensor | None = None
 ) -> None:
-    """Break the law unless two tensors agree, or agree in `where`.
+    """Fail unless two tensors agree, or agree in `where`.
 
     Args:
-        what: names the quantity in the report.
-        actual: as computed.
-        expected: as it should be; a number, or a tensor of the same shape.
-        allowed: how far they may be apart; what is equal agrees always, NaN never.
-        where: entries that count; all when None.
+        what: name of the quantity in the report.
+        actual: computed values.
+        expected: expected values; a number, or a tensor of the same shape.
+        allowed: absolute tolerance; equal values always agree, NaN never does.
+        where: True on the entries to compare; None means all.
     """
     expected = torch.as_tensor(expected, dtype=actual.dtype if isinstance(expected, float) else None)
     if expected.ndim and expected.shape != actual.shape:
@@ -92,7 +92,7 @@ def _three_digits(numbers: Tensor | float) -> Tensor:
 
 
 def written(value: Any, row: int | None = None, rows: int | None = None) -> str:
-    """A value as a person would write it; only one completion's, where `row` of `rows` is given."""
+    """Format a value for a report; only that of one completion if `row` of `rows` is given."""
     if not isinstance(value, Tensor):
         return value if isinstance(value, str) else repr(value)
     if row is not None and value.ndim and len(value) == rows:
@@ -103,7 +103,7 @@ def written(value: Any, row: int | None = None, rows: int | None = None) -> str:
 
 
 def described(inputs: dict[str, Any], row: int | None, rows: int | None) -> str:
-    """The inputs of a law, one field a line, of the one completion where one is to blame."""
+    """Format the inputs of a property, one field per line; only those of the failing completion if there is one."""
     return "\n".join(line for name, value in inputs.items() for line in _lines(name, value, row, rows))
 
 
@@ -117,7 +117,7 @@ def _lines(name: str, value: Any, row: int | None, rows: int | None) -> list[str
         return [f"{name} = {written(value, row, rows)}"]
     filled = {field.name: getattr(value, field.name) for field in fields(value)}
     batch = next((len(member) for member in filled.values() if isinstance(member, Tensor) and member.ndim), None)
-    # An advantage follows from the rewards of the others, so these are shown with it.
+    # An advantage depends on the rewards of other completions, so the report shows all of them.
     one = row is not None and rows == batch and batch is not None and not isinstance(value, GroupedRewards)
     heading = f"{name}, completion {row} of {rows}:" if one else f"{name}:"
     lines = [line for field, member in filled.items() for line in _lines(field, member, row if one else None, batch)]
@@ -125,5 +125,5 @@ def _lines(name: str, value: Any, row: int | None, rows: int | None) -> list[str
 
 
 def scale(expected: Tensor) -> Tensor:
-    """One more than the size of the numbers, to which rounding is relative."""
+    """Return one plus the magnitude, the scale of a relative or absolute tolerance."""
     return 1 + expected.detach().abs()

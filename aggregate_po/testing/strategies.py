@@ -1,7 +1,7 @@
-"""Random inputs for the laws.
+"""Random inputs of the property tests.
 
-Tensors are filled from a short palette of drawn numbers, so that ties, exact zeros and points exactly on a bound are
-common, and a failing example stays readable; a drawn seed says which entry gets which number.
+Tensors are filled from a short palette of generated numbers, so that ties, exact zeros and points exactly on a bound
+are common, and a failing example stays readable. A generated seed determines the entry of each number.
 """
 
 import math
@@ -17,37 +17,37 @@ from torch import Tensor
 from aggregate_po.advantages import GroupedRewards
 from aggregate_po.batch import PerToken, PolicyBatch, StepTotals, TokenRatios
 
-# Exactly on the bounds of common clips and of the objective.
+# Log ratios exactly on the bounds of common clips and of the objective.
 ON_BOUNDS = [0.4, -0.4, 20.0, -20.0, math.log1p(0.2), math.log1p(-0.2), math.log1p(0.28), math.log1p(4e-4)]
 
 EXTREMES = [800.0, -800.0, 20.0, -20.0, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30]
 
 
 class Case(NamedTuple):
-    """What an objective is called with."""
+    """Arguments of an objective."""
 
     log_probs: PerToken
     batch: PolicyBatch
 
 
-# Strategies are made once, here or by `cache`: making them takes hypothesis longer than drawing from them.
+# Strategies are built once, here or by `cache`: building one takes longer than generating an example.
 
 
 @cache
 def sizes(limit: int) -> SearchStrategy[int]:
-    """Sizes of an axis, small ones often."""
+    """Generate sizes of an axis, small ones often."""
     return st.one_of(st.integers(1, 4), st.integers(1, limit))
 
 
 @cache
 def generators() -> SearchStrategy[torch.Generator]:
-    """Torch generators; the seed is what shrinks."""
+    """Generate torch generators; hypothesis shrinks the seed."""
     return st.integers(0, 2**32 - 1).map(lambda seed: torch.Generator().manual_seed(seed))
 
 
 @cache
 def junk() -> SearchStrategy[float]:
-    """What may stand on padding."""
+    """Generate values for padding, such as NaN and infinity."""
     return st.sampled_from([math.nan, math.inf, -math.inf, 1e300])
 
 
@@ -67,7 +67,7 @@ _SPREADS = st.sampled_from([1, 4, 16, 240])
 
 @st.composite
 def log_ratios(draw: DrawFn, batch: int, time: int, limit: float = 80.0) -> Tensor:
-    """Log ratios up to `limit`, shape `batch time`, float64."""
+    """Generate log ratios up to `limit`; shape `batch time`, float64."""
     palette = torch.tensor(draw(_palettes(limit)), dtype=torch.float64)
     generator = draw(generators())
     chosen = palette[torch.randint(len(palette), (batch, time), generator=generator)]
@@ -78,7 +78,7 @@ def log_ratios(draw: DrawFn, batch: int, time: int, limit: float = 80.0) -> Tens
 
 @st.composite
 def masks(draw: DrawFn, batch: int, time: int, empty_rows: bool = True) -> Tensor:
-    """Response masks: full, padded at the end, or with holes; some rows may be empty."""
+    """Generate response masks: full, padded at the end, or with holes; some rows may be empty."""
     generator = draw(generators())
     kind = draw(_KINDS_OF_MASK)
     if kind == "full":
@@ -96,26 +96,26 @@ def masks(draw: DrawFn, batch: int, time: int, empty_rows: bool = True) -> Tenso
 
 @st.composite
 def advantages(draw: DrawFn, batch: int) -> Tensor:
-    """Advantages of either sign, and none; shape `batch`."""
+    """Generate advantages of both signs, and zeros; shape `batch`."""
     palette = torch.tensor([1.0, -1.0, 0.0, 0.375, -2.5], dtype=torch.float64)
     return palette[torch.randint(len(palette), (batch,), generator=draw(generators()))]
 
 
 def progress() -> SearchStrategy[float]:
-    """Share of the training done; the exponent of a linear schedule is 0 half-way."""
+    """Generate fractions of training completed; the exponent of a linear schedule is 0 halfway."""
     return _PROGRESS
 
 
 @st.composite
 def step_totals(draw: DrawFn, mask: Tensor) -> StepTotals:
-    """Totals of a step that consists of this batch, with rewards and progress for the rules that follow them."""
+    """Generate totals of a step that consists of this batch, with progress and reward statistics."""
     mean, deviation = draw(_REWARDS)
     return StepTotals.of(mask, progress=draw(progress()), reward_mean=mean, reward_std=deviation)
 
 
 @st.composite
 def token_ratios(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64) -> TokenRatios:
-    """Contexts for an aggregator or a token transform."""
+    """Generate contexts for an aggregator or a token transform."""
     batch, time = draw(sizes(5)), draw(sizes(max_time))
     log_ratio = draw(log_ratios(batch, time, limit))
     mask = draw(masks(batch, time, empty_rows))
@@ -128,7 +128,7 @@ def token_ratios(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max
 
 @st.composite
 def exact_token_ratios(draw: DrawFn) -> TokenRatios:
-    """Contexts of multiples of 1/8 up to 30, which every precision represents exactly."""
+    """Generate contexts of multiples of 1/8 up to 30, which every precision represents exactly."""
     batch, time = draw(sizes(5)), draw(sizes(64))
     generator = draw(generators())
     spread = draw(_SPREADS)
@@ -139,10 +139,10 @@ def exact_token_ratios(draw: DrawFn) -> TokenRatios:
 
 @st.composite
 def batches(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64) -> Case:
-    """Log-probabilities that require gradient and their batch, float64."""
+    """Generate log-probabilities that require gradient and their batch, float64."""
     batch, time = draw(sizes(5)), draw(sizes(max_time))
     generator = draw(generators())
-    # With zeros for the behaviour policy, the log ratio is the palette's number exactly.
+    # With zeros for the behavior policy, the log ratio equals the number of the palette exactly.
     old = 0 - 5 * torch.rand(batch, time, generator=generator, dtype=torch.float64) * draw(_SWITCH)
     log_probs = old + draw(log_ratios(batch, time, limit))
     mask = draw(masks(batch, time, empty_rows))
@@ -158,7 +158,7 @@ def batches(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time
 
 @st.composite
 def finite_batches(draw: DrawFn, dtype: torch.dtype) -> Case:
-    """Log-probabilities of any finite size under each of the three policies."""
+    """Generate log-probabilities of any finite size under each of the three policies."""
     batch, time = draw(sizes(4)), draw(sizes(64))
     generator = draw(generators())
     palette = torch.tensor([*EXTREMES, torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=torch.float64).to(dtype)
@@ -177,18 +177,18 @@ def finite_batches(draw: DrawFn, dtype: torch.dtype) -> Case:
 def grouped_rewards(
     draw: DrawFn, numbers: SearchStrategy[float], dtype: torch.dtype = torch.float32, limit: int = 5
 ) -> GroupedRewards:
-    """Rollouts of up to `limit` prompts: rewards with many ties, lengths with some zeros, two single rewards."""
+    """Generate rollouts of up to `limit` prompts, with tied rewards, zero lengths and two reward components."""
     prompts, group_size = draw(sizes(limit)), draw(sizes(8))
     generator = draw(generators())
     palette = torch.tensor(draw(st.lists(numbers, min_size=1, max_size=5)), dtype=dtype)
     rewards = palette[torch.randint(len(palette), (prompts * group_size,), generator=generator)]
     lengths = torch.randint(draw(st.integers(0, 1)), 40, rewards.shape, generator=generator)
-    return rollout(rewards, group_size, lengths, draw(st.integers(0, 2**63 - 1)))
+    return two_reward_rollout(rewards, group_size, lengths, draw(st.integers(0, 2**63 - 1)))
 
 
-def rollout(rewards: Tensor, group_size: int, lengths: Tensor, seed: int = 0) -> GroupedRewards:
-    """A rollout in which every other reward comes from a first single reward, and the rest from a second one."""
+def two_reward_rollout(rewards: Tensor, group_size: int, lengths: Tensor, seed: int = 0) -> GroupedRewards:
+    """Return a rollout with two components: the first for every other completion, the second for the rest."""
     first = torch.arange(len(rewards)) % 2 == 0
-    # Halved and counted twice, so that the total is their weighted sum without any rounding.
+    # Half of the reward at weight 2, so that the weighted sum has no rounding error.
     components = torch.stack([torch.where(first, rewards, 0), torch.where(first, 0, rewards / 2)], dim=-1)
     return GroupedRewards(rewards, group_size, lengths, components, component_weights=(1.0, 2.0), seed=seed)

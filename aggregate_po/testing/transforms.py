@@ -1,4 +1,4 @@
-"""Laws of ratio transforms."""
+"""Properties of ratio transforms."""
 
 from typing import Any, ClassVar
 from unittest import SkipTest
@@ -30,7 +30,7 @@ from aggregate_po.transforms import RatioTransform
 
 
 def _contexts(contract: "TransformContract") -> SearchStrategy[TokenRatios]:
-    """Contexts of each place in which the transform works."""
+    """Generate contexts of each place in which the transform works."""
     places = contract.places()
     if not places:
         raise SkipTest(f"{contract.transform!r} works nowhere")
@@ -40,7 +40,7 @@ def _contexts(contract: "TransformContract") -> SearchStrategy[TokenRatios]:
 
 
 def _after_mean(tokens: TokenRatios) -> TokenRatios:
-    # The largest rather than an average, so that points exactly on a bound stay there.
+    # The maximum rather than an average, so that points exactly on a bound stay there.
     return tokens.after_mean(masked_max(tokens.log_ratio, tokens.response_mask))
 
 
@@ -52,14 +52,14 @@ def _places(contract: "TransformContract") -> SearchStrategy[str]:
 
 
 class TransformContract(Contract):
-    """Laws of a ratio transform, before the mean, after it, or in both places.
+    """Properties of a ratio transform, before the mean, after it, or in both places.
 
-    A transform that raises ValueError in one place is tested in the other alone. The inputs are log ratios up to 80 in
-    float64, many of them exactly on common bounds. What it gives on padding is nobody's concern.
+    A transform that raises ValueError in one place is tested in the other only. The inputs are log ratios up to 80 in
+    float64, many of them exactly on common bounds. Results on padding are not tested.
 
     Attributes:
-        transform: the instance that is tested.
-        rounding: how far results may be off by rounding, relative to their size or to 1.
+        transform: instance under test.
+        rounding: tolerance for rounding errors, relative to the size of a result or to 1.
 
     Example:
         >>> from aggregate_po import PessimisticClip
@@ -74,7 +74,7 @@ class TransformContract(Contract):
     _kind = RatioTransform
 
     def places(self) -> list[str]:
-        """Arguments of `PolicyObjective` that take the transform."""
+        """Return the names of the arguments of `PolicyObjective` that accept the transform."""
         tokens = TokenRatios.of(torch.zeros(2, 3, dtype=torch.float64), totals=StepTotals(2, 6, 0.5, 0.25, 0.4))
         return [
             place
@@ -90,7 +90,7 @@ class TransformContract(Contract):
         return True
 
     def measured(self, ratios: TokenRatios) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, derivative and saturation, outside the graph."""
+        """Return the detached value, derivative and saturation."""
         transform = self.transform
         return transform(ratios).detach(), transform.derivative(ratios).detach(), transform.saturated(ratios)
 
@@ -101,7 +101,7 @@ class TransformContract(Contract):
 
     @law(ratios=_contexts)
     def test_shapes(self, ratios: TokenRatios) -> None:
-        """Value and derivative have shape and precision of `log_ratio`, and so has `saturated`, of bools."""
+        """Value and derivative have shape and precision of `log_ratio`; `saturated` is boolean and has its shape."""
         for context in (ratios, in_precision(ratios, torch.float32)):
             form, dtype = tuple(context.log_ratio.shape), context.log_ratio.dtype
             value, derivative, saturated = self.measured(context)
@@ -111,7 +111,7 @@ class TransformContract(Contract):
 
     @law(ratios=_contexts)
     def test_finite(self, ratios: TokenRatios) -> None:
-        """Value and derivative are finite up to log ratios of 80, in float32 too."""
+        """Value and derivative are finite up to log ratios of 80, also in float32."""
         for context in (ratios, in_precision(ratios, torch.float32)):
             value, derivative, _ = self.measured(context)
             require_finite(f"the value in {value.dtype}", value, context.response_mask)
@@ -119,7 +119,7 @@ class TransformContract(Contract):
 
     @law(ratios=_contexts)
     def test_derivative(self, ratios: TokenRatios) -> None:
-        """`derivative` is the derivative of the value that automatic differentiation finds."""
+        """`derivative` equals the derivative of the value by autograd."""
         expected = RatioTransform.derivative(self.transform, ratios)
         allowed = self.rounding * scale(expected)
         require_close("derivative", self.transform.derivative(ratios), expected, allowed, ratios.response_mask)
@@ -132,7 +132,7 @@ class TransformContract(Contract):
 
     @law(ratios=_contexts)
     def test_evaluate(self, ratios: TokenRatios) -> None:
-        """`evaluate` gives value, `derivative` and `saturated` as they are one by one; only the value has a graph."""
+        """`evaluate` returns the results of the separate methods; only the value has a graph."""
         context, transform = ratios.requiring_grad(), self.transform
         separate = {
             "value": transform(context),
@@ -144,7 +144,7 @@ class TransformContract(Contract):
 
     @law(ratios=_contexts, index=st.integers(0, 23))
     def test_own_derivative_only(self, ratios: TokenRatios, index: int) -> None:
-        """A value has no derivative by the log ratio of another token, though it may follow it as a constant."""
+        """A value has zero derivative with respect to the log ratios of other tokens."""
         context = ratios.requiring_grad()
         values = self.transform(context)
         own = torch.arange(values.shape[-1]) == index % values.shape[-1]
@@ -157,7 +157,7 @@ class TransformContract(Contract):
 
     @law(ratios=_contexts, junk=junk(), width=st.integers(0, 3))
     def test_padding_changes_nothing(self, ratios: TokenRatios, junk: float, width: int) -> None:
-        """What stands on padding changes nothing on the tokens, NaN or infinite as it may be."""
+        """Values on padding, even NaN or infinite, do not change the results on tokens."""
         wide = with_tokens(ratios, lambda values: pad(values, (0, width)))
         dirty, mask = with_junk(wide, junk), ratios.response_mask
         names = ("the value", "derivative", "saturated")
@@ -167,7 +167,7 @@ class TransformContract(Contract):
 
     @law(together=True, ratios=_contexts)
     def test_completions_do_not_see_each_other(self, ratios: TokenRatios) -> None:
-        """A completion alone has the values and the derivatives that it has among others."""
+        """A completion alone has the same values and derivatives as among others."""
         rows = range(len(ratios.log_ratio))
         alone = zip(*(self.measured(some_rows(ratios, slice(row, row + 1))) for row in rows), strict=True)
         for name, actual, parts in zip(("the value", "derivative"), self.measured(ratios), alone, strict=False):
@@ -177,7 +177,7 @@ class TransformContract(Contract):
 
     @law(ratios=_contexts)
     def test_inputs_are_left_untouched(self, ratios: TokenRatios) -> None:
-        """The context is what it was before, and its tensors do not require gradient."""
+        """The context is not modified, and its tensors do not require gradient."""
         before = copied(ratios)
         self.measured(ratios)
         require_untouched("ratios", ratios, before)
@@ -193,16 +193,16 @@ class TransformContract(Contract):
 
     @law(case=batches(), place=_places)
     def test_gradient_of_the_objective(self, case: Case, place: str) -> None:
-        """In an objective, the closed-form total weights are its gradient."""
+        """In an objective, the closed-form total weights equal its gradient."""
         parts: dict[str, Any] = {place: self.transform}
         require_gradient(PolicyObjective(ArithmeticMean(), **parts), *case, self.rounding)
 
 
 def check_transform(transform: RatioTransform, **options: Any) -> KeptLaws:
-    """Put a ratio transform to all its laws, outside a test runner; see `check_aggregator`.
+    """Check all properties of a ratio transform outside a test runner; see `check_aggregator`.
 
     Args:
-        transform: an instance.
+        transform: instance to test.
         options: `skip`, `examples`, and attributes of `TransformContract` to change.
 
     Example:

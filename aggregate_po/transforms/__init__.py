@@ -1,4 +1,4 @@
-"""Ratio transforms: what happens to a log ratio before or after the mean."""
+"""Ratio transforms: clips, gates and masks on a log ratio, before or after the mean."""
 
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform, RatioTransform
 from aggregate_po.transforms.clip import (

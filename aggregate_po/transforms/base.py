@@ -1,4 +1,4 @@
-"""The interface of a ratio transform."""
+"""Interface of ratio transforms."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import TokenRatios
 from aggregate_po.derivatives import elementwise_derivative
@@ -20,7 +21,7 @@ class EvaluatedTransform:
     Args:
         value: transformed log ratios, attached to the graph of `log_ratio`.
         derivative: derivative of each value with respect to its own log ratio; detached.
-        saturated: True where the transform lets no gradient through.
+        saturated: True where the derivative is zero.
     """
 
     value: Tensor
@@ -29,33 +30,41 @@ class EvaluatedTransform:
 
     @classmethod
     def identity(cls, log_ratio: Tensor) -> EvaluatedTransform:
-        """Return what a transform without effect gives: `log_ratio` itself, with derivative one."""
+        """Return the result of the identity transform: `log_ratio` itself, with derivative one."""
         return cls(log_ratio, torch.ones_like(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool))
 
 
 class RatioTransform(ABC):
-    """Maps log ratios to log ratios, elementwise: before the mean, shape `batch time`, or after it, shape `batch`.
+    """Elementwise map of log ratios, before the mean (shape `batch time`) or after the mean (shape `batch`).
 
-    A subclass writes `__call__`; the derivative follows from it. A closed form may override `derivative`, and must then
-    equal the derivative. A transform that shares work between value and derivative is a `JointTransform`.
+    Subclass requirements:
+
+    - Implement `__call__`. It must be elementwise, differentiable and finite for log ratios within +-80, and return the
+      shape of `ratios.log_ratio`.
+    - May override `derivative` with a closed form, which must equal the derivative of `__call__`. Without it, the
+      derivative comes from autograd.
+    - May override `saturated`, which is where the derivative is zero.
+    - May override `evaluate`; derive from `JointTransform` if value and derivative come from one computation.
+
+    `aggregate_po.testing.check_transform` checks these requirements.
     """
 
     @abstractmethod
     def __call__(self, ratios: TokenRatios) -> Tensor:
-        """Transformed log ratios, in the shape of `ratios.log_ratio`."""
+        """Return the transformed log ratios, in the shape of `ratios.log_ratio`."""
 
     def derivative(self, ratios: TokenRatios) -> Tensor:
-        """Derivative with respect to the log ratio; by autograd, unless a subclass gives the closed form."""
+        """Return the derivative with respect to the log ratio, by autograd unless overridden."""
         return elementwise_derivative(self, ratios)
 
     def saturated(self, ratios: TokenRatios) -> Tensor:
-        """True where the transform lets no gradient through."""
+        """Return True where the derivative is zero."""
         return self.derivative(ratios) == 0
 
     def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
-        """Return value, derivative and saturation together, as an objective asks for them.
+        """Return value, derivative and saturation together.
 
-        By `__call__` and `derivative`, one time each; a transform is saturated where its derivative is zero.
+        The default calls `__call__` and `derivative` once each; a transform is saturated where its derivative is zero.
         """
         value = self(ratios)
         with torch.no_grad():
@@ -64,25 +73,26 @@ class RatioTransform(ABC):
 
 
 class JointTransform(RatioTransform):
-    """A transform whose value, derivative and saturation come from one computation.
+    """Transform that computes value, derivative and saturation together.
 
-    A subclass writes `evaluate`; the separate methods are views of it.
+    A subclass implements `evaluate`; the separate methods return its parts.
     """
 
     @abstractmethod
+    @override
     def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
-        """Return the value, attached to the graph, with derivative and saturation, detached."""
+        """Return the value, attached to the graph, and the detached derivative and saturation."""
 
+    @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
         return self.evaluate(ratios).value
 
+    @override
     def derivative(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
         return self.evaluate(ratios).derivative
 
+    @override
     def saturated(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
         return self.evaluate(ratios).saturated
 
 

@@ -8,46 +8,49 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import TokenRatios
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
 
 
 class Clip(JointTransform):
-    """Holds the log ratio between two bounds; a replaced one has no gradient.
+    """Clamps the log ratio to two bounds; a clipped log ratio has no gradient.
 
-    A subclass writes `log_bounds`.
+    A subclass implements `log_bounds`.
     """
 
     @abstractmethod
     def log_bounds(self, ratios: TokenRatios) -> tuple[float | Tensor, float | Tensor]:
-        """Lower and upper bound of the log ratio; numbers, or tensors that broadcast against it."""
+        """Return the lower and the upper bound of the log ratio; numbers, or tensors that broadcast against it."""
 
+    @override
     def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
-        """Return the log ratios with derivative one, and their bounds with derivative zero where they are clipped."""
+        """Return the clamped log ratios, with derivative one where unclipped and zero where clipped."""
         lower, upper = self._tensors(ratios)
         log_ratio = ratios.log_ratio
         above, below = log_ratio > upper, log_ratio < lower
-        # Not `maximum`, which gives half of the gradient to a log ratio exactly on its bound.
+        # Not `maximum`, which passes half of the gradient to a log ratio exactly on its bound.
         value = torch.where(above, upper, torch.where(below, lower, log_ratio))
         clipped = above | below
         return EvaluatedTransform(value, (~clipped).to(log_ratio.dtype), clipped)
 
     def _tensors(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
-        """The bounds as tensors in the precision of the log ratio."""
+        """Return the bounds as tensors in the precision of the log ratio."""
         lower, upper = self.log_bounds(ratios)
         dtype, device = ratios.log_ratio.dtype, ratios.log_ratio.device
         return torch.as_tensor(lower, dtype=dtype, device=device), torch.as_tensor(upper, dtype=dtype, device=device)
 
 
 class OneSidedClip(Clip):
-    """Bounds the log ratio from above where the advantage is positive, from below where it is negative (eq. 10).
+    """Clips the log ratio from above where the advantage is positive, from below where it is negative (eq. 10).
 
-    Where the advantage is zero nothing is clipped: the gradient is zero without it.
+    Where the advantage is zero the gradient is zero anyway, so nothing is clipped.
     """
 
+    @override
     def _tensors(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
-        """Only the bound that the sign of the advantage asks for."""
+        """Return the bound for the sign of the advantage, and an infinite other bound."""
         lower, upper = super()._tensors(ratios)
         lower = torch.where(ratios.advantages < 0, lower, -torch.inf)
         return lower, torch.where(ratios.advantages > 0, upper, torch.inf)
@@ -57,7 +60,7 @@ class OneSidedClip(Clip):
 class PessimisticClip(OneSidedClip):
     """The clip of PPO, `min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`, as a bound on the ratio.
 
-    `PessimisticClip.log(0.4, 0.4)` states the bounds on the log ratio instead.
+    `PessimisticClip.log(0.4, 0.4)` sets bounds on the log ratio instead.
 
     Args:
         clip_low: the ratio is at least `1 - clip_low`; 1 or more means no lower bound.
@@ -77,17 +80,17 @@ class PessimisticClip(OneSidedClip):
 
     @staticmethod
     def log(log_clip_low: float = 0.4, log_clip_high: float = 0.4) -> LogPessimisticClip:
-        """The same clip with its bounds on the log ratio, `[-log_clip_low, log_clip_high]`."""
+        """Return the clip with bounds on the log ratio, `[-log_clip_low, log_clip_high]`."""
         return LogPessimisticClip(log_clip_low, log_clip_high)
 
+    @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, float]:
-        """See `Clip`."""
         return _log_lower(self.clip_low), math.log1p(self.clip_high)
 
 
 @dataclass(frozen=True)
 class LogPessimisticClip(OneSidedClip):
-    """`PessimisticClip` with its bounds on the log ratio; `PessimisticClip.log` makes one.
+    """`PessimisticClip` with bounds on the log ratio; `PessimisticClip.log` returns one.
 
     Args:
         log_clip_low: the log ratio is at least `-log_clip_low`.
@@ -105,14 +108,14 @@ class LogPessimisticClip(OneSidedClip):
     def __post_init__(self) -> None:
         _require_non_negative(log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
 
+    @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, float]:
-        """See `Clip`."""
         return -self.log_clip_low, self.log_clip_high
 
 
 @dataclass(frozen=True)
 class TrajectoryLogClip(OneSidedClip):
-    """Clip of the *summed* log ratio, for use after a mean: the bounds shrink with the length, `bound / n`.
+    """Clip of the *summed* log ratio, for use after a mean: the bound on the mean is `bound / n`.
 
     Args:
         log_clip_low: the summed log ratio is at least `-log_clip_low`.
@@ -130,8 +133,8 @@ class TrajectoryLogClip(OneSidedClip):
     def __post_init__(self) -> None:
         _require_non_negative(log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
 
+    @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
-        """See `Clip`."""
         if ratios.log_ratio.ndim != 1:
             raise ValueError(
                 f"`log_ratio` has shape {tuple(ratios.log_ratio.shape)}, but TrajectoryLogClip bounds completions; "
@@ -145,16 +148,16 @@ class TrajectoryLogClip(OneSidedClip):
 class AdaptiveClip(OneSidedClip):
     r"""The clip of PPO with an upper bound that widens as rewards become high and steady.
 
-    The ratio is at least `1 - clip_low` and at most one plus `clip_high_min` to `clip_high_max`, in the proportion
-    $\tanh(\mu_R / \sigma_R)$ of the mean and the standard deviation of the step's rewards.
+    The ratio is at least `1 - clip_low`. The distance of the upper bound from 1 is interpolated between `clip_high_min`
+    and `clip_high_max` by $\tanh(\mu_R / \sigma_R)$, from mean and standard deviation of the rewards of the step.
 
     Args:
         clip_low: the ratio is at least `1 - clip_low`.
-        clip_high_min: distance of the upper bound from 1 while the mean reward is 0.
-        clip_high_max: the same where the mean reward is large against its standard deviation.
+        clip_high_min: distance of the upper bound from 1 at mean reward 0.
+        clip_high_max: distance of the upper bound from 1 as $\mu_R / \sigma_R$ becomes large.
 
     Raises:
-        ValueError: a bound is negative or NaN, or, when it is called, the totals lack the rewards.
+        ValueError: a bound is negative or NaN; when called, if the totals lack the rewards.
 
     Reference: APMPO, arXiv:2605.04066.
     """
@@ -163,14 +166,14 @@ class AdaptiveClip(OneSidedClip):
     clip_high_min: float = 0.2
     clip_high_max: float = 0.4
 
-    # Rewards that are all equal have no deviation to divide by.
+    # Equal rewards have no standard deviation to divide by.
     _smallest = 1e-8
 
     def __post_init__(self) -> None:
         _require_non_negative(**vars(self))
 
+    @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, Tensor]:
-        """See `Clip`."""
         mean = torch.as_tensor(ratios.totals.required("reward_mean", self), dtype=torch.float64)
         deviation = torch.as_tensor(ratios.totals.required("reward_std", self), dtype=torch.float64)
         stability = torch.tanh(mean / (deviation + self._smallest)).clamp(min=0)

@@ -1,10 +1,11 @@
-"""The ratio of a completion, given to each of its tokens."""
+"""Ratio of a completion, assigned to each of its tokens."""
 
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import TokenRatios
@@ -14,23 +15,24 @@ from aggregate_po.transforms.compose import carried
 
 @dataclass(frozen=True)
 class CompletionRatio(RatioTransform):
-    """Gives every token the ratio of its completion as a constant, with derivative one in the token's own (eq. 12).
+    """Assigns the ratio of the completion to every token, detached, with derivative one in the token's own (eq. 12).
 
-    What follows can then treat each token apart, with an advantage of its own, although they share one ratio.
+    All tokens of a completion then have one ratio, but each can have its own advantage and its own clip.
 
     Args:
-        aggregator: reduces the token ratios of a completion to that one.
+        aggregator: aggregator that computes the ratio of a completion.
 
     Reference: the token form of GSPO, arXiv:2507.18071.
     """
 
     aggregator: TokenAggregator
 
+    @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`.
+        """Return the log ratio of its completion for each token.
 
         Raises:
-            ValueError: it was placed after the mean.
+            ValueError: the transform is applied after the mean.
         """
         if ratios.log_ratio.ndim != 2:
             raise ValueError(
@@ -41,10 +43,12 @@ class CompletionRatio(RatioTransform):
             log_aggregate = rearrange(self.aggregator.log_aggregate(ratios), "batch -> batch 1")
         return torch.where(ratios.response_mask, carried(log_aggregate, ratios.log_ratio), 0)
 
+    @override
     def derivative(self, ratios: TokenRatios) -> Tensor:
-        """One on every response token."""
+        """Return one on every response token."""
         return ratios.response_mask.to(ratios.log_ratio.dtype)
 
+    @override
     def saturated(self, ratios: TokenRatios) -> Tensor:
-        """Nowhere."""
+        """Return False everywhere."""
         return torch.zeros_like(ratios.response_mask)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import TokenRatios
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform, RatioTransform, evaluated
@@ -14,13 +15,13 @@ from aggregate_po.transforms.base import EvaluatedTransform, JointTransform, Rat
 
 @dataclass(frozen=True)
 class Chain(JointTransform):
-    """Transforms one after the other; its derivative is the product of theirs.
+    """Composition of transforms; its derivative is the product of their derivatives.
 
     Args:
-        transforms: the first one sees the log ratios as they come.
+        transforms: transforms in the order of application.
 
     Raises:
-        TypeError: one of them is no `RatioTransform`.
+        TypeError: a transform is not a `RatioTransform`.
 
     Example:
         >>> from aggregate_po.transforms import NegativeCap, PessimisticClip
@@ -38,11 +39,12 @@ class Chain(JointTransform):
                 raise TypeError(f"`transforms` has {transform!r}; pass instances of subclasses of RatioTransform.")
         object.__setattr__(self, "transforms", tuple(self.transforms))
 
+    @override
     def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
-        """Return the last value, the product of the derivatives, and True where any of the transforms is saturated.
+        """Return the last value, the product of the derivatives, and True where any transform is saturated.
 
         Raises:
-            ValueError: a transform returned another shape.
+            ValueError: a transform returned a wrong shape.
         """
         whole = EvaluatedTransform.identity(ratios.log_ratio)
         for transform in self.transforms:
@@ -56,30 +58,32 @@ class Chain(JointTransform):
 
 @dataclass(frozen=True)
 class StraightThrough(RatioTransform):
-    """The values of another transform, as a constant, with derivative one (eq. 11).
+    """Values of another transform as constants, with derivative one (eq. 11).
 
-    This is how an objective that multiplies `log_probs` by a detached weight is said in ratios: the gradient is the
-    weight's, while the value of the objective is the weight itself and not the surrogate of the paper.
+    This expresses an objective that multiplies `log_probs` by a detached weight: the gradient is the same, whereas the
+    value of the objective is the weight itself and not the surrogate of the paper.
 
     Args:
-        transform: gives the log weights.
+        transform: transform that returns the log weights.
     """
 
     transform: RatioTransform
 
+    @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
         return carried(self.transform(ratios), ratios.log_ratio)
 
+    @override
     def derivative(self, ratios: TokenRatios) -> Tensor:
-        """One."""
+        """Return one everywhere."""
         return torch.ones_like(ratios.log_ratio)
 
+    @override
     def saturated(self, ratios: TokenRatios) -> Tensor:
-        """Nowhere."""
+        """Return False everywhere."""
         return torch.zeros_like(ratios.response_mask)
 
 
 def carried(values: Tensor, log_ratio: Tensor) -> Tensor:
-    """`values` as constants, with the derivative of `log_ratio`."""
+    """Return `values` as constants, with the derivative of `log_ratio`."""
     return values.detach() + (log_ratio - log_ratio.detach())

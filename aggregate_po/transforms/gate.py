@@ -1,10 +1,11 @@
-"""Smooth gates: transforms that let less and less through where a clip would cut."""
+"""Smooth gates: transforms that attenuate the gradient where a clip would zero it."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO
@@ -13,14 +14,14 @@ from aggregate_po.transforms.base import RatioTransform
 
 @dataclass(frozen=True)
 class SigmoidGate(RatioTransform):
-    r"""Replaces a ratio by $f(r) = \frac4\tau \sigma(\tau (r - 1))$, whose slope fades on both sides of 1 (eq. 13).
+    r"""Maps a ratio to $f(r) = \frac4\tau \sigma(\tau (r - 1))$, whose slope decays on both sides of 1 (eq. 13).
 
-    $f'(1) = 1$, so the gradient on policy is that of the ratio itself; but $f(1) = 2 / \tau$, so values are about
-    twice those of other objectives.
+    Since $f'(1) = 1$, the gradient on policy is that of the ratio itself. Since $f(1) = 2 / \tau$, the value is about
+    twice that of other objectives.
 
     Args:
-        tau_positive: sharpness where the advantage is positive.
-        tau_negative: sharpness elsewhere.
+        tau_positive: sharpness $\tau$ where the advantage is positive.
+        tau_negative: sharpness $\tau$ elsewhere.
 
     Raises:
         ValueError: a sharpness is not positive.
@@ -34,14 +35,15 @@ class SigmoidGate(RatioTransform):
     def __post_init__(self) -> None:
         _require_positive(tau_positive=self.tau_positive, tau_negative=self.tau_negative)
 
+    @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
         tau = self._tau(ratios)
-        # Not expm1, whose derivative by autograd has no digits left where the ratio is small.
+        # Not expm1, whose derivative by autograd loses all digits where the ratio is small.
         return math.log(4) - tau.log() + torch.nn.functional.logsigmoid(tau * (ratios.log_ratio.exp() - 1))
 
+    @override
     def derivative(self, ratios: TokenRatios) -> Tensor:
-        r"""$\tau r \, \sigma(-\tau (r - 1))$."""
+        r"""Return $\tau r \, \sigma(-\tau (r - 1))$."""
         tau = self._tau(ratios)
         return tau * ratios.log_ratio.exp() * torch.sigmoid(tau * (1 - ratios.log_ratio.exp()))
 
@@ -51,15 +53,15 @@ class SigmoidGate(RatioTransform):
 
 @dataclass(frozen=True)
 class GammaKernel(RatioTransform):
-    r"""Replaces a ratio by $\varphi(w) = w^k e^{\lambda (1 - w)}$, which is 1 at 1 and has its peak at $k / \lambda$.
+    r"""Maps a ratio to $\varphi(w) = w^k e^{\lambda (1 - w)}$, which is 1 at 1 and has its peak at $k / \lambda$.
 
-    It fades towards both ends; beyond a log ratio of +-20 it is constant, where next to nothing is left of it.
+    The kernel decays on both sides. Beyond log ratios of +-20 it is close to zero and taken as constant.
 
     Args:
         shape_positive: $k$ where the advantage is not negative.
-        rate_positive: $\lambda$ there.
+        rate_positive: $\lambda$ where the advantage is not negative.
         shape_negative: $k$ where the advantage is negative.
-        rate_negative: $\lambda$ there.
+        rate_negative: $\lambda$ where the advantage is negative.
 
     Raises:
         ValueError: a number is not positive.
@@ -80,14 +82,15 @@ class GammaKernel(RatioTransform):
     def __post_init__(self) -> None:
         _require_positive(**vars(self))
 
+    @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
-        """See `RatioTransform`."""
         shape, rate = self._parameters(ratios)
         log_ratio = ratios.log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         return shape * log_ratio + rate * (1 - log_ratio.exp())
 
+    @override
     def derivative(self, ratios: TokenRatios) -> Tensor:
-        r"""$k - \lambda w$."""
+        r"""Return $k - \lambda w$."""
         shape, rate = self._parameters(ratios)
         log_ratio = ratios.log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         return torch.where(log_ratio == ratios.log_ratio, shape - rate * log_ratio.exp(), 0)
@@ -99,7 +102,7 @@ class GammaKernel(RatioTransform):
 
 
 def _chosen(condition: Tensor, one: float, other: float, ratios: TokenRatios) -> Tensor:
-    """One of two numbers; between Python's, `where` would choose in single precision."""
+    """Select one of two numbers in the precision of the log ratios; `where` on Python numbers gives float32."""
     return torch.where(condition, ratios.log_ratio.new_tensor(one), ratios.log_ratio.new_tensor(other))
 
 

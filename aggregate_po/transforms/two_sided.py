@@ -1,10 +1,11 @@
-"""Clips that do not leave one side of the ratio free, as the clip of PPO does."""
+"""Clips whose bounds do not depend on the sign of the advantage as those of PPO do."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from aggregate_po.batch import TokenRatios
 from aggregate_po.transforms.clip import Clip
@@ -12,11 +13,11 @@ from aggregate_po.transforms.clip import Clip
 
 @dataclass(frozen=True)
 class TwoSidedClip(Clip):
-    """Holds the ratio between two bounds whatever the advantage.
+    """Clips the ratio to two bounds whatever the advantage.
 
     Args:
-        min_ratio: the ratio is at least this; 0 means no lower bound.
-        max_ratio: the ratio is at most this; `inf` means no upper bound.
+        min_ratio: lower bound of the ratio; 0 means no lower bound.
+        max_ratio: upper bound of the ratio; `inf` means no upper bound.
 
     Raises:
         ValueError: the bounds are negative, NaN or in the wrong order.
@@ -34,22 +35,22 @@ class TwoSidedClip(Clip):
                 "0 or more, the second positive."
             )
 
+    @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, float]:
-        """See `Clip`."""
         return (math.log(self.min_ratio) if self.min_ratio > 0 else -math.inf), math.log(self.max_ratio)
 
 
 @dataclass(frozen=True)
 class NegativeCap(Clip):
-    """Bounds the ratio from above where the advantage is negative, so that no token can cost without limit.
+    """Clips the ratio from above where the advantage is negative, which bounds the loss of a single token.
 
-    It goes into a `Chain` with the clip that it completes: there a negative advantage bounds the ratio from below only.
+    Use it in a `Chain` after a one-sided clip, which bounds the ratio from below only where the advantage is negative.
 
     Args:
-        max_ratio: the bound.
+        max_ratio: upper bound of the ratio.
 
     Raises:
-        ValueError: the bound is not more than 1.
+        ValueError: the bound is not greater than 1.
 
     Reference: "dual clip", Ye et al., arXiv:1912.09729.
     """
@@ -60,7 +61,7 @@ class NegativeCap(Clip):
         if not self.max_ratio > 1:
             raise ValueError(f"`max_ratio` is {self.max_ratio}; pass a ratio above 1.")
 
+    @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, Tensor]:
-        """See `Clip`."""
         bound = ratios.log_ratio.new_tensor(math.log(self.max_ratio))
         return -math.inf, torch.where(ratios.advantages < 0, bound, torch.inf)

@@ -31,9 +31,9 @@ from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.addition.warm_start import make_tokenizer
+from lightning_modules.memory import LiveMemory
 from lightning_modules.model.layouts import PackedSequences
 from lightning_modules.model.lora import LoRA
-from lightning_modules.planning import LiveMemory
 from lightning_modules.planning.job import job_plan
 from lightning_modules.planning.settings import TrainerSettings
 
@@ -191,7 +191,7 @@ def measure(case: str, on_gpu: bool) -> dict[str, Any]:
     return {
         "exact": {
             "parameters": (plan.model.parameters, exact["parameters"]),
-            "optimiser state": (entries["optimiser state"], exact["state"]),
+            "optimizer state": (entries["optimizer state"], exact["state"]),
         },
         "phases": {
             phase: (max(map(plan.memory.total, PHASES[phase])), peaks.live[phase], peaks.resident[phase])

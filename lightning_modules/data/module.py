@@ -79,7 +79,7 @@ class RolloutDataModule(LightningDataModule):
     def __init__(
         self,
         dataset: PromptDataset | str,
-        reward: Reward | Sequence[Reward],
+        reward: Sequence[Reward] | Reward,  # in this order, or jsonargparse cannot write a list of functions
         reward_weights: Sequence[float] | None = None,
         validation: PromptDataset | str | None = None,
         rollouts: RolloutEngine | None = None,

@@ -18,7 +18,18 @@ from lightning_modules.model.sharding import blocks, is_sharded
 
 
 class SequenceLayout(ABC):
-    """Runs the model over prompts and completions; a subclass says in what form."""
+    """Runs the model over the prompts and completions of a micro-batch.
+
+    Subclass requirements:
+
+    - Implement `last_layer`. Each token of a completion needs the logits one position earlier, computed from its own
+      prompt and the tokens before it, and from nothing else. Return them in the order of `completion_mask`.
+    - Implement `size`, the number of positions that the model reads for a micro-batch. It must not decrease when the
+      micro-batch grows, because `data.tokens_per_micro_batch` is met by a search over it.
+    - Call the model itself, not its layers. Its `logits` are its last hidden states where the loss head computes the
+      logits in chunks, so pass them on unchanged.
+    - Call a sharded model equally often on every rank, whatever the micro-batch.
+    """
 
     @abstractmethod
     def size(self, extent: Extent) -> int:

@@ -20,27 +20,31 @@ from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.sharding import whole
 
 _SOFTCAP = "final_logit_softcapping"  # where configurations of transformers have it
-# By model, found at its first pass; whoever knows may say so before.
-has_linear_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_probed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # by model, once for all its passes
 
 
 def log_probs_and_entropy(
-    model: PreTrainedModel, batch: Sequences, layout: SequenceLayout = SharedPrompts()
+    model: PreTrainedModel,
+    batch: Sequences,
+    layout: SequenceLayout = SharedPrompts(),
+    linear_head: bool | None = None,
 ) -> tuple[PerToken, PerToken]:
-    """Log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
+    """Return log-probabilities of the completions' tokens, and the entropy of each distribution, outside the graph.
 
     Logits are made for tokens of completions alone, and a few at a time (`aggregate_po.linear_log_probs`). Both are 0
     on padding.
+
+    Args:
+        model: the policy.
+        batch: its completions with their prompts.
+        layout: of the forward pass.
+        linear_head: whether logits are the output layer's product with the last hidden states and nothing else; tried
+            out by the model's first pass when None.
     """
-    if model not in has_linear_head:
-        has_linear_head[model] = _probe(model, batch.prompt_ids.new_tensor([[0, 1, 2]]))
-        if not has_linear_head[model]:
-            rank_zero_warn(
-                f"The logits of {type(model).__name__} are more than a product with its last hidden states, so all "
-                "logits of a micro-batch are kept until its backward pass; more accumulation takes less memory."
-            )
+    if linear_head is None:
+        linear_head = _has_linear_head(model, batch)
     mask, targets = batch.completion_mask, batch.completion_ids[batch.completion_mask]
-    if has_linear_head[model]:
+    if linear_head:
         with _head_set_aside(model):
             hidden = layout.last_layer(model, batch)
         weight, bias = _head_tensors(model)  # of a sharded model, gathered by now
@@ -62,6 +66,22 @@ def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # The output layer
+
+
+def has_linear_class(model: PreTrainedModel) -> bool:
+    """Return whether the output layer is a plain `Linear`, which is all that can be known without data."""
+    return type(model.get_output_embeddings()) is nn.Linear
+
+
+def _has_linear_head(model: PreTrainedModel, batch: Sequences) -> bool:
+    if model not in _probed:
+        _probed[model] = _probe(model, batch.prompt_ids.new_tensor([[0, 1, 2]]))
+        if not _probed[model]:
+            rank_zero_warn(
+                f"The logits of {type(model).__name__} are more than a product with its last hidden states, so all "
+                "logits of a micro-batch are kept until its backward pass; more accumulation takes less memory."
+            )
+    return _probed[model]
 
 
 def _head(model: PreTrainedModel) -> nn.Linear:
@@ -97,8 +117,8 @@ def _head_set_aside(model: PreTrainedModel) -> Iterator[None]:
 @torch.no_grad()
 def _probe(model: PreTrainedModel, token_ids: Tensor) -> bool:
     """Whether the logits are the output layer's product with what the model gives when it is set aside."""
-    head, training = model.get_output_embeddings(), model.training
-    if type(head) is not nn.Linear:
+    training = model.training
+    if not has_linear_class(model):
         return False
     model.eval()  # twice the same, whatever it drops in training
     logits = model(token_ids, use_cache=False).logits

@@ -23,7 +23,16 @@ from lightning_modules.model.tensor_parallel import divide
 
 
 class ModelSource(Protocol):
-    """Makes a model that does not exist yet."""
+    """Makes a model that does not exist yet.
+
+    Subclass requirements:
+
+    - Implement `prepare`. It returns a folder with weights and tokenizer, and creates it on the first call. Several
+      processes may call it at once, so write to a scratch folder and rename that. The same arguments must always give
+      the same weights, because the reference policy and resumed adapters are loaded from the folder again.
+    - `aggregate-po plan` also needs `describe`, which returns the model's configuration and its tokenizer without
+      making the model.
+    """
 
     def prepare(self) -> str:
         """Return a folder that `from_pretrained` loads; later calls find what the first one made."""

@@ -3,55 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
-from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_modules.cli import PolicyCLI, run
+from lightning_modules.cli import PolicyCLI, ended_by_its_message, run
+from lightning_modules.memory import GIB, PHASES
 from lightning_modules.planning.job import JobPlan, job_plan
-from lightning_modules.planning.memory import PHASES
-from lightning_modules.planning.settings import GIB, TrainerSettings
+from lightning_modules.planning.settings import TrainerSettings
 
 
 class PlanCLI(PolicyCLI):
-    """Understands what `fit` understands, and plans in place of training."""
+    """Takes the arguments of `fit`, and plans in place of training."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what a plan cannot know by itself."""
+        """Add the arguments of a plan: what it cannot know by itself."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--device_memory", type=float | None, default=None, help="GiB of one device")
         parser.add_argument("--prompt_length", type=int | None, default=None, help="tokens of the longest prompt")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Of `fit` alone, whose arguments a plan takes."""
+        """Return `fit` alone, whose arguments a plan takes."""
         return {"fit": PolicyCLI.subcommands()["fit"]}
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The class itself: the devices of a trainer need not be those of this machine."""
-        return cast(Trainer, self.trainer_class)
+    def instantiate_classes(self) -> None:
+        """Build module and data, and no trainer, whose devices need not be those of this machine."""
+        with ended_by_its_message():
+            self.config_init = self.parser.instantiate_classes(self.config)
+        self.model, self.datamodule = (self._get(self.config_init, part) for part in ("model", "data"))
 
-    def before_fit(self) -> None:
-        """Nothing: a plan writes nothing."""
-
-    def fit(self, **_: Any) -> None:
-        """Print the plan.
-
-        Raises:
-            SystemExit: an argument is refused.
-        """
-        try:
-            settings = TrainerSettings.of(self._get(self.config_init, "trainer"))
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Print the plan; Lightning would look for a method of the trainer."""
+        with ended_by_its_message():
             plan = job_plan(
                 self.model,
                 self.datamodule,
-                settings,
+                TrainerSettings.of(self._get(self.config_init, "trainer")),
                 prompt_length=self._get(self.config, "prompt_length"),
                 device_memory=self._get(self.config, "device_memory"),
             )
-        except (ValueError, TypeError, OSError) as error:
-            raise SystemExit(f"error: {error}") from error
         print(plan_text(plan))
 
 
@@ -61,7 +51,7 @@ def plan(arguments: Sequence[str]) -> None:
 
 
 def plan_text(plan: JobPlan) -> str:
-    """All lines of a plan."""
+    """Return the lines of a plan."""
     return "\n".join([*_job_lines(plan), "", *_table(plan), "", *_verdict(plan)])
 
 
@@ -76,7 +66,7 @@ def _job_lines(plan: JobPlan) -> list[str]:
         f"{plan.architecture}, {plan.model.parameters:,} parameters, {which}; {settings.precision}",
         f"{_counted(settings.num_nodes, 'node')} of {settings.devices} x {device}; {settings.strategy}{divided}",
         f"rollout:        {plan.completions:,} completions, at most {plan.completions * length:,} tokens",
-        f"optimiser step: {step:,} completions, at most {step * length:,} tokens",
+        f"optimizer step: {step:,} completions, at most {step * length:,} tokens",
         f"micro-batch:    {_counted(shape.completions, 'completion')} of at most {length:,} tokens, "
         f"{_counted(shape.prompts, 'prompt')} of {shape.prompt_length:,} ({plan.prompt_length_from})",
     ]

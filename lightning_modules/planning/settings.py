@@ -1,4 +1,4 @@
-"""What the trainer's section of a configuration says of devices, strategy and precision, without making a trainer."""
+"""Devices, strategy and precision in the trainer's section of a configuration, without making a trainer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, StrategyRegistry
 
-from lightning_modules.planning.memory import Sharding
+from lightning_modules.memory import GIB
+from lightning_modules.planning.memory_plan import Sharding
 
 _ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 _TYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 _GPUS = ("gpu", "cuda")
-GIB = 2**30
 ASSUMED_GPU = 80 * GIB
 
 
@@ -32,7 +32,7 @@ class TrainerSettings:
         sharding: what the strategy divides.
         strategy: its name.
         precision: in full, such as bf16-mixed.
-        accumulate_grad_batches: micro-batches of an optimiser step.
+        accumulate_grad_batches: micro-batches of an optimizer step.
     """
 
     on_gpu: bool
@@ -45,7 +45,7 @@ class TrainerSettings:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> TrainerSettings:
-        """From the arguments of a `Trainer`.
+        """Read the arguments of a `Trainer`.
 
         Raises:
             ValueError: an argument's value is not known here.
@@ -101,7 +101,7 @@ class TrainerSettings:
         return self.computation_dtype if self.precision.endswith("mixed") else None
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass, on the CPU, whose operations are those of a GPU as far as memory goes."""
+        """Return the context of a forward pass on the CPU, which takes the memory that it takes on a GPU."""
         plugin: Precision = Precision()
         if self.autocast:
             plugin = MixedPrecision("bf16-mixed", "cpu")
@@ -114,20 +114,19 @@ class TrainerSettings:
         return plugin.forward_context()
 
     def device_memory(self, gibibytes: float | None) -> tuple[int, str]:
-        """Bytes of one device, and how they are known."""
+        """Return the bytes of one device, and a note of how they are known."""
         if gibibytes is not None:
             return int(gibibytes * GIB), "as given"
         if not self.on_gpu:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf(
-                "SC_PHYS_PAGES"
-            ) // self.devices, "this machine's, by devices"
+            machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return machine // self.devices, "this machine's, by devices"
         if torch.cuda.is_available():
             return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
         return ASSUMED_GPU, "assumed, there is no GPU here; say --device_memory GIBIBYTES"
 
 
 def _devices(devices: Any, on_gpu: bool) -> int:
-    """Number of devices on each node."""
+    """Return the number of devices on each node."""
     text = str(devices)
     if isinstance(devices, list):
         return len(devices)

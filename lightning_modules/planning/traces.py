@@ -1,83 +1,31 @@
-"""Sizes of a model and of its passes, found without weights.
-
-The model is built of fake tensors, which have a shape, a type and no data, and its own forward and backward pass run on
-them. So what is counted is what the architecture does, whichever it is, and not a formula for some of them.
-"""
+"""Sizes of a model, of its optimizer and of its passes, found without weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lightning_modules.batch import Extent, Sequences
-from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
-from lightning_modules.model.log_probs import has_linear_head, log_probs_and_entropy
-from lightning_modules.model.lora import LoRA
+from lightning_modules.memory import Description, LiveMemory, traced
+from lightning_modules.memory.fake import Unmasked, size_of
+from lightning_modules.model.layouts import SequenceLayout
+from lightning_modules.model.log_probs import has_linear_class, log_probs_and_entropy
 from lightning_modules.model.sharding import blocks
-from lightning_modules.planning.live_memory import LiveMemory
-from lightning_modules.planning.memory import ModelSizes, OptimizerSizes, PassSizes
-
-_NOTED = (torch.long, torch.float32)  # of each token that is drawn: its id, and its log-probability
-
-
-@dataclass(frozen=True)
-class Description:
-    """What it takes to build the policy without its weights.
-
-    Args:
-        config: of the model.
-        dtype: of its weights.
-        lora: adapters that are trained in place of them.
-        layout: how completions are laid out for the forward pass.
-        context: the precision's, in which the forward pass runs.
-    """
-
-    config: PreTrainedConfig
-    dtype: torch.dtype = torch.float32
-    lora: LoRA | None = None
-    layout: SequenceLayout = field(default_factory=SharedPrompts)
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext
-
-    def model(self, device: str = "meta") -> PreTrainedModel:
-        """The policy on a device; with that of real tensors, a fake mode must be on."""
-        with unset_fake_temporarily(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
-            if self.lora is not None:
-                self.lora.adapt(model)
-        _move_without_data(model, device)
-        has_linear_head[model] = type(model.get_output_embeddings()) is nn.Linear  # nothing can be tried out
-        return cast(PreTrainedModel, model)
-
-
-def _move_without_data(model: nn.Module, device: str) -> None:
-    """Put tensors of the same shapes and types on a device in place of a model's own; tied ones stay one."""
-    made: dict[Tensor, Tensor] = {}
-    for module in model.modules():
-        tensors = [
-            *module.named_parameters(recurse=False, remove_duplicate=False),
-            *module.named_buffers(recurse=False, remove_duplicate=False),
-            *((name, value) for name, value in vars(module).items() if isinstance(value, Tensor)),
-        ]
-        for name, value in tensors:
-            if value not in made:
-                bare = torch.empty(value.shape, dtype=value.dtype, device=device)
-                is_parameter = isinstance(value, nn.Parameter)
-                made[value] = nn.Parameter(bare, requires_grad=value.requires_grad) if is_parameter else bare
-            setattr(module, name, made[value])
+from lightning_modules.planning.memory_plan import ModelSizes, OptimizerSizes, PassSizes
 
 
 def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> ModelSizes:
-    """Sizes of a model, wherever its weights are; with the copies of its weights that autocast to a type makes."""
+    """Return the sizes of a model, with the copies of its weights that autocast to a type makes.
+
+    The weights may be on any device, such as meta.
+    """
     parameters = list(model.parameters())
-    by_layer = [_size(block.parameters()) for block in blocks(model)]
+    by_layer = [size_of(block.parameters()) for block in blocks(model)]
     head = model.get_output_embeddings()
     cast_weights = [
         tensor
@@ -89,21 +37,21 @@ def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> 
     return ModelSizes(
         parameters=sum(parameter.numel() for parameter in parameters),
         trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        weights=_size(parameters) + _size(model.buffers()),
-        trained=_size(parameter for parameter in parameters if parameter.requires_grad),
+        weights=size_of(parameters) + size_of(model.buffers()),
+        trained=size_of(parameter for parameter in parameters if parameter.requires_grad),
         largest_layer=max(by_layer, default=0),
-        outside_layers=_size(parameters) - sum(by_layer),
+        outside_layers=size_of(parameters) - sum(by_layer),
         casts=sum(tensor.numel() * autocast.itemsize for tensor in cast_weights) if autocast else 0,
     )
 
 
 def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on_gpu: bool) -> OptimizerSizes:
-    """State of an optimiser of a model on the meta device, and what its step takes beside; one step is made.
+    """Make one step on the meta device, and return the optimizer's state and what the step takes besides.
 
     Args:
         model: what it optimises.
         optimizer: made of the model's parameters.
-        on_gpu: whether the step goes over all parameters at once, as optimisers do by default on a GPU.
+        on_gpu: whether the step goes over all parameters at once, as optimizers do by default on a GPU.
     """
     for group in optimizer.param_groups:
         if on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
@@ -114,7 +62,7 @@ def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on
         optimizer.step()
         temporaries = memory.peak - memory.live
     kept = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-    return OptimizerSizes(state=_size(kept), step=temporaries)
+    return OptimizerSizes(state=size_of(kept), step=temporaries)
 
 
 @dataclass(frozen=True)
@@ -135,7 +83,7 @@ class PassShape:
 
     @property
     def extent(self) -> Extent:
-        """What it holds."""
+        """Extent of the micro-batch, as a layout is asked for its size."""
         return Extent(
             prompts=self.prompts,
             longest_prompt=self.prompt_length,
@@ -147,7 +95,7 @@ class PassShape:
 
 
 def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool = True) -> PassSizes:
-    """What the forward and backward pass of a micro-batch takes beside weights and gradients.
+    """Return what the forward and backward pass of a micro-batch takes besides weights and gradients.
 
     Args:
         description: of the policy.
@@ -161,27 +109,30 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
         if gradients_kept:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-        with LiveMemory() as memory, _WholeMasks():
+        with LiveMemory() as memory, Unmasked():
             watched = _WatchedLayout(description.layout, memory)
             with description.context():
-                log_probs, entropy = log_probs_and_entropy(model, batch, watched)
+                log_probs, entropy = _log_probs_and_entropy(model, batch, watched)
             head_forward = memory.taken_peak()
             del entropy
             log_probs.backward(torch.ones_like(log_probs))
             in_backward = memory.taken_peak()
-    made = 0 if gradients_kept else _size(trained)  # which a plan counts apart
+    made = 0 if gradients_kept else size_of(trained)  # which a plan counts apart
     activations = max(watched.forward, in_backward - made)
     in_head = max(head_forward, watched.head_backward - made)
     return PassSizes(activations=activations, head=max(in_head - activations, 0))
 
 
 def scoring_size(description: Description, shape: PassShape) -> int:
-    """What the log-probabilities of a micro-batch take outside any graph, beside weights."""
-    with FakeTensorMode(), torch.no_grad():
-        model, batch = description.model("cpu"), _sequences(shape)
-        with LiveMemory() as memory, _WholeMasks(), description.context():
-            log_probs_and_entropy(model, batch, description.layout)
+    """Return what the log-probabilities of a micro-batch take outside any graph, besides weights."""
+    with traced(description) as (model, memory):
+        _log_probs_and_entropy(model, _sequences(shape), description.layout)
     return memory.peak
+
+
+def _log_probs_and_entropy(model: PreTrainedModel, batch: Sequences, layout: SequenceLayout) -> tuple[Tensor, Tensor]:
+    """Return those of a model without data, on which the output layer cannot be tried out."""
+    return log_probs_and_entropy(model, batch, layout, linear_head=has_linear_class(model))
 
 
 def _sequences(shape: PassShape) -> Sequences:
@@ -204,12 +155,12 @@ class _WatchedLayout(SequenceLayout):
         self.layout, self.memory = layout, memory
         self.forward = self.head_backward = 0
 
+    @override
     def size(self, extent: Extent) -> int:
-        """See `SequenceLayout`."""
         return self.layout.size(extent)
 
+    @override
     def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
-        """See `SequenceLayout`."""
         states = self.layout.last_layer(model, batch)
         self.forward = self.memory.taken_peak()
         states.register_hook(self._head_is_done)
@@ -217,88 +168,3 @@ class _WatchedLayout(SequenceLayout):
 
     def _head_is_done(self, gradient: Tensor) -> None:
         self.head_backward = self.memory.taken_peak()
-
-
-class _WholeMasks(TorchDispatchMode):
-    """Answers what tensors without data cannot: a mask selects all, and a number or a comparison is 0."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 0
-        if func is torch.ops.aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
-            return args[0].flatten(0, args[1][0].ndim - 1).clone()
-        if func is torch.ops.aten.index_put_.default and args[1][0].dtype == torch.bool:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _forward(model: PreTrainedModel, mask: Tensor, cache: DynamicCache, tokens: int, **options: Any) -> Tensor:
-    """Logits of the last tokens of a mask, those before them being in the cache."""
-    output = model(
-        input_ids=mask[:, -tokens:].clone(),
-        attention_mask=mask,
-        position_ids=mask.cumsum(dim=-1)[:, -tokens:] - 1,
-        past_key_values=cache,
-        use_cache=True,
-        **options,
-    )
-    return output.logits
-
-
-@dataclass(frozen=True)
-class DecodingSizes:
-    """Bytes that a policy takes to draw its own completions, beside its weights.
-
-    Args:
-        cache: keys and values of all completions at their longest.
-        peak: the most, the cache included.
-    """
-
-    cache: int
-    peak: int
-
-
-def decoding_sizes(description: Description, shape: PassShape) -> DecodingSizes:
-    """What the prompts, and the last token of each completion, take as `TransformersEngine` draws them."""
-    with FakeTensorMode(), torch.no_grad():
-        model = description.model("cpu")
-        with LiveMemory() as memory, description.context():
-            cache = DynamicCache(config=model.config)
-            prompts = torch.ones(shape.prompts, shape.prompt_length, dtype=torch.long)
-            _draw(_forward(model, prompts, cache, shape.prompt_length, logits_to_keep=1)[:, -1].float())
-            prefill = memory.peak
-            del cache
-            before, cache = memory.live, DynamicCache(config=model.config)
-            length = shape.prompt_length + max(shape.completion_length - 2, 0)
-            rows = torch.ones(shape.completions, length, dtype=torch.long)
-            _forward(model, rows, cache, length, logits_to_keep=1)
-            filled = memory.live - before - _size([rows])
-            notes = [torch.zeros(shape.completions, shape.completion_length, dtype=kind) for kind in _NOTED]
-            logits = torch.zeros(shape.completions, model.config.get_text_config().vocab_size)
-            rows = torch.cat([rows, rows.new_ones(shape.completions, 1)], dim=1)
-            memory.reset_peak()
-            # The logits of the token before are there until those of this one are.
-            logits = _forward(model, rows, cache, 1, logits_to_keep=1)[:, -1].float()
-            _draw(logits)
-            del notes
-            return DecodingSizes(cache=filled, peak=max(prefill, memory.peak))
-
-
-def _draw(logits: Tensor) -> None:
-    """What is made of logits to draw from them."""
-    log_probs = torch.log_softmax(logits / 1.0, dim=-1)
-    torch.multinomial(log_probs.exp(), 1)
-
-
-def cached_numbers(description: Description, tokens: int = 16) -> int:
-    """Numbers in the keys and values of one token, in all layers."""
-    with FakeTensorMode(), torch.no_grad():
-        model = description.model("cpu")
-        cache = DynamicCache(config=model.config)
-        _forward(model, torch.ones(1, tokens, dtype=torch.long), cache, tokens, logits_to_keep=1)
-        kept = [tensor for layer in cast(Any, cache.layers) for tensor in (layer.keys, layer.values)]
-        return sum(tensor.numel() for tensor in kept) // tokens
-
-
-def _size(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)

@@ -1,4 +1,4 @@
-"""What every rollout engine takes and gives."""
+"""The interface of rollout engines: sampling parameters in, completions out."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from aggregate_po import PerCompletion, PerToken
+from lightning_modules.memory import EngineMemory, SamplingLoad
 
 TokenIds = Annotated[Tensor, "batch time"]
 
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How completions are drawn.
+    """Parameters of sampling.
 
     Args:
         max_completion_length: tokens after which a completion is cut off.
         stop_token_ids: tokens that end a completion; they belong to it.
         temperature: divides the logits; 0 takes the most likely token.
-        seed: of the draw; the same seed, prompts and policy give the same completions.
+        seed: of sampling; the same seed, prompts and policy give the same completions.
         samples_per_prompt: completions of each prompt.
     """
 
@@ -43,7 +44,7 @@ class Completions:
     Args:
         token_ids: padded on the right; shape `batch time`.
         mask: True on the completion's tokens, its stop token included; shape `batch time`.
-        log_probs: log-probabilities of the tokens under the distribution they were drawn from, temperature applied;
+        log_probs: log-probabilities of the tokens under the distribution they were sampled from, temperature applied;
             shape `batch time`; nats.
         finished: False where the completion was cut off; shape `batch`.
     """
@@ -69,26 +70,51 @@ class Completions:
 
 
 class RolloutEngine(ABC):
-    """Draws completions from a policy; a subclass says how.
+    """Generates completions from the policy.
+
+    Subclass requirements:
+
+    - Implement `load_policy`. From then on, until the next call, `generate` samples from the policy as it is at this
+      moment. Every rank calls it, and weights may be sharded: an engine with a copy of its own takes them from
+      `policy_weights(model)`, which every rank must go through to the end.
+    - Implement `generate`. Return `samples_per_prompt` completions of each prompt, next to each other, in the order of
+      the prompts, on the CPU. The stop token belongs to its completion. The same prompts, seed and policy should give
+      the same completions. `temperature` 0 is greedy decoding.
+    - Return log-probabilities of the distribution that was sampled from, temperature applied. That rules out top-k and
+      top-p, unless they are part of these log-probabilities. NaN where there is none; training then needs
+      `old_log_probs: trainer`.
+    - Set `concurrent` to True only if `generate` may run in a thread while the policy is trained, because the engine
+      is in another process, with weights of its own. `data.overlap` needs it.
+    - May override `memory`, so that `aggregate-po plan` counts what the engine takes.
+    - May override `metrics`, which are logged with each rollout and must be the same on all ranks.
+    - May override `close` if the engine holds resources. `load_policy` may be called again afterwards.
 
     Attributes:
-        concurrent: whether `generate` may run in a thread while the policy is trained, because the engine is in another
-            process, with weights of its own.
+        concurrent: whether `generate` may run in a thread while the policy is trained.
+        max_model_length: tokens of a prompt and its completion, where the engine limits them.
     """
 
     concurrent: bool = False
+    max_model_length: int | None = None
 
     @abstractmethod
     def load_policy(self, model: PreTrainedModel) -> None:
-        """Draw from this policy, as it is now, until the next call."""
+        """Sample from this policy, as it is now, until the next call."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
         """Completions of prompts given as token ids."""
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of the engine with each rollout, by name; nothing unless a subclass says so."""
+        """Return metrics that are logged with each rollout, by name; none by default."""
         return {}
 
+    def memory(self, load: SamplingLoad) -> EngineMemory:
+        """Return what the engine takes on each device that trains; not counted unless a subclass says so.
+
+        It is called without a policy, by `aggregate-po plan`, on a machine that need not be the one that trains.
+        """
+        return EngineMemory(sentence=f"{type(self).__name__}: unknown to a plan, so not counted.")
+
     def close(self) -> None:  # noqa: B027, most engines hold nothing
-        """Give back what the engine holds, at the end of a training; `load_policy` can be called again."""
+        """Free the resources of the engine at the end of a training; `load_policy` can be called again."""

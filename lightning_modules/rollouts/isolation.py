@@ -1,4 +1,4 @@
-"""What an engine in the training process must not disturb."""
+"""State of the training process that an engine within it must leave as it was."""
 
 from __future__ import annotations
 

@@ -16,9 +16,11 @@ from torch.distributed import GroupMember, ProcessGroup
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lightning_modules.memory import EngineMemory, SamplingLoad
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.isolation import default_process_group, environment_variables, training_state_kept
+from lightning_modules.rollouts.vllm_memory import vllm_memory
 from lightning_modules.rollouts.vllm_options import (
     LEAKING_VARIABLES,
     EngineDtype,
@@ -151,6 +153,12 @@ class VLLM(RolloutEngine):
             self._finalizer()
         self._model = self._llm = self._group = self._finalizer = None
         self._asleep, self._weight_check = False, WeightCheck()
+
+    @override
+    def memory(self, load: SamplingLoad) -> EngineMemory:
+        dtype = getattr(torch, self.dtype, load.computation_dtype)
+        sizes = self.tensor_parallel_size, self.max_model_length, self.max_sequences
+        return vllm_memory(load, dtype, self.gpu_memory_utilization, *sizes, self.sleep)
 
     def _start(self, model: PreTrainedModel) -> None:
         other = VLLM._running() if VLLM._running is not None else None

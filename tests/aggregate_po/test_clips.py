@@ -88,7 +88,7 @@ def test_trajectory_clip_bounds_the_sum():
 
 @pytest.mark.parametrize("size", [(3, 3), (3, 4), (1, 4)], ids=["square", "oblong", "one row"])
 def test_trajectory_clip_before_the_mean_is_an_error(size):
-    """Its bounds belong to completions; against tokens they would match only by accident of the shape."""
+    """The bounds belong to completions; they would broadcast against tokens only by accident of the shape."""
     batch = PolicyBatch(torch.zeros(size), torch.ones(size), torch.ones(size[0]))
     objective = PolicyObjective(GeometricMean(), token_transform=TrajectoryLogClip(0.4))
     with pytest.raises(ValueError, match="after the mean"):

@@ -1,4 +1,4 @@
-"""Corrections for a sampler that is not quite the policy: oracles, laws, and what they do to an expectation."""
+"""Corrections for a sampler that is not quite the policy: oracles, properties, and the effect on an expectation."""
 
 import itertools
 import math
@@ -200,20 +200,20 @@ def test_a_sampler_that_agrees_is_left_alone(name, case, correction):
 
 
 @given(case=batches(empty_rows=False), correction=st.sampled_from(CORRECTIONS), generator=generators())
-def test_pieces_of_a_step_add_up(case, correction, generator):
+def test_micro_batches_of_a_step_add_up(case, correction, generator):
     log_probs, batch = random_correction(case, correction, generator)
     objective = PolicyObjective(PowerMean(0.5), PessimisticClip.log(0.4, 0.4))
     whole = objective.gradient_weights(log_probs, batch).total
     for row in range(len(log_probs)):
         one = slice(row, row + 1)
-        piece = PolicyBatch(
+        row_batch = PolicyBatch(
             batch.old_log_probs[one],
             batch.response_mask[one],
             batch.advantages[one],
             batch.totals,
             correction=batch.correction.map(lambda tensor, one=one: tensor[one]),
         )
-        part = objective.gradient_weights(log_probs[one], piece).total
+        part = objective.gradient_weights(log_probs[one], row_batch).total
         torch.testing.assert_close(part, whole[one], rtol=1e-9, atol=1e-12)
 
 

@@ -53,7 +53,7 @@ class CountedClip(LogPessimisticClip):
 class CountedMask(RatioMask):
     calls: Counter
 
-    def closed(self, ratios):
+    def clipped(self, ratios):
         self.calls["mask"] += 1
         return ratios.raw_log_ratio > 0.5
 
@@ -70,7 +70,7 @@ class CountedLimit(TanhLimit):
 
 
 def test_a_chain_walks_its_transforms_once(calls):
-    """The log ratios 0.6, -0.5, 0.2, 0.1 of a negative advantage: bounded below at -0.4, then closed above 0.5."""
+    """The log ratios 0.6, -0.5, 0.2, 0.1 of a negative advantage: bounded below at -0.4, then masked above 0.5."""
     chain = Chain([CountedClip(0.4, 0.4, calls=calls), CountedMask(calls)])
     context = replace(TokenRatios.of(LOG_RATIO), advantages=torch.tensor([[-1.0]]))
     result = chain.evaluate(context)

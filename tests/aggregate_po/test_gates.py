@@ -33,7 +33,7 @@ from tests.aggregate_po.worked_example import LOG_RATIO, close
 
 
 def tokens(log_ratio, advantage=1.0, old_log_probs=None, **totals):
-    """One completion; the behaviour policy had probability 1 unless told otherwise."""
+    """One completion; the behavior policy had probability 1 unless told otherwise."""
     log_ratio = torch.as_tensor(log_ratio, dtype=torch.float64)
     context = TokenRatios.of(
         log_ratio,
@@ -46,7 +46,7 @@ def tokens(log_ratio, advantage=1.0, old_log_probs=None, **totals):
 
 
 def assert_derivative_and_saturation(transform, context):
-    """The closed forms are those of autograd."""
+    """The clipped forms are those of autograd."""
     close(transform.derivative(context), RatioTransform.derivative(transform, context), tolerance=1e-12)
     assert torch.equal(transform.saturated(context), RatioTransform.saturated(transform, context))
 
@@ -162,21 +162,21 @@ def moved(advantage):
 
 
 @pytest.mark.parametrize(
-    ("advantage", "closed"),
+    ("advantage", "clipped"),
     [(1.0, [True, False, False, False]), (-1.0, [False, True, False, True])],
     ids=["rose", "fell"],
 )
-def test_total_variation_mask(advantage, closed):
+def test_total_variation_mask(advantage, clipped):
     """Probabilities .5 to .75, .5 to .25, .001 to .01 (ratio 10), .9 to .5, against a bound of 0.2."""
     mask = TotalVariationMask(0.2, 0.2)
-    assert mask.closed(moved(advantage)).tolist() == [closed]
+    assert mask.clipped(moved(advantage)).tolist() == [clipped]
     close(mask(moved(advantage)), moved(advantage).log_ratio, tolerance=0)
-    assert mask.saturated(moved(advantage)).tolist() == [closed]
+    assert mask.saturated(moved(advantage)).tolist() == [clipped]
     assert_derivative_and_saturation(mask, moved(advantage))
 
 
 @pytest.mark.parametrize(
-    ("bound", "advantage", "closed"),
+    ("bound", "advantage", "clipped"),
     [
         (0.14, 1.0, [True, False, False, False]),
         (0.15, 1.0, [False, False, False, False]),
@@ -186,17 +186,17 @@ def test_total_variation_mask(advantage, closed):
         (0.006, 1.0, [True, False, True, False]),
     ],
 )
-def test_bernoulli_kl_mask(bound, advantage, closed):
+def test_bernoulli_kl_mask(bound, advantage, clipped):
     """KL(old || new) of the binary choices: 0.1438, 0.1438, 0.0067 and 0.3681 nats."""
     mask = BernoulliKLMask(bound, bound)
-    assert mask.closed(moved(advantage)).tolist() == [closed]
+    assert mask.clipped(moved(advantage)).tolist() == [clipped]
     assert_derivative_and_saturation(mask, moved(advantage))
 
 
 def test_bernoulli_kl_mask_has_a_bound_for_each_direction():
     mask = BernoulliKLMask(max_divergence_low=1.0, max_divergence_high=0.1)
-    assert mask.closed(moved(1.0)).tolist() == [[True, False, False, False]]
-    assert not mask.closed(moved(-1.0)).any()
+    assert mask.clipped(moved(1.0)).tolist() == [[True, False, False, False]]
+    assert not mask.clipped(moved(-1.0)).any()
 
 
 def test_masks_judge_the_policies_and_not_what_an_earlier_transform_made_of_them():
@@ -220,21 +220,21 @@ def test_a_masked_token_keeps_its_ratio_where_a_clip_would_replace_it():
 
 
 @pytest.mark.parametrize(
-    ("log_ratio", "advantage", "closed"),
+    ("log_ratio", "advantage", "clipped"),
     [([[-0.9, -0.3]], -1.0, True), ([[-0.9, -0.3]], 1.0, False), ([[-0.9, 0.1]], -1.0, False)],
     ids=["left behind", "positive", "near"],
 )
-def test_stale_completion_mask(log_ratio, advantage, closed):
+def test_stale_completion_mask(log_ratio, advantage, clipped):
     """Means of -log r are 0.6, 0.6 and 0.4, against 0.5."""
     mask = StaleCompletionMask(0.5)
-    assert mask.closed(tokens(log_ratio, advantage)).tolist() == [[closed] * 2]
-    assert mask.derivative(tokens(log_ratio, advantage)).tolist() == [[float(not closed)] * 2]
+    assert mask.clipped(tokens(log_ratio, advantage)).tolist() == [[clipped] * 2]
+    assert mask.derivative(tokens(log_ratio, advantage)).tolist() == [[float(not clipped)] * 2]
     gate = PolicyObjective(ArithmeticMean(), mask).gradient_weights(
         torch.tensor(log_ratio),
         PolicyBatch(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([advantage])),
     )
-    assert gate.gate.tolist() == [[float(not closed)] * 2]
-    assert gate.clipped.tolist() == [[closed] * 2]
+    assert gate.gate.tolist() == [[float(not clipped)] * 2]
+    assert gate.clipped.tolist() == [[clipped] * 2]
 
 
 @pytest.mark.parametrize(

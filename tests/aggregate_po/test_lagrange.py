@@ -1,4 +1,4 @@
-"""The variance of the ratio as a cost, and the multiplier that holds a cost below a bound."""
+"""Variance of the ratio as a cost, and the multiplier that enforces a bound on a cost."""
 
 import pytest
 import torch
@@ -45,27 +45,27 @@ def test_the_multiplier_climbs_while_the_cost_exceeds_its_bound_and_falls_below_
 
 
 def test_what_is_observed_is_the_slope_of_the_objective_in_the_multiplier():
-    """So the ascent is that of the Lagrangian itself, whatever the normaliser."""
+    """So the ascent is that of the Lagrangian itself, whatever the normalizer."""
     log_probs, batch = worked_batch(1.0)
     values = [r2vpo(bound=0.05, multiplier=multiplier)(log_probs, batch) for multiplier in (0.25, 0.75)]
     close((values[0] - values[1]) / 0.5, r2vpo(bound=0.05).observed(log_probs, batch).squeeze(), tolerance=1e-12)
 
 
-def test_observations_of_the_pieces_of_a_step_add_up():
+def test_observations_of_micro_batches_add_up():
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
     batch = PolicyBatch(torch.zeros_like(log_probs), mask, torch.ones(3).double())
-    objective = PolicyObjective(ArithmeticMean(), penalties=[r2vpo().penalties[0], K2Penalty(0.5, anchor="behaviour")])
+    objective = PolicyObjective(ArithmeticMean(), penalties=[r2vpo().penalties[0], K2Penalty(0.5, anchor="behavior")])
     whole = objective.observed(log_probs, batch)
     close(whole[0], ((log_probs.exp() - 1).square() * mask).sum(-1)[:2].div(torch.tensor([2, 4])).mean() - 0.001)
-    pieces = [
+    micro_batches = [
         objective.observed(
             log_probs[row], PolicyBatch(batch.old_log_probs[row], mask[row], batch.advantages[row], batch.totals)
         )
         for row in (slice(0, 1), slice(1, 3))
     ]
-    close(sum(pieces), whole, tolerance=1e-15)
+    close(sum(micro_batches), whole, tolerance=1e-15)
 
 
 def test_state_is_saved_and_taken_back():
@@ -88,13 +88,13 @@ def test_most_penalties_have_no_state_and_do_not_adapt():
 
 def test_a_constraint_on_a_cost_that_needs_the_reference_needs_it_too():
     assert LagrangePenalty(K2Penalty(1.0), 0.1, 1.0).needs_reference
-    assert not LagrangePenalty(K2Penalty(1.0, anchor="behaviour"), 0.1, 1.0).needs_reference
+    assert not LagrangePenalty(K2Penalty(1.0, anchor="behavior"), 0.1, 1.0).needs_reference
 
 
-def test_distance_to_the_behaviour_policy():
+def test_distance_to_the_behavior_policy():
     """k2 = x^2 / 2 of the log ratios 0.6, -0.5, 0.2, 0.1, without a reference."""
     log_probs, batch = worked_batch(0.0)
-    objective = PolicyObjective(ArithmeticMean(), penalties=[K2Penalty(0.5, anchor="behaviour")])
+    objective = PolicyObjective(ArithmeticMean(), penalties=[K2Penalty(0.5, anchor="behavior")])
     close(objective(log_probs, batch), -0.5 * (0.36 + 0.25 + 0.04 + 0.01) / 8)
     close(objective.gradient_weights(log_probs, batch).total, -0.5 * LOG_RATIO / 4)
 
@@ -106,7 +106,7 @@ def test_distance_to_the_behaviour_policy():
         (lambda: LagrangePenalty(0.1, 0.1, 1.0), TypeError, r"^`cost` is 0.1; pass an instance of a subclass of aggr"),
         (lambda: LagrangePenalty(RatioVariance(), -0.1, 1.0), ValueError, r"^`bound` is -0.1; pass 0 or more"),
         (lambda: LagrangePenalty(RatioVariance(), 0.1, -1.0), ValueError, r"^`step_size` is -1.0; pass 0 or more"),
-        (lambda: K2Penalty(0.1, anchor="old"), ValueError, r'^`anchor` is \'old\'; pass "reference" or "behaviour"'),
+        (lambda: K2Penalty(0.1, anchor="old"), ValueError, r'^`anchor` is \'old\'; pass "reference" or "behavior"'),
     ],
 )
 def test_arguments_out_of_range_are_named(make, error, message):

@@ -38,7 +38,7 @@ def gradients(values, slopes, inputs):
 
 
 def close(found, expected, tolerance):
-    """Whether the numbers agree, in units of the largest of them where that is over 1."""
+    """Return whether the numbers agree, relative to the largest of them if that is over 1."""
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a.numel()]
     scale = max([1.0] + [b.abs().max().item() for _, b in pairs])
     return all((a - b).abs().max().item() <= tolerance * scale for a, b in pairs)
@@ -119,8 +119,8 @@ def test_no_more_logits_are_held_than_of_one_chunk():
     assert whole.elements == 64 * 100
 
 
-def test_what_wants_no_gradient_gets_none():
-    """As under adapters, whose output layer is frozen."""
+def test_inputs_that_do_not_require_gradient_get_none():
+    """As with LoRA, where the output layer is frozen."""
     (hidden, weight, bias), targets, (slope, _) = problem((5,), 4, 7)
     weight.requires_grad_(False)
     log_probs = linear_log_probs(hidden, weight, targets, bias)

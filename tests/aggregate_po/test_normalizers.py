@@ -1,4 +1,4 @@
-"""Normalisers on two completions of lengths 2 and 4, whose tokens are worth 1 and 2."""
+"""Normalizers on two completions of lengths 2 and 4, whose tokens are worth 1 and 2."""
 
 import pytest
 import torch

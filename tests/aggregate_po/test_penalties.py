@@ -25,7 +25,7 @@ OLD = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
 REFERENCE_GAP = torch.tensor([[0.5, -0.5]], dtype=torch.float64)
 
 
-def penalised(penalty, log_probs, ref_log_probs=None):
+def penalized(penalty, log_probs, ref_log_probs=None):
     """Value and gradient of a penalty alone: advantage zero, one completion of two tokens."""
     batch = PolicyBatch(OLD, torch.ones(1, 2), torch.zeros(1).double(), ref_log_probs=ref_log_probs)
     objective = PolicyObjective(GeometricMean(), penalties=[penalty])
@@ -48,26 +48,26 @@ def penalised(penalty, log_probs, ref_log_probs=None):
     ids=["k1", "k2", "k3"],
 )
 def test_kl_estimates(penalty, costs, slopes):
-    value, gradient = penalised(penalty, OLD, OLD - REFERENCE_GAP)
+    value, gradient = penalized(penalty, OLD, OLD - REFERENCE_GAP)
     close(value, -0.1 * sum(costs) / 2)
     close(gradient, [[-0.1 * slope / 2 for slope in slopes]])
 
 
 def test_entropy_bonus():
     """Ratios 1/2 and 1: entropy terms -r log pi = 0.69314718 twice, slopes r (log pi + 1)."""
-    value, gradient = penalised(EntropyBonus(0.1), torch.tensor([[0.25, 0.5]], dtype=torch.float64).log())
+    value, gradient = penalized(EntropyBonus(0.1), torch.tensor([[0.25, 0.5]], dtype=torch.float64).log())
     close(value, 0.1 * math.log(2))
     close(gradient, [[0.1 * 0.19314718 / 2, -0.1 * 0.30685282 / 2]])
 
 
 def test_entropy_bonus_estimates_the_entropy_of_the_trained_policy():
-    """Its expectation over all tokens of the behaviour policy is the entropy, and the gradient that of the entropy."""
-    behaviour = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    """Value and gradient equal those of the entropy in expectation over all tokens of the behavior policy."""
+    behavior = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     logits = torch.tensor([0.4, -1.0, 0.1], dtype=torch.float64, requires_grad=True)
     log_probs = logits.log_softmax(dim=0)
-    batch = PolicyBatch(behaviour.log().unsqueeze(0), torch.ones(1, 3), torch.zeros(1).double())
+    batch = PolicyBatch(behavior.log().unsqueeze(0), torch.ones(1, 3), torch.zeros(1).double())
     costs = EntropyBonus(1.0).token_costs(log_probs.unsqueeze(0), batch)
-    expectation = -(behaviour * costs).sum()
+    expectation = -(behavior * costs).sum()
     entropy = torch.special.entr(log_probs.exp()).sum()
     close(expectation, entropy, tolerance=1e-14)
     (estimated,) = torch.autograd.grad(expectation, logits, retain_graph=True)
@@ -76,17 +76,17 @@ def test_entropy_bonus_estimates_the_entropy_of_the_trained_policy():
 
 
 def test_importance_weighted_k3_estimates_the_divergence_in_value_and_gradient():
-    """Over all tokens of another behaviour policy; bare k3 has neither, off policy."""
-    behaviour = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    """Over all tokens of another behavior policy; bare k3 has neither, off policy."""
+    behavior = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     reference = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     logits = torch.tensor([0.4, -1.0, 0.1], dtype=torch.float64, requires_grad=True)
     log_probs = logits.log_softmax(dim=0)
-    old, ref = behaviour.log().unsqueeze(0), reference.log().unsqueeze(0)
+    old, ref = behavior.log().unsqueeze(0), reference.log().unsqueeze(0)
     batch = PolicyBatch(old, torch.ones(1, 3), torch.zeros(1).double(), ref_log_probs=ref)
     divergence = (log_probs.exp() * (log_probs - reference.log())).sum()
     (exact,) = torch.autograd.grad(divergence, logits, retain_graph=True)
     for penalty, unbiased in ((ImportanceWeighted(K3Penalty(1.0)), True), (K3Penalty(1.0), False)):
-        expectation = (behaviour * penalty.token_costs(log_probs.unsqueeze(0), batch)).sum()
+        expectation = (behavior * penalty.token_costs(log_probs.unsqueeze(0), batch)).sum()
         (estimated,) = torch.autograd.grad(expectation, logits, retain_graph=True)
         assert torch.allclose(expectation, divergence, rtol=0, atol=1e-14) == unbiased
         assert torch.allclose(estimated, exact, rtol=0, atol=1e-14) == unbiased
@@ -99,7 +99,7 @@ def test_importance_weighting_takes_a_penalty():
 
 
 def test_k3_is_accurate_near_the_reference():
-    """There it is half the square of the gap, which a difference of exponentials would lose."""
+    """Near the reference, k3 is half the squared gap, which a difference of exponentials would lose."""
     reference = torch.zeros(1, 2, dtype=torch.float64)
     batch = PolicyBatch(reference, torch.ones(1, 2), torch.zeros(1).double(), ref_log_probs=reference)
     costs = K3Penalty(1.0).token_costs(torch.tensor([[1e-6, -1e-6]], dtype=torch.float64), batch)
@@ -112,7 +112,7 @@ def test_penalties_add_to_the_weights_of_the_objective():
     batch = PolicyBatch(OLD, torch.ones(1, 2), torch.ones(1).double(), ref_log_probs=OLD - REFERENCE_GAP)
     both = grpo(penalties=penalties).gradient_weights(OLD, batch).total
     base = grpo().gradient_weights(OLD, batch).total
-    parts = [penalised(penalty, OLD, OLD - REFERENCE_GAP)[1] for penalty in penalties]
+    parts = [penalized(penalty, OLD, OLD - REFERENCE_GAP)[1] for penalty in penalties]
     close(both, base + parts[0] + parts[1], tolerance=1e-14)
 
 
@@ -152,12 +152,12 @@ def test_padding_does_not_reach_a_users_penalty():
 def test_kl_penalty_needs_a_reference_unless_its_coefficient_is_zero(penalty):
     assert grpo(penalties=[penalty(0.1)]).needs_reference
     assert not grpo(penalties=[penalty(0.0)]).needs_reference
-    value, gradient = penalised(penalty(0.0), OLD)
+    value, gradient = penalized(penalty(0.0), OLD)
     assert value.item() == 0
     assert gradient.tolist() == [[0.0, 0.0]]
     message = r"^`ref_log_probs` is None, but the objective has a KL penalty; pass the reference policy's"
     with pytest.raises(ValueError, match=message):
-        penalised(penalty(0.1), OLD)
+        penalized(penalty(0.1), OLD)
 
 
 def test_objective_without_kl_needs_no_reference():

@@ -46,7 +46,7 @@ def test_each_token_is_clipped_by_the_sign_of_its_own_advantage():
 
 
 def test_tokens_of_the_sequence_ratio():
-    """s = 1.10517092: the token with positive advantage is closed at 1.0004, the one with negative is not."""
+    """s = 1.10517092: the token with positive advantage is clipped at 1.0004, the one with negative is not."""
     value, gradient = worked(gspo_token())
     close(value, (1.0004 - 1.10517092 + 0.5 * 1.0004) / 4)
     close(gradient, [[0, -0.27629273, 0, 0]])
@@ -130,7 +130,7 @@ def test_padding_changes_nothing(case, junk):
     assert (weights.total[~mask] == 0).all()
 
 
-def test_pieces_add_up():
+def test_micro_batches_add_up():
     """Two completions of lengths 1 and 3, with the totals of both."""
     generator = torch.Generator().manual_seed(0)
     log_probs, advantages = (torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -140,8 +140,8 @@ def test_pieces_add_up():
     whole = objective.gradient_weights(log_probs, batch).total
     close(whole, torch.where(mask, advantages * log_probs.exp() / 4, 0), tolerance=1e-15)
     for row in (slice(0, 1), slice(1, 2)):
-        piece = PolicyBatch(batch.old_log_probs[row], mask[row], advantages[row], batch.totals)
-        close(objective.gradient_weights(log_probs[row], piece).total, whole[row], tolerance=1e-15)
+        row_batch = PolicyBatch(batch.old_log_probs[row], mask[row], advantages[row], batch.totals)
+        close(objective.gradient_weights(log_probs[row], row_batch).total, whole[row], tolerance=1e-15)
 
 
 def test_value_of_a_completion_beyond_the_bound_stops_with_all_its_tokens():

@@ -20,7 +20,7 @@ def worked_batch(advantage: float) -> tuple[Tensor, PolicyBatch]:
 
 
 def worked_tokens(clip: RatioTransform, advantage: float) -> TokenRatios:
-    """What an aggregator sees of this completion after `clip`."""
+    """Context of an aggregator on this completion after `clip`."""
     entering = TokenRatios.of(LOG_RATIO, advantages=torch.tensor([advantage], dtype=torch.float64))
     return TokenRatios(**{**vars(entering), "log_ratio": clip(entering), "saturated": clip.saturated(entering)})
 

@@ -1,1 +1,1 @@
-"""Laws that every aggregator, transform, normaliser, penalty and recipe obeys."""
+"""Properties of every aggregator, transform, normalizer, penalty and recipe."""

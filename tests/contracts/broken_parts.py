@@ -1,4 +1,4 @@
-"""Parts that break a law, each with the laws that it breaks: what the kit has to find, and nothing else."""
+"""Parts that violate properties, each with the names of all that it violates."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -27,7 +27,7 @@ from tests.third_party import AsinhMean
 
 
 def broken(*laws):
-    """Names the laws that an instance of the class breaks."""
+    """Record the properties that an instance of the class violates."""
 
     def decorate(cls):
         cls.breaks = set(laws)
@@ -75,7 +75,7 @@ class WeightsInSinglePrecision(Broken):
         return tokens.response_mask.float()
 
 
-@broken("lets_gradient_through", "gradient_of_the_objective", "cutting_the_step")
+@broken("lets_gradient_through", "gradient_of_the_objective", "splitting_the_step")
 class Detached(Broken):
     def log_aggregate(self, tokens):
         return average(tokens).detach()
@@ -120,7 +120,7 @@ class LaterTokensCountLess(Broken):
         return masked_mean(tokens.log_ratio / place, tokens.response_mask)
 
 
-@broken("completions_do_not_see_each_other", "cutting_the_step")
+@broken("completions_do_not_see_each_other", "splitting_the_step")
 class LessTheBatchMean(Broken):
     def log_aggregate(self, tokens):
         return average(tokens) - average(tokens).detach().mean() / 2
@@ -325,7 +325,7 @@ class AnotherTransformWithoutGradient(BrokenTransform):
         return ratios.log_ratio + 0.1 * without_gradient_mode()
 
 
-# --- normalisers -----------------------------------------------------------------------------------------------------
+# --- normalizers -----------------------------------------------------------------------------------------------------
 
 
 class BrokenNormalizer(Normalizer):

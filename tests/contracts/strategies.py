@@ -1,4 +1,4 @@
-"""Parts and compositions for the laws; the random inputs are those of `aggregate_po.testing`."""
+"""Parts and compositions for the property tests; the random inputs are those of `aggregate_po.testing`."""
 
 import math
 import re
@@ -97,7 +97,7 @@ NORMALIZERS = [SequenceMean(), TokenMean(), ConstantLength(16), LengthWeighted()
 PENALTIES = [
     K1Penalty(0.3),
     K2Penalty(0.2),
-    K2Penalty(0.2, anchor="behaviour"),
+    K2Penalty(0.2, anchor="behavior"),
     K3Penalty(0.04),
     ImportanceWeighted(K3Penalty(0.04)),
     EntropyBonus(0.1),
@@ -110,10 +110,10 @@ PENALTIES = [
 RECIPES = {name: getattr(published, name) for name in published.__all__}
 RECIPES["dr_grpo"] = partial(published.dr_grpo, 32)
 
-PENALISED = [K3Penalty(0.04), EntropyBonus(0.1)]
+PENALizED = [K3Penalty(0.04), EntropyBonus(0.1)]
 
 # Every recipe, and what no recipe has: parts of a user, other exponents, both transforms at once, every penalty.
-COMPOSITIONS = {name: recipe(penalties=PENALISED) for name, recipe in RECIPES.items()}
+COMPOSITIONS = {name: recipe(penalties=PENALizED) for name, recipe in RECIPES.items()}
 COMPOSITIONS |= {
     "lehmer": PolicyObjective(LehmerMean(2.0), TanhLimit(2.0), TrajectoryLogClip(0.4, 0.3), TokenMean(), PENALTIES),
     "asinh": PolicyObjective(AsinhMean(), None, TanhLimit(3.0), ConstantLength(16), [K1Penalty(0.3)]),
@@ -124,12 +124,12 @@ COMPOSITIONS |= {
 }
 
 
-# Where a law is tried on each of many parts, the long run tries fewer inputs on each.
+# Where a property is tested on each of many parts, the long run tries fewer inputs on each.
 shared = settings(max_examples=max(25, settings().max_examples // 20))
 
 
 def each_composition(test):
-    """Runs a law, which draws its inputs, for every composition."""
+    """Run a property test, which generates its inputs, for every composition."""
     return pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())(shared(test))
 
 

@@ -1,4 +1,4 @@
-"""No law of `aggregate_po.testing` is empty: for each there is a part that breaks it and, if it can be, no other."""
+"""No property of `aggregate_po.testing` is vacuous: a part violates each one and, if possible, no other."""
 
 import inspect
 from unittest import SkipTest
@@ -39,7 +39,7 @@ def contract_of(cls):
 
 
 def failures(cls):
-    """Messages of the laws that an instance breaks."""
+    """Return the failure messages of the properties that an instance violates."""
     found, contract = {}, contract_of(cls)
     for name in contract.laws():
         tries = FIND if name.removeprefix("test_") in cls.breaks else KEEP
@@ -55,30 +55,30 @@ def failures(cls):
 
 
 @pytest.mark.parametrize("cls", BROKEN, ids=[cls.__name__ for cls in BROKEN])
-def test_part_is_caught_by_the_laws_that_it_breaks(cls):
+def test_part_fails_the_properties_that_it_violates(cls):
     found = failures(cls)
     assert set(found) == cls.breaks, "\n\n".join(found.values())
     sentences = contract_of(cls).laws()
     for name, message in found.items():
         first, *more = message.splitlines()
-        assert first == f"{cls()!r} breaks {name}: {sentences['test_' + name]}"
+        assert first == f"{cls()!r} fails {name}: {sentences['test_' + name]}"
         assert more
         assert name == "works_somewhere" or any(line.strip() == "on the input" for line in more)
 
 
 @pytest.mark.parametrize("contract", KINDS.values())
-def test_every_law_is_broken_by_a_part(contract):
+def test_every_property_is_violated_by_a_part(contract):
     caught = {f"test_{name}" for cls in BROKEN if contract_of(cls) is contract for name in cls.breaks}
     assert caught == set(contract.laws())
 
 
-def test_check_lists_every_broken_law_with_the_smallest_input():
+def test_check_lists_every_failure_with_the_smallest_input():
     with pytest.raises(AssertionError) as caught:
         check_aggregator(broken_parts.WrongClosedForm())
     message = str(caught.value)
-    assert message.startswith("WrongClosedForm() breaks 2 of 14 laws.\n\n")
-    assert "breaks weights_are_the_derivative: `token_weights` is the derivative of" in message
-    assert "breaks gradient_of_the_objective: In an objective, the closed-form total weights" in message
+    assert message.startswith("WrongClosedForm() fails 2 of 14 properties.\n\n")
+    assert "fails weights_are_the_derivative: `token_weights` equals the derivative of" in message
+    assert "fails gradient_of_the_objective: In an objective, the closed-form total weights" in message
     for name in ("actual", "expected", "log_ratio = [", "response_mask = [1, 1]", "advantages = [", "log_probs = ["):
         assert name in message
     assert len(message.splitlines()) < 50
@@ -97,13 +97,13 @@ class OneRowPerPrompt(AdvantageEstimator):
         (check_aggregator, broken_parts.Detached(), "lets_gradient_through", "log_aggregate lets no gradient through"),
     ],
 )
-def test_a_law_that_the_others_build_on_is_reported_alone(check, part, law, finding):
+def test_a_property_on_which_the_others_depend_is_reported_alone(check, part, law, finding):
     with pytest.raises(AssertionError, match=finding) as caught:
         check(part, examples=20)
     heading, _, first, *rest = str(caught.value).splitlines()
-    assert heading == f"{part!r} breaks a law that the others build on."
-    assert first.startswith(f"{part!r} breaks {law}: ")
-    assert not any("breaks" in line for line in rest)
+    assert heading == f"{part!r} fails a property on which the others depend."
+    assert first.startswith(f"{part!r} fails {law}: ")
+    assert not any("fails" in line for line in rest)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_a_law_that_the_others_build_on_is_reported_alone(check, part, law, find
         (AdvantageContract, "order_of_prompts", broken_parts.LaterPromptsCountMore(), "rewards = ["),
     ],
 )
-def test_report_shows_what_the_law_is_about(contract, law, part, shown):
+def test_report_shows_the_completions_that_the_property_is_about(contract, law, part, shown):
     """The error of a part that raises; one completion, or all of them where they are compared."""
     instance = type(contract.__name__, (contract,), {contract._attribute: part})()
-    with pytest.raises(AssertionError, match=rf"breaks {law}: ") as caught:
+    with pytest.raises(AssertionError, match=rf"fails {law}: ") as caught:
         getattr(instance, f"test_{law}")()
     assert shown in str(caught.value)

@@ -204,8 +204,8 @@ def test_exponent_of_a_share_meets_it_or_is_an_end(tokens, share, largest):
 def test_the_log_mean_rises_at_the_rate_of_the_divergence_from_even_weights(tokens, exponent, sign):
     derivative = apply(geometry.log_power_mean_derivative, tokens, sign * exponent)
     for row, x in enumerate(rows(tokens)):
-        centred = x - x.mean()
-        rate = slope(lambda p, x=centred: (torch.logsumexp(p * x, dim=-1) - math.log(len(x))) / p, sign * exponent)
+        centered = x - x.mean()
+        rate = slope(lambda p, x=centered: (torch.logsumexp(p * x, dim=-1) - math.log(len(x))) / p, sign * exponent)
         assert abs(derivative[row] - rate) <= 1e-9
 
 
@@ -306,7 +306,7 @@ def test_proxy_rises_above_zero(tokens, one, other):
 
 @given(token_ratios(limit=4, empty_rows=False))
 def test_so_its_minimum_lies_below_zero(tokens):
-    exponent = apply(geometry.variance_minimising_exponent, tokens)
+    exponent = apply(geometry.variance_minimizing_exponent, tokens)
     assert ((exponent < 0) == (width(tokens) > 0)).all()
     smallest = apply(geometry.log_variance_proxy, tokens, exponent)
     for other in torch.linspace(-8, 2, 161, dtype=torch.float64):

@@ -1,4 +1,4 @@
-"""Law: closed-form gradient weights equal autograd, for every composition of the parts."""
+"""Property: closed-form gradient weights equal autograd, for every composition of the parts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What orders the power means; that they are means is in `test_testing.py`."""
+"""Monotonicity and limits of power means; `test_testing.py` tests that they are means."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_power_means_leave_the_geometric_mean_at_a_bounded_rate(tokens, exponent
 
 @given(token_ratios(empty_rows=False), st.sampled_from([1e-10, 1e-8]))
 def test_power_means_are_continuous_at_zero(tokens, exponent):
-    """Their slope there is half the variance of the log ratios, the same from both sides."""
+    """The slope at zero is half the variance of the log ratios, the same from both sides."""
     geometric = GeometricMean().log_aggregate(tokens)
     variance = torch.stack(
         [row[mask].var(correction=0) for row, mask in zip(tokens.log_ratio, tokens.response_mask, strict=True)]

@@ -1,4 +1,4 @@
-"""Law: cutting an optimiser step into micro-batches changes no gradient, when the totals are those of the step."""
+"""Property: splitting a step into micro-batches changes no gradient, when the totals are those of the step."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ COUNTS = [int, torch.tensor, lambda count: torch.tensor(count, dtype=torch.float
 
 @st.composite
 def steps(draw):
-    """A step of twelve completions of all lengths, some of them empty, and where it is cut."""
+    """A step of twelve completions of all lengths, some of them empty, and the boundaries of its micro-batches."""
     generator = draw(generators())
     shape = (COMPLETIONS, TOKENS)
     old = -torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -27,12 +27,12 @@ def steps(draw):
     advantages = torch.randn(COMPLETIONS, generator=generator, dtype=torch.float64)
     kind = draw(st.sampled_from(["equal", "unequal", "one by one", "whole"]))
     if kind == "unequal":
-        cuts = sorted(draw(st.sets(st.integers(1, COMPLETIONS - 1), min_size=1, max_size=5)))
+        boundaries = sorted(draw(st.sets(st.integers(1, COMPLETIONS - 1), min_size=1, max_size=5)))
     else:
-        cuts = list(range(0, COMPLETIONS, {"equal": 3, "one by one": 1, "whole": COMPLETIONS}[kind]))[1:]
+        boundaries = list(range(0, COMPLETIONS, {"equal": 3, "one by one": 1, "whole": COMPLETIONS}[kind]))[1:]
     order = torch.randperm(COMPLETIONS, generator=generator)
     totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
-    return log_probs, PolicyBatch(old, mask, advantages, totals, ref_log_probs), order.tensor_split(cuts)
+    return log_probs, PolicyBatch(old, mask, advantages, totals, ref_log_probs), order.tensor_split(boundaries)
 
 
 @each_composition
@@ -46,24 +46,24 @@ def test_gradients_add_up(objective, step, count):
     counts = {"completions": count(int(mask.any(dim=-1).sum())), "tokens": count(int(mask.sum()))}
     totals = replace(batch.totals, **counts)
 
-    pieces = log_probs.clone().requires_grad_()
+    leaf = log_probs.clone().requires_grad_()
     weights = torch.empty_like(log_probs)
     sum_of_values = torch.zeros_like(value)
     for rows in parts:
-        piece = some_rows(batch, rows, totals=totals)
-        part_value = objective(pieces[rows], piece)
+        micro_batch = some_rows(batch, rows, totals=totals)
+        part_value = objective(leaf[rows], micro_batch)
         part_value.backward()
         sum_of_values = sum_of_values + part_value.detach()
-        weights[rows] = objective.gradient_weights(log_probs[rows], piece).total
+        weights[rows] = objective.gradient_weights(log_probs[rows], micro_batch).total
     scale = 1 + whole.grad.abs().max()
-    for actual in (pieces.grad, weights):
+    for actual in (leaf.grad, weights):
         assert ((actual - whole.grad).abs() <= 1e-10 * scale).all()
     assert (sum_of_values - value).abs() <= 1e-10 * (scale + value.abs())
 
 
 @given(step=steps())
 def test_totals_of_the_micro_batch_would_change_them(step):
-    """The law is not empty: with its own totals, a single completion counts as a whole step."""
+    """The property is not vacuous: with its own totals, a single completion counts as a whole step."""
     log_probs, batch, _ = step
     rows = batch.response_mask.any(dim=-1).nonzero().squeeze(-1)[:1]
     if len(rows) == 0 or int(batch.totals.completions) == 1:

@@ -1,4 +1,4 @@
-"""Laws of shape: padding, empty rows, the order of tokens and the width of the batch change nothing."""
+"""Properties of shapes: padding, empty rows, the order of tokens and the width of the batch change nothing."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Laws of arithmetic: every finite input stays finite, and single precision stays close to double."""
+"""Properties of the arithmetic: every finite input stays finite, and single precision stays close to double."""
 
 import pytest
 import torch
@@ -78,10 +78,10 @@ def test_single_precision_follows_double(objective, case):
 
 
 def sum_of_magnitudes(objective, log_probs, batch):
-    """What the value would be if none of its terms cancelled."""
-    unpenalised = PolicyObjective(**{name: part for name, part in vars(objective).items() if name != "penalties"})
+    """Value of the objective without cancellation between its terms."""
+    unpenalized = PolicyObjective(**{name: part for name, part in vars(objective).items() if name != "penalties"})
     rows = [torch.arange(len(log_probs)) == row for row in range(len(log_probs))]
-    values = [unpenalised(log_probs[row], some_rows(batch, row)).abs() for row in rows]
+    values = [unpenalized(log_probs[row], some_rows(batch, row)).abs() for row in rows]
     shares = objective.gradient_weights(log_probs, batch).completion / batch.response_mask.sum(-1, True).clamp(min=1)
     costs = [shares * penalty.token_costs(log_probs, batch).abs() for penalty in objective.penalties]
     return sum(values) + sum(torch.where(batch.response_mask, cost, 0).sum() for cost in costs)

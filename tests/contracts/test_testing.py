@@ -1,4 +1,4 @@
-"""The laws of `aggregate_po.testing`: every part of the library keeps them, and the kit says so as it promises."""
+"""The properties of `aggregate_po.testing` hold for every part of the library, and the reports are as documented."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def aggregator_contract(part):
 
 
 def advantage_contract(part):
-    """Without the laws that the estimator breaks on purpose, as its docstring says."""
+    """Contract without the properties that the estimator does not have by design, as its docstring says."""
     if isinstance(part, MeanNormalized):
         return contract(AdvantageContract, part, rewards=(0.0, torch.finfo(torch.float32).max))
     if isinstance(part, KalmanBaseline) and part.order == "sampled":
@@ -72,7 +72,7 @@ LAWS = [(kind, name) for kind in CONTRACTS for name in kind.laws() if kind().app
 
 
 @pytest.mark.parametrize(("kind", "name"), LAWS, ids=[f"{kind.__name__}-{name}" for kind, name in LAWS])
-def test_part_keeps_the_law(kind, name):
+def test_part_has_the_property(kind, name):
     getattr(kind(), name)()
 
 
@@ -103,20 +103,22 @@ class TestTanhLimit(TransformContract):
     settings = shared
 
 
-def test_laws_of_means_are_asked_of_those_who_claim_to_be_means():
+def test_properties_of_means_are_checked_for_means_only():
     asked = {part: set(check_aggregator(part, examples=1)) for part in (GeometricMean(), AsinhMean(), Product())}
     assert asked[AsinhMean()] - asked[Product()] == {"mean_of_a_constant", "mean_is_between_the_extremes"}
     assert asked[GeometricMean()] - asked[AsinhMean()] == {"common_factor_passes_through", "weights_sum_to_one"}
 
 
-def test_kept_laws_print_as_sentences():
+def test_properties_that_hold_print_as_sentences():
     kept = check_aggregator(Product(), examples=1)
     assert isinstance(kept, list)
     lines = repr(kept).splitlines()
-    assert lines[0] == "Product() keeps 14 laws:"
+    assert lines[0] == "Product() has 14 properties:"
     assert len(lines) == 15
     assert kept[:2] == ["shapes", "lets_gradient_through"]
-    assert any(line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("as it is.") for line in lines)
+    assert any(
+        line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("not change the value.") for line in lines
+    )
 
 
 def test_check_is_quiet(capfd):
@@ -124,7 +126,7 @@ def test_check_is_quiet(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_skipped_laws_are_not_checked():
+def test_skipped_properties_are_not_checked():
     names = check_advantage(KalmanBaseline(), skip=["order_within_a_prompt"], examples=3)
     assert "order_within_a_prompt" not in names
     assert "order_of_prompts" in names
@@ -206,6 +208,6 @@ def test_contracts_in_a_users_project(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "test_means.py"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "Product() does not claim to be a HomogeneousMean" in run.stdout
-    assert "breaks weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
+    assert "fails weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
     assert "FailedHealthCheck" not in run.stdout
     assert run.stdout.splitlines()[-1].startswith("3 failed, 46 passed, 4 skipped")

@@ -106,7 +106,7 @@ def contains(parsed, said):
 
 def write_files(page, folder):
     """The files that a page shows, under the names in their titles."""
-    for _, title, code, _ in blocks(page, "python"):
+    for _, title, code, _ in blocks(page, "python", "yaml", "json"):
         if title:
             (folder / title).write_text(code, encoding="utf-8")
 

@@ -76,3 +76,15 @@ def test_it_resolves_to_the_same_objects_as_ever(path, tmp_path, monkeypatch):
     assert [class_path for class_path in class_paths(found["configuration"]) if locate(class_path) is None] == []
     golden = yaml.safe_load((GOLDEN / path.name).read_text(encoding="utf-8"))
     assert contains(found, golden)  # there may be new options, with defaults
+
+
+@pytest.mark.parametrize("rewards", [["boxed_answer"], ["boxed_answer", "last_boxed"]], ids=len)
+def test_rewards_are_written_so_that_they_can_be_read_again(rewards, tmp_path):
+    """A run's `config.yaml` is read by `evaluate`."""
+    paths = [f"lightning_modules.rewards.{name}" for name in rewards]
+    said = paths[0] if len(paths) == 1 else f"[{', '.join(paths)}]"
+    base = ["fit", "--config", str(CONFIGS / "addition.yaml")]
+    written = parsed_config([*base, f"--data.reward={said}"])["data"]["reward"]
+    (tmp_path / "written.yaml").write_text(yaml.safe_dump({"data": {"reward": written}}))
+    assert parsed_config([*base, "--config", str(tmp_path / "written.yaml")])["data"]["reward"] == written
+    assert all(name in str(written) for name in rewards)

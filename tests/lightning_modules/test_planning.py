@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,26 +15,41 @@ from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems, AdditionWarmStart
 from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.memory import (
+    GIB,
+    PHASES,
+    CachePlan,
+    Description,
+    EngineMemory,
+    Entry,
+    LiveMemory,
+    SamplingLoad,
+    cached_numbers,
+)
 from lightning_modules.model.layouts import PackedSequences
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA
-from lightning_modules.planning import LiveMemory, ModelSizes, PassSizes, Sharding, memory_plan
-from lightning_modules.planning.engines import Drawing, engine_plan
+from lightning_modules.planning import ModelSizes, PassSizes, Sharding, memory_plan
 from lightning_modules.planning.job import job_plan
-from lightning_modules.planning.memory import CachePlan, Entry, MemoryPlan, OptimizerSizes
-from lightning_modules.planning.settings import GIB, TrainerSettings
+from lightning_modules.planning.memory_plan import MemoryPlan, OptimizerSizes
+from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.planning.traces import (
-    Description,
     PassShape,
-    cached_numbers,
-    decoding_sizes,
     model_sizes,
     optimizer_sizes,
     pass_sizes,
     scoring_size,
 )
-from lightning_modules.rollouts import VLLM, SharedFolder, TransformersEngine, VLLMServers
+from lightning_modules.rollouts import (
+    VLLM,
+    RolloutEngine,
+    SamplingParameters,
+    SharedFolder,
+    TransformersEngine,
+    VLLMServers,
+)
 from tests.lightning_modules.training import text_reward
+from tests.test_architecture import imported_modules, python_files
 
 # As Qwen2.5-1.5B publishes them.
 QWEN = {
@@ -141,7 +156,7 @@ def test_a_model_of_which_little_is_trained():
     assert sizes.state == 2 * 256 + 4
 
 
-# The optimiser
+# The optimizer
 
 
 @pytest.mark.parametrize(
@@ -153,7 +168,7 @@ def test_a_model_of_which_little_is_trained():
         (torch.optim.Adagrad, 1, 1),
     ],
 )
-def test_the_state_of_an_optimiser(make, states, steps):
+def test_the_state_of_an_optimizer(make, states, steps):
     model = Description(Qwen2Config(**SMALL)).model()
     parameters = list(model.parameters())
     sizes = optimizer_sizes(model, make(parameters), on_gpu=False)
@@ -182,13 +197,13 @@ def test_one_device_has_everything():
     assert sizes_by_name(plan) == {
         "weights": 400,
         "gradients": 320,
-        "optimiser state": 640,
+        "optimizer state": 640,
         "reference model": 400,
         "log-probabilities of the rollout": 5,
         "autocast's copies of weights": 20,
         "activations": 1000,
         "loss head": 70,
-        "optimiser's temporaries": 30,
+        "optimizer's temporaries": 30,
     }
     resident = 400 + 320 + 640 + 400
     totals = {phase: plan.total(phase) - resident for phase in ("rollout", "scoring", "training", "update")}
@@ -204,7 +219,7 @@ def test_replicas_have_buckets():
 def test_shards_are_divided_and_layers_gathered():
     plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), Sharding(4, shards=4), reference=400)
     found = sizes_by_name(plan)
-    divided = ("weights", "gradients", "optimiser state", "optimiser's temporaries")
+    divided = ("weights", "gradients", "optimizer state", "optimizer's temporaries")
     assert [found[name] for name in divided] == [100, 80, 160, 8]
     assert found["gathered weights"] == 60 + 2 * 50
     assert found["gathered gradients"] == 60
@@ -214,25 +229,27 @@ def test_shards_are_divided_and_layers_gathered():
 
 def test_shards_that_are_gathered_in_half_the_bytes():
     sharding = Sharding(4, shards=4, gathered=0.5)
-    plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), sharding, drawn_whole=True)
+    plan = memory_plan(
+        MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), sharding, engine=EngineMemory(gathers_policy=True)
+    )
     found = sizes_by_name(plan)
     assert [found[name] for name in ("weights", "gathered weights", "gathered gradients")] == [100, 80, 60]
     assert plan.total("rollout") == 100 + 80 + 160 + 200
 
 
-@pytest.mark.parametrize(("drawn_whole", "gathered"), [(False, 60 + 2 * 50), (True, 400)])
-def test_a_divided_model_draws_as_a_whole_in_the_training_process(drawn_whole, gathered):
-    sharding = Sharding(4, shards=4)
-    plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), sharding, drawn_whole=drawn_whole)
+@pytest.mark.parametrize(("gathers_policy", "gathered"), [(False, 60 + 2 * 50), (True, 400)])
+def test_a_divided_model_samples_as_a_whole_in_the_training_process(gathers_policy, gathered):
+    sharding, engine = Sharding(4, shards=4), EngineMemory(gathers_policy=gathers_policy)
+    plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), sharding, engine=engine)
     assert plan.total("rollout") == 100 + 80 + 160 + gathered
     assert plan.total("training") == 100 + 80 + 160 + 160 + 60 + 1020 + 70
-    alone = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), Sharding(), drawn_whole=drawn_whole)
+    alone = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), Sharding(), engine=engine)
     assert alone.total("rollout") == 400 + 320 + 640
 
 
 def test_an_engine_that_sleeps_is_no_part_of_the_training():
     engine = Entry("rollout engine", 5000, ("rollout",))
-    plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), Sharding(), engine=[engine])
+    plan = memory_plan(MODEL, OptimizerSizes(640, 30), PassSizes(1020, 70), Sharding(), engine=EngineMemory((engine,)))
     assert (plan.peak_phase, plan.largest) == ("rollout", engine)
     assert plan.total("training") == 400 + 320 + 640 + 1090
 
@@ -422,60 +439,134 @@ def test_a_plan_foretells_what_scoring_takes(context):
     assert scoring_size(described(config, context), PassShape(2, 8, 16, 32)) == pytest.approx(memory.peak, rel=0.02)
 
 
+# Engines
+
+
+def load(description, **numbers):
+    defaults = {
+        "prompts": 32,
+        "samples_per_prompt": 8,
+        "prompt_length": 512,
+        "completion_length": 1024,
+        "on_gpu": True,
+        "device_memory": 80 * GIB,
+    }
+    parameters = model_sizes(description.model()).parameters
+    return SamplingLoad(description, parameters, torch.bfloat16, **{**defaults, **numbers})
+
+
+@pytest.mark.parametrize("lengths", [(16, 48), (16, 2), (16, 1), (400, 4)], ids=str)
 @pytest.mark.parametrize("context", [nullcontext, bf16])
-def test_a_plan_foretells_what_drawing_takes(context):
-    config = Qwen2Config(**SMALL)
+def test_a_plan_foretells_what_sampling_takes(context, lengths):
+    """By the last token of each completion, or by the prompts where these are long."""
+    config, (prompt, completion) = Qwen2Config(**SMALL), lengths
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     engine = TransformersEngine()
     engine.load_policy(model)
-    sampling = SimpleNamespace(
-        max_completion_length=48, stop_token_ids=(4096,), temperature=1.0, seed=0, samples_per_prompt=8
-    )
+    sampling = SamplingParameters(completion, stop_token_ids=(), samples_per_prompt=8)
+    prompts = [[5] * prompt, [6] * (prompt - 3)]
     with LiveMemory() as memory, context():
-        engine.generate([list(range(5, 21)), list(range(5, 18))], sampling)
-    sizes = decoding_sizes(described(config, context), PassShape(2, 16, 16, 48))
-    assert sizes.cache == 16 * (16 + 46) * cached_numbers(Description(config)) * 4
-    assert sizes.peak == pytest.approx(memory.peak, rel=0.05)
+        engine.generate(prompts, sampling)
+    sizes = {"prompts": 2, "prompt_length": prompt, "completion_length": completion}
+    cache, besides = engine.memory(load(described(config, context), **sizes)).entries
+    assert cache.size == 16 * (prompt + max(completion - 2, 0)) * cached_numbers(Description(config)) * 4
+    assert cache.size + besides.size == pytest.approx(memory.peak, rel=0.01)
 
 
-# Engines and whole jobs
+def test_no_more_is_planned_than_is_sampled_at_a_time():
+    small = load(described(Qwen2Config(**SMALL)), prompts=4, prompt_length=8, completion_length=8)
+    few, many, enough = (TransformersEngine(number).memory(small) for number in (1, 16, 32))
+    cached = [memory.entries[0].size for memory in (few, many, enough)]
+    assert cached == [cached[0], 2 * cached[0], 4 * cached[0]]
+    assert "16 completions at a time, of 32" in many.sentence
+    assert few.gathers_policy
 
 
-def drawing(**options):
-    config = Qwen2Config(**QWEN, max_position_embeddings=32768)
-    sizes = model_sizes(Description(config).model())
-    shape = PassShape(32, 256, 512, 1024)
-    return Drawing(Description(config), sizes, settings(precision="bf16-mixed", **options), shape, 8, 80 * GIB)
+def qwen(**numbers):
+    return load(Description(Qwen2Config(**QWEN, max_position_embeddings=32768)), **numbers)
 
 
 def test_the_share_of_vllm():
-    engine = VLLM(gpu_memory_utilization=0.25, max_model_length=2048, max_sequences=128)
-    found = engine_plan(engine, drawing())
+    found = VLLM(gpu_memory_utilization=0.25, max_model_length=2048, max_sequences=128).memory(qwen())
     assert [(entry.size, entry.phases) for entry in found.entries] == [(20 * GIB, ("rollout",))]
     left = 20 * GIB - 2 * 1_543_714_304
     assert f"{left // (28 * 1024 * 2048)} sequences of 2,048 tokens at once, of 128 asked for" in found.sentence
+    assert not found.gathers_policy
+
+
+def test_vllm_on_a_cpu_has_its_weights_and_a_fixed_cache():
+    (entry,) = VLLM().memory(qwen(on_gpu=False)).entries
+    assert (entry.size, entry.phases) == (2 * 1_543_714_304 + GIB, PHASES)
+
+
+@pytest.mark.parametrize(("dtype", "weights"), [("auto", 2.88), ("float32", 5.75), ("float16", 2.88)])
+def test_the_type_of_vllms_weights(dtype, weights):
+    assert f"weights {weights};" in VLLM(dtype=dtype).memory(qwen()).sentence
+
+
+def test_vllm_computes_in_float32_what_the_trainer_computes_in_float64():
+    doubled = replace(qwen(), computation_dtype=torch.float64)
+    assert "weights 5.75;" in VLLM().memory(doubled).sentence
 
 
 def test_an_engine_that_never_sleeps_is_there_in_all_phases():
-    (entry,) = engine_plan(VLLM(sleep=False), drawing()).entries
+    (entry,) = VLLM(sleep=False).memory(qwen()).entries
     assert "training" in entry.phases
 
 
 def test_ranks_that_share_an_engine_have_parts_of_its_weights_and_of_its_cache():
-    alone, shared = (engine_plan(VLLM(tensor_parallel_size=parts), drawing(devices=2)).sentence for parts in (1, 2))
+    alone, shared = (VLLM(tensor_parallel_size=parts).memory(qwen()).sentence for parts in (1, 2))
     assert "weights 2.88;" in alone
     assert "weights 1.44;" in shared
 
 
 def test_what_does_not_fit_into_vllms_share_is_said():
-    found = engine_plan(VLLM(gpu_memory_utilization=0.03, max_model_length=1200), drawing()).sentence
+    found = VLLM(gpu_memory_utilization=0.03, max_model_length=1200).memory(qwen()).sentence
     assert "Not one fits: raise `gpu_memory_utilization`" in found
     assert "may take 1,536 tokens: raise `max_model_length`" in found
 
 
 def test_servers_take_nothing_here(tmp_path):
     engine = VLLMServers(["http://127.0.0.1:8000"], SharedFolder(str(tmp_path)))
-    assert engine_plan(engine, drawing()).entries == ()
+    assert engine.memory(qwen()).entries == ()
+
+
+@pytest.mark.parametrize(
+    ("package", "above"),
+    [
+        ("planning", {"rollouts"}),  # engines are asked, and not told apart
+        ("memory", {"rollouts", "policy_module", "data", "callbacks", "cli", "planning"}),
+        ("model", {"memory"}),
+    ],
+)
+def test_imports_leave_the_answer_to_the_engines(package, above):
+    modules = [module for path in python_files(f"lightning_modules/{package}") for module in imported_modules(path)]
+    assert len(modules) > 10
+    assert {module.split(".")[1] for module in modules if module.startswith("lightning_modules.")} & above == set()
+
+
+class OwnEngine(RolloutEngine):
+    def load_policy(self, model):
+        raise AssertionError("a plan loads no policy")
+
+    def generate(self, prompts, sampling):
+        raise AssertionError("a plan samples nothing")
+
+
+class CountedEngine(OwnEngine):
+    max_model_length = 70
+
+    def memory(self, load):
+        entry = Entry("own engine", 3 * load.completions, ("rollout",))
+        return EngineMemory((entry,), f"{load.parameters:,} parameters.", gathers_policy=True)
+
+
+class FailingEngine(OwnEngine):
+    def memory(self, load):
+        raise KeyError("no idea")
+
+
+# Whole jobs
 
 
 @pytest.fixture
@@ -540,12 +631,39 @@ def test_the_longest_prompt_is_found_without_a_model(folder, monkeypatch, tmp_pa
     assert job(folder, {"rollouts": VLLM(max_model_length=100)}).micro_batch.prompt_length == 90
 
 
-def test_an_optimiser_that_looks_into_data_is_said_to_be_unknown(folder):
+def test_an_engine_of_ones_own_says_what_it_takes(folder):
+    trainer = {"devices": 2, "strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
+    found = job(folder, {"rollouts": CountedEngine()}, trainer)
+    names = sizes_by_name(found.memory)
+    assert names["own engine"] == 3 * 16
+    assert "full weights for sampling" in names
+    assert found.engine.sentence == f"{found.model.parameters:,} parameters."
+    assert found.micro_batch.prompt_length == 60
+
+
+def test_an_engine_is_asked_for_the_parameters_that_it_has(folder):
+    adapted = job(folder, {"rollouts": CountedEngine()}, lora=LoRA(rank=2))
+    whole = job(folder, {"rollouts": CountedEngine()})
+    assert adapted.engine.sentence == whole.engine.sentence
+    assert adapted.model.parameters > whole.model.parameters
+
+
+def test_an_engine_that_says_nothing_is_not_counted(folder):
+    assert job(folder, {"rollouts": OwnEngine()}).engine.sentence == "OwnEngine: unknown to a plan, so not counted."
+
+
+def test_an_engine_that_fails_is_said_to_be_unknown(folder):
+    data = RolloutDataModule(AdditionProblems(16), text_reward, rollouts=FailingEngine())
+    found = job_plan(PolicyModule(folder, gmpo()), data, settings(), prompt_length=5)
+    assert found.unknown == ("the rollout engine: KeyError: 'no idea'",)
+
+
+def test_an_optimizer_that_looks_into_data_is_said_to_be_unknown(folder):
     module = PolicyModule(folder, gmpo(), optimizer=torch.optim.Adafactor)
     data = RolloutDataModule(AdditionProblems(16), text_reward)
     found = job_plan(module, data, settings(), prompt_length=5)
-    assert found.unknown[0].startswith("the optimiser: ")
-    assert "optimiser state" not in sizes_by_name(found.memory)
+    assert found.unknown[0].startswith("the optimizer: ")
+    assert "optimizer state" not in sizes_by_name(found.memory)
 
 
 class Source:

@@ -67,7 +67,7 @@ class Case:
         return Case(self.log_probs, replace(self.batch, advantages=advantages))
 
     def micro_batches(self, size):
-        """The step cut into micro-batches of `size` completions, which know its totals."""
+        """The step split into micro-batches of `size` completions, each with the totals of the whole step."""
         return [self.rows(slice(start, start + size)) for start in range(0, len(self.log_probs), size)]
 
     def _with(self, change):
@@ -86,7 +86,7 @@ CASES = {
 
 
 def by_hand(log_ratio, advantages, mask=None, dtype=torch.float64):
-    """Completions with the given log ratios, from a behaviour policy that gave each token the probability 1/e."""
+    """Completions with the given log ratios, from a behavior policy that gave each token the probability 1/e."""
     log_ratio = torch.tensor(log_ratio, dtype=dtype)
     old = torch.full_like(log_ratio, -1)
     mask = torch.ones_like(log_ratio) if mask is None else torch.tensor(mask)
@@ -102,7 +102,7 @@ def differentiate(loss, case):
 
 
 def loss_of(objective):
-    """What a peer minimises where this library maximises."""
+    """Return the loss that a peer minimizes, the negated objective."""
     return lambda log_probs, batch: -objective(log_probs, batch)
 
 

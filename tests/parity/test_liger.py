@@ -73,7 +73,7 @@ def test_some_losses_have_no_sequence_level(loss_type):
 
 
 def test_luspo_of_token_ratios_trains_padding():
-    """It averages over the padded width: three tokens of padding get gradients, the one of the response a quarter."""
+    """Liger averages over the padded width: three padding tokens get gradients, the response token a quarter."""
     short = by_hand([[0.1, 0.0, 0.0, 0.0]], [1.0], mask=[[1, 0, 0, 0]])
     ours = gradient_of(loss_of(replaced(grpo(), normalizer=LengthWeighted())), short)
     theirs = gradient_of(liger("luspo"), short)

@@ -101,7 +101,7 @@ def test_token_means_of_the_step_do_not_depend_on_its_micro_batches(loss_type, o
 
 
 def test_bnpo_is_a_token_mean_of_each_micro_batch():
-    """What TRL calls "bnpo" normalises by the tokens of the micro-batch; it has nothing of beta normalisation."""
+    """The "bnpo" of TRL divides by the tokens of the micro-batch; there is no beta normalization in it."""
     objective, parts = dapo(0.2, 0.2), STEP.micro_batches(2)
     peer = trl("bnpo", accumulation=len(parts))
     ours = torch.cat([gradient_of(loss_of(objective), part) for part in parts])
@@ -197,7 +197,7 @@ def test_an_extreme_ratio_is_infinite(peer, objective, advantage):
 
 
 def test_gmpo_ignores_the_correction_of_the_sampler():
-    """It is off where `use_vllm` is; where it is on, a weight of one half halves every loss but GMPO's."""
+    """The correction is off without `use_vllm`; with it, a weight of one half halves every loss but GMPO's."""
     weights = {"importance_sampling_ratio": torch.tensor(0.5)}
     for peer, factor in [(trl, 0.5), (trl_gmpo, 1.0)]:
         plain = value_of(peer(), STEP)

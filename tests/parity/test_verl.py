@@ -196,7 +196,7 @@ def test_vanilla_caps_the_cost_of_a_negative_advantage():
 
 @pytest.mark.parametrize(("name", "ours"), [("dppo_tv", dppo_tv), ("dppo_kl", dppo_kl)])
 def test_dppo_truncates_at_the_bound_of_dual_clip(name, ours):
-    """Its 20 is for configurations without `clip_ratio_c`; the configuration always has one, and it is 3."""
+    """The 20 in the code is for configurations without `clip_ratio_c`; the configuration always has one, 3."""
     step = by_hand([[2.0]], [-1.0])
     assert gradient_of(verl(name), step).item() == 3
     assert_parity(verl(name, clip_ratio_c=20.0), ours(), step, values=False)
@@ -224,7 +224,7 @@ def test_sapo_ignores_the_reduction():
 
 
 def test_cispo_raises_small_ratios():
-    """Its bounds are those of the clip, on both sides; the paper has no lower one."""
+    """The bounds are those of the clip, on both sides; the paper has no lower one."""
     step = by_hand([[-2.0]], [1.0])
     assert gradient_of(verl("cispo"), step).item() == pytest.approx(-0.8)
     assert gradient_of(loss_of(cispo()), step).item() == pytest.approx(-torch.tensor(-2.0).exp().item())
@@ -295,7 +295,7 @@ def test_clip_fractions_of_gmpo_mean_different_things():
 
 
 def test_a_length_is_that_plus_1e_8():
-    """Which single precision swallows: a count of booleans plus a fraction has it. A mask of float64 shows it."""
+    """Single precision, of a count of booleans plus a fraction, loses the 1e-8; a float64 mask shows it."""
     token = torch.ones(1, 1, dtype=torch.float64)
     assert agg_loss(token, token.bool(), "seq-mean-token-mean") == 1
     assert agg_loss(token, token, "seq-mean-token-mean") == 1 / (1 + 1e-8)

@@ -93,7 +93,7 @@ def test_whitened_advantages(name, estimator, config, step):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "by_deviation"), [(GroupNormalized(), True), (GroupCentered(), False)], ids=["grpo", "centred"]
+    ("estimator", "by_deviation"), [(GroupNormalized(), True), (GroupCentered(), False)], ids=["grpo", "centered"]
 )
 def test_grpo_vectorized_computes_in_single_precision(estimator, by_deviation, step):
     theirs = verl_advantages("grpo_vectorized", step, norm_adv_by_std_in_grpo=by_deviation)
@@ -120,7 +120,7 @@ def test_gdpo_whitens_over_tokens():
 
 
 def test_gpg_scales_by_the_share_of_rewards_that_are_not_zero():
-    """It is `GroupCentered` times the completions over those whose reward is not 0, wherever they are."""
+    """The estimator is `GroupCentered` times the completions over those whose reward is not 0, wherever they are."""
     step = STEPS["groups of eight, right or wrong"]
     factor = len(step.rewards) / step.rewards.count_nonzero()
     assert_close(ours(GroupCentered(), step) * factor, verl_advantages("gpg", step))
@@ -130,7 +130,7 @@ def test_gpg_scales_by_the_share_of_rewards_that_are_not_zero():
     ("name", "estimator"), [("grpo", GroupNormalized()), ("rloo", LeaveOneOut()), ("opo", LengthWeightedCentered())]
 )
 def test_a_group_of_one_keeps_its_reward(name, estimator):
-    """Here it has advantage 0: there is nothing to compare it with."""
+    """In this library a group of one has advantage 0: there is no other reward to compare with."""
     alone = random_step(5, prompts=3, group_size=1)
     assert_close(verl_advantages(name, alone)[:, 0], alone.rewards, rtol=1e-5)
     assert (estimator(alone) == 0).all()

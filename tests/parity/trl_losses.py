@@ -15,7 +15,7 @@ def trl_run(log_probs, batch, trainer=GRPOTrainer, accumulation=1, inputs=(), **
 
     Args:
         trainer: the class whose `_compute_loss` is called.
-        accumulation: micro-batches of an optimiser step.
+        accumulation: micro-batches of an optimizer step.
         inputs: more tensors that the trainer would find in its batch.
         settings: fields of `GRPOConfig`, with its defaults; `epsilon_low` is its `epsilon`.
     """
@@ -42,7 +42,7 @@ def trl_loss(log_probs, batch, **settings):
 
 
 def _stub(trainer, log_probs, accumulation, settings):
-    """What `_compute_loss` reads of a trainer; the importance-sampling correction of vLLM is off by default."""
+    """Stand-in for a trainer, with all that `_compute_loss` reads; the correction of vLLM is off by default."""
     config = {**DEFAULTS, "epsilon_low": 0.2, "epsilon_high": 0.2, "steps_per_generation": accumulation, **settings}
     entropies = torch.zeros_like(log_probs)
     return SimpleNamespace(

@@ -12,7 +12,7 @@ def verl_advantages(name, step, config=None, **arguments):
     """Advantages per token, 0 on padding; shape `batch time`.
 
     Args:
-        name: of the registered estimator.
+        name: name of the registered estimator.
         step: the rewards; each stands on the last token of its completion.
         config: fields of `AlgoConfig`, with its defaults.
         arguments: more arguments of the estimator.

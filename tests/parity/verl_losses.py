@@ -8,7 +8,7 @@ def verl_run(log_probs, batch, name, mode="token-mean", options=None, length=Non
     """Loss of one micro-batch and the metrics that verl logs with it.
 
     Args:
-        name: of the registered loss.
+        name: name of the registered loss.
         mode: `loss_agg_mode`.
         options: fields of `PolicyLossConfig`.
         length: the constant of `seq-mean-token-sum-norm`; the padded width when None.
@@ -48,7 +48,7 @@ def per_token(advantages, log_probs):
 
 
 def _step(batch, length):
-    """Counts over the optimiser step, which verl's trainer hands to every micro-batch."""
+    """Counts over the optimizer step, which verl's trainer hands to every micro-batch."""
     return {
         "dp_size": 1,
         "batch_num_tokens": batch.totals.tokens,

@@ -31,7 +31,7 @@ class TanhLimit(RatioTransform):
 
 @dataclass(frozen=True)
 class Proximity(Penalty):
-    """Huber cost of the distance from the behaviour policy, more for completions of larger advantage."""
+    """Huber cost of the distance from the behavior policy, more for completions of larger advantage."""
 
     coefficient: float = 0.1
 

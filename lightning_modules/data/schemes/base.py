@@ -18,11 +18,17 @@ Advantages = PerCompletion | PerToken
 class SamplingScheme(ABC):
     """Decides which scored groups make up a rollout; it wraps a stage that gives groups, and is such a stage itself.
 
-    A subclass implements `groups`: it calls the stage below as often as it likes, and keeps, drops, weighs or completes
-    anew what that gives. All data-parallel ranks run the same code, each on groups of its own, and must make the same
-    calls: decide on numbers that `rollout.over_ranks` has reduced. What a scheme remembers between rollouts belongs in
-    `state_dict`; within a rollout nothing is saved, since a resumed run begins its rollout anew. `DynamicSampling` is
-    an example of 40 lines.
+    Subclass requirements:
+
+    - Implement `groups`. It calls the stage below as often as it likes, and keeps, drops or weights what that returns.
+      All data-parallel ranks run the same code, each on its own groups, and must make the same calls: decide by numbers
+      that `rollout.over_ranks` has reduced.
+    - Override `first_count` if the first call of the stage below asks for another number than `count`.
+    - May override `weighted` to weight completions after their advantages are known.
+    - Override `state_dict` and `load_state_dict` if the scheme remembers anything between rollouts. Within a rollout
+      nothing is saved, because a resumed run repeats the rollout.
+
+    `DynamicSampling` is an example of 40 lines.
     """
 
     @abstractmethod

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_modules.distributed import agreed_text, rank, wait_for_ranks
+from lightning_modules.memory import EngineMemory, SamplingLoad
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.protocol import TOKEN_VARIABLE, model_sizes
@@ -107,6 +108,10 @@ class VLLMServers(RolloutEngine):
             "rollout/lost_servers": len(self._fleet.lost),
             "rollout/server_losses": self.losses,
         }
+
+    @override
+    def memory(self, load: SamplingLoad) -> EngineMemory:
+        return EngineMemory(sentence="VLLMServers: on devices of its own, of which a plan says nothing.")
 
     @override
     def load_policy(self, model: PreTrainedModel) -> None:

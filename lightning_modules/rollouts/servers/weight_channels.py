@@ -19,7 +19,20 @@ _LEFTOVER = re.compile(rf"policy-{VERSION.pattern}\.safetensors|\.policy-{VERSIO
 
 
 class WeightChannel(Protocol):
-    """Brings weights from the trainer to servers; used on rank 0 alone."""
+    """Brings weights from the trainer to servers; used on rank 0 only.
+
+    Subclass requirements:
+
+    - Implement `publish`. The weights are full tensors on the CPU, by their names in a checkpoint; tied weights may
+      share memory. Return their version: a number that rises with each change, a hyphen, and a digest. Weights that
+      have not changed keep their version.
+    - Implement `deliver`. Have one server load what was published last, and return when it has. It is called from one
+      thread for each server, and again for a server that returns after a failure. Raise `ServerFailure` if the server
+      may recover, and `ServerRefusal` if it never will.
+    - Never send pickles.
+
+    A class with these methods is enough; it need not derive from `WeightChannel`. `SharedFolder` is an example.
+    """
 
     def publish(self, weights: Mapping[str, Tensor]) -> str:
         """Prepare the weights for `deliver`.

@@ -30,7 +30,7 @@ def one_group(*rewards, lengths=LENGTHS):
 
 FIXTURE = one_group(1.0, 0.0, 0.0, 0.0)
 
-# Compare within a group, and centre there: equal rewards and a group of one have exactly no advantage.
+# Compare within a group, and center there: equal rewards and a group of one have exactly no advantage.
 CENTERED_IN_GROUPS = [
     GroupNormalized(),
     GroupNormalized(ddof=0, delta=0.0),

@@ -47,7 +47,7 @@ def test_with_long_completions_the_variance_is_that_of_the_population():
 
 
 def test_a_completion_counts_once_for_each_token():
-    """Centred rewards 1/2, -1/2 on 1 and 3 tokens: mean -1/4, variance (9/16 + 3/16) / 3 = 1/4."""
+    """Centered rewards 1/2, -1/2 on 1 and 3 tokens: mean -1/4, variance (9/16 + 3/16) / 3 = 1/4."""
     step = GroupedRewards(torch.tensor([1.0, 0.0], dtype=torch.float64), 2, lengths=torch.tensor([1, 3]))
     close(WhitenedCentered(variance_delta=0.0)(step), [1.5, -0.5])
     close(WhitenedReturns(variance_delta=0.0)(step), [1.5, -0.5])
@@ -95,7 +95,7 @@ def test_what_is_whitened_has_mean_zero_and_variance_one(estimator):
     close(tokens.var(), 1.0, tolerance=1e-6)
 
 
-def test_several_rewards_are_normalised_one_by_one():
+def test_several_rewards_are_normalized_one_by_one():
     """Within the group the first gives (3, -1, -1, -1) / 2 and the second, a thousandth as large, the same reversed."""
     components = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.001]], dtype=torch.float64)
     weights = (1.0, 2.0)
@@ -108,7 +108,7 @@ def test_several_rewards_are_normalised_one_by_one():
     close(ComponentNormalized(delta=0.0)(unweighted), [3**0.5 / 2, -(3**0.5) / 2, -(3**0.5) / 2, 3**0.5 / 2])
 
 
-def test_one_reward_is_normalised_and_whitened():
+def test_one_reward_is_normalized_and_whitened():
     step = replace(two_groups(), components=TWO_GROUPS.unsqueeze(-1))
     normalized = GroupNormalized()(step)
     close(ComponentNormalized()(step), (normalized - normalized.mean()) / normalized.std())

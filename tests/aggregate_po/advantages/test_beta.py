@@ -43,7 +43,7 @@ def test_four_prompts():
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.75])
-def test_at_three_halves_it_is_the_normalised_group_up_to_a_factor(rate):
+def test_at_three_halves_it_is_the_normalized_group_up_to_a_factor(rate):
     """The density there is 8/pi times the standard deviation of the population."""
     group = (torch.arange(4) < 4 * rate).double()
     normalized = GroupNormalized(ddof=0, delta=0.0)(GroupedRewards(group, 4))
@@ -51,7 +51,7 @@ def test_at_three_halves_it_is_the_normalised_group_up_to_a_factor(rate):
     close(centered / beta_density(number(rate), number(1.5), number(1.5)), normalized * math.pi / 8)
 
 
-# Where nothing can be fitted the shape is flat, and what is left is the centred reward.
+# Where nothing can be fitted the shape is flat, and what is left is the centered reward.
 DEGENERATE = {
     "one prompt": [1.0, 0.0, 0.0, 0.0],
     "the same rate in all prompts": [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0],

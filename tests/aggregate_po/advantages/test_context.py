@@ -1,4 +1,4 @@
-"""What estimators see, and what is asked of them."""
+"""The context of an estimator, and the requirements on its result."""
 
 from dataclasses import dataclass, fields
 
@@ -10,7 +10,7 @@ from aggregate_po.advantages import ComponentNormalized, GroupAdvantage, GroupCe
 from tests.aggregate_po.advantages.estimators import ALL, FIXTURE
 
 
-def test_groups_are_neighbours():
+def test_groups_are_neighbors():
     step = GroupedRewards(torch.tensor([1, 2, 3, 4, 5, 6]), group_size=3)
     assert step.groups.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert step.groups.dtype == torch.float64
@@ -102,7 +102,7 @@ def test_advantages_have_the_precision_of_the_rewards(dtype):
 
 @dataclass(frozen=True)
 class AgainstTheMedian(GroupAdvantage):
-    """What a newcomer writes."""
+    """An estimator as a new user writes one."""
 
     def within_groups(self, step):
         return step.groups - step.groups.quantile(0.5, dim=-1, keepdim=True)

@@ -39,7 +39,7 @@ def test_one_success_in_four(estimator, expected):
     close(estimator(FIXTURE), expected)
 
 
-def test_groups_are_neighbours_and_do_not_mix():
+def test_groups_are_neighbors_and_do_not_mix():
     step = GroupedRewards(torch.tensor([1.0, 0.0, 10.0, 30.0], dtype=torch.float64), 2, torch.tensor([1, 3, 3, 1]))
     close(GroupCentered()(step), [0.5, -0.5, -10.0, 10.0])
     close(LeaveOneOut()(step), [1.0, -1.0, -20.0, 20.0])

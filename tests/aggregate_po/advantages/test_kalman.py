@@ -53,14 +53,14 @@ def test_shuffled_is_the_filter_in_an_order_of_its_own():
     step = one_group(1.0, 0.25, 0.0, 0.5)
     orders = [list(order) for order in itertools.permutations(range(4))]
     sampled = [KalmanBaseline()(replace(step, rewards=step.rewards[order])) for order in orders]
-    drawn = set()
+    seen = set()
     for seed in range(40):
         result = KalmanBaseline("shuffled")(replace(step, seed=seed))
         matches = [tuple(order) for order, one in zip(orders, sampled, strict=True) if torch.equal(one, result[order])]
         assert len(matches) == 1
-        drawn.update(matches)
+        seen.update(matches)
         assert torch.equal(result, KalmanBaseline("shuffled")(replace(step, seed=seed)))
-    assert len(drawn) > 10
+    assert len(seen) > 10
 
 
 def test_prompts_are_shuffled_differently():
@@ -77,7 +77,7 @@ def test_shuffling_leaves_the_global_random_state_alone():
 
 @pytest.mark.parametrize("order", ["sampled", "shuffled", "two_pass"])
 def test_groups_of_one_and_equal_rewards(order):
-    """Drawn towards the start at 0: the gain of one step is 1.00001 / 1.01001, or 1 / 1.01 without drift."""
+    """Pulled toward the start at 0: the gain of one step is 1.00001 / 1.01001, or 1 / 1.01 without drift."""
     alone = KalmanBaseline(order)(GroupedRewards(torch.tensor([1.0, 0.0], dtype=torch.float64), 1))
     close(alone, [0.09950272 if order != "two_pass" else (1 / 101) / (1 / 101) ** 0.5, 0.0], tolerance=1e-6)
     equal = KalmanBaseline(order)(one_group(1.0, 1.0, 1.0, 1.0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aggregate_po import PessimisticClip, PolicyBatch, PolicyObjective, PowerMean
-from aggregate_po.geometry import log_variance_proxy, variance_minimising_exponent
+from aggregate_po.geometry import log_variance_proxy, variance_minimizing_exponent
 from aggregate_po.recipes import gmpo_no_clip, grpo, holder_po
 from tests.aggregate_po.worked_example import close, worked_batch
 
@@ -23,7 +23,7 @@ def test_group_of_mixed_signs_may_be_larger_under_gmpo():
 
 
 def test_holder_po_at_exponent_one_is_not_grpo():
-    """It clips the mean, 1.1888 here, and not the tokens."""
+    """HölderPO clips the mean, 1.1888 here, and not the tokens."""
     log_probs, batch = worked_batch(1)
     close(holder_po(1.0)(log_probs, batch), 1.188805784)
     close(grpo()(log_probs, batch), 1.02792539)
@@ -37,8 +37,9 @@ EXPONENTS = torch.linspace(-4, 4, 33, dtype=torch.float64).tolist()
 def test_a_token_clip_leaves_a_monotone_bound_on_the_gradient(advantage, spread):
     """HölderPO, arXiv:2605.12058, keeps the clip after the mean because a clip on tokens would void the bound.
 
-    With the clipped mean H_p in place of M_p it survives: open tokens keep their own value, so the sum of their powers
-    is at most the sum of all clipped powers, and the absolute token weights sum to at most |A| H_p, which rises with p.
+    With the clipped mean H_p in place of M_p it survives: unclipped tokens keep their own value, so the sum of their
+    powers is at most the sum of all clipped powers, and the absolute token weights sum to at most |A| H_p, which rises
+    with p.
     """
     generator = torch.Generator().manual_seed(0)
     log_ratio = spread * torch.randn(64, 7, generator=generator, dtype=torch.float64)
@@ -63,10 +64,10 @@ def test_a_token_clip_leaves_a_monotone_bound_on_the_gradient(advantage, spread)
 
 
 def test_the_variance_proxy_of_widely_spread_ratios_has_no_minimum():
-    """HölderPO states a minimiser at or below zero; here the infimum is only approached as p falls without end."""
+    """HölderPO states a minimizer at or below zero; here the infimum is only approached as p falls without end."""
     log_ratio, mask = torch.tensor([[0.0, -4.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
     infimum = -8.0
     for lowest in (-2.0, -8.0, -32.0, -128.0):
-        close(variance_minimising_exponent(log_ratio, mask, lowest), [lowest], tolerance=1e-9)
+        close(variance_minimizing_exponent(log_ratio, mask, lowest), [lowest], tolerance=1e-9)
         assert log_variance_proxy(log_ratio, mask, lowest) > infimum
     close(log_variance_proxy(log_ratio, mask, -1e6), [infimum], tolerance=1e-5)

@@ -19,7 +19,7 @@ OF_RATIOS = {
     "order_gap_bound": lambda x, mask: geometry.order_gap_bound(x, mask, 2.0, -1.0),
     "exponent_of_ess": lambda x, mask: geometry.exponent_of_ess(x, mask, 0.7, 1e3),
     "committal_exponent": geometry.committal_exponent,
-    "variance_minimising_exponent": geometry.variance_minimising_exponent,
+    "variance_minimizing_exponent": geometry.variance_minimizing_exponent,
 }
 EXPONENTS = [0.0, 5e-324, -1e-12, 1e-6, 0.5, 1.0, -2.0, 30.0, 1e3, -1e3]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aggregate_po.geometry import log_variance_proxy, variance_minimising_exponent, variance_proxy
+from aggregate_po.geometry import log_variance_proxy, variance_minimizing_exponent, variance_proxy
 from tests.aggregate_po.worked_example import LOG_RATIO, close
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
@@ -19,22 +19,22 @@ def test_variance_proxy(exponent, proxy):
 
 
 def test_exponent_of_the_smallest_proxy():
-    close(variance_minimising_exponent(LOG_RATIO, ALL), [-0.492040817], tolerance=1e-9)
+    close(variance_minimizing_exponent(LOG_RATIO, ALL), [-0.492040817], tolerance=1e-9)
 
 
 @pytest.mark.parametrize("level", [0.0, 80.0])
-def test_nearly_equal_ratios_are_minimised_at_minus_one_half(level):
+def test_nearly_equal_ratios_are_minimized_at_minus_one_half(level):
     """By symmetry of the second order; the third moment of these log ratios moves it by a quarter of their size."""
-    close(variance_minimising_exponent(level + 1e-4 * LOG_RATIO, ALL), [-0.5], tolerance=1e-4)
+    close(variance_minimizing_exponent(level + 1e-4 * LOG_RATIO, ALL), [-0.5], tolerance=1e-4)
 
 
 def test_the_interval_may_end_before_the_valley():
-    close(variance_minimising_exponent(LOG_RATIO, ALL, lowest=-0.25), [-0.25])
+    close(variance_minimizing_exponent(LOG_RATIO, ALL, lowest=-0.25), [-0.25])
 
 
 def test_equal_ratios_and_no_token_give_zero():
     mask = torch.tensor([[True, True], [True, False], [False, False]])
-    assert variance_minimising_exponent(torch.full((3, 2), 0.25), mask).tolist() == [0.0, 0.0, 0.0]
+    assert variance_minimizing_exponent(torch.full((3, 2), 0.25), mask).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_the_logarithm_stays_finite_where_the_proxy_does_not():
@@ -46,4 +46,4 @@ def test_the_logarithm_stays_finite_where_the_proxy_does_not():
 @pytest.mark.parametrize("lowest", [0.0, 1.0, -float("inf"), float("nan")])
 def test_an_interval_needs_a_lower_end(lowest):
     with pytest.raises(ValueError, match="`lowest` is"):
-        variance_minimising_exponent(LOG_RATIO, ALL, lowest)
+        variance_minimizing_exponent(LOG_RATIO, ALL, lowest)

@@ -156,6 +156,14 @@ def test_a_head_of_another_kind_is_called_itself():
     assert (found[batch.completion_mask] - plain(model, batch)[0]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_head_that_is_known_is_not_tried_out(said, monkeypatch):
+    monkeypatch.delattr(log_probs, "_probe")
+    model, batch = MODELS["tied"](), batch_of()
+    found, _ = log_probs.log_probs_and_entropy(model, batch, linear_head=said)
+    assert (found[batch.completion_mask] - plain(model, batch)[0]).abs().max() < 1e-5
+
+
 # Layouts
 
 

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-Phase = Literal["rollout", "scoring", "training", "update"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Something that takes memory on each device.
-
-    Args:
-        name: what it is.
-        size: bytes.
-        phases: in which it is there.
-        remedy: what makes it smaller.
-    """
-
-    name: str
-    size: int
-    phases: tuple[Phase, ...] = PHASES
-    remedy: str = ""
+from lightning_modules.memory import PHASES, EngineMemory, Entry, Phase
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What takes memory on each device.
+    """Memory on each device, in the phases of a training.
 
     Args:
         entries: in any order, those of size 0 left out.
@@ -38,7 +18,7 @@ class MemoryPlan:
     entries: tuple[Entry, ...]
 
     def total(self, phase: Phase) -> int:
-        """Bytes in one phase."""
+        """Return the bytes in one phase."""
         return sum(entry.size for entry in self.entries if phase in entry.phases)
 
     @property
@@ -59,7 +39,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Sizes of one whole model; bytes, the number of parameters apart.
+    """Sizes of a full model in bytes, and its number of parameters.
 
     Args:
         parameters: number of parameters, tied ones once.
@@ -82,7 +62,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class OptimizerSizes:
-    """Bytes of an optimiser for the whole model.
+    """Bytes of an optimizer for the full model.
 
     Args:
         state: kept between steps.
@@ -110,11 +90,11 @@ class PassSizes:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the trainer's state is spread.
+    """Division of the trainer's state among devices.
 
     Args:
         ranks: processes, one to a device.
-        shards: devices that share weights, gradients and optimiser state; 1 where each has all of them.
+        shards: devices that share weights, gradients and optimizer state; 1 where each has all of them.
         buckets: whether gradients are copied into buckets to be reduced, as `DistributedDataParallel` does.
         gathered: size of gathered weights, relative to weights as they are kept.
     """
@@ -125,7 +105,7 @@ class Sharding:
     gathered: float = 1.0
 
     def share(self, size: int) -> int:
-        """Bytes that are kept on one device."""
+        """Return the bytes that are kept on one device, of what is divided."""
         return -(-size // self.shards)
 
 
@@ -135,24 +115,22 @@ def memory_plan(
     passes: PassSizes,
     sharding: Sharding,
     reference: int = 0,
-    engine: Sequence[Entry] = (),
-    drawn_whole: bool = False,
+    engine: EngineMemory = EngineMemory(),
 ) -> MemoryPlan:
-    """Everything on one device, in the phases of a training that has made its first step.
+    """Plan the memory of one device, in the phases of a training that has made its first step.
 
     Args:
-        model: the whole model.
-        optimizer: of the whole model.
+        model: sizes of the full model.
+        optimizer: its sizes for the full model.
         passes: of one device's micro-batch.
-        sharding: what of it is divided among devices.
-        reference: bytes of the whole reference model.
-        engine: entries of the rollout engine.
-        drawn_whole: whether a divided model is whole on every device while completions are drawn.
+        sharding: division of model and optimizer among devices.
+        reference: bytes of the full reference model.
+        engine: memory of the rollout engine.
     """
     fewer = "raise `trainer.accumulate_grad_batches`, so that a micro-batch has fewer completions"
     divide = "divide it among more devices by `ModelParallelStrategy`"
     no_reference = "do without the penalty, or without `data.kl_in_reward`"
-    drawing = int(model.weights * sharding.gathered) if drawn_whole and sharding.shards > 1 else 0
+    sampling = int(model.weights * sharding.gathered) if engine.gathers_policy and sharding.shards > 1 else 0
     passes_run: tuple[Phase, ...] = ("rollout", "scoring", "training")
     activations = max(passes.activations - model.casts, 0)
     entries = [
@@ -160,59 +138,28 @@ def memory_plan(
         # They stay until the next update's backward pass begins, or a validation.
         Entry("gradients", sharding.share(model.trained), remedy=divide),
         Entry("gradient buckets", model.trained if sharding.buckets else 0, remedy="`gradient_as_bucket_view: true`"),
-        Entry("optimiser state", sharding.share(optimizer.state), remedy=divide),
-        Entry("whole weights for drawing", drawing, ("rollout",), "let vLLM draw"),
-        Entry("gathered weights", _gathered(model, sharding), ("scoring", "training") if drawing else passes_run),
+        Entry("optimizer state", sharding.share(optimizer.state), remedy=divide),
+        Entry("full weights for sampling", sampling, ("rollout",), "let vLLM sample"),
+        Entry("gathered weights", _gathered(model, sharding), ("scoring", "training") if sampling else passes_run),
         Entry("gathered gradients", _gathered(model, sharding, gradients=True), ("training",)),
-        Entry(
-            "reference model",
-            sharding.share(reference),
-            remedy=no_reference,
-        ),
+        Entry("reference model", sharding.share(reference), remedy=no_reference),
         Entry("log-probabilities of the rollout", passes.scoring, ("scoring",), fewer),
         Entry("autocast's copies of weights", model.casts, ("training",)),
         Entry("activations", activations, ("training",), fewer),
         Entry("loss head", passes.head, ("training",), fewer),
-        Entry("optimiser's temporaries", sharding.share(optimizer.step), ("update",), divide),
-        *engine,
+        Entry("optimizer's temporaries", sharding.share(optimizer.step), ("update",), divide),
+        *engine.entries,
     ]
     return MemoryPlan(tuple(entry for entry in entries if entry.size))
 
 
 def _gathered(model: ModelSizes, sharding: Sharding, gradients: bool = False) -> int:
-    """Whole weights at hand in the passes, or whole gradients that are not yet scattered.
+    """Return the bytes of gathered weights in the passes, or of gathered gradients that are not yet scattered.
 
-    What is in no layer is at hand all the time, and with it a layer and the next one, which is fetched ahead.
+    Weights outside the layers stay gathered all the time, and with them a layer and the next one, fetched ahead.
     """
     if sharding.shards == 1:
         return 0
     if gradients:  # added up as the weights are kept
         return max(model.outside_layers, model.largest_layer)
     return int((model.outside_layers + 2 * model.largest_layer) * sharding.gathered)
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """What of an engine's share is left for keys and values.
-
-    Args:
-        share: bytes of the engine.
-        weights: bytes of its weights.
-        per_token: bytes of one token's keys and values in all layers.
-        length: tokens of the longest sequence.
-    """
-
-    share: int
-    weights: int
-    per_token: int
-    length: int
-
-    @property
-    def left(self) -> int:
-        """Bytes for the cache; negative where the weights alone do not fit."""
-        return self.share - self.weights
-
-    @property
-    def sequences(self) -> int:
-        """Sequences of the longest length that fit at once."""
-        return max(self.left, 0) // (self.per_token * self.length)

@@ -1,4 +1,4 @@
-"""What holds for every rollout, whatever the rewards."""
+"""Properties of every estimator on random rollouts."""
 
 from dataclasses import replace
 
@@ -79,7 +79,7 @@ def test_advantages_are_finite_in_half_precision(estimator, step):
 )
 def test_permuting_prompts_permutes_advantages(estimator, step, data):
     if estimator == KalmanBaseline("shuffled"):
-        return  # the order drawn for a prompt goes with its place
+        return  # the order sampled for a prompt goes with its place
     step = for_estimator(estimator, step)
     prompts = len(step.rewards) // step.group_size
     order = torch.randperm(prompts, generator=data.draw(generators()))

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 class LiveMemory(TorchDispatchMode):
     """Counts the bytes of tensors that are made while it is entered, until they are freed.
 
-    What existed before, such as weights, is not counted, and views and tensors that share a storage count once. What a
-    kernel takes for itself while it runs is not seen, nor what an allocator keeps in reserve.
+    Tensors that existed before, such as weights, are not counted, and views and tensors that share a storage count
+    once. The workspace of a kernel is not seen, nor memory that an allocator keeps in reserve.
 
     Attributes:
         live: bytes at present.
@@ -40,7 +40,7 @@ class LiveMemory(TorchDispatchMode):
         self.peak = self.live
 
     def taken_peak(self) -> int:
-        """The peak, which begins anew."""
+        """Return the peak, and begin anew with it."""
         peak, self.peak = self.peak, self.live
         return peak
 

@@ -1,0 +1,116 @@
+"""A policy without weights, and its passes without data.
+
+The model is built of fake tensors, which have a shape, a type and no data, and its own forward and backward pass run on
+them. So what is counted is what the architecture does, whichever it is, and not a formula for some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from lightning_modules.memory.live import LiveMemory
+from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.model.lora import LoRA
+
+
+@dataclass(frozen=True)
+class Description:
+    """A policy without its weights.
+
+    Args:
+        config: of the model.
+        dtype: of its weights.
+        lora: adapters that are trained in place of them.
+        layout: how completions are laid out for the forward pass.
+        context: the precision's, in which the forward pass runs.
+    """
+
+    config: PreTrainedConfig
+    dtype: torch.dtype = torch.float32
+    lora: LoRA | None = None
+    layout: SequenceLayout = field(default_factory=SharedPrompts)
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def model(self, device: str = "meta") -> PreTrainedModel:
+        """Return the policy on a device; with that of real tensors, a fake mode must be on."""
+        with unset_fake_temporarily(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+            if self.lora is not None:
+                self.lora.adapt(model)
+        _move_without_data(model, device)
+        return cast(PreTrainedModel, model)
+
+
+def _move_without_data(model: nn.Module, device: str) -> None:
+    """Put tensors of the same shapes and types on a device in place of a model's own; tied ones stay one."""
+    made: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        tensors = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+            *((name, value) for name, value in vars(module).items() if isinstance(value, Tensor)),
+        ]
+        for name, value in tensors:
+            if value not in made:
+                bare = torch.empty(value.shape, dtype=value.dtype, device=device)
+                is_parameter = isinstance(value, nn.Parameter)
+                made[value] = nn.Parameter(bare, requires_grad=value.requires_grad) if is_parameter else bare
+            setattr(module, name, made[value])
+
+
+@contextmanager
+def traced(description: Description) -> Iterator[tuple[PreTrainedModel, LiveMemory]]:
+    """Run code on tensors without data, outside any graph and in the policy's precision.
+
+    Since there is no data, a mask selects everything, a number is 0, and a comparison of numbers is False.
+
+    Args:
+        description: of the policy.
+
+    Yields:
+        The policy, and the count of what is made besides it.
+    """
+    with FakeTensorMode(), torch.no_grad():
+        model = description.model("cpu")
+        with LiveMemory() as memory, Unmasked(), description.context():
+            yield model, memory
+
+
+class Unmasked(TorchDispatchMode):
+    """Answers what tensors without data cannot: a mask selects everything, and a number or a comparison is 0."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0
+        if func is torch.ops.aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
+            return args[0].flatten(0, args[1][0].ndim - 1).clone()
+        if func is torch.ops.aten.index_put_.default and args[1][0].dtype == torch.bool:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def cached_numbers(description: Description, tokens: int = 16) -> int:
+    """Return the numbers in the keys and values of one token, in all layers."""
+    with traced(description) as (model, _):
+        cache = DynamicCache(config=model.config)
+        model(torch.ones(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return sum(tensor.numel() for tensor in cached_tensors(cache)) // tokens
+
+
+def cached_tensors(cache: DynamicCache) -> list[Tensor]:
+    """Return the keys and values of all layers."""
+    return [tensor for layer in cast(Any, cache.layers) for tensor in (layer.keys, layer.values)]
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
