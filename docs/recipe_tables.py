@@ -1,4 +1,4 @@
-"""Tables of the recipes and of the advantage estimators, made from the code while the pages are built.
+"""Tables of the recipes and of the advantage estimators, generated from the code while the pages are built.
 
 mkdocs.yml names this file as a hook. A table stands where a page has the comment with its name, and what it says comes
 from signatures, docstrings and `gradient_weights`; a docstring without the sections that it needs stops the build. It
@@ -12,8 +12,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from markdown.extensions.toc import slugify
+from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from weight_plots import TOKENS, plot
+from mkdocs.structure.files import File, Files
+from weight_plots import TOKENS, figure, plot
 
 from aggregate_po import PolicyObjective, advantages, recipes
 from aggregate_po.advantages import AdvantageEstimator
@@ -35,6 +37,19 @@ class AnyLength(float):
         length = super().__new__(cls, TOKENS)
         length.name = name
         return length
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+    """Add a large figure of each recipe's weights to the site; MkDocs calls this once."""
+    for name in recipes.__all__:
+        drawing = figure(with_any_arguments(getattr(recipes, name)), name)
+        files.append(File.generated(config, figure_of(name), content=drawing))
+    return files
+
+
+def figure_of(name: str) -> str:
+    """Path of the large figure of a recipe, below the folder of the pages."""
+    return f"assets/weights/{name}.svg"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -75,7 +90,7 @@ def recipe_row(name: str, section: str) -> list[str]:
         "<br>".join(parts_of(objective)),
         arguments_of(recipe, without="penalties"),
         weight[1] + (f"<br>of [eq. {equation[1]}][eq-{equation[1]}]" if equation else ""),
-        plot(objective, name),
+        f"[{plot(objective, name)}]({figure_of(name)})",
     ]
 
 

@@ -1,6 +1,7 @@
-"""Small pictures of gradient weights: one token moves, and the objective says what it and its neighbours receive."""
+"""Small pictures of gradient weights: one token moves, and the objective says what it and its neighbors receive."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,12 +9,46 @@ from torch import Tensor
 from aggregate_po import PolicyBatch, PolicyObjective, StepTotals
 
 TOKENS = 3
-BEHAVIOUR_PROBABILITY = 0.5
+BEHAVIOR_PROBABILITY = 0.5
 RANGES = (0.002, 0.01, 1.0, 2.0)  # half-widths of the axis of log ratios
 SIGNS = {"up": 1.0, "down": -1.0}  # class of the curve in site.css: advantage
 
 _POINTS = 121
-_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 30.0, 172.0, 6.0, 86.0, 176, 100
+
+# The look of a file of its own; in the table it is that of site.css.
+_STYLE = """
+svg { background: white; }
+path { fill: none; stroke-width: 2.5; }
+text { font: 15px sans-serif; }
+.title { font-size: 20px; font-weight: bold; }
+.axis { stroke: #888; stroke-width: 1; }
+.up { stroke: #0072b2; }
+.down { stroke: #d55e00; }
+.other { stroke-dasharray: 7 5; stroke-width: 2; }
+"""
+_LEGEND = {
+    "own up": "this token, advantage 1",
+    "own down": "this token, advantage \N{MINUS SIGN}1",
+    "other up": "another token, advantage 1",
+    "other down": "another token, advantage \N{MINUS SIGN}1",
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Size of a picture, and the edges of the plot in it; user units of SVG."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    label_height: float
+
+
+SMALL = Frame(176, 100, 30, 172, 6, 86, label_height=7)
+LARGE = Frame(900, 520, 80, 640, 60, 430, label_height=15)
 
 
 def weights(objective: PolicyObjective, log_ratio: Tensor, advantage: float) -> Tensor:
@@ -24,7 +59,7 @@ def weights(objective: PolicyObjective, log_ratio: Tensor, advantage: float) -> 
     Returns:
         Shape `batch time`, one row for each log ratio.
     """
-    old = torch.full((len(log_ratio), TOKENS), math.log(BEHAVIOUR_PROBABILITY), dtype=torch.float64)
+    old = torch.full((len(log_ratio), TOKENS), math.log(BEHAVIOR_PROBABILITY), dtype=torch.float64)
     log_probs = old.clone()
     log_probs[:, 0] += log_ratio
     totals = StepTotals(completions=1, tokens=TOKENS, reward_mean=0.5, reward_std=0.5)
@@ -56,37 +91,62 @@ def curves(objective: PolicyObjective, half_width: float) -> tuple[Tensor, dict[
 
 
 def plot(objective: PolicyObjective, name: str) -> str:
-    """The curves as SVG on one line; colours and widths are those of the classes in site.css."""
+    """Return the curves as SVG on one line, for a cell of a table; colors and widths are those in site.css."""
     half_width = visible_range(objective)
+    label = f"{name}: gradient weight of a token against its log ratio, from {-half_width:g} to {half_width:g}"
+    opening = f'<svg class="weight-plot" viewBox="0 0 {SMALL.width} {SMALL.height}" role="img" aria-label="{label}">'
+    return "".join([opening, *_drawn(objective, half_width, SMALL), "</svg>"])
+
+
+def figure(objective: PolicyObjective, name: str) -> str:
+    """Return the same curves as a file of its own, with a title, labels at the axes, and a legend."""
+    frame = LARGE
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {frame.height}" width="{frame.width}" '
+        f'height="{frame.height}"><style>{_STYLE}</style>'
+    )
+    middle = (frame.top + frame.bottom) / 2
+    labels = [
+        f'<text class="title" x="{frame.left}" y="35">{name}</text>',
+        _text((frame.left + frame.right) / 2, frame.height - 25, "log ratio x of this token", "middle"),
+        f'<g transform="translate(22 {middle}) rotate(-90)">{_text(0, 0, "gradient weight times n", "middle")}</g>',
+    ]
+    for number, (kind, meaning) in enumerate(_LEGEND.items()):
+        height = frame.top + 20 + 28 * number
+        labels.append(f'<path class="{kind}" d="M{frame.right + 20} {height}h36"/>')
+        labels.append(_text(frame.right + 64, height + 5, meaning, "start"))
+    return "\n".join([opening, *_drawn(objective, visible_range(objective), frame), *labels, "</svg>\n"])
+
+
+def _drawn(objective: PolicyObjective, half_width: float, frame: Frame) -> list[str]:
+    """Return axes, curves and numbers."""
     log_ratio, by_sign = curves(objective, half_width)
     every = torch.cat(list(by_sign.values()))
     low, high = min(every.min().item(), 0.0), max(every.max().item(), 0.0)
 
     def across(value: Tensor | float) -> Tensor | float:
-        return _LEFT + (_RIGHT - _LEFT) * (value + half_width) / (2 * half_width)
+        return frame.left + (frame.right - frame.left) * (value + half_width) / (2 * half_width)
 
     def down(value: Tensor | float) -> Tensor | float:
-        return _BOTTOM - 4 - (_BOTTOM - _TOP - 8) * (value - low) / (high - low)
+        return frame.bottom - 4 - (frame.bottom - frame.top - 8) * (value - low) / (high - low)
 
-    zero, centre = down(0.0), across(0.0)
-    label = f"{name}: gradient weight of a token against its log ratio, from {-half_width:g} to {half_width:g}"
-    parts = [
-        f'<svg class="weight-plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-        f'aria-label="{label}">',
-        f'<path class="axis" d="M{_LEFT:g} {zero:.1f}H{_RIGHT:g}M{centre:.1f} {_TOP:g}V{_BOTTOM:g}"/>',
-    ]
+    zero, center = down(0.0), across(0.0)
+    axes = f"M{frame.left:g} {zero:.1f}H{frame.right:g}M{center:.1f} {frame.top:g}V{frame.bottom:g}"
+    parts = [f'<path class="axis" d="{axes}"/>']
     for number, kind in ((1, "other"), (0, "own")):
         for sign, values in by_sign.items():
             points = _path(across(log_ratio).tolist(), down(values[:, number]).tolist())
             parts.append(f'<path class="{kind} {sign}" d="{points}"/>')
     ends = [value for value in (high, low) if value]
-    parts += [_text(_LEFT - 3, down(value) + 3, _number(value), "end") for value in ends]
-    if all(abs(down(value) - zero) > 10 for value in ends):
-        parts.append(_text(_LEFT - 3, zero + 3, "0", "end"))
-    parts.append(_text(_LEFT, _HEIGHT - 3, _number(-half_width), "middle"))
-    parts.append(_text(centre, _HEIGHT - 3, "x", "middle"))
-    parts.append(_text(_RIGHT, _HEIGHT - 3, _number(half_width), "end"))
-    return "".join([*parts, "</svg>"])
+    heights = {value: down(value) for value in ends}
+    if all(abs(height - zero) > 1.2 * frame.label_height for height in heights.values()):
+        heights[0.0] = zero
+    beside, below = frame.left - frame.label_height / 3, frame.bottom + 1.4 * frame.label_height
+    parts += [
+        _text(beside, height + frame.label_height / 3, _number(value), "end") for value, height in heights.items()
+    ]
+    ticks = {frame.left: _number(-half_width), center: "0" if frame is LARGE else "x", frame.right: _number(half_width)}
+    return parts + [_text(place, below, tick, "middle") for place, tick in ticks.items()]
 
 
 def _path(across: list[float], down: list[float]) -> str:

@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -63,6 +64,7 @@ def test_a_row_has_paper_parts_arguments_formula_and_plot(recipe_rows, name):
     assert re.match(r"\$[^$]*A_\{?i[^$]*\$", weight)
     assert plot.count("<path") == 5
     assert len(re.findall(r"<text", plot)) >= 4
+    assert plot.endswith(f"</svg>](assets/weights/{name}.svg)")
 
 
 def test_recipes_with_an_equation_lead_to_it(recipe_rows):
@@ -79,7 +81,7 @@ def test_the_curves_are_the_gradient(tables, plots, name, advantage):
     objective = tables.with_any_arguments(getattr(recipes, name))
     half_width = plots.visible_range(objective)
     log_ratio = torch.tensor([-0.9, -0.35, 0.0, 0.35, 0.9], dtype=torch.float64) * half_width
-    old = torch.full((5, plots.TOKENS), math.log(plots.BEHAVIOUR_PROBABILITY), dtype=torch.float64)
+    old = torch.full((5, plots.TOKENS), math.log(plots.BEHAVIOR_PROBABILITY), dtype=torch.float64)
     log_probs = old.clone()
     log_probs[:, 0] += log_ratio
     log_probs.requires_grad_()
@@ -91,8 +93,8 @@ def test_the_curves_are_the_gradient(tables, plots, name, advantage):
 
 def test_grpo_is_drawn_at_zero_beyond_its_clip_and_along_the_ratio_before(recipe_rows, plots):
     points, zero = drawn(recipe_rows["grpo"][4], "own up")
-    centre, right = 101.0, points[-1][0]
-    log_ratios = [(across - centre) / (right - centre) for across, _ in points]
+    center, right = 101.0, points[-1][0]
+    log_ratios = [(across - center) / (right - center) for across, _ in points]
     beyond = [height for x, (_, height) in zip(log_ratios, points, strict=True) if x > math.log(1.2) + 0.02]
     before = {x: zero - height for x, (_, height) in zip(log_ratios, points, strict=True) if x < math.log(1.2) - 0.02}
     assert beyond
@@ -108,6 +110,17 @@ def test_the_other_token_shows_how_tokens_act_on_each_other(recipe_rows):
     heights = {name: {height for _, height in drawn(recipe_rows[name][4], "other up")[0]} for name in ("grpo", "gmpo")}
     assert len(heights["grpo"]) == 1
     assert len(heights["gmpo"]) > 20
+
+
+@pytest.mark.parametrize("name", recipes.__all__)
+def test_the_large_figure_has_the_curves_of_the_plot_and_says_what_they_are(tables, plots, name):
+    objective = tables.with_any_arguments(getattr(recipes, name))
+    drawing = ElementTree.fromstring(plots.figure(objective, name))
+    texts = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {name, "log ratio x of this token", "another token, advantage 1"} <= set(texts)
+    small = re.findall(r'class="(own|other) (up|down)"', plots.plot(objective, name))
+    curves = [path.get("class") for path in drawing.iter("{http://www.w3.org/2000/svg}path")]
+    assert sorted(curves) == sorted(["axis", *2 * [" ".join(one) for one in small]])
 
 
 @pytest.mark.parametrize(
@@ -180,21 +193,6 @@ def test_a_recipe_without_a_snippet_stops_the_build(tables):
 
     with pytest.raises(PluginError, match=r"names the recipes \['hmpo'\]"):
         tables.recipe_table(PAGE.replace("aggregate_po.recipes.hmpo", "elsewhere"))
-
-
-def test_every_module_is_on_a_page_of_the_api():
-    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
-    shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for package in ("aggregate_po", "lightning_modules")
-        for path in (ROOT / package).rglob("*.py")
-    }
-    packages = {module.rpartition(".")[0] for module in modules}
-    assert sorted(shown - modules) == []
-    # A package is shown by its modules, or as a whole, with what it exports.
-    missing = {module for module in modules - packages - shown if module.rpartition(".")[0] not in shown}
-    assert sorted(missing) == []
 
 
 def test_the_readme_names_every_recipe():
