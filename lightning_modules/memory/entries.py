@@ -32,7 +32,7 @@ class EngineMemory:
     """Memory of a rollout engine on each device that trains.
 
     Args:
-        entries: of the engine; none where it takes nothing there, or is not counted.
+        entries: memory of the engine; none if it takes none on the device, or is not counted.
         sentence: about the engine, printed below the table.
         gathers_policy: whether all weights of a sharded policy are on every device while the engine samples.
     """

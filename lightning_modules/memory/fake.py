@@ -27,10 +27,10 @@ class Description:
     """A policy without its weights.
 
     Args:
-        config: of the model.
-        dtype: of its weights.
+        config: configuration of the model.
+        dtype: type of the weights.
         lora: adapters that are trained in place of them.
-        layout: how completions are laid out for the forward pass.
+        layout: sequence layout of the forward pass.
         context: the precision's, in which the forward pass runs.
     """
 
@@ -74,7 +74,7 @@ def traced(description: Description) -> Iterator[tuple[PreTrainedModel, LiveMemo
     Since there is no data, a mask selects everything, a number is 0, and a comparison of numbers is False.
 
     Args:
-        description: of the policy.
+        description: the policy without its weights.
 
     Yields:
         The policy, and the count of what is made besides it.

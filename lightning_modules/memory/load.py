@@ -14,10 +14,10 @@ class SamplingLoad:
     """Completions that one device samples in a rollout, all of them as long as the longest.
 
     Args:
-        description: of the policy that is sampled from.
+        description: the policy that is sampled from, without its weights.
         parameters: number of its parameters, any adapters merged into them.
         computation_dtype: type in which the trainer multiplies matrices.
-        prompts: of one device's rollout.
+        prompts: number of prompts that one device samples for a rollout.
         samples_per_prompt: completions of each prompt.
         prompt_length: tokens.
         completion_length: tokens.

@@ -36,8 +36,8 @@ def log_probs_and_entropy(
 
     Args:
         model: the policy.
-        batch: its completions with their prompts.
-        layout: of the forward pass.
+        batch: completions with their prompts.
+        layout: sequence layout of the forward pass.
         linear_head: whether logits are the output layer's product with the last hidden states and nothing else; tried
             out by the model's first pass when None.
     """

@@ -35,14 +35,14 @@ class JobPlan:
         memory: the plan.
         model: sizes of the model.
         architecture: name of its class.
-        settings: of the trainer.
-        micro_batch: its shape.
-        completions: of a rollout, over all devices.
+        settings: the trainer's settings.
+        micro_batch: shape of the largest micro-batch.
+        completions: number of completions of a rollout, over all devices.
         updates: optimizer steps that a rollout is divided into.
-        prompt_length_from: how the length of the prompts is known.
+        prompt_length_from: source of the prompt length, in words.
         engine: the rollout engine's part.
         device_memory: bytes of a device, and how they are known.
-        unknown: what could not be counted, and why.
+        unknown: parts that could not be counted, each with the reason.
     """
 
     memory: MemoryPlan
@@ -68,9 +68,9 @@ def job_plan(
     """Plan a training; no weights are loaded, and the module's model is one on the meta device afterwards.
 
     Args:
-        module: what is trained.
-        data: its data.
-        settings: of the trainer.
+        module: the module that is trained.
+        data: the data module.
+        settings: the trainer's settings.
         prompt_length: tokens of the longest prompt; found by the tokenizer when None.
         device_memory: GiB of one device.
 
@@ -127,11 +127,11 @@ class _Job:
     """A training with the description of its policy.
 
     Args:
-        module: what is trained.
-        data: its data.
-        settings: of the trainer.
-        updates: how a rollout is split.
-        description: of the policy, as its weights are kept.
+        module: the module that is trained.
+        data: the data module.
+        settings: the trainer's settings.
+        updates: split of a rollout into updates and micro-batches.
+        description: the policy without its weights, in the type in which they are kept.
         prompt_length: tokens of the longest prompt.
     """
 

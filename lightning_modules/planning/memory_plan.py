@@ -44,11 +44,11 @@ class ModelSizes:
     Args:
         parameters: number of parameters, tied ones once.
         trained_parameters: number of those that are trained.
-        weights: of all parameters and buffers.
-        trained: of the parameters that are trained, and so of their gradients.
-        largest_layer: of the largest decoder layer.
-        outside_layers: of all that is in no decoder layer.
-        casts: of the copies of weights that autocast makes.
+        weights: all parameters and buffers.
+        trained: parameters that are trained, as large as their gradients.
+        largest_layer: the largest decoder layer.
+        outside_layers: everything that is in no decoder layer.
+        casts: copies of weights that autocast makes.
     """
 
     parameters: int
@@ -79,8 +79,8 @@ class PassSizes:
 
     Args:
         activations: the most outside the loss head.
-        head: what the log-probabilities, and their gradient, add to that.
-        scoring: of a forward pass outside any graph; 0 where there is none.
+        head: memory that the log-probabilities and their gradient add to the activations.
+        scoring: a forward pass outside any graph; 0 if there is none.
     """
 
     activations: int
@@ -121,8 +121,8 @@ def memory_plan(
 
     Args:
         model: sizes of the full model.
-        optimizer: its sizes for the full model.
-        passes: of one device's micro-batch.
+        optimizer: sizes of the optimizer for the full model.
+        passes: sizes of the passes over one device's micro-batch.
         sharding: division of model and optimizer among devices.
         reference: bytes of the full reference model.
         engine: memory of the rollout engine.

@@ -27,10 +27,10 @@ class TrainerSettings:
 
     Args:
         on_gpu: whether the devices are GPUs.
-        devices: of each node.
+        devices: number of devices on each node.
         num_nodes: number of nodes.
-        sharding: what the strategy divides.
-        strategy: its name.
+        sharding: parts of the training state that the strategy shards.
+        strategy: name of the strategy.
         precision: in full, such as bf16-mixed.
         accumulate_grad_batches: micro-batches of an optimizer step.
     """

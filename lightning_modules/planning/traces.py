@@ -49,7 +49,7 @@ def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on
     """Make one step on the meta device, and return the optimizer's state and what the step takes besides.
 
     Args:
-        model: what it optimises.
+        model: the model that is optimized.
         optimizer: made of the model's parameters.
         on_gpu: whether the step goes over all parameters at once, as optimizers do by default on a GPU.
     """
@@ -98,8 +98,8 @@ def pass_sizes(description: Description, shape: PassShape, gradients_kept: bool 
     """Return what the forward and backward pass of a micro-batch takes besides weights and gradients.
 
     Args:
-        description: of the policy.
-        shape: of the micro-batch.
+        description: the policy without its weights.
+        shape: shape of the micro-batch.
         gradients_kept: whether the backward pass adds to gradients that are there, or makes them; in the forward pass
             there are those of the step before.
     """

@@ -23,10 +23,10 @@ class SamplingParameters:
     """Parameters of sampling.
 
     Args:
-        max_completion_length: tokens after which a completion is cut off.
+        max_completion_length: tokens after which a completion is truncated.
         stop_token_ids: tokens that end a completion; they belong to it.
         temperature: divides the logits; 0 takes the most likely token.
-        seed: of sampling; the same seed, prompts and policy give the same completions.
+        seed: random seed; the same seed, prompts and policy give the same completions.
         samples_per_prompt: completions of each prompt.
     """
 
@@ -46,7 +46,7 @@ class Completions:
         mask: True on the completion's tokens, its stop token included; shape `batch time`.
         log_probs: log-probabilities of the tokens under the distribution they were sampled from, temperature applied;
             shape `batch time`; nats.
-        finished: False where the completion was cut off; shape `batch`.
+        finished: False if the completion was truncated; shape `batch`.
     """
 
     token_ids: TokenIds

@@ -57,7 +57,7 @@ class VLLM(RolloutEngine):
         tensor_parallel_size: ranks that share an engine, each with a shard of it.
         max_model_length: tokens of a prompt and its completion; the model's own limit when None.
         max_sequences: completions generated at the same time.
-        dtype: of the engine; "auto" takes the precision in which the trainer computes, float32 for float64.
+        dtype: precision of the engine; "auto" takes the precision in which the trainer computes, float32 for float64.
         enforce_eager: whether the engine runs without compilation; when None, on the CPU alone.
         sleep: whether the engine sleeps between rollouts; without effect on the CPU.
         check_weights: whether a few log-probabilities of engine and policy are compared after each transfer.

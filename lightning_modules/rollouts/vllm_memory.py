@@ -20,13 +20,13 @@ def vllm_memory(
     """Return the memory of the engine on one device.
 
     Args:
-        load: what one device samples.
-        dtype: of the engine; float32 in place of float64.
-        gpu_memory_utilization: as the other arguments of `VLLM`.
-        tensor_parallel_size: likewise.
-        max_model_length: likewise.
-        max_sequences: likewise.
-        sleep: likewise.
+        load: sampling load of one device.
+        dtype: precision of the engine; float32 in place of float64.
+        gpu_memory_utilization: argument of `VLLM`.
+        tensor_parallel_size: argument of `VLLM`.
+        max_model_length: argument of `VLLM`.
+        max_sequences: argument of `VLLM`.
+        sleep: argument of `VLLM`.
     """
     itemsize = min(dtype.itemsize, torch.float32.itemsize)
     weights = load.parameters * itemsize // tensor_parallel_size
