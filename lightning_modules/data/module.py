@@ -225,7 +225,13 @@ class RolloutDataModule(LightningDataModule):
     @override
     def teardown(self, stage: str) -> None:
         """Release the resources of the sampler and the engine."""
-        self.sampler.close()
+        if "sampler" in vars(self):  # made by `setup`, which may have failed
+            self.sampler.close()
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        """Release the resources after a failure too, since Lightning then calls no `teardown`."""
+        self.teardown("exception")
 
     # Data flow
 
@@ -241,7 +247,9 @@ class RolloutDataModule(LightningDataModule):
         estimated = advantages(self.advantages, groups, rewards, self.rewards.weights, seed, self._trainer)
         metrics = rollout_metrics(groups, rewards, self.rewards.names, log_probs.mismatch, self._trainer)
         rollout = Rollout(groups, sequences, log_probs, weighted(self.schemes, estimated, groups), metrics)
-        batches, trained = updates(rollout, plan, self._keeps_all, self._trainer)
+        # Penalties have a gradient on completions without advantage too.
+        keeps_all = bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)
+        batches, trained = updates(rollout, plan, keeps_all, self._trainer)
         self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)
         seconds = time.perf_counter() - started
         return PreparedRollout(batches, {**metrics, "completions/trained_ratio": trained, "time/rollout": seconds})
@@ -253,27 +261,14 @@ class RolloutDataModule(LightningDataModule):
 
     def _begin(self, number: int, step: int) -> None:
         """Start sampling the next rollout in the background if `overlap` is set and training continues after `step`."""
-        if self.overlap and not 0 <= self._trainer.max_steps <= step:
+        if self.overlap and step < self._trainer.estimated_stepping_batches:
             self._group_sampler(number).begin(first_count(self.schemes, self._prompts_per_rank))
 
     def _group_sampler(self, number: int) -> GroupSampler:
-        return GroupSampler(
-            self.sampler,
-            self._prompts,
-            self.rewards,
-            self.truncated,
-            self.group_size,
-            self.temperature,
-            self.updates_per_rollout,
-            (self.seed, number, data_parallel_rank(self._trainer)),
-            self._trainer,
-        )
+        sizes = self.group_size, self.temperature, self.updates_per_rollout
+        seeds = self.seed, number, data_parallel_rank(self._trainer)
+        return GroupSampler(self.sampler, self._prompts, self.rewards, self.truncated, *sizes, seeds, self._trainer)
 
     @property
     def _prompts_per_rank(self) -> int:
         return self.prompts_per_rollout // data_parallel_size(self._trainer)
-
-    @property
-    def _keeps_all(self) -> bool:
-        """Whether completions with zero advantage are kept, because penalties have a gradient there."""
-        return bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)

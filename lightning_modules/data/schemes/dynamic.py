@@ -65,9 +65,9 @@ class DynamicSampling(SamplingScheme):
         size = self._size_at_bound(count, kept, rollout) if missing else count
         sampled = Groups.joined(rounds)
         # Groups with signal come first; the order of prompts is kept otherwise.
-        order = (~sampled.have_signal).long().argsort(stable=True)
-        metrics = _metrics(rollout.over_ranks(_counted(sampled, size)), len(rounds))
-        return sampled.select(order[:size], {**sampled.metrics, **metrics})
+        chosen = (~sampled.have_signal).long().argsort(stable=True)[:size]
+        metrics = _metrics(rollout.over_ranks(_counted(sampled, len(chosen))), len(rounds))
+        return sampled.select(chosen, {**sampled.metrics, **metrics})
 
     def _size_at_bound(self, count: int, kept: int, rollout: GroupSampler) -> int:
         """Return the number of groups per rank when some are missing after the last round."""

@@ -139,6 +139,37 @@ def test_no_rollout_is_generated_that_nobody_would_train_on(tmp_path, model_fold
     assert "rollout_0" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_no_rollout_is_generated_beyond_the_last_epoch(tmp_path, model_folder):
+    engine = ElsewhereEngine()
+    data = small_data(rollouts=engine, overlap=True)
+    fitted(tmp_path, model_folder, data=data, max_steps=-1, max_epochs=2)
+    assert len(engine.prompts) == 2
+
+
+def failing_reward(completion, example):
+    raise RuntimeError("no verdict")
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_failure_closes_the_engine_and_ends_its_thread(tmp_path, model_folder, overlap):
+    class ClosedEngine(ElsewhereEngine):
+        closed = 0
+
+        def close(self):
+            self.closed += 1
+
+    engine = ClosedEngine(fail_at=1 if overlap else None)
+    reward = {} if overlap else {"reward": failing_reward}
+    with pytest.raises((RuntimeError, ConnectionError)):
+        fitted(tmp_path, model_folder, data=small_data(rollouts=engine, overlap=overlap, **reward), max_steps=4)
+    assert engine.closed == 1
+    assert "rollout_0" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_was_not_set_up_can_be_torn_down():
+    small_data().teardown("fit")
+
+
 def test_a_resumed_run_consumes_the_prompts_that_remain(tmp_path, model_folder):
     _, undisturbed, _, _ = overlapped(tmp_path / "undisturbed", model_folder, steps=8)
     half, first, _, _ = overlapped(tmp_path / "half", model_folder, steps=3)
