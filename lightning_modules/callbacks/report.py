@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_modules.batch import current_rollout_metrics, evaluation_metrics
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
-from lightning_modules.callbacks.plots import draw_run
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.tally import Tally
@@ -106,6 +105,8 @@ class RunReport(Callback):
         cast(PolicyModule, pl_module).policy.save_pretrained(folder / "model")
         if self._metrics is None:  # on the other ranks
             return
+        from lightning_modules.callbacks.plots import draw_run  # loads matplotlib, which nothing else here needs
+
         draw_run(folder / "metrics.csv", folder / "reward.png")
         before = self._before or {}
         speed = self._tokens / self._seconds if self._seconds else 0.0
