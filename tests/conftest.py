@@ -1,4 +1,4 @@
-"""Hypothesis profiles (`pytest --hypothesis-profile thorough` for the long run), and a model for runs in processes."""
+"""Hypothesis profiles (`pytest --hypothesis-profile thorough` for the long run), markers, and a model for runs."""
 
 from pathlib import Path
 
@@ -6,9 +6,30 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.peers import MISSING
+
+TESTS = Path(__file__).parent
+# What every test in a folder is marked with; single files set `pytestmark`. pyproject.toml says what markers mean.
+MARKERS = {"distributed": ["distributed", "slow"], "end_to_end": ["slow"], "parity": ["parity"]}
+
 settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of whole folders."""
+    for item in items:
+        if item.path.is_relative_to(TESTS):
+            for marker in MARKERS.get(item.path.relative_to(TESTS).parts[0], []):
+                item.add_marker(marker)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many were skipped because a peer is not installed; a file that is skipped as a whole counts as one."""
+    # By name, since pytest imports a file once for its tests and once for its doctests.
+    skipped = {report.nodeid for report in terminalreporter.stats.get("skipped", []) if MISSING in str(report.longrepr)}
+    terminalreporter.write_line(f"tests or files skipped because a peer is not installed: {len(skipped)}")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from typing_extensions import override
 from lightning_modules.batch import current_rollout_metrics, evaluation_metrics
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
-from lightning_modules.callbacks.plots import plot_run
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.tally import Tally
@@ -112,6 +111,8 @@ class RunReport(Callback):
         cast(PolicyModule, pl_module).policy.save_pretrained(folder / "model")
         if self._metrics is None:  # on all ranks but rank 0
             return
+        from lightning_modules.callbacks.plots import plot_run  # loads matplotlib, which nothing else here needs
+
         plot_run(folder / "metrics.csv", folder / "reward.png")
         before = self._before or {}
         speed = self._tokens / self._seconds if self._seconds else 0.0

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from lightning_modules.addition.warm_start import make_model, make_tokenizer
+from tests.peers import require_peers
+
+require_peers("vllm")
+pytestmark = pytest.mark.vllm
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -78,6 +78,8 @@ def test_python_runs_and_prints_what_the_page_says(page, folder):
 
 @pages_with(commands)
 def test_commands_parse(page, folder):
+    if page.stem == "write-an-aggregator" and sys.version_info >= (3, 13):
+        pytest.xfail("jsonargparse 4.53 on Python 3.13 refuses a function that returns an Annotated type")
     write_files(page, folder)
     for arguments in commands(page):
         parsed_config(arguments)

@@ -35,6 +35,10 @@ from tests.lightning_modules.training import (
     small_data,
     tokens_of,
 )
+from tests.peers import require_peers
+
+require_peers("vllm")
+pytestmark = pytest.mark.vllm
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 STOPS = tuple(range(1, 271, 8))

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+
+from tests.peers import require_peers
+
+require_peers("liger_kernel", "trl")
+
 from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
 from aggregate_po import PolicyBatch

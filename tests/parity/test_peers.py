@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
+from tests.peers import require_peers
 
 HERE = Path(__file__).parent
 
@@ -17,9 +17,9 @@ def pins(path):
 PEERS = pins(HERE / "peers.txt")
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_a_peer_has_the_version_that_is_pinned(name):
-    assert version(name) == PEERS[name]
+def test_peers_have_the_versions_that_are_pinned():
+    require_peers("liger_kernel", "trl", "verl")
+    assert {name: version(name) for name in PEERS} == PEERS
 
 
 def test_peers_replace_nothing_that_the_project_pins():

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+
+from tests.peers import require_peers
+
+require_peers("trl")
+
 from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
 from aggregate_po import ImportanceWeighted, K3Penalty

@@ -4,6 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from tests.peers import require_peers
+
+require_peers("trl", "verl")
+
 from trl.experimental.gmpo import GMPOTrainer
 from verl.trainer.config import RolloutCorrectionConfig
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss

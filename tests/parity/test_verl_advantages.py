@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+
+from tests.peers import require_peers
+
+require_peers("verl")
+
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
 from aggregate_po.advantages import (

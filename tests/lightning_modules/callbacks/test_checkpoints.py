@@ -85,7 +85,7 @@ def test_a_stale_scratch_file_does_not_disturb(tmp_path):
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match="local object"):
         AtomicCheckpointIO().save_checkpoint({"step": 2, "function": lambda: None}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
 

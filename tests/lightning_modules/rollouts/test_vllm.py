@@ -19,6 +19,10 @@ from lightning_modules.addition.warm_start import make_model, make_tokenizer
 from lightning_modules.rollouts import VLLM, SamplingParameters, TransformersEngine
 from lightning_modules.rollouts.weight_check import WeightCheck, policy_log_probs, probe_tokens
 from tests.lightning_modules.training import fitted, plain_log_prob_matrix, plain_logits, small_data, tokens_of
+from tests.peers import require_peers
+
+require_peers("vllm")
+pytestmark = pytest.mark.vllm
 
 REPOSITORY = Path(__file__).parents[3]
 QUESTIONS = ["What is 12 + 345?", "2", "What is 9 + 8? What is 7?", "boxed 47", "What is 472 + 96?"]

