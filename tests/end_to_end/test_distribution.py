@@ -101,7 +101,7 @@ def test_the_others_end_with_the_first_rank(start, arguments, tmp_path):
     process.kill()
     # Until all have ended that hold its output.
     output, _ = process.communicate(timeout=20)
-    assert "rank 1 of 2 waited for another one, which has ended" in output
+    assert "rank 1 of 2 waited for another rank, which has ended" in output
 
 
 def test_a_rank_that_does_not_answer_ends_the_run_within_the_time_out(start, arguments, tmp_path):
