@@ -116,4 +116,4 @@ def test_a_rank_that_does_not_answer_ends_the_run_within_the_time_out(start, arg
     finally:
         os.kill(child, signal.SIGKILL)
     assert 14 < time.monotonic() - stopped < 40
-    assert "rank 0 of 2 waited for another one" in process.communicate()[0]
+    assert "rank 0 of 2 waited for another rank" in process.communicate()[0]
