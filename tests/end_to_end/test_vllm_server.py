@@ -24,6 +24,7 @@ from aggregate_po import TokenCorrection
 from lightning_modules import PolicyModule, RunCheckpoint
 from lightning_modules.addition.warm_start import make_model, make_tokenizer
 from lightning_modules.model.log_probs import log_probs_and_entropy
+from lightning_modules.model.policy import Policy
 from lightning_modules.rollouts import SamplingParameters, SharedFolder, TransformersEngine, VLLMServers
 from lightning_modules.rollouts.servers.client import ServerRefusal
 from tests.lightning_modules.training import (
@@ -460,7 +461,7 @@ def test_a_server_that_is_killed_in_a_rollout_costs_no_completion(servers, weigh
     engine.victim, engine.fatal_rollout = servers[1], 2
     data = data_of(engine, prompts_per_rollout=16, group_size=8, max_completion_length=200)
     module = PolicyModule(folders[True], gmpo(), learning_rate=1e-3)
-    monkeypatch.setattr(PolicyModule, "stop_token_ids", (0,))  # a rare one, so that completions run on
+    monkeypatch.setattr(Policy, "stop_token_ids", (0,))  # a rare one, so that completions run on
     run = fitted(tmp_path, folders[True], data=data, module=module, max_steps=3, callbacks=[recorder])
     assert run.trainer.global_step == 3
     # It was lost while it worked, not found dead before the third rollout.
@@ -474,7 +475,7 @@ def test_a_server_that_is_killed_in_a_rollout_costs_no_completion(servers, weigh
 
 
 def test_when_all_servers_are_dead_the_run_ends_and_can_be_resumed(servers, weights, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(PolicyModule, "stop_token_ids", (0,))
+    monkeypatch.setattr(Policy, "stop_token_ids", (0,))
     engine = engine_of(servers[:1], weights, kind=NotedServers)
     engine.victim, engine.fatal_rollout = servers[0], 3
     data = data_of(engine, prompts_per_rollout=16, group_size=8, max_completion_length=200)
