@@ -43,7 +43,7 @@ core-rest:
 	$(PYTEST) tests/aggregate_po tests/contracts aggregate_po $(CORE_HALF:%=--ignore=%) $(ARGS)
 
 test-fast: .venv/dev
-	$(PYTEST) $(PARALLEL) -m "not slow and not vllm and not parity" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not slow and not vllm and not parity" --ignore tests/parity $(ARGS)
 
 test: check docs-check .venv/peers $(if $(ALL_PEERS),.venv/vllm)
 	REQUIRE_PEERS=$(if $(ALL_PEERS),1) $(PYTEST) $(PARALLEL) $(ARGS)
