@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of the vLLM servers depend on their order in the file.
 PARALLEL := --numprocesses 2 --dist loadfile
 # About half of the work of test-core, which runs in two processes; pytest-xdist is not among what it installs.
-CORE_HALF := $(addprefix tests/contracts/test_,broken_parts.py micro_batches.py padding.py precision.py)
+CORE_HALF := $(addprefix tests/contracts/test_,padding.py precision.py testing.py)
 # vLLM for processors exists for this platform alone. Here a peer that is missing fails the tests; elsewhere they skip.
 ALL_PEERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
@@ -43,7 +43,7 @@ core-rest:
 	$(PYTEST) tests/aggregate_po tests/contracts aggregate_po $(CORE_HALF:%=--ignore=%) $(ARGS)
 
 test-fast: .venv/dev
-	$(PYTEST) $(PARALLEL) -m "not slow and not vllm and not parity" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not slow and not vllm and not parity" --ignore tests/parity $(ARGS)
 
 test: check docs-check .venv/peers $(if $(ALL_PEERS),.venv/vllm)
 	REQUIRE_PEERS=$(if $(ALL_PEERS),1) $(PYTEST) $(PARALLEL) $(ARGS)
