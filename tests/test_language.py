@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Folders of Python files: identifiers, docstrings (which `--help` shows) and comments.
+# Folders of Python files: identifiers, docstrings (which `--help` shows), messages and comments.
 HELD = [
     "aggregate_po",
     "lightning_modules",
@@ -24,8 +24,9 @@ HELD = [
     "tests/parity",
     "tests/third_party",
 ]
-# Patterns of Markdown pages; not yet docs/theory.md, which draws tokens and cuts steps, and docs/plan.md.
-HELD_PAGES = ["README.md", "docs/[!tp]*.md", "docs/api/*.md"]
+HELD_PAGES = ["*.md", "docs/*.md", "docs/api/*.md"]
+# Functions whose arguments a user reads.
+SPEAKERS = r"print|warn|exit|error|add_note|rank_zero_\w+|\w*Error|SystemExit"
 
 BRITISH = {
     r"(optim|normal|minim|maxim|penal|initial|general|regular|standard|summar|real|recogn|organ|ideal|orthogonal|token)"
@@ -146,6 +147,18 @@ def comments(source):
             yield token.string
 
 
+def messages(tree):
+    """Yield the texts of errors, warnings and output, without what is formatted into them."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if re.fullmatch(SPEAKERS, name):
+            for argument in node.args:
+                literals = [part for part in ast.walk(argument) if isinstance(part, ast.Constant)]
+                yield " ".join(part.value for part in literals if isinstance(part.value, str))
+
+
 def problems_of_docstring(node, docstring):
     """Return the reasons why a docstring cannot be read alone."""
     problems = [
@@ -165,7 +178,7 @@ def problems_of_docstring(node, docstring):
 def test_words_of_the_field_in_code(path):
     source = (ROOT / path).read_text(encoding="utf-8")
     tree = ast.parse(source)
-    texts = [docstring for _, docstring in docstrings(tree)] + list(comments(source))
+    texts = [docstring for _, docstring in docstrings(tree)] + list(comments(source)) + list(messages(tree))
     found = [problem for text in texts for problem in forbidden_words(path, text)]
     found += [problem for name in sorted(set(defined_names(tree))) for problem in forbidden_identifier(path, name)]
     assert found == []
