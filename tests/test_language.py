@@ -53,7 +53,7 @@ WORDS = BRITISH | {
 }
 # Sequences of words in a text.
 PHRASES = {
-    r"(a|the|each|all|of|is|are|was|that|which) (closed|closes)\b(?!.form)|\b(closes|opens) (a |the |all )?tokens?": (
+    r"(a|the|each|all|of|is|are|was|that|which) (closed|closes)\b(?!.form)|\b(close|open)s? (a |the |all |single |whole )?(tokens?|completions?)": (
         "clipped, unclipped, masked"
     ),
     r"\b(look|looks|looking|looked) into\b": "inspect",
