@@ -21,10 +21,10 @@ class CorrectionWeights:
     """Detached correction weights of a rollout, which `PolicyBatch` passes to the objective; None means no effect.
 
     Args:
-        log_token: log weights that are added to the log ratios on entry to the aggregator, after the exponent was
+        log_token: Log weights that are added to the log ratios on entry to the aggregator, after the exponent was
             chosen (eq. 20); shape `batch time`.
         kept: False on masked tokens, which have ratio one and no gradient; shape `batch time`.
-        log_sequence: log weights that are added to the log value of each completion after the sequence transform; -inf
+        log_sequence: Log weights that are added to the log value of each completion after the sequence transform; -inf
             masks the completion; shape `batch`.
     """
 
@@ -80,8 +80,8 @@ class SamplerCorrection(ABC):
         """Return detached weights from the log-probabilities of both policies.
 
         Args:
-            old_log_probs: log-probabilities under the behavior policy, computed by the trainer; shape `batch time`.
-            rollout_log_probs: log-probabilities that the sampler returned; a token whose value is not finite is not
+            old_log_probs: Log-probabilities under the behavior policy, computed by the trainer; shape `batch time`.
+            rollout_log_probs: Log-probabilities that the sampler returned; a token whose value is not finite is not
                 corrected; shape `batch time`.
             response_mask: True on trained tokens; shape `batch time`.
         """
@@ -131,9 +131,10 @@ class TokenCorrection(_WithinBounds):
     r"""One weight per token: low variance, and a bias that grows with the distance between the policies.
 
     Args:
-        max_weight: weights are at most this; `inf` for no bound.
-        min_weight: weights are at least this.
-        outside: "truncate" a weight to the nearer bound, or "mask" its token, which then has no gradient.
+        max_weight: Upper bound of the weights; `inf` means no upper bound.
+        min_weight: Lower bound of the weights.
+        outside: Rule for weights outside the bounds: "truncate" sets a weight to the nearer bound, and "mask" sets the
+            gradient of its token to zero.
 
     Raises:
         ValueError: the bounds are out of order, or `outside` is neither word.
@@ -158,9 +159,10 @@ class SequenceCorrection(_WithinBounds):
     r"""One weight per completion, $\prod_t w_t$: unbiased without bounds, but of high variance.
 
     Args:
-        max_weight: weights are at most this; `inf` for no bound.
-        min_weight: weights are at least this.
-        outside: "truncate" a weight to the nearer bound, or "mask" its completion, which then has no gradient.
+        max_weight: Upper bound of the weights; `inf` means no upper bound.
+        min_weight: Lower bound of the weights.
+        outside: Rule for weights outside the bounds: "truncate" sets a weight to the nearer bound, and "mask" sets the
+            gradient of its completion to zero.
 
     Raises:
         ValueError: the bounds are out of order, or `outside` is neither word.

@@ -13,7 +13,7 @@ from aggregate_po.masked import masked_max, masked_mean
 
 
 class ExponentRule(ABC):
-    """Chooses the exponent of a power mean for each completion; it is a constant to the gradient.
+    """Chooses the exponent of a power mean for each completion; no gradient flows through the exponent.
 
     Subclass requirements:
 
@@ -31,7 +31,11 @@ class ExponentRule(ABC):
 
 @dataclass(frozen=True)
 class FixedExponent(ExponentRule):
-    """Constant exponent; `PowerMean(0.5)` is short for `PowerMean(FixedExponent(0.5))`."""
+    """Constant exponent; `PowerMean(0.5)` is short for `PowerMean(FixedExponent(0.5))`.
+
+    Args:
+        value: Exponent of every completion.
+    """
 
     value: float
 
@@ -43,6 +47,10 @@ class FixedExponent(ExponentRule):
 @dataclass(frozen=True)
 class LinearExponent(ExponentRule):
     """Linear schedule of the exponent over training, by `totals.progress` (0 at the start, 1 at the end).
+
+    Args:
+        start: Exponent at the start of training.
+        end: Exponent at the end of training.
 
     Reference: HölderPO, arXiv:2605.12058, whose schedule runs from 2 to -2.
     """
@@ -64,7 +72,7 @@ class RewardExponent(ExponentRule):
     reaching it: with the default $\gamma$, $p = 0.449$ at reward 1.
 
     Args:
-        gamma: rate $\gamma$ of the decay.
+        gamma: Rate $\gamma$ of the decay.
 
     Raises:
         ValueError: `gamma` is negative; when called, if the totals lack the mean reward.
@@ -94,8 +102,8 @@ def interpolated_target(clipped_fraction: PerCompletion, arithmetic_ess: PerComp
     part gives no formula in between.
 
     Args:
-        clipped_fraction: fraction of tokens whose gradient the clip sets to zero; shape `batch`.
-        arithmetic_ess: effective sample size at `p = 1` as a fraction of the length; shape `batch`.
+        clipped_fraction: Fraction of tokens whose gradient the clip sets to zero; shape `batch`.
+        arithmetic_ess: Effective sample size at `p = 1` as a fraction of the length; shape `batch`.
     """
     return (1 - clipped_fraction) * arithmetic_ess + clipped_fraction
 
@@ -109,7 +117,8 @@ class ESSMatching(ExponentRule):
     all ratios are equal, and 0 if the target is the full length.
 
     Args:
-        target: maps the clipped fraction and `ESS(1) / n`, both of shape `batch`, to the target `ESS / n`.
+        target: Function that maps the clipped fraction and `ESS(1) / n`, both of shape `batch`, to the target
+            `ESS / n`.
 
     Reference: PMPO, arXiv:2601.22521; the default target is a reconstruction, see `interpolated_target`.
     """
@@ -131,8 +140,8 @@ class ESSCurve:
     Defined for exponents above 0, where the curve falls from 1; computed for all completions at once, in float64.
 
     Args:
-        log_ratio: log ratios minus the largest of the completion, -inf on padding; shape `batch time`.
-        lengths: response tokens of each completion, at least 1; shape `batch`.
+        log_ratio: Log ratios minus the largest of the completion, -inf on padding; shape `batch time`.
+        lengths: Response tokens of each completion, at least 1; shape `batch`.
     """
 
     log_ratio: PerToken
@@ -162,9 +171,9 @@ class ESSCurve:
         """Return the exponent in `[0, largest]` with share `target`, or the nearer end; `largest` if ratios are equal.
 
         Args:
-            target: effective sample size over the length; a number or one per completion; shape `batch`.
-            largest: upper end of the interval, above 0.
-            share_at_largest: share at `largest`, if already known; shape `batch`.
+            target: Effective sample size over the length; a number or one per completion; shape `batch`.
+            largest: Upper end of the interval, above 0.
+            share_at_largest: Share at `largest`, if already known; shape `batch`.
         """
         ends = torch.full_like(self.lengths, largest)
         at_largest = self.share(ends) if share_at_largest is None else share_at_largest

@@ -27,8 +27,8 @@ class Normalizer(ABC):
         """Return non-negative weights; shape `batch`.
 
         Args:
-            lengths: response tokens of each completion; shape `batch`.
-            totals: counts over the whole optimizer step.
+            lengths: Response tokens of each completion; shape `batch`.
+            totals: Counts over the whole optimizer step.
         """
 
 
@@ -70,7 +70,7 @@ class ConstantLength(Normalizer):
     """Sum over tokens divided by a constant: `length / (constant * completions)`.
 
     Args:
-        length: constant in tokens, usually the maximum completion length. There is no default, because the padded
+        length: Constant in tokens, usually the maximum completion length. There is no default, because the padded
             width of a batch is not a constant.
 
     Raises:

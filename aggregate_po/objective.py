@@ -25,11 +25,11 @@ class PolicyObjective:
     r"""Policy objective $J = \sum_i c_i A_i S_i$ minus the penalties, to be maximized (eq. 3).
 
     Args:
-        aggregator: reduction of the token log ratios of a completion to one log ratio.
-        token_transform: transform of the log ratio of each token, before the mean.
-        sequence_transform: transform of the log ratio of each completion, after the mean.
-        normalizer: weight of each completion, from the totals of the optimizer step.
-        penalties: costs subtracted from the objective.
+        aggregator: Reduction of the token log ratios of a completion to one log ratio.
+        token_transform: Transform of the log ratio of each token, before the mean.
+        sequence_transform: Transform of the log ratio of each completion, after the mean.
+        normalizer: Weight of each completion, from the totals of the optimizer step.
+        penalties: Costs subtracted from the objective.
 
     Raises:
         TypeError: a part is of the wrong kind.
@@ -81,8 +81,8 @@ class PolicyObjective:
         """Return the value of the objective, a scalar attached to the graph of `log_probs`.
 
         Args:
-            log_probs: log-probabilities under the trained policy; shape `batch time`; nats.
-            batch: the completions.
+            log_probs: Log-probabilities under the trained policy; shape `batch time`; nats.
+            batch: The completions.
 
         Raises:
             ValueError: shapes disagree, a part does not support per-token advantages or corrections, or a penalty
@@ -139,7 +139,7 @@ class PolicyObjective:
         Do not call it for a skipped step, such as one whose gradient is not finite.
 
         Args:
-            observed: sum of `observed` over the ranks and micro-batches of the step; one entry per penalty.
+            observed: Sum of `observed` over the ranks and micro-batches of the step; one entry per penalty.
 
         Raises:
             ValueError: the number of entries differs from the number of penalties.

@@ -1,5 +1,6 @@
 """Entry point of `aggregate-po` and `python -m lightning_modules`."""
 
+import argparse
 import sys
 
 from lightning_modules.cli import evaluate_run, run
@@ -10,15 +11,27 @@ from lightning_modules.rollouts.serving.command import serve
 def main() -> None:
     """Dispatch to `evaluate RUN`, `serve MODEL` or `plan`; all other subcommands are those of the Lightning CLI."""
     if sys.argv[1:2] == ["evaluate"]:
-        if len(sys.argv) < 3 or sys.argv[2].startswith("-"):
-            sys.exit("usage: aggregate-po evaluate RUN [options of `aggregate-po validate`]")
-        evaluate_run(*sys.argv[2:])
+        evaluate_run(_run_folder(sys.argv[2:3]), *sys.argv[3:])
     elif sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2:])
     elif sys.argv[1:2] == ["plan"]:
         plan(sys.argv[2:])
     else:
         run()
+
+
+def _run_folder(arguments: list[str]) -> str:
+    """Return the first argument of `evaluate`; the others are parsed as those of `validate`."""
+    parser = argparse.ArgumentParser(
+        prog="aggregate-po evaluate",
+        usage="aggregate-po evaluate [-h] RUN [options]",
+        description="Evaluate the exported model of a finished run on its held-out prompts, and print the metrics.",
+        epilog="Further options are those of `aggregate-po validate`. They override the configuration of the run, such "
+        "as `--data.rollouts TransformersEngine` or `--data.validation other.jsonl`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="Folder of the finished run, such as runs/addition.")
+    return str(parser.parse_args(arguments).run)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheck
 from lightning_modules.callbacks.progress import TrainingProgressBar
 from lightning_modules.callbacks.report import RunReport, print_table
 from lightning_modules.data.module import RolloutDataModule
+from lightning_modules.option_help import help_of_import_path
 from lightning_modules.policy_module import PolicyModule
 
 _TRAINER_DEFAULTS = {
@@ -38,6 +39,12 @@ _DESCRIPTION = (
     "Train with `fit`. Further subcommands: `plan` estimates the memory of a `fit` with the same arguments, "
     "`evaluate RUN` evaluates a finished run on its held-out prompts, and `serve MODEL` starts a vLLM server."
 )
+
+_FIT = (
+    "Train a policy on its own completions. The results are in the run folder, `--trainer.default_root_dir`. After an "
+    "option such as `--model.objective.help`, name a class or a recipe to see its options."
+)
+_VALIDATE = "Evaluate the policy that the configuration describes on the held-out prompts, without training."
 
 _REMEDY = (
     "Pass the import path of a class or function, such as aggregate_po.recipes.gmpo; your own file must be in the "
@@ -85,6 +92,17 @@ class SaveFitConfig(SaveConfigCallback):
 
 class PolicyCLI(LightningCLI):
     """Lightning CLI (`fit`, `validate`, ...) for a `PolicyModule` and a `RolloutDataModule`."""
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        """Return `fit` and `validate`; the data module has neither a test set nor prompts to predict for."""
+        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+
+    @staticmethod
+    def descriptions() -> dict[str, str]:
+        """Return the description of each subcommand, for its `--help`."""
+        return {"fit": _FIT, "validate": _VALIDATE}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -141,6 +159,9 @@ def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = Poli
     # A user's aggregator is named by its import path, and its file is usually in the working folder.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
+    if text := help_of_import_path(sys.argv[1:] if arguments is None else arguments):
+        print(text)
+        sys.exit()
     transformers.utils.logging.disable_progress_bar()
     # The policy is in eval mode: dropout would make its log-probabilities differ from those of the sampler.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
@@ -153,7 +174,8 @@ def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = Poli
         args=arguments,
         seed_everything_default=0,
         auto_configure_optimizers=False,  # the parameters exist only once the trainer has loaded the model
-        parser_kwargs={"prog": "aggregate-po", "description": _DESCRIPTION},
+        parser_kwargs={"prog": "aggregate-po", "description": _DESCRIPTION}
+        | {name: {"description": text} for name, text in command_line.descriptions().items()},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar()]},

@@ -30,12 +30,12 @@ class GroupedRewards:
     make the gradient depend on how the rollout is sharded.
 
     Args:
-        rewards: one reward per completion, with the completions of one prompt next to each other; shape `batch`.
-        group_size: completions per prompt.
-        lengths: tokens of each completion, trained or not; shape `batch`.
-        components: individual rewards, if `rewards` is their weighted sum; shape `batch component`.
-        component_weights: weights of that sum; None means 1 for each.
-        seed: random seed for estimators that sample; the same on every rank.
+        rewards: One reward per completion, with the completions of one prompt next to each other; shape `batch`.
+        group_size: Completions per prompt.
+        lengths: Tokens of each completion, trained or not; shape `batch`.
+        components: Individual rewards, if `rewards` is their weighted sum; shape `batch component`.
+        component_weights: Weights of that sum; None means 1 for each.
+        seed: Random seed for estimators that sample; the same on every rank.
 
     Integer rewards are converted to floating point.
 
@@ -124,7 +124,7 @@ class AdvantageEstimator(ABC):
         """Return advantages in the precision of the rewards.
 
         Args:
-            rollout: rewards of the rollout.
+            rollout: Rewards of the rollout.
 
         Returns:
             Advantages of shape `batch`; or per-token advantages of shape `batch time`, up to the longest length.

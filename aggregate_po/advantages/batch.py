@@ -26,7 +26,7 @@ class BatchScaled(AdvantageEstimator):
     group of one and a group of equal rewards have advantage 0.
 
     Args:
-        delta: added to the standard deviation.
+        delta: Constant added to the standard deviation, against division by 0.
 
     Raises:
         ValueError: `delta` is negative.
@@ -60,7 +60,7 @@ class WhitenedCentered(AdvantageEstimator):
     advantages are $-m / \sqrt{s^2 + \delta}$, where $m = 0$ if all lengths are equal.
 
     Args:
-        variance_delta: $\delta$, added to the variance.
+        variance_delta: Constant $\delta$ added to the variance, against division by 0.
 
     Raises:
         ValueError: `variance_delta` is negative; when called, if `lengths` are missing.
@@ -88,9 +88,9 @@ class WhitenedReturns(AdvantageEstimator):
     tokens has advantage 0. If all returns are equal, all advantages are 0.
 
     Args:
-        discount: discount factor $\gamma$; at 1 the result has shape `batch`, because all tokens of a completion share
+        discount: Discount factor $\gamma$; at 1 the result has shape `batch`, because all tokens of a completion share
             one advantage; below 1 it has shape `batch time`.
-        variance_delta: $\delta$, added to the variance.
+        variance_delta: Constant $\delta$ added to the variance, against division by 0.
 
     Raises:
         ValueError: `discount` is not between 0 and 1, or `variance_delta` is negative; when called, if `lengths` are
@@ -134,7 +134,7 @@ class ComponentNormalized(AdvantageEstimator):
     dominate one of low variance. If every reward is constant in every group, all advantages are 0.
 
     Args:
-        delta: added to the standard deviation of each reward.
+        delta: Constant added to the standard deviation of each reward, against division by 0.
 
     Raises:
         ValueError: `delta` is negative; when called, if `components` are missing, or if `rewards` is not their weighted

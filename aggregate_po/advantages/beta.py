@@ -34,7 +34,8 @@ class BetaNormalized(AdvantageEstimator):
     if given; otherwise, if any reward is outside [0, 1], from the smallest and the largest reward of the rollout.
 
     Args:
-        reward_range: smallest and largest possible reward, which make the map the same in every rollout.
+        reward_range: Smallest and largest possible reward; with them the mapping to [0, 1] is the same in every
+            rollout.
 
     Raises:
         ValueError: `reward_range` is not increasing; when called, if a reward is outside the range.
@@ -82,7 +83,7 @@ def fitted_shape(rates: Tensor) -> tuple[Tensor, Tensor]:
     """Return the shape parameters of the beta density, from the success rates of the prompts.
 
     Args:
-        rates: success rate of each prompt; shape `prompt`.
+        rates: Success rate of each prompt; shape `prompt`.
 
     Returns:
         `alpha` and `beta`, both at least 1.

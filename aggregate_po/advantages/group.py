@@ -21,8 +21,8 @@ class GroupNormalized(GroupAdvantage):
     r"""Rewards minus the group mean, divided by the group's standard deviation: $(R - \mu) / (\sigma + \delta)$.
 
     Args:
-        ddof: 1 for the unbiased standard deviation, 0 for the population standard deviation.
-        delta: added to the standard deviation.
+        ddof: Delta degrees of freedom: 1 for the unbiased standard deviation, 0 for that of the population.
+        delta: Constant added to the standard deviation, against division by 0.
 
     A group of one and a group of equal rewards have advantage 0.
 
@@ -143,7 +143,7 @@ class BestOfGroup(GroupAdvantage):
     in a group of one, the advantage is 0.
 
     Args:
-        delta: added to the standard deviation.
+        delta: Constant added to the standard deviation, against division by 0.
 
     Raises:
         ValueError: `delta` is negative.

@@ -24,16 +24,16 @@ class KalmanBaseline(GroupAdvantage):
     $(z - x) / (\sqrt{P} + 10^{-8})$.
 
     Args:
-        order: order in which the filter processes the rewards.
+        order: Order in which the filter processes the rewards.
             "sampled" processes rewards in the order of the completions, and uses $x$ and $P$ right after each reward;
             the result depends on the order, and the baseline of the first completion is nearly its own reward.
             "shuffled" does the same in a random order for each prompt, from `rollout.seed`.
             "two_pass" first processes all rewards of the group, then uses the same $x$ and $P$ for every completion;
             the filter runs without $Q$, because completions sampled together have no order in which a baseline could
             drift, and the result does not depend on the order.
-        process_variance: variance $Q$ of the drift of the baseline from one completion to the next.
-        observation_variance: variance $R$ of a reward around the baseline.
-        prior_variance: initial variance $P$ of the baseline.
+        process_variance: Variance $Q$ of the drift of the baseline from one completion to the next.
+        observation_variance: Variance $R$ of a reward around the baseline.
+        prior_variance: Initial variance $P$ of the baseline.
 
     The initial baseline biases the filter toward 0: equal rewards and a group of one have advantage 0 only if the
     rewards are 0.

@@ -20,10 +20,10 @@ class OverlongShaping(AdvantageEstimator):
     `max_completion_length`. With several rewards, the penalty becomes a further component of weight 1.
 
     Args:
-        estimator: estimator that receives the shaped rewards.
-        max_completion_length: number of tokens at which completions are truncated.
-        cache_length: number of tokens before `max_completion_length` over which the penalty rises.
-        penalty: largest penalty.
+        estimator: Estimator that receives the shaped rewards.
+        max_completion_length: Number of tokens at which completions are truncated.
+        cache_length: Number of tokens before `max_completion_length` over which the penalty rises.
+        penalty: Largest penalty, for a completion of `max_completion_length` tokens.
 
     Raises:
         TypeError: `estimator` is not an AdvantageEstimator.
@@ -80,7 +80,7 @@ class LengthCorrected(AdvantageEstimator):
     With several rewards, each component is divided. A completion without tokens keeps its reward.
 
     Args:
-        estimator: estimator that receives the rewards per token.
+        estimator: Estimator that receives the rewards per token.
 
     Raises:
         TypeError: `estimator` is not an AdvantageEstimator.

@@ -17,9 +17,9 @@ def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion
     r"""Return $\log M_p = \frac1p \log \frac1n \sum_t e^{p x_t}$, which is smooth in $p$; at 0, the mean of $x$.
 
     Args:
-        log_values: logarithms $x$ of the values; shape `batch time`.
+        log_values: Logarithms $x$ of the values; shape `batch time`.
         mask: True on the values to average; shape `batch time`.
-        exponent: order $p$ of each row, finite; shape `batch`.
+        exponent: Order $p$ of each row, finite; shape `batch`.
 
     Returns:
         Log mean of each row, 0 where the mask is empty; shape `batch`.
@@ -86,7 +86,7 @@ class PowerMean(HomogeneousMean):
     ratio.
 
     Args:
-        exponent: order `p`, at most a million in absolute value, or an `ExponentRule` that chooses one per completion.
+        exponent: Order `p`, at most a million in absolute value, or an `ExponentRule` that chooses one per completion.
 
     Raises:
         ValueError: the exponent is NaN or larger than a million in absolute value.

@@ -17,9 +17,9 @@ class EvaluatedPenalty:
     """Costs, derivatives and observations of a penalty on one batch; shapes `batch time`, arbitrary on padding.
 
     Args:
-        token_costs: cost of each token, attached to the graph of the log-probabilities.
-        token_derivatives: derivative of the costs with respect to the log-probabilities; detached.
-        observed: per-token observation whose average `Penalty.adapt` receives; detached.
+        token_costs: Cost of each token, attached to the graph of the log-probabilities.
+        token_derivatives: Derivative of the costs with respect to the log-probabilities; detached.
+        observed: Per-token observation whose average `Penalty.adapt` receives; detached.
     """
 
     token_costs: PerToken

@@ -21,7 +21,7 @@ class EntropyBonus(Penalty):
     depends on the model through the log-probabilities of the sampled tokens only.
 
     Args:
-        coefficient: weight of the bonus.
+        coefficient: Weight $\beta$ of the bonus in the objective.
 
     Raises:
         ValueError: the coefficient is negative.

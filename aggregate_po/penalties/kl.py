@@ -22,8 +22,8 @@ class KLPenalty(Penalty):
     A subclass implements `estimate` and its derivative `slope`.
 
     Args:
-        coefficient: weight of the estimate; 0 needs no reference.
-        anchor: policy to stay close to, "reference" or "behavior" (the policy that generated the completions).
+        coefficient: Weight of the estimate in the objective; at 0 no reference model is needed.
+        anchor: Policy to stay close to: "reference", or "behavior", the policy that generated the completions.
 
     Raises:
         ValueError: the coefficient is negative, or the anchor is unknown.

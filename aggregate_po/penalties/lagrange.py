@@ -19,10 +19,10 @@ class LagrangePenalty(Penalty):
     objective and is saved in checkpoints. Use one instance per run.
 
     Args:
-        cost: constrained cost, with coefficient 1.
-        bound: upper bound $\delta$ on the mean cost.
-        step_size: step size $\eta$ of the dual ascent; 0 keeps the multiplier constant.
-        multiplier: initial $\lambda$.
+        cost: Cost whose mean is bounded; its own coefficient should be 1.
+        bound: Upper bound $\delta$ on the mean cost.
+        step_size: Step size $\eta$ of the dual ascent; 0 keeps the multiplier constant.
+        multiplier: Initial value of the multiplier $\lambda$.
 
     Raises:
         TypeError: `cost` is not a `Penalty`.

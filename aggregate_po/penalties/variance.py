@@ -20,7 +20,7 @@ class RatioVariance(Penalty):
     shrinks as the ratio moves in its direction, and changes sign at a distance of $|A| / 2\lambda$ from 1.
 
     Args:
-        coefficient: weight of the variance.
+        coefficient: Weight of the variance in the objective.
 
     Raises:
         ValueError: the coefficient is negative.

@@ -20,7 +20,7 @@ class ImportanceWeighted(Penalty):
     reference after each prefix, also off policy. The gradient of $k_3$ without the ratio is that of another divergence.
 
     Args:
-        cost: cost to weight.
+        cost: Cost that is multiplied by the ratio.
 
     Raises:
         TypeError: `cost` is not a `Penalty`.

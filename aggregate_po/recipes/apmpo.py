@@ -22,11 +22,11 @@ def apmpo(
         $A_i \, M_p^{1-p} \, e^{p u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        gamma: rate $\gamma$ of the exponent $e^{-\gamma \mu_R}$; the mean reward $\mu_R$ is expected in [0, 1].
-        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high_min: smallest distance of the upper bound from 1.
-        clip_high_max: largest distance of the upper bound from 1, for high and steady rewards.
-        penalties: costs subtracted from the objective; the paper uses `K3Penalty(0.001)`.
+        gamma: Rate $\gamma$ of the exponent $e^{-\gamma \mu_R}$; the mean reward $\mu_R$ is expected in [0, 1].
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high_min: Smallest distance of the upper bound from 1, for mean reward 0.
+        clip_high_max: Largest distance of the upper bound from 1, for high and steady rewards.
+        penalties: Costs subtracted from the objective; the paper uses `K3Penalty(0.001)`.
 
     Reference: arXiv:2605.04066.
     """

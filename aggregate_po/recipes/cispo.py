@@ -18,10 +18,10 @@ def cispo(max_ratio: float = 5.0, min_ratio: float = 0.0, penalties: Sequence[Pe
         $A_i \, \mathrm{clip}(r_{i,t}) / T$
 
     Args:
-        max_ratio: upper bound of the weights, whatever the advantage. The paper tunes this value without reporting it;
+        max_ratio: Upper bound of the weights, whatever the advantage. The paper tunes this value without reporting it;
             ScaleRL used 5.
-        min_ratio: lower bound of the weights; the paper has none. Some implementations clip to `1 - epsilon`.
-        penalties: costs subtracted from the objective.
+        min_ratio: Lower bound of the weights; the paper has none. Some implementations clip to `1 - epsilon`.
+        penalties: Costs subtracted from the objective.
 
     Reference: MiniMax-M1, arXiv:2506.13585.
     """

@@ -16,9 +16,9 @@ def dapo(clip_low: float = 0.2, clip_high: float = 0.28, penalties: Sequence[Pen
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / T$
 
     Args:
-        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: ratios are clipped at `1 + clip_high` where it is positive ("clip-higher").
-        penalties: costs subtracted from the objective.
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: Ratios are clipped at `1 + clip_high` where the advantage is positive ("clip-higher").
+        penalties: Costs subtracted from the objective.
 
     Reference: Yu et al., arXiv:2503.14476.
     """

@@ -25,10 +25,10 @@ def dppo_tv(
         $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$
 
     Args:
-        max_increase: largest increase of the probability of an unmasked token with positive advantage.
-        max_decrease: largest decrease of the probability of an unmasked token with negative advantage.
-        max_ratio: upper bound of the weights.
-        penalties: costs subtracted from the objective.
+        max_increase: Largest increase of the probability of an unmasked token with positive advantage.
+        max_decrease: Largest decrease of the probability of an unmasked token with negative advantage.
+        max_ratio: Upper bound of the weights.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2602.04879. The bounds are this library's choice. Not the pruning method of the same name.
     """
@@ -47,11 +47,11 @@ def dppo_kl(
         $A_i \, \min(r_{i,t}, c) \, \mathbb 1_{i,t} / T$
 
     Args:
-        max_divergence_low: largest divergence of an unmasked token with negative advantage and lower probability; nats.
-        max_divergence_high: largest divergence of an unmasked token with positive advantage and higher probability;
+        max_divergence_low: Largest divergence of an unmasked token with negative advantage and lower probability; nats.
+        max_divergence_high: Largest divergence of an unmasked token with positive advantage and higher probability;
             nats.
-        max_ratio: upper bound of the weights.
-        penalties: costs subtracted from the objective.
+        max_ratio: Upper bound of the weights.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2602.04879. The bounds are this library's choice. Not the pruning method of the same name.
     """

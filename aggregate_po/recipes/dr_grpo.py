@@ -18,10 +18,10 @@ def dr_grpo(
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N L)$
 
     Args:
-        max_completion_length: constant in tokens, the maximum completion length of sampling.
-        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        penalties: costs subtracted from the objective.
+        max_completion_length: Constant in tokens, the maximum completion length of sampling.
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: Ratios are clipped at `1 + clip_high` where the advantage is positive.
+        penalties: Costs subtracted from the objective.
 
     Reference: Liu et al., arXiv:2503.20783.
     """

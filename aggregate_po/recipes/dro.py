@@ -16,8 +16,8 @@ def dro(coefficient: float = 1.0, penalties: Sequence[Penalty] = ()) -> PolicyOb
         $(A_i - \beta x_{i,t}) / T$
 
     Args:
-        coefficient: coefficient $\beta$ of the cost $\beta x^2 / 2$ of a token's log ratio $x$ to the behavior policy.
-        penalties: further costs subtracted from the objective.
+        coefficient: Coefficient $\beta$ of the cost $\beta x^2 / 2$ of a token's log ratio $x$ to the behavior policy.
+        penalties: Further costs subtracted from the objective.
 
     Reference: the policy term of arXiv:2405.19107, as in released code, with group advantages in place of a value
     function.

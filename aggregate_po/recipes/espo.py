@@ -16,7 +16,7 @@ def espo(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
         $A_i \, r_{i,t} / (N n_i)$
 
     Args:
-        penalties: costs subtracted from the objective.
+        penalties: Costs subtracted from the objective.
 
     Reference: "You may not need ratio clipping in PPO", arXiv:2202.00079. Two other methods share the name.
     """

@@ -17,10 +17,10 @@ def gmpo(
         $A_i \, S_i \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        log_clip: log ratios are clipped at `-log_clip` where the advantage is negative, and at `log_clip` where it is
+        log_clip: Log ratios are clipped at `-log_clip` where the advantage is negative, and at `log_clip` where it is
             positive.
-        log_clip_high: upper bound in place of `log_clip`, for an asymmetric clip.
-        penalties: costs subtracted from the objective.
+        log_clip_high: Upper bound in place of `log_clip`, for an asymmetric clip.
+        penalties: Costs subtracted from the objective.
 
     Reference: Zhao et al., arXiv:2507.20673.
     """
@@ -34,6 +34,9 @@ def gmpo_no_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
     Gradient weight:
         $A_i \, S_i / (N n_i)$
 
+    Args:
+        penalties: Costs subtracted from the objective.
+
     Reference: ablation of arXiv:2507.20673.
     """
     return PolicyObjective(GeometricMean(), penalties=penalties)
@@ -46,8 +49,8 @@ def gmpo_sequence_clip(log_clip: float = 0.4, penalties: Sequence[Penalty] = ())
         $A_i \, S_i \, \mathbb 1_i / (N n_i)$
 
     Args:
-        log_clip: bound on the absolute summed log ratio.
-        penalties: costs subtracted from the objective.
+        log_clip: Bound on the absolute summed log ratio.
+        penalties: Costs subtracted from the objective.
 
     Reference: ablation of arXiv:2507.20673.
     """
@@ -63,8 +66,8 @@ def gmpo_without_length_norm(log_clip: float = 0.4, penalties: Sequence[Penalty]
         $A_i \, e^{\sum_k u_{i,k}} \, \mathbb 1_{i,t} / N$
 
     Args:
-        log_clip: bound on the absolute log ratio of each token.
-        penalties: costs subtracted from the objective.
+        log_clip: Bound on the absolute log ratio of each token.
+        penalties: Costs subtracted from the objective.
 
     Reference: ablation of arXiv:2507.20673.
     """

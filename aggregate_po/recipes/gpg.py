@@ -16,7 +16,7 @@ def gpg(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
         $A_i / T$
 
     Args:
-        penalties: costs subtracted from the objective.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2504.02546.
     """

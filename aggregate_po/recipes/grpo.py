@@ -15,9 +15,9 @@ def grpo(clip_low: float = 0.2, clip_high: float = 0.2, penalties: Sequence[Pena
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        penalties: costs subtracted from the objective; the paper uses `K3Penalty(0.04)`, most later work none.
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: Ratios are clipped at `1 + clip_high` where the advantage is positive.
+        penalties: Costs subtracted from the objective; the paper uses `K3Penalty(0.04)`, most later work none.
 
     Reference: Shao et al., arXiv:2402.03300.
     """
@@ -29,6 +29,9 @@ def grpo_wide_clip(penalties: Sequence[Penalty] = ()) -> PolicyObjective:
 
     Gradient weight:
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
+
+    Args:
+        penalties: Costs subtracted from the objective.
 
     Reference: ablation in the code of GMPO, arXiv:2507.20673.
     """
@@ -44,10 +47,10 @@ def grpo_dual_clip(
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        max_ratio: upper bound of the ratio where the advantage is negative.
-        penalties: costs subtracted from the objective.
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: Ratios are clipped at `1 + clip_high` where the advantage is positive.
+        max_ratio: Upper bound of the ratio where the advantage is negative.
+        penalties: Costs subtracted from the objective.
 
     Reference: Ye et al., arXiv:1912.09729.
     """
@@ -64,10 +67,10 @@ def grpo_off_policy_mask(
         $A_i \, r_{i,t} \, \mathbb 1_{i,t} \, \mathbb 1_i / (N n_i)$
 
     Args:
-        max_divergence: largest mean of the negative log ratio of a completion with negative advantage; nats.
-        clip_low: ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: ratios are clipped at `1 + clip_high` where it is positive.
-        penalties: costs subtracted from the objective.
+        max_divergence: Largest mean of the negative log ratio of a completion with negative advantage; nats.
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: Ratios are clipped at `1 + clip_high` where the advantage is positive.
+        penalties: Costs subtracted from the objective.
 
     Reference: "off-policy sequence masking", DeepSeek-V3.2, arXiv:2512.02556. The threshold is this library's choice.
     """

@@ -15,9 +15,9 @@ def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Sequence[Pe
         $A_i \, s_i \, \mathbb 1_i / (N n_i)$
 
     Args:
-        clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: the completion's ratio is clipped at `1 + clip_high` where it is positive.
-        penalties: costs subtracted from the objective.
+        clip_low: The completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive.
+        penalties: Costs subtracted from the objective.
 
     Reference: Zheng et al., arXiv:2507.18071.
     """
@@ -33,9 +33,9 @@ def gspo_token(clip_low: float = 3e-4, clip_high: float = 4e-4, penalties: Seque
         $A_{i,t} \, s_i \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        clip_low: the completion's ratio is clipped at `1 - clip_low` for tokens with negative advantage.
-        clip_high: the completion's ratio is clipped at `1 + clip_high` for tokens with positive advantage.
-        penalties: costs subtracted from the objective.
+        clip_low: The completion's ratio is clipped at `1 - clip_low` for tokens with negative advantage.
+        clip_high: The completion's ratio is clipped at `1 + clip_high` for tokens with positive advantage.
+        penalties: Costs subtracted from the objective.
 
     Reference: Zheng et al., arXiv:2507.18071.
     """

@@ -15,8 +15,8 @@ def hmpo(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObje
         $A_i \, H_i^2 \, e^{-u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        log_clip: bound on the absolute log ratio of each token.
-        penalties: costs subtracted from the objective.
+        log_clip: Bound on the absolute log ratio of each token.
+        penalties: Costs subtracted from the objective.
 
     Reference: a training script published with the code of GMPO, arXiv:2507.20673; it has no paper of its own.
     """

@@ -21,11 +21,11 @@ def holder_po(
         $A_i \, \rho_i^{1-p} \, r_{i,t}^{\,p} \, \mathbb 1_i / (N n_i)$
 
     Args:
-        exponent: exponent of the mean or a rule for it; in the paper, the exponent falls from 2 to -2.
-        clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: the completion's ratio is clipped at `1 + clip_high` where it is positive. The paper's bounds are
-            not known; 0.2 is this library's choice.
-        penalties: costs subtracted from the objective.
+        exponent: Exponent of the mean, or an `ExponentRule` that chooses it; in the paper it falls from 2 to -2.
+        clip_low: The completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper's
+            bounds are not known; 0.2 is this library's choice.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2605.12058.
     """

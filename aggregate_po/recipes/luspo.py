@@ -16,9 +16,9 @@ def luspo(clip_low: float = 2e-3, clip_high: float = 2.5e-3, penalties: Sequence
         $A_i \, s_i \, \mathbb 1_i / N$
 
     Args:
-        clip_low: the completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: the completion's ratio is clipped at `1 + clip_high` where it is positive.
-        penalties: costs subtracted from the objective.
+        clip_low: The completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
+        clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2602.05261.
     """

@@ -18,10 +18,10 @@ def pmpo(
         $A_i \, M_{p_i}^{1-p_i} \, e^{p_i u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$
 
     Args:
-        log_clip: bound on the absolute log ratio of each token. The paper's value is not known; the default is GMPO's.
-        rule: rule for the exponent of each completion. The map from clipped fraction to target is a reconstruction;
+        log_clip: Bound on the absolute log ratio of each token. The paper's value is not known; the default is GMPO's.
+        rule: Rule for the exponent of each completion. The map from clipped fraction to target is a reconstruction;
             see `exponents.interpolated_target`.
-        penalties: costs subtracted from the objective.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2601.22521. Not the preference-based method of the same name.
     """

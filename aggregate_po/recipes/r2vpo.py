@@ -16,10 +16,10 @@ def r2vpo(
         $r_{i,t} \, (A_i - 2 \lambda (r_{i,t} - 1)) / (N n_i)$
 
     Args:
-        bound: upper bound on the mean of $(r - 1)^2$; while the mean is below the bound, the multiplier falls to zero.
-        step_size: step size of the dual ascent after every optimizer step; 0 keeps the multiplier constant.
-        multiplier: initial $\lambda$.
-        penalties: further costs subtracted from the objective.
+        bound: Upper bound on the mean of $(r - 1)^2$; while the mean is below it, the multiplier falls toward zero.
+        step_size: Step size of the dual ascent after every optimizer step; 0 keeps the multiplier constant.
+        multiplier: Initial value of the multiplier $\lambda$.
+        penalties: Further costs subtracted from the objective.
 
     Reference: arXiv:2601.03320. Its bound, step size and initial multiplier are not known; 0.04 is the bound of public
     re-implementations, the other values are this library's choice.

@@ -15,9 +15,9 @@ def sapo(tau_positive: float = 1.0, tau_negative: float = 1.05, penalties: Seque
         $A_i \, r_{i,t} \, \mathrm{sech}^2(\tau (r_{i,t} - 1) / 2) / (N n_i)$
 
     Args:
-        tau_positive: sharpness of the gate where the advantage is positive.
-        tau_negative: sharpness of the gate elsewhere.
-        penalties: costs subtracted from the objective.
+        tau_positive: Sharpness of the gate where the advantage is positive.
+        tau_negative: Sharpness of the gate where the advantage is not positive.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2511.20347.
     """

@@ -17,10 +17,10 @@ def tic_grpo(clip_high: float = 0.2, penalties: Sequence[Penalty] = ()) -> Polic
         $A_i \, w_i \, \mathbb 1_i / N$
 
     Args:
-        clip_high: the completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper's
+        clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper's
             value
             is not known; 0.2 is this library's choice.
-        penalties: costs subtracted from the objective.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2508.02833.
     """

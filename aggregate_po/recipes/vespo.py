@@ -22,11 +22,11 @@ def vespo(
         $A_i \, w_i^k e^{\lambda (1 - w_i)} / T$
 
     Args:
-        shape_positive: $k$ of the kernel $w^k e^{\lambda (1 - w)}$ where the advantage is not negative.
-        rate_positive: $\lambda$ of the kernel where the advantage is not negative.
-        shape_negative: $k$ of the kernel where the advantage is negative.
-        rate_negative: $\lambda$ of the kernel where the advantage is negative.
-        penalties: costs subtracted from the objective.
+        shape_positive: Exponent $k$ of the kernel $w^k e^{\lambda (1 - w)}$ where the advantage is not negative.
+        rate_positive: Rate $\lambda$ of the kernel where the advantage is not negative.
+        shape_negative: Exponent $k$ of the kernel where the advantage is negative.
+        rate_negative: Rate $\lambda$ of the kernel where the advantage is negative.
+        penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2602.10693; defaults and token average as in its code.
     """

@@ -19,8 +19,8 @@ class EvaluatedTransform:
     """Value, derivative and saturation of a transform on one context; each has the shape of `log_ratio`.
 
     Args:
-        value: transformed log ratios, attached to the graph of `log_ratio`.
-        derivative: derivative of each value with respect to its own log ratio; detached.
+        value: Transformed log ratios, attached to the graph of `log_ratio`.
+        derivative: Derivative of each value with respect to its own log ratio; detached.
         saturated: True where the derivative is zero.
     """
 

@@ -63,8 +63,8 @@ class PessimisticClip(OneSidedClip):
     `PessimisticClip.log(0.4, 0.4)` sets bounds on the log ratio instead.
 
     Args:
-        clip_low: the ratio is at least `1 - clip_low`; 1 or more means no lower bound.
-        clip_high: the ratio is at most `1 + clip_high`; `inf` means no upper bound.
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative; 1 or more means no lower bound.
+        clip_high: Ratios are clipped at `1 + clip_high` where the advantage is positive; `inf` means no upper bound.
 
     Raises:
         ValueError: a bound is negative or NaN.
@@ -93,8 +93,8 @@ class LogPessimisticClip(OneSidedClip):
     """`PessimisticClip` with bounds on the log ratio; `PessimisticClip.log` returns one.
 
     Args:
-        log_clip_low: the log ratio is at least `-log_clip_low`.
-        log_clip_high: the log ratio is at most `log_clip_high`.
+        log_clip_low: Log ratios are clipped at `-log_clip_low` where the advantage is negative.
+        log_clip_high: Log ratios are clipped at `log_clip_high` where the advantage is positive.
 
     Raises:
         ValueError: a bound is negative or NaN.
@@ -118,8 +118,8 @@ class TrajectoryLogClip(OneSidedClip):
     """Clip of the *summed* log ratio, for use after a mean: the bound on the mean is `bound / n`.
 
     Args:
-        log_clip_low: the summed log ratio is at least `-log_clip_low`.
-        log_clip_high: the summed log ratio is at most `log_clip_high`.
+        log_clip_low: The summed log ratio is clipped at `-log_clip_low` where the advantage is negative.
+        log_clip_high: The summed log ratio is clipped at `log_clip_high` where the advantage is positive.
 
     Raises:
         ValueError: a bound is negative or NaN.
@@ -152,9 +152,9 @@ class AdaptiveClip(OneSidedClip):
     and `clip_high_max` by $\tanh(\mu_R / \sigma_R)$, from mean and standard deviation of the rewards of the step.
 
     Args:
-        clip_low: the ratio is at least `1 - clip_low`.
-        clip_high_min: distance of the upper bound from 1 at mean reward 0.
-        clip_high_max: distance of the upper bound from 1 as $\mu_R / \sigma_R$ becomes large.
+        clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
+        clip_high_min: Distance of the upper bound from 1 at mean reward 0.
+        clip_high_max: Distance of the upper bound from 1 as $\mu_R / \sigma_R$ becomes large.
 
     Raises:
         ValueError: a bound is negative or NaN; when called, if the totals lack the rewards.

@@ -20,7 +20,7 @@ class CompletionRatio(RatioTransform):
     All tokens of a completion then have one ratio, but each can have its own advantage and its own clip.
 
     Args:
-        aggregator: aggregator that computes the ratio of a completion.
+        aggregator: Aggregator that computes the ratio of a completion.
 
     Reference: the token form of GSPO, arXiv:2507.18071.
     """

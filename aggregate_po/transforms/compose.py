@@ -18,7 +18,7 @@ class Chain(JointTransform):
     """Composition of transforms; its derivative is the product of their derivatives.
 
     Args:
-        transforms: transforms in the order of application.
+        transforms: Transforms, in the order in which they are applied.
 
     Raises:
         TypeError: a transform is not a `RatioTransform`.
@@ -64,7 +64,7 @@ class StraightThrough(RatioTransform):
     value of the objective is the weight itself and not the surrogate of the paper.
 
     Args:
-        transform: transform that returns the log weights.
+        transform: Transform whose value is the logarithm of the weight.
     """
 
     transform: RatioTransform

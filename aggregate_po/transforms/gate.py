@@ -20,8 +20,8 @@ class SigmoidGate(RatioTransform):
     twice that of other objectives.
 
     Args:
-        tau_positive: sharpness $\tau$ where the advantage is positive.
-        tau_negative: sharpness $\tau$ elsewhere.
+        tau_positive: Sharpness $\tau$ where the advantage is positive.
+        tau_negative: Sharpness $\tau$ where the advantage is not positive.
 
     Raises:
         ValueError: a sharpness is not positive.
@@ -58,10 +58,10 @@ class GammaKernel(RatioTransform):
     The kernel decays on both sides. Beyond log ratios of +-20 it is close to zero and taken as constant.
 
     Args:
-        shape_positive: $k$ where the advantage is not negative.
-        rate_positive: $\lambda$ where the advantage is not negative.
-        shape_negative: $k$ where the advantage is negative.
-        rate_negative: $\lambda$ where the advantage is negative.
+        shape_positive: Exponent $k$ of the kernel where the advantage is not negative.
+        rate_positive: Rate $\lambda$ of the kernel where the advantage is not negative.
+        shape_negative: Exponent $k$ of the kernel where the advantage is negative.
+        rate_negative: Rate $\lambda$ of the kernel where the advantage is negative.
 
     Raises:
         ValueError: a number is not positive.

@@ -46,8 +46,8 @@ class TotalVariationMask(RatioMask):
     not.
 
     Args:
-        max_increase: largest increase of the probability where the advantage is positive.
-        max_decrease: largest decrease of the probability elsewhere.
+        max_increase: Largest increase of the probability where the advantage is positive.
+        max_decrease: Largest decrease of the probability where the advantage is not positive.
 
     Raises:
         ValueError: a bound is negative.
@@ -75,8 +75,8 @@ class BernoulliKLMask(RatioMask):
     all others. A token that moved against its advantage is never clipped.
 
     Args:
-        max_divergence_high: largest divergence where the advantage is positive; nats.
-        max_divergence_low: largest divergence elsewhere; nats.
+        max_divergence_high: Largest divergence where the advantage is positive; nats.
+        max_divergence_low: Largest divergence where the advantage is not positive; nats.
 
     Raises:
         ValueError: a bound is negative.
@@ -105,7 +105,7 @@ class StaleCompletionMask(RatioMask):
     r"""Masks completions of negative advantage whose probability has already decreased too far (eq. 16).
 
     Args:
-        max_divergence: largest mean of $\log \pi_\mathrm{old} - \log \pi$ over the tokens of a completion with negative
+        max_divergence: Largest mean of $\log \pi_\mathrm{old} - \log \pi$ over the tokens of a completion with negative
             advantage; nats.
 
     Reference: DeepSeek-V3.2, arXiv:2512.02556, "off-policy sequence masking".

@@ -16,8 +16,8 @@ class TwoSidedClip(Clip):
     """Clips the ratio to two bounds whatever the advantage.
 
     Args:
-        min_ratio: lower bound of the ratio; 0 means no lower bound.
-        max_ratio: upper bound of the ratio; `inf` means no upper bound.
+        min_ratio: Lower bound of the ratio; 0 means no lower bound.
+        max_ratio: Upper bound of the ratio; `inf` means no upper bound.
 
     Raises:
         ValueError: the bounds are negative, NaN or in the wrong order.
@@ -47,7 +47,7 @@ class NegativeCap(Clip):
     Use it in a `Chain` after a one-sided clip, which bounds the ratio from below only where the advantage is negative.
 
     Args:
-        max_ratio: upper bound of the ratio.
+        max_ratio: Upper bound of the ratio.
 
     Raises:
         ValueError: the bound is not greater than 1.

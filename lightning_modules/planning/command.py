@@ -1,4 +1,4 @@
-"""`aggregate-po plan`: the memory that a `fit` would take, printed before any weights are loaded."""
+"""`aggregate-po plan`: an estimate of the memory of a `fit`, printed before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -11,29 +11,44 @@ from lightning_modules.memory import GIB, PHASES
 from lightning_modules.planning.job import JobPlan, job_plan
 from lightning_modules.planning.settings import TrainerSettings
 
+_DESCRIPTION = (
+    "Estimate the memory of a `fit` with the same arguments, before any weights are loaded. Only --device_memory and "
+    "--prompt_length are arguments of the estimate alone."
+)
+_DEVICE_MEMORY = "Memory of one device in GiB; that of the GPU of this machine when None, or 80 if it has none."
+_PROMPT_LENGTH = (
+    "Number of tokens of the longest prompt; when None, the length of the longest of the first 1,024 training prompts, "
+    "which are tokenized for it."
+)
+
 
 class PlanCLI(PolicyCLI):
-    """Takes the arguments of `fit`, and plans in place of training."""
+    """Command line with the arguments of `fit` that estimates memory instead of training."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the arguments of a plan: what it cannot know by itself."""
+        """Add the memory of a device and the length of prompts, which a configuration does not contain."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--device_memory", type=float | None, default=None, help="GiB of one device")
-        parser.add_argument("--prompt_length", type=int | None, default=None, help="tokens of the longest prompt")
+        parser.add_argument("--device_memory", type=float | None, default=None, help=_DEVICE_MEMORY)
+        parser.add_argument("--prompt_length", type=int | None, default=None, help=_PROMPT_LENGTH)
+
+    @staticmethod
+    def descriptions() -> dict[str, str]:
+        """Return the description of the estimate."""
+        return {"fit": _DESCRIPTION}
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return `fit` alone, whose arguments a plan takes."""
+        """Return `fit` alone, because a plan has the arguments of `fit`."""
         return {"fit": PolicyCLI.subcommands()["fit"]}
 
     def instantiate_classes(self) -> None:
-        """Build module and data, and no trainer, whose devices need not be those of this machine."""
+        """Build the module and the data, but no trainer: its devices need not exist on this machine."""
         with ended_by_its_message():
             self.config_init = self.parser.instantiate_classes(self.config)
         self.model, self.datamodule = (self._get(self.config_init, part) for part in ("model", "data"))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Print the plan; Lightning would look for a method of the trainer."""
+        """Print the plan, where Lightning would call a method of the trainer."""
         with ended_by_its_message():
             plan = job_plan(
                 self.model,

@@ -26,7 +26,7 @@ class TransformersEngine(RolloutEngine):
     sharded policy are gathered on every rank while it samples; the ranks of a tensor-parallel group sample the same.
 
     Args:
-        max_sequences: completions sampled at the same time; more prompts wait for their turn.
+        max_sequences: Maximum number of completions that are sampled at the same time; further prompts wait.
 
     Raises:
         ValueError: `max_sequences` is not positive.

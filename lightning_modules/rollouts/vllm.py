@@ -53,15 +53,15 @@ class VLLM(RolloutEngine):
     while the trainer trains, and gives its memory back. Log-probabilities are those of the distribution sampled from.
 
     Args:
-        gpu_memory_utilization: share of the GPU's memory for the engine, its copy of the weights included.
-        tensor_parallel_size: ranks that share an engine, each with a shard of it.
-        max_model_length: tokens of a prompt and its completion; the model's own limit when None.
-        max_sequences: completions generated at the same time.
-        dtype: precision of the engine; "auto" takes the precision in which the trainer computes, float32 for float64.
-        enforce_eager: whether the engine runs without compilation; when None, on the CPU alone.
-        sleep: whether the engine sleeps between rollouts; without effect on the CPU.
-        check_weights: whether a few log-probabilities of engine and policy are compared after each transfer.
-        engine_options: further arguments of `vllm.LLM`.
+        gpu_memory_utilization: Fraction of the GPU's memory for the engine, including its copy of the weights.
+        tensor_parallel_size: Number of ranks that share an engine, each with a shard of its layers.
+        max_model_length: Maximum number of tokens of a prompt and its completion; the model's own limit when None.
+        max_sequences: Maximum number of completions that are generated at the same time.
+        dtype: Precision of the engine; "auto" takes the precision in which the trainer computes, float32 for float64.
+        enforce_eager: Whether the engine runs without compilation; when None, it does so on the CPU only.
+        sleep: Whether the engine frees its memory between rollouts; without effect on the CPU.
+        check_weights: Whether to compare a few log-probabilities of engine and policy after each weight transfer.
+        engine_options: Further arguments of `vllm.LLM`.
 
     Raises:
         ValueError: an argument is out of its range, or an option is set by this class.

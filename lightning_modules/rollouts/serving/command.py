@@ -16,10 +16,11 @@ from lightning_modules.rollouts.protocol import FOLDER_VARIABLE, TOKEN_VARIABLE
 from lightning_modules.rollouts.serving.worker import WorkerExtension
 
 _EPILOG = """
-The token comes from the environment variable AGGREGATE_PO_TOKEN, here and where the trainer runs:
+The token is read from the environment variable AGGREGATE_PO_TOKEN, by the server and by the trainer:
 export AGGREGATE_PO_TOKEN=$(openssl rand -hex 32).
-Other arguments go to vLLM, such as --dtype float32, --tensor-parallel-size 8 or --ssl-certfile CERT --ssl-keyfile KEY.
-On a CPU the KV cache has 1 GiB; VLLM_CPU_KVCACHE_SPACE changes this.
+Other arguments are passed to vLLM, such as --dtype float32, --tensor-parallel-size 8, or --ssl-certfile CERT
+--ssl-keyfile KEY.
+On a CPU the KV cache has 1 GiB; set VLLM_CPU_KVCACHE_SPACE to another number of GiB.
 """
 # `vllm serve` looks up the version of a package named vllm, and the CPU build has another name.
 _MODULE = "vllm.entrypoints.openai.api_server"
@@ -78,16 +79,22 @@ def _import_path(kind: type) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aggregate-po serve",
-        description="Start a vLLM server for rollouts.",
+        description="Start a vLLM server that generates completions for a trainer with `VLLMServers`.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", help="hub id or folder of the trained model")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--weights_folder", "--weights-folder", help="folder to which the trainer writes new weights")
-    parser.add_argument("--insecure", action="store_true", help="do not require a token (loopback only)")
+    parser.add_argument("model", help="Hub id or folder of the trained model; the trainer replaces its weights.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: %(default)s).")
+    parser.add_argument("--port", type=int, default=8000, help="Port to listen on (default: %(default)s).")
+    parser.add_argument(
+        "--weights_folder",
+        "--weights-folder",
+        help="Folder to which the trainer writes new weights, the `path` of its `SharedFolder`.",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="Accept requests without a token; only on a loopback address."
+    )
     return parser
 
 

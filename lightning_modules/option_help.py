@@ -1,0 +1,63 @@
+"""Help for an import path that the argument parser cannot explain: a function, or a class without options."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Sequence
+from itertools import pairwise
+from pydoc import ErrorDuringImport, locate
+from types import FunctionType
+from typing import TypeGuard
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+def help_of_import_path(arguments: Sequence[str]) -> str | None:
+    """Return the help for the import path after an option such as `--model.objective.help`.
+
+    The parser itself explains classes with options. It does not accept functions, such as recipes, and prints only the
+    name of a class without options.
+
+    Args:
+        arguments: arguments of the command line.
+
+    Returns:
+        Help of the function or class; None if no such option is there, or if the parser explains its import path.
+    """
+    for option, path in _help_options(arguments):
+        try:
+            named = locate(path)
+        except ErrorDuringImport:
+            return None  # the parser reports the error of the import
+        if _is_factory(named) or _has_no_options(named):
+            return _help_text(option, path, named)
+    return None
+
+
+def _help_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each option that ends with `.help`, without that ending, and its value."""
+    words = [word for argument in arguments for word in argument.split("=", maxsplit=1)]
+    return [(word[2:-5], path) for word, path in pairwise(words) if word.startswith("--") and word.endswith(".help")]
+
+
+def _is_factory(named: object) -> TypeGuard[FunctionType]:
+    return inspect.isfunction(named) and "return" in named.__annotations__
+
+
+def _has_no_options(named: object) -> bool:
+    try:
+        return inspect.isclass(named) and not inspect.signature(named).parameters
+    except ValueError:  # a builtin
+        return False
+
+
+def _help_text(option: str, path: str, named: object) -> str:
+    summary = " ".join((inspect.getdoc(named) or "").partition("\n\n")[0].split())
+    description = f"Help for --{option}.help={path}"
+    parser = LightningArgumentParser(usage=argparse.SUPPRESS, add_help=False, description=description)
+    if _is_factory(named):
+        group = parser.add_argument_group(title=summary.removesuffix(".") or None)
+        group.add_function_arguments(named, nested_key=option, as_group=False, fail_untyped=False)
+        return parser.format_help()
+    return f"{parser.format_help()}\n{summary}\nIt has no options.\n"
