@@ -11,7 +11,12 @@ from lightning_modules.prompts import JSONLines, Prompt, PromptOrder, PromptStre
 from lightning_modules.rewards import boxed_answer
 from lightning_modules.seeding import derived_seed
 
-DATA = sorted((Path(__file__).resolve().parents[4] / "shared" / "data").glob("*.jsonl"))
+# Problem sets are not part of the repository; they may lie next to it.
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+PROBLEM_SETS = [pytest.param(path, id=path.stem) for path in sorted(DATA.glob("*.jsonl"))]
+ABSENT = pytest.param(None, id="absent", marks=pytest.mark.skip(reason=f"no problem sets (*.jsonl) in {DATA}"))
+    None, id="absent", marks=pytest.mark.skip(reason=f"no problem sets: {DATA} has no JSON Lines file")
+)
 
 
 def written(folder, text):
@@ -79,7 +84,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
         JSONLines(path)
 
 
-@pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROBLEM_SETS or [ABSENT])
 def test_problem_sets_load_and_their_answers_are_recognized(path):
     examples = JSONLines(str(path), prompt="problem")
     assert len(examples) == path.read_bytes().count(b"\n")
