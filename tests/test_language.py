@@ -53,9 +53,8 @@ WORDS = BRITISH | {
 }
 # Sequences of words in a text.
 PHRASES = {
-    r"(a|the|each|all|of|is|are|was|that|which) (closed|closes)\b(?!.form)|\b(close|open)s? (a |the |all |single |whole )?(tokens?|completions?)": (
-        "clipped, unclipped, masked"
-    ),
+    r"(a|the|each|all|of|is|are|was|that|which) (closed|closes)\b(?!.form)": "clipped, masked",
+    r"\b(close|open)s? (a |the |all |single |whole )?(tokens?|completions?)": "clip, mask; unclipped",
     r"\b(look|looks|looking|looked) into\b": "inspect",
     r"\b(take|takes|taken|taking)\b[^.;:]{0,40}\boff\b": "subtract",
     r"\b(take|takes|taken|taking) the gradient (from|of)\b": "set the gradient of ... to zero",

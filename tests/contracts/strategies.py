@@ -110,10 +110,10 @@ PENALTIES = [
 RECIPES = {name: getattr(published, name) for name in published.__all__}
 RECIPES["dr_grpo"] = partial(published.dr_grpo, 32)
 
-PENALizED = [K3Penalty(0.04), EntropyBonus(0.1)]
+PENALIZED = [K3Penalty(0.04), EntropyBonus(0.1)]
 
 # Every recipe, and what no recipe has: parts of a user, other exponents, both transforms at once, every penalty.
-COMPOSITIONS = {name: recipe(penalties=PENALizED) for name, recipe in RECIPES.items()}
+COMPOSITIONS = {name: recipe(penalties=PENALIZED) for name, recipe in RECIPES.items()}
 COMPOSITIONS |= {
     "lehmer": PolicyObjective(LehmerMean(2.0), TanhLimit(2.0), TrajectoryLogClip(0.4, 0.3), TokenMean(), PENALTIES),
     "asinh": PolicyObjective(AsinhMean(), None, TanhLimit(3.0), ConstantLength(16), [K1Penalty(0.3)]),
