@@ -15,8 +15,6 @@ from lightning_modules.seeding import derived_seed
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 PROBLEM_SETS = [pytest.param(path, id=path.stem) for path in sorted(DATA.glob("*.jsonl"))]
 ABSENT = pytest.param(None, id="absent", marks=pytest.mark.skip(reason=f"no problem sets (*.jsonl) in {DATA}"))
-    None, id="absent", marks=pytest.mark.skip(reason=f"no problem sets: {DATA} has no JSON Lines file")
-)
 
 
 def written(folder, text):
