@@ -24,7 +24,7 @@ def noted(name, namespace=None, *rest, **named):
 
 
 builtins.__import__ = noted
-import lightning_modules
+from lightning_modules import *
 
 print(*sorted({"peft", "vllm"} & sys.modules.keys()))
 """
@@ -35,3 +35,18 @@ def test_the_training_package_imports_neither_vllm_nor_matplotlib_nor_peft():
     result = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == ""
+
+
+def test_the_package_loads_torch_when_a_name_is_used():
+    root = Path(__file__).resolve().parents[1]
+    program = "import sys, lightning_modules; print('torch' in sys.modules, 'RunReport' in dir(lightning_modules))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert result.stdout.split() == ["False", "True"], result.stderr
+
+
+def test_every_name_of_the_package_is_found():
+    import lightning_modules
+
+    assert [name for name in lightning_modules.__all__ if getattr(lightning_modules, name).__name__ != name] == []
+    with pytest.raises(AttributeError, match="has no attribute 'PolicyModel'"):
+        lightning_modules.PolicyModel  # noqa: B018
