@@ -3,6 +3,8 @@
 import csv
 import math
 import os
+import random
+import warnings
 
 import pytest
 
@@ -88,7 +90,8 @@ def test_a_last_line_that_was_written_in_part_is_dropped(path, stop):
     last = complete.splitlines(keepends=True)[-1]
     assert len(last) > 26
     path.write_bytes(complete[: len(complete) - len(last) + stop])
-    metrics = MetricsFile(path, keep_until=3)
+    with pytest.warns(UserWarning, match=r"metrics.csv: dropped 1 damaged line\.$"):
+        metrics = MetricsFile(path, keep_until=3)
     assert [row["step"] for row in rows_of(path)] == ["1", "2"]
     metrics.append(3, {"reward": 3 / 8, "entropy": 1 / 3})
     assert path.read_bytes() == complete
@@ -99,6 +102,74 @@ def test_a_file_truncated_in_its_first_line_starts_again(path):
     path.write_bytes(b"")
     MetricsFile(path, keep_until=3).append(4, {"reward": 0.5})
     assert rows_of(path) == [{"step": "4", "reward": "0.5"}]
+
+
+DAMAGED = {
+    "NUL bytes at the end": (lambda lines: [*lines, b"\0" * 40 + b"\r\n"], [1, 2, 3], 1),
+    "NUL bytes without an end": (lambda lines: [*lines, b"\0" * 40], [1, 2, 3], 1),
+    "NUL bytes in place of a row": (lambda lines: [*lines[:2], b"\0" * 40 + b"\n", lines[3]], [1, 3], 1),
+    "NUL bytes within a row": (lambda lines: [*lines[:3], lines[3][:8] + b"\0\0" + lines[3][8:]], [1, 2], 1),
+    "a half row in the middle": (lambda lines: [*lines[:2], lines[2][:9] + lines[3]], [1], 1),
+    "a half row with an end": (lambda lines: [*lines[:3], lines[3][:9] + b"\n"], [1, 2], 1),
+    "bytes that are no text": (lambda lines: [*lines[:3], bytes(range(128, 256)) + b"\n", lines[3]], [1, 2, 3], 1),
+    "random bytes": (lambda lines: [*lines, random.Random(0).randbytes(3000) + b"\n"], [1, 2, 3], None),
+    "a step that is no number": (lambda lines: [*lines[:3], b"x" + lines[3][1:]], [1, 2], 1),
+    "a value that is no number": (lambda lines: [*lines[:3], lines[3].replace(b".", b"u", 1)], [1, 2], 1),
+    "too many cells": (lambda lines: [*lines[:3], lines[3].replace(b".", b",.", 1)], [1, 2], 1),
+    "an open quote": (lambda lines: [*lines[:3], lines[3].replace(b",", b',"', 1)], [1, 2], 1),
+    "a row twice": (lambda lines: [*lines, lines[3]], [1, 2, 3], 1),
+    "rows of another run between": (lambda lines: [*lines, lines[2], lines[3]], [1, 2, 3], 2),
+    "an empty line": (lambda lines: [*lines[:2], b"\r\n", *lines[2:]], [1, 2, 3], 1),
+    "no header": (lambda lines: lines[1:], [1, 2, 3], 0),
+    "a damaged header": (lambda lines: [b"\0\0" + lines[0], *lines[1:]], [1, 2, 3], 1),
+    "a name with a flipped bit": (lambda lines: [lines[0].replace(b"reward", b"rewarf"), *lines[1:]], [1, 2, 3], 1),
+    "another file": (lambda lines: [b"PK\3\4" + bytes(500)], [], None),
+    "nothing": (lambda lines: [], [], 0),
+}
+
+
+@pytest.mark.parametrize(("damage", "steps", "count"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_file_heals(path, damage, steps, count):
+    """Undamaged rows stay to the letter, what is dropped is counted, and the file goes on."""
+    columns = three_steps(path).columns
+    rows = {row["step"]: row for row in rows_of(path)}
+    damaged = b"".join(damage(path.read_bytes().splitlines(keepends=True)))
+    path.write_bytes(damaged)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metrics = MetricsFile(path, keep_until=3, columns=columns)
+    assert rows_of(path) == [rows[str(step)] for step in steps]
+    said = [str(warning.message) for warning in caught]
+    if count == 0:
+        assert said == []
+    else:
+        (message,) = said
+        assert f"dropped {count or ''}" in message
+    kept = path.with_name("metrics.csv.damaged")
+    assert not kept.exists() or kept.read_bytes() == damaged
+    assert kept.exists() or count == 0 or not damaged.endswith(b"\n")
+    metrics.append(4, {"reward": 0.5})
+    metrics.append(5, {"another": 1.0})
+    assert [row["reward"] for row in rows_of(path)] == [*(rows[str(step)]["reward"] for step in steps), "0.5", ""]
+    assert path.read_bytes().startswith(b"step,entropy,reward,another\r\n")
+
+
+def test_columns_of_after_the_checkpoint_go_with_a_header_that_is_damaged(path):
+    metrics = three_steps(path)
+    columns = metrics.columns
+    metrics.append(4, {"reward": 0.5, "val/pass@1": 0.25})
+    path.write_bytes(path.read_bytes().replace(b"step", b"stop"))
+    with pytest.warns(UserWarning, match="dropped 1 damaged line; the file is kept as metrics.csv.damaged"):
+        MetricsFile(path, keep_until=3, columns=columns)
+    assert [row["reward"] for row in rows_of(path)] == ["0.125", "0.25", "0.375"]
+    assert list(rows_of(path)[0]) == columns
+
+
+def test_a_row_damaged_during_the_run_does_not_stop_a_new_column(path):
+    metrics = three_steps(path)
+    path.write_bytes(path.read_bytes() + b"\0\0\0\n")
+    metrics.append(4, {"new": 1.0})
+    assert [row["step"] for row in rows_of(path)] == ["1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize("occasion", ["resume", "new column"])
