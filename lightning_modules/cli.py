@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
@@ -14,6 +15,7 @@ import transformers
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
@@ -22,6 +24,7 @@ from lightning_modules.callbacks.report import RunReport, print_table
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.option_help import help_of_import_path
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.run_folder import lock_run_folder
 
 _TRAINER_DEFAULTS = {
     "default_root_dir": "runs/run",
@@ -111,6 +114,14 @@ class PolicyCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Lock the run folder of a `fit` before anything is loaded."""
+        folder = self._get(self.config, "trainer.default_root_dir")
+        if self.subcommand == "fit" and folder is not None and _is_first_process():
+            with ended_by_its_message():
+                lock_run_folder(folder)
 
     @override
     def instantiate_classes(self) -> None:
@@ -207,6 +218,11 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
     metrics = {name.removeprefix("val/"): value.item() for name, value in cli.trainer.callback_metrics.items()}
     print_table({"measured": metrics})
     return metrics
+
+
+def _is_first_process() -> bool:
+    """Whether this process is rank 0, or will be; the launcher of Lightning numbers nodes by NODE_RANK."""
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _checkpoint_folder(root: str | None) -> str:

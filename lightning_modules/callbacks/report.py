@@ -16,6 +16,7 @@ from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.run_folder import lock_run_folder
 from lightning_modules.tally import Tally
 
 _SAMPLES = 5
@@ -30,12 +31,14 @@ class RunReport(Callback):
     Held-out prompts are evaluated by this callback rather than by the validation loop of Lightning, which runs after
     the checkpoint of the same step: a run killed between the two would resume without the evaluation.
 
+    The folder is locked while the process lives, so that no second process writes to it.
+
     Args:
         evaluate_every_n_steps: Number of optimizer steps between evaluations of the held-out prompts; with 0 they are
             evaluated before and after training only.
 
     Raises:
-        ValueError: the number is negative.
+        ValueError: the number is negative, or another process has locked the folder.
     """
 
     def __init__(self, evaluate_every_n_steps: int = 50) -> None:
@@ -48,8 +51,15 @@ class RunReport(Callback):
         self._seconds = 0.0
         self._step_started = 0.0
         self._metrics: MetricsFile | None = None  # on rank 0 only
+        self._columns: list[str] = []  # of `metrics.csv` at the checkpoint
         self._trained = False
         self._last_step = 0
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lock the run folder for the life of this process."""
+        if stage == "fit" and trainer.is_global_zero:
+            lock_run_folder(_folder(trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +75,7 @@ class RunReport(Callback):
         if trainer.is_global_zero:
             new_run = trainer.global_step == 0
             keep_until = -1 if new_run else trainer.global_step
-            self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until)
+            self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until, self._columns)
             if new_run and self._before:
                 self._metrics.append(0, _held_out(self._before))
                 _log_held_out(trainer, self._before)
@@ -130,6 +140,7 @@ class RunReport(Callback):
             "samples_before": self._samples_before,
             "tokens": self._tokens,
             "seconds": self._seconds,
+            "columns": self._columns if self._metrics is None else self._metrics.columns,
         }
 
     @override
@@ -139,6 +150,7 @@ class RunReport(Callback):
         self._samples_before = state_dict["samples_before"]
         self._tokens = state_dict["tokens"]
         self._seconds = state_dict["seconds"]
+        self._columns = state_dict.get("columns", [])  # checkpoints of 0.1.0 have none
 
 
 def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:

@@ -41,6 +41,9 @@ class PlanCLI(PolicyCLI):
         """Return `fit` alone, because a plan has the arguments of `fit`."""
         return {"fit": PolicyCLI.subcommands()["fit"]}
 
+    def before_instantiate_classes(self) -> None:
+        """Lock nothing: a plan writes no files."""
+
     def instantiate_classes(self) -> None:
         """Build the module and the data, but no trainer: its devices need not exist on this machine."""
         with ended_by_its_message():
