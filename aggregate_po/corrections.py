@@ -112,7 +112,7 @@ class _WithinBounds(SamplerCorrection):
     def __post_init__(self) -> None:
         if self.outside not in ("truncate", "mask"):
             raise ValueError(f'`outside` is {self.outside!r}; pass "truncate" or "mask".')
-        if not 0 <= self.min_weight <= self.max_weight or self.max_weight == 0:
+        if not (0 <= self.min_weight <= self.max_weight and self.min_weight < math.inf and self.max_weight > 0):
             raise ValueError(
                 f"`min_weight` is {self.min_weight} and `max_weight` {self.max_weight}; pass two weights in this "
                 "order, 0 or more, the second positive."

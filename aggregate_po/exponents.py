@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
+from aggregate_po.arguments import require_finite, require_non_negative
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.masked import masked_max, masked_mean
 
@@ -39,6 +40,9 @@ class FixedExponent(ExponentRule):
 
     value: float
 
+    def __post_init__(self) -> None:
+        require_finite(value=self.value)
+
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
         return tokens.log_ratio.new_full(tokens.lengths.shape, self.value)
@@ -57,6 +61,9 @@ class LinearExponent(ExponentRule):
 
     start: float = 2.0
     end: float = -2.0
+
+    def __post_init__(self) -> None:
+        require_finite(start=self.start, end=self.end)
 
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
@@ -83,8 +90,7 @@ class RewardExponent(ExponentRule):
     gamma: float = 0.8
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 0:
-            raise ValueError(f"`gamma` is {self.gamma}; pass 0 or more.")
+        require_non_negative(gamma=self.gamma)
 
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:

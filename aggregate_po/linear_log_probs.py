@@ -208,7 +208,7 @@ def _token_statistics(
         bind_shapes(weight=(weight, "vocabulary hidden"), bias=(bias, "vocabulary"))
     if not 0 < temperature < math.inf:
         raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the model itself.")
-    if softcap is not None and not softcap > 0:
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"`softcap` is {softcap}; pass a positive number, or None for none.")
     if chunk_size is None:
         chunk_size = max(_LOGITS_AT_A_TIME // sizes["vocabulary"], _TOKENS_AT_LEAST)

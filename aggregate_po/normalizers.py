@@ -1,5 +1,6 @@
 """Normalizers: the weight of each completion in the objective of an optimizer step."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ class ConstantLength(Normalizer):
     length: float
 
     def __post_init__(self) -> None:
-        if not self.length > 0:
+        if not 0 < self.length < math.inf:
             raise ValueError(f"`length` is {self.length}; pass the maximum completion length in tokens, more than 0.")
 
     @override

@@ -113,7 +113,7 @@ class PolicyCLI(LightningCLI):
         parser.add_lightning_class_args(RunReport, "report")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -223,6 +223,15 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
 def _is_first_process() -> bool:
     """Whether this process is rank 0, or will be; the launcher of Lightning numbers nodes by NODE_RANK."""
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _seed(seed_everything: int | bool | None) -> int:
+    if seed_everything is True or not 0 <= int(seed_everything or 0) < 2**32:
+        raise ValueError(
+            f"`seed_everything` is {str(seed_everything).lower()}; pass a number from 0 to {2**32 - 1}, so that the "
+            "run can be repeated."
+        )
+    return int(seed_everything or 0)
 
 
 def _checkpoint_folder(root: str | None) -> str:

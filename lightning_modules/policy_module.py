@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from typing_extensions import override
 
 from aggregate_po import PolicyObjective
+from aggregate_po.arguments import require_positive
 from lightning_modules.batch import Evaluation, RolloutBatch, current_rollout_metrics, evaluation_metrics
 from lightning_modules.distributed import gathered_on_rank_zero, loss_scale, rank, summed_over_ranks
 from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
@@ -69,8 +70,7 @@ class PolicyModule(LightningModule):
             raise TypeError(
                 f"`objective` is {objective!r}; pass a PolicyObjective, such as aggregate_po.recipes.gmpo()."
             )
-        if not learning_rate > 0:
-            raise ValueError(f"`learning_rate` is {learning_rate}; pass a positive number.")
+        require_positive(learning_rate=learning_rate)
         require_at_least(0, warmup_steps=warmup_steps, weight_decay=weight_decay)
         require_at_least(1, max_skipped_steps=max_skipped_steps)
         self.policy = Policy(model_name, layout, lora, attn_implementation)

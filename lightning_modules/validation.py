@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 
 def require_at_least(minimum: float, **numbers: float | None) -> None:
-    """Check that numbers, named by their arguments, are not below a minimum; None passes.
+    """Check that numbers, named by their arguments, are finite and not below a minimum; None passes.
 
     Raises:
-        ValueError: a number is below the minimum, or NaN.
+        ValueError: a number is below the minimum, infinite or NaN.
     """
     for name, number in numbers.items():
-        if number is not None and not number >= minimum:
-            raise ValueError(f"`{name}` is {number}; pass {minimum} or more.")
+        if number is not None and not minimum <= number < math.inf:
+            raise ValueError(f"`{name}` is {number}; pass {minimum} or more, a finite number.")
 
 
 def require_one_of(literal: Any, **arguments: str) -> None:

@@ -165,14 +165,3 @@ def spread(groups: Grouped, ddof: int = 1) -> Tensor:
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and 0 for a numerator of 0; equal rewards would give 0/0."""
     return torch.where(numerator == 0, 0, numerator / denominator)
-
-
-def require_non_negative(**numbers: float) -> None:
-    """Check that arguments of an estimator are not negative.
-
-    Raises:
-        ValueError: a number is negative.
-    """
-    for name, number in numbers.items():
-        if not number >= 0:
-            raise ValueError(f"`{name}` is {number}; pass 0 or more.")

@@ -1,5 +1,6 @@
 """Normalization by a beta distribution fitted to the success rates of the prompts."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,10 @@ class BetaNormalized(AdvantageEstimator):
     reward_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
+        if self.reward_range is not None and not -math.inf < self.reward_range[0] < self.reward_range[1] < math.inf:
             raise ValueError(
-                f"`reward_range` is {self.reward_range}; pass the smallest and the largest reward, in this order."
+                f"`reward_range` is {self.reward_range}; pass the smallest and the largest reward, in this order and "
+                "finite."
             )
 
     @override

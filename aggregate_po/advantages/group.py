@@ -11,9 +11,9 @@ from aggregate_po.advantages.base import (
     GroupedRewards,
     centered,
     ratio,
-    require_non_negative,
     spread,
 )
+from aggregate_po.arguments import require_non_negative
 
 
 @dataclass(frozen=True)

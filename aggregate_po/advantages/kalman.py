@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.advantages.base import GroupAdvantage, Grouped, GroupedRewards, require_non_negative
+from aggregate_po.advantages.base import GroupAdvantage, Grouped, GroupedRewards
+from aggregate_po.arguments import require_non_negative, require_positive
 
 # Added to the standard deviation as in the paper's code, although that is never 0.
 _DELTA = 1e-8
@@ -57,9 +58,7 @@ class KalmanBaseline(GroupAdvantage):
         if self.order not in get_args(FilterOrder):
             raise ValueError(f"`order` is {self.order!r}; pass one of {', '.join(get_args(FilterOrder))}.")
         require_non_negative(process_variance=self.process_variance)
-        for name in ("observation_variance", "prior_variance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; pass a positive number.")
+        require_positive(observation_variance=self.observation_variance, prior_variance=self.prior_variance)
 
     @override
     def within_groups(self, rollout: GroupedRewards) -> Grouped:

@@ -1,5 +1,6 @@
 """Estimators that change the rewards and pass them to another estimator."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,8 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards, require_non_negative
+from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards
+from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerCompletion, PerToken
 
 
@@ -49,10 +51,10 @@ class OverlongShaping(AdvantageEstimator):
 
     def __post_init__(self) -> None:
         _require_estimator(self.estimator)
-        if not 1 <= self.cache_length <= self.max_completion_length:
+        if not 1 <= self.cache_length <= self.max_completion_length < math.inf:
             raise ValueError(
                 f"`cache_length` is {self.cache_length}; pass 1 or more tokens, at most `max_completion_length`="
-                f"{self.max_completion_length}."
+                f"{self.max_completion_length}, a finite number."
             )
         require_non_negative(penalty=self.penalty)
 

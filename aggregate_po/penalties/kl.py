@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.bounds import bounded, log_ratio_of
 from aggregate_po.penalties.base import Penalty
@@ -26,7 +27,7 @@ class KLPenalty(Penalty):
         anchor: Policy to stay close to: "reference", or "behavior", the policy that generated the completions.
 
     Raises:
-        ValueError: the coefficient is negative, or the anchor is unknown.
+        ValueError: the coefficient is negative or not finite, or the anchor is unknown.
     """
 
     coefficient: float
@@ -35,8 +36,7 @@ class KLPenalty(Penalty):
     def __post_init__(self) -> None:
         if self.anchor not in ("reference", "behavior"):
             raise ValueError(f'`anchor` is {self.anchor!r}; pass "reference" or "behavior".')
-        if not self.coefficient >= 0:
-            raise ValueError(f"`coefficient` is {self.coefficient}; pass 0 for no penalty, or a positive weight.")
+        require_non_negative("pass 0 for no penalty, or a positive weight that is finite", coefficient=self.coefficient)
 
     @property
     @override

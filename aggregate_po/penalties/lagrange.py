@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
 
@@ -34,9 +35,7 @@ class LagrangePenalty(Penalty):
     def __init__(self, cost: Penalty, bound: float, step_size: float, multiplier: float = 0.0) -> None:
         if not isinstance(cost, Penalty):
             raise TypeError(f"`cost` is {cost!r}; pass an instance of a subclass of aggregate_po.Penalty.")
-        for name, number in (("bound", bound), ("step_size", step_size), ("multiplier", multiplier)):
-            if not number >= 0:
-                raise ValueError(f"`{name}` is {number}; pass 0 or more.")
+        require_non_negative(bound=bound, step_size=step_size, multiplier=multiplier)
         self.cost = cost
         self.bound = bound
         self.step_size = step_size

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
+from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.bounds import bounded, log_ratio_of
 from aggregate_po.penalties.base import Penalty
@@ -23,7 +24,7 @@ class RatioVariance(Penalty):
         coefficient: Weight of the variance in the objective.
 
     Raises:
-        ValueError: the coefficient is negative.
+        ValueError: the coefficient is negative or not finite.
 
     Reference: R2VPO, arXiv:2601.03320.
     """
@@ -31,8 +32,7 @@ class RatioVariance(Penalty):
     coefficient: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.coefficient >= 0:
-            raise ValueError(f"`coefficient` is {self.coefficient}; pass 0 for no penalty, or a positive weight.")
+        require_non_negative("pass 0 for no penalty, or a positive weight that is finite", coefficient=self.coefficient)
 
     @override
     def token_costs(self, log_probs: PerToken, batch: PolicyBatch) -> PerToken:

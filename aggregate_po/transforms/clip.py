@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import TokenRatios
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
+
+_REMEDY = "pass a distance from the bound to no change at all, 0 or more"
 
 
 class Clip(JointTransform):
@@ -76,7 +79,9 @@ class PessimisticClip(OneSidedClip):
     clip_high: float = 0.2
 
     def __post_init__(self) -> None:
-        _require_non_negative(clip_low=self.clip_low, clip_high=self.clip_high)
+        require_non_negative(_REMEDY, clip_low=self.clip_low)
+        if self.clip_high != math.inf:
+            require_non_negative(_REMEDY, clip_high=self.clip_high)
 
     @staticmethod
     def log(log_clip_low: float = 0.4, log_clip_high: float = 0.4) -> LogPessimisticClip:
@@ -97,7 +102,7 @@ class LogPessimisticClip(OneSidedClip):
         log_clip_high: Log ratios are clipped at `log_clip_high` where the advantage is positive.
 
     Raises:
-        ValueError: a bound is negative or NaN.
+        ValueError: a bound is negative or not finite.
 
     Reference: GMPO, arXiv:2507.20673.
     """
@@ -106,7 +111,7 @@ class LogPessimisticClip(OneSidedClip):
     log_clip_high: float = 0.4
 
     def __post_init__(self) -> None:
-        _require_non_negative(log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
+        require_non_negative(_REMEDY, log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
 
     @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, float]:
@@ -122,7 +127,7 @@ class TrajectoryLogClip(OneSidedClip):
         log_clip_high: The summed log ratio is clipped at `log_clip_high` where the advantage is positive.
 
     Raises:
-        ValueError: a bound is negative or NaN.
+        ValueError: a bound is negative or not finite.
 
     Reference: the sequence-clip ablation of GMPO, arXiv:2507.20673.
     """
@@ -131,7 +136,7 @@ class TrajectoryLogClip(OneSidedClip):
     log_clip_high: float = 0.4
 
     def __post_init__(self) -> None:
-        _require_non_negative(log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
+        require_non_negative(_REMEDY, log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
 
     @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
@@ -157,7 +162,7 @@ class AdaptiveClip(OneSidedClip):
         clip_high_max: Distance of the upper bound from 1 as $\mu_R / \sigma_R$ becomes large.
 
     Raises:
-        ValueError: a bound is negative or NaN; when called, if the totals lack the rewards.
+        ValueError: a bound is negative or not finite; when called, if the totals lack the rewards.
 
     Reference: APMPO, arXiv:2605.04066.
     """
@@ -170,7 +175,7 @@ class AdaptiveClip(OneSidedClip):
     _smallest = 1e-8
 
     def __post_init__(self) -> None:
-        _require_non_negative(**vars(self))
+        require_non_negative(_REMEDY, **vars(self))
 
     @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, Tensor]:
@@ -183,9 +188,3 @@ class AdaptiveClip(OneSidedClip):
 
 def _log_lower(clip_low: float) -> float:
     return math.log1p(-clip_low) if clip_low < 1 else -math.inf
-
-
-def _require_non_negative(**bounds: float) -> None:
-    for name, bound in bounds.items():
-        if not bound >= 0:
-            raise ValueError(f"`{name}` is {bound}; pass a distance from the bound to no change at all, 0 or more.")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.arguments import require_positive
 from aggregate_po.batch import TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO
 from aggregate_po.transforms.base import RatioTransform
@@ -33,7 +34,7 @@ class SigmoidGate(RatioTransform):
     tau_negative: float = 1.05
 
     def __post_init__(self) -> None:
-        _require_positive(tau_positive=self.tau_positive, tau_negative=self.tau_negative)
+        require_positive(tau_positive=self.tau_positive, tau_negative=self.tau_negative)
 
     @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
@@ -80,7 +81,7 @@ class GammaKernel(RatioTransform):
     rate_negative: float = 2.0
 
     def __post_init__(self) -> None:
-        _require_positive(**vars(self))
+        require_positive(**vars(self))
 
     @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
@@ -104,9 +105,3 @@ class GammaKernel(RatioTransform):
 def _chosen(condition: Tensor, one: float, other: float, ratios: TokenRatios) -> Tensor:
     """Select one of two numbers in the precision of the log ratios; `where` on Python numbers gives float32."""
     return torch.where(condition, ratios.log_ratio.new_tensor(one), ratios.log_ratio.new_tensor(other))
-
-
-def _require_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not (number > 0 and math.isfinite(number)):
-            raise ValueError(f"`{name}` is {number}; pass a positive number.")

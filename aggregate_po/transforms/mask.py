@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.arguments import require_finite, require_non_negative
 from aggregate_po.batch import TokenRatios
 from aggregate_po.masked import masked_mean
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
@@ -50,7 +51,7 @@ class TotalVariationMask(RatioMask):
         max_decrease: Largest decrease of the probability where the advantage is not positive.
 
     Raises:
-        ValueError: a bound is negative.
+        ValueError: a bound is negative or not finite.
 
     Reference: divergence PPO, arXiv:2602.04879.
     """
@@ -59,7 +60,7 @@ class TotalVariationMask(RatioMask):
     max_decrease: float = 0.2
 
     def __post_init__(self) -> None:
-        _require_non_negative(max_increase=self.max_increase, max_decrease=self.max_decrease)
+        require_non_negative(max_increase=self.max_increase, max_decrease=self.max_decrease)
 
     @override
     def clipped(self, ratios: TokenRatios) -> Tensor:
@@ -79,7 +80,7 @@ class BernoulliKLMask(RatioMask):
         max_divergence_low: Largest divergence where the advantage is not positive; nats.
 
     Raises:
-        ValueError: a bound is negative.
+        ValueError: a bound is negative or not finite.
 
     Reference: divergence PPO, arXiv:2602.04879.
     """
@@ -88,7 +89,7 @@ class BernoulliKLMask(RatioMask):
     max_divergence_high: float = 0.2
 
     def __post_init__(self) -> None:
-        _require_non_negative(max_divergence_low=self.max_divergence_low, max_divergence_high=self.max_divergence_high)
+        require_non_negative(max_divergence_low=self.max_divergence_low, max_divergence_high=self.max_divergence_high)
 
     @override
     def clipped(self, ratios: TokenRatios) -> Tensor:
@@ -108,10 +109,16 @@ class StaleCompletionMask(RatioMask):
         max_divergence: Largest mean of $\log \pi_\mathrm{old} - \log \pi$ over the tokens of a completion with negative
             advantage; nats.
 
+    Raises:
+        ValueError: the bound is not finite; when called, if the mask is applied after the mean.
+
     Reference: DeepSeek-V3.2, arXiv:2512.02556, "off-policy sequence masking".
     """
 
     max_divergence: float
+
+    def __post_init__(self) -> None:
+        require_finite(max_divergence=self.max_divergence)
 
     @override
     def clipped(self, ratios: TokenRatios) -> Tensor:
@@ -132,9 +139,3 @@ def _probabilities(ratios: TokenRatios) -> tuple[Tensor, Tensor]:
     """
     old = ratios.old_log_probs.to(ratios.raw_log_ratio.dtype)
     return old.exp().clamp(max=1), (old + ratios.raw_log_ratio).exp().clamp(max=1)
-
-
-def _require_non_negative(**bounds: float) -> None:
-    for name, bound in bounds.items():
-        if not bound >= 0:
-            raise ValueError(f"`{name}` is {bound}; pass 0 or more.")

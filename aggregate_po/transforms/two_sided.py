@@ -29,7 +29,7 @@ class TwoSidedClip(Clip):
     max_ratio: float = math.inf
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_ratio <= self.max_ratio or self.max_ratio == 0:
+        if not (0 <= self.min_ratio <= self.max_ratio and self.min_ratio < math.inf and self.max_ratio > 0):
             raise ValueError(
                 f"`min_ratio` is {self.min_ratio} and `max_ratio` {self.max_ratio}; pass two ratios in this order, "
                 "0 or more, the second positive."
@@ -58,8 +58,8 @@ class NegativeCap(Clip):
     max_ratio: float = 3.0
 
     def __post_init__(self) -> None:
-        if not self.max_ratio > 1:
-            raise ValueError(f"`max_ratio` is {self.max_ratio}; pass a ratio above 1.")
+        if not 1 < self.max_ratio < math.inf:
+            raise ValueError(f"`max_ratio` is {self.max_ratio}; pass a ratio above 1, and a finite one.")
 
     @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[float, Tensor]:

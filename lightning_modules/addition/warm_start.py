@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from aggregate_po.arguments import require_positive
 from lightning_modules.addition.problems import guessed_answer, question, random_pairs, worked_answer
 from lightning_modules.progress import progress_bar
 
@@ -55,9 +56,7 @@ class AdditionWarmStart:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; pass a positive number.")
+        require_positive(steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate)
         for name in ("guess_share", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; pass a fraction, from 0 to 1.")

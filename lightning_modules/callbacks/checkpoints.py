@@ -29,6 +29,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed import DistError
 from typing_extensions import override
 
+from lightning_modules.validation import require_at_least
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes atomically, so that an interrupted write never replaces a good checkpoint.
@@ -80,12 +82,13 @@ class RunCheckpoint(ModelCheckpoint):
             of SLURM.
 
     Raises:
-        ValueError: there is no signal of that name.
+        ValueError: there is no signal of that name, or the number of steps is not positive.
     """
 
     def __init__(
         self, dirpath: str | None = None, every_n_train_steps: int = 50, time_limit_signal: str = "SIGUSR1"
     ) -> None:
+        require_at_least(1, every_n_train_steps=every_n_train_steps)
         super().__init__(
             dirpath=dirpath,
             save_last=True,

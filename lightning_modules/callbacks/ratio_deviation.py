@@ -37,7 +37,7 @@ class RatioDeviationStop(Callback):
     """
 
     def __init__(self, bound: float = 0.25) -> None:
-        if not bound > 0:
+        if not 0 < bound < math.inf:
             raise ValueError(f"`bound` is {bound}; pass a positive mean of |r - 1|.")
         self.bound = bound
         self.dropped_updates = 0

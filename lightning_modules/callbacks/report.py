@@ -18,6 +18,7 @@ from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.run_folder import lock_run_folder
 from lightning_modules.tally import Tally
+from lightning_modules.validation import require_at_least
 
 _SAMPLES = 5
 
@@ -42,8 +43,7 @@ class RunReport(Callback):
     """
 
     def __init__(self, evaluate_every_n_steps: int = 50) -> None:
-        if evaluate_every_n_steps < 0:
-            raise ValueError(f"`evaluate_every_n_steps` is {evaluate_every_n_steps}; pass 0 or more.")
+        require_at_least(0, evaluate_every_n_steps=evaluate_every_n_steps)
         self.evaluate_every_n_steps = evaluate_every_n_steps
         self._before: dict[str, float] | None = None
         self._samples_before: list[list[str]] = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from aggregate_po import AdvantageEstimator, SamplerCorrection
+from aggregate_po.arguments import require_non_negative
 from lightning_modules.data.schemes import SamplingScheme
 
 
@@ -18,10 +20,9 @@ def require_sampling(group_size: int, temperature: float, kl_in_reward: float) -
         raise ValueError(
             f"`group_size` is {group_size}; pass 2 or more, since an advantage compares completions of one prompt."
         )
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the policy itself.")
-    if not kl_in_reward >= 0:
-        raise ValueError(f"`kl_in_reward` is {kl_in_reward}; pass 0 for none, or a positive weight.")
+    require_non_negative("pass 0 for none, or a positive weight that is finite", kl_in_reward=kl_in_reward)
 
 
 def require_parts(

@@ -91,8 +91,10 @@ def require_division(prompts_per_rollout: int, group_size: int, ranks: int, plan
     """Check that a rollout splits evenly into updates on each rank, and an update into micro-batches.
 
     Raises:
-        ValueError: `prompts_per_rollout` is not divisible, or there are more micro-batches than completions.
+        ValueError: `prompts_per_rollout` is not divisible, or there are no micro-batches, or more than completions.
     """
+    if plan.micro_batches < 1:
+        raise ValueError(f"`accumulate_grad_batches` is {plan.micro_batches}; pass 1 or more micro-batches.")
     parts = ranks * plan.updates
     if prompts_per_rollout % parts:
         raise ValueError(

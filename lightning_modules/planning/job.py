@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -105,7 +106,7 @@ def job_plan(
 def _require_positive(prompt_length: int | None, device_memory: float | None) -> None:
     if prompt_length is not None and prompt_length < 1:
         raise ValueError(f"`prompt_length` is {prompt_length}; pass 1 or more tokens.")
-    if device_memory is not None and not device_memory > 0:
+    if device_memory is not None and not 0 < device_memory < math.inf:
         raise ValueError(f"`device_memory` is {device_memory}; pass a positive number of GiB.")
 
 

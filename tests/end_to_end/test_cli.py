@@ -147,6 +147,11 @@ WRONG = {
         ["'rnk' is not accepted; pass one of rank, alpha, target_modules, seed, export"],
     ),
     "temperature": (["--data.temperature=0"], ["`temperature` is 0", "positive"]),
+    "infinite temperature": (["--data.temperature=.inf"], ["`temperature` is inf", "positive"]),
+    "learning rate": (["--model.learning_rate=.nan"], ["`learning_rate` is nan", "positive"]),
+    "random seed": (["--seed_everything=true"], ["`seed_everything` is true", "from 0 to 4294967295"]),
+    "negative seed": (["--seed_everything=-1"], ["`seed_everything` is -1", "from 0 to 4294967295"]),
+    "seed": (["--seed_everything=4294967296"], ["`seed_everything` is 4294967296", "from 0 to 4294967295"]),
     "unknown": (["--data.grup_size=4"], ["grup_size"]),
 }
 

@@ -74,8 +74,8 @@ class VLLMServers(RolloutEngine):
                 raise ValueError(f"`{name}` is {number}; pass {minimum} or more.")
         if not 0 < timeout < math.inf:
             raise ValueError(f"`timeout` is {timeout}; pass a positive number of seconds.")
-        if not startup_timeout >= 0:
-            raise ValueError(f"`startup_timeout` is {startup_timeout}; pass 0 or more seconds.")
+        if not 0 <= startup_timeout < math.inf:
+            raise ValueError(f"`startup_timeout` is {startup_timeout}; pass 0 or more seconds, a finite number.")
         self.weights = weights
         self.prompts_per_server = prompts_per_server
         self.check_weights = check_weights

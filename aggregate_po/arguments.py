@@ -1,0 +1,38 @@
+"""Checks of numeric constructor arguments; each error names the argument, its value and the remedy."""
+
+from __future__ import annotations
+
+import math
+
+
+def require_finite(**numbers: float) -> None:
+    """Check that numbers, named by their arguments, are neither infinite nor NaN.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"`{name}` is {number}; pass a finite number.")
+
+
+def require_non_negative(remedy: str = "pass 0 or more, a finite number", /, **numbers: float) -> None:
+    """Check that numbers, named by their arguments, are finite and not negative; the error ends with the remedy.
+
+    Raises:
+        ValueError: a number is negative, infinite or NaN.
+    """
+    for name, number in numbers.items():
+        if not 0 <= number < math.inf:
+            raise ValueError(f"`{name}` is {number}; {remedy}.")
+
+
+def require_positive(**numbers: float) -> None:
+    """Check that numbers, named by their arguments, are finite and positive.
+
+    Raises:
+        ValueError: a number is negative, 0, infinite or NaN.
+    """
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"`{name}` is {number}; pass a positive number, and a finite one.")
