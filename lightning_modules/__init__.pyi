@@ -8,7 +8,7 @@ from lightning_modules.metrics import GradientWeightMetrics
 from lightning_modules.model.layouts import PackedSequences, SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.prompts import JSONLines, PromptDataset
+from lightning_modules.prompts import JSONLines, Parquet, PromptDataset
 from lightning_modules.rewards import boxed_answer
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "JSONLines",
     "LoRA",
     "PackedSequences",
+    "Parquet",
     "PolicyModule",
     "PromptDataset",
     "RatioDeviationStop",

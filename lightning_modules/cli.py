@@ -56,7 +56,16 @@ _REMEDY = (
 
 
 class PolicyArgumentParser(LightningArgumentParser):
-    """Argument parser whose errors name the remedy and are printed without the usage text."""
+    """Argument parser that reads configuration from `--config` alone, and whose errors name the remedy.
+
+    By default the value of any option that expects a class may be a file, which is read as the configuration of that
+    class, and may name any class to build. Here the path of a data file or of a model remains a path.
+    """
+
+    @override
+    def add_class_arguments(self, *arguments: Any, **options: Any) -> list[str]:
+        """Add the arguments of a class, whose values are never read from a file."""
+        return super().add_class_arguments(*arguments, **{**options, "sub_configs": False})
 
     @override
     def print_usage(self, file: Any = None) -> None:
@@ -161,7 +170,7 @@ def ended_by_its_message() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

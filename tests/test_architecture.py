@@ -146,6 +146,7 @@ def test_nothing_but_tests_imports_the_testing_kit():
         ("vllm", "lightning_modules/rollouts/vllm.py"),
         ("starlette", "lightning_modules/rollouts/serving/middleware.py"),
         ("peft", "lightning_modules/model/lora.py"),
+        ("pyarrow", "lightning_modules/prompts/parquet.py"),
     ],
 )
 def test_what_is_optional_is_imported_in_one_place(package, place):

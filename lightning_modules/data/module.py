@@ -28,7 +28,7 @@ from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.policy import Policy
-from lightning_modules.prompts import Prompt, PromptDataset, PromptOrder, PromptStream, examples_of
+from lightning_modules.prompts import Prompt, PromptDataset, PromptFile, PromptOrder, PromptStream, examples_of
 from lightning_modules.rewards import Reward, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
 from lightning_modules.seeding import derived_seed
@@ -44,7 +44,7 @@ class RolloutDataModule(LightningDataModule):
 
     Args:
         dataset: Training prompts: a `PromptDataset`, a list of mappings with "prompt", or the path of a JSON Lines
-            file.
+            or Parquet file.
         reward: Reward function, called with a completion and its example, or a list of several.
         reward_weights: Weight of each reward in the total reward; 1 for each when None.
         validation: Held-out prompts for pass@1, in the same forms as `dataset`; nothing is evaluated when None.
@@ -81,10 +81,10 @@ class RolloutDataModule(LightningDataModule):
 
     def __init__(
         self,
-        dataset: PromptDataset | str,
+        dataset: PromptFile | PromptDataset | str,
         reward: Sequence[Reward] | Reward,  # in this order, or jsonargparse cannot write a list of functions
         reward_weights: Sequence[float] | None = None,
-        validation: PromptDataset | str | None = None,
+        validation: PromptFile | PromptDataset | str | None = None,
         rollouts: RolloutEngine | None = None,
         group_size: int = 8,
         prompts_per_rollout: int = 16,

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+import re
 
-from lightning_modules.prompts.base import Example, PromptDataset
+from typing_extensions import override
+
+from lightning_modules.prompts.base import Example, PromptDataset, has_surrogate, require_prompt, short, texts_in
+from lightning_modules.prompts.text_files import lines, require_file
+
+_DEEPEST = 100  # levels of nested lists and mappings in a line; a parser that recurses may not survive many more
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JSONLines(PromptDataset):
     """Examples from a JSON Lines file, with one JSON object per line.
+
+    The file may be compressed by gzip, bzip2 or xz, and may be encoded in UTF-8, or in UTF-16 with a byte-order mark.
 
     Args:
         path: Path of the JSON Lines file.
@@ -18,17 +25,17 @@ class JSONLines(PromptDataset):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not a JSON object or has no prompt; the message gives its number.
+        ValueError: the file is damaged, or a line is not a JSON object or has no prompt; the message gives its number.
     """
 
     def __init__(self, path: str, prompt: str = "prompt") -> None:
-        file = Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"`path` is {path!r}, which is not a file; pass a JSON Lines file.")
-        self._examples = []
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
-            if line.strip():
-                self._examples.append(_parsed(line, f"{path}, line {number}", prompt))
+        require_file("path", path)
+        self._path = path
+        self._numbers: list[int] = []
+        self._examples: list[Example] = []
+        for number, line in lines(path):
+            self._numbers.append(number)
+            self._examples.append(_parsed(line, f"{path}, line {number}", prompt))
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -36,30 +43,56 @@ class JSONLines(PromptDataset):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
         return self._examples[index]
 
+    @override
+    def location(self, index: int) -> str:
+        return f"{self._path}, line {self._numbers[index]}"
 
-def _parsed(line: str, place: str, prompt: str) -> Example:
+
+def _parsed(line: str, location: str, prompt: str) -> Example:
+    if line.count("[") + line.count("{") > _DEEPEST and _depth(line) > _DEEPEST:
+        raise ValueError(f"{location}: nested deeper than {_DEEPEST} levels; write a flat JSON object.")
     try:
-        example = json.loads(line)
+        row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON ({error}); write one JSON object per line.") from None
-    if not isinstance(example, dict) or prompt not in example:
-        found = sorted(example) if isinstance(example, dict) else type(example).__name__
-        raise ValueError(f"{place}: no field `prompt`={prompt!r}, found {found}; name the prompt's field.")
-    if not isinstance(example[prompt], str) or not example[prompt].strip():
-        raise ValueError(f"{place}: the prompt is {example[prompt]!r}; write a text that is not empty.")
-    return {**example, "prompt": example[prompt]}
+        raise ValueError(f"{location}: not JSON ({error}); write one JSON object per line.") from None
+    except ValueError:
+        raise ValueError(
+            f"{location}: a number has too many digits for an integer; write it as a text, in quotes."
+        ) from None
+    if _SURROGATE.search(line) and any(map(has_surrogate, texts_in(row))):
+        raise ValueError(f"{location}: a text has half of a surrogate pair, which is no character; remove it.")
+    return example_of(row, location, "lightning_modules.JSONLines", prompt)
 
 
-def examples_of(name: str, dataset: PromptDataset | str) -> Sequence[Example]:
-    """Return the examples of the argument `name`: a data set, a list, or the path of a JSON Lines file.
+def _depth(line: str) -> int:
+    """Return the depth of nested brackets outside of strings."""
+    depth = deepest = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', line):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def example_of(row: object, location: str, source: str, prompt: str) -> Example:
+    """Return a row of a file as an example, with its prompt under "prompt".
+
+    Args:
+        row: the row.
+        location: place of the row, named by errors.
+        source: class that reads the file, named by errors.
+        prompt: name of the field that contains the prompt.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there are no examples.
+        ValueError: the row is not a mapping with a prompt.
     """
-    if isinstance(dataset, str) and not Path(dataset).is_file():
-        raise FileNotFoundError(f"`{name}` is {dataset!r}, which is not a file; pass a JSON Lines file.")
-    examples = JSONLines(dataset) if isinstance(dataset, str) else dataset
-    if len(examples) == 0:
-        raise ValueError(f"`{name}` is {dataset!r}, which has no prompts; pass at least one example.")
-    return examples
+    if not isinstance(row, dict):
+        raise ValueError(f"{location}: found {short(row)}, which is no JSON object; write one JSON object per line.")
+    if prompt not in row:
+        raise ValueError(
+            f"{location}: no field {prompt!r}, found {short(sorted(row))}; name the prompt's field by the option "
+            f"`prompt` of the data set: --data.dataset {source} --data.dataset.path FILE --data.dataset.prompt FIELD, "
+            "and the same for --data.validation."
+        )
+    example = {**row, "prompt": row[prompt]}
+    require_prompt(example, location)
+    return example

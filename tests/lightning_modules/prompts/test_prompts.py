@@ -60,10 +60,10 @@ def test_lines_may_end_as_on_windows(tmp_path):
 def test_missing_file(tmp_path):
     path = str(tmp_path / "none.jsonl")
     with pytest.raises(
-        FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a JSON Lines file"
+        FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a JSON Lines or Parquet"
     ):
         JSONLines(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="which is a folder; pass a JSON Lines or Parquet file"):
         JSONLines(str(tmp_path))
 
 
@@ -71,9 +71,9 @@ def test_missing_file(tmp_path):
     ("line", "message"),
     [
         ('{"prompt": "a"', r"line 3: not JSON \(.*\); write one JSON object per line"),
-        ('{"question": "a", "answer": 1}', r"line 3: .*`prompt`='prompt', found \['answer', 'question'\]; name the"),
+        ('{"question": "a", "answer": 1}', r"line 3: no field 'prompt', found \['answer', 'question'\]; name the"),
         ('{"prompt": 7}', r"line 3: the prompt is 7; write a text"),
-        ('["prompt"]', r"line 3: no field .* found list"),
+        ('["prompt"]', r"line 3: found \['prompt'\], which is no JSON object; write one JSON object per line"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):

@@ -1,0 +1,61 @@
+"""Prompts from a Parquet file."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from typing_extensions import override
+
+from lightning_modules.prompts.base import Example, PromptDataset
+from lightning_modules.prompts.json_lines import example_of
+from lightning_modules.prompts.text_files import require_file
+
+MAGIC = b"PAR1"
+
+
+class Parquet(PromptDataset):
+    """Examples from a Parquet file, with one example per row.
+
+    Args:
+        path: Path of the Parquet file.
+        prompt: Name of the column that contains the prompt.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: pyarrow is not installed.
+        ValueError: the file is damaged, or a row has no prompt; the message gives its number.
+    """
+
+    def __init__(self, path: str, prompt: str = "prompt") -> None:
+        require_file("path", path)
+        if find_spec("pyarrow") is None:
+            raise ImportError(
+                f"{path}: a Parquet file needs `pyarrow`, which is not installed; pip install 'aggregate-po[parquet]', "
+                "or write the prompts as JSON Lines."
+            )
+        self._path = path
+        self._examples = [
+            example_of(row, self.location(index), "lightning_modules.Parquet", prompt)
+            for index, row in enumerate(_rows(path))
+        ]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
+        return self._examples[index]
+
+    @override
+    def location(self, index: int) -> str:
+        return f"{self._path}, row {index} (from 0)"
+
+
+def _rows(path: str) -> list[Example]:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        # Without memory mapping and dataset discovery: a path is a path.
+        return parquet.ParquetFile(path).read().to_pylist()
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again.") from None

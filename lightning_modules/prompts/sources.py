@@ -1,0 +1,71 @@
+"""Examples of an argument: a data set, a list, or the path of a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse.typing import register_type
+
+from lightning_modules.prompts.base import Example, PromptDataset, location_in, require_prompt
+from lightning_modules.prompts.json_lines import JSONLines
+from lightning_modules.prompts.parquet import MAGIC, Parquet
+from lightning_modules.prompts.text_files import require_file
+
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".bz2", ".xz", ".zst", ".txt", ".csv", ".tsv", ".arrow")
+
+
+class PromptFile(str):
+    """Path of a file with prompts.
+
+    The command line takes such a path as it is. As a value that may also be the import path of a class, `train.jsonl`
+    would import a module `train`.
+    """
+
+
+def _path(value: Any) -> str:
+    """Return a value of the command line that is a path.
+
+    Raises:
+        ValueError: it may be the name of a class.
+    """
+    if isinstance(value, str) and (os.sep in value or value.lower().endswith(_SUFFIXES) or Path(value).exists()):
+        return value
+    raise ValueError(f"{value!r} is not the path of a file")
+
+
+register_type(PromptFile, serializer=_path, deserializer=_path)
+
+
+def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example]:
+    """Return the examples of the argument `name`: a data set, a list, or the path of a JSON Lines or Parquet file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: the argument is none of these.
+        ValueError: there are no examples, or one of a list or a file has no prompt.
+    """
+    if isinstance(dataset, (str, os.PathLike)):
+        examples: Sequence[Example] = _read(name, str(dataset))
+    elif isinstance(dataset, Mapping) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f'`{name}` is of type {type(dataset).__name__}; pass a PromptDataset, a list of mappings with "prompt", '
+            "or the path of a JSON Lines or Parquet file."
+        )
+    else:
+        examples = dataset
+    if len(examples) == 0:
+        raise ValueError(f"`{name}` is {dataset!r}, which has no prompts; pass at least one example.")
+    if isinstance(examples, (list, tuple)):  # the files have been checked, and a data set may be slow or endless
+        for index, example in enumerate(examples):
+            require_prompt(example, location_in(name, examples, index))
+    return examples
+
+
+def _read(name: str, path: str) -> PromptDataset:
+    require_file(name, path)
+    with Path(path).open("rb") as file:
+        start = file.read(len(MAGIC))
+    return Parquet(path) if start == MAGIC else JSONLines(path)
