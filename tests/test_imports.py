@@ -48,5 +48,5 @@ def test_every_name_of_the_package_is_found():
     import lightning_modules
 
     assert [name for name in lightning_modules.__all__ if getattr(lightning_modules, name).__name__ != name] == []
-    with pytest.raises(AttributeError, match="has no attribute 'PolicyModel'"):
+    with pytest.raises(AttributeError, match="No lightning_modules attribute PolicyModel"):
         lightning_modules.PolicyModel  # noqa: B018
