@@ -66,7 +66,7 @@ class PolicyBatch:
         ref_log_probs: log-probabilities under the reference policy, for KL penalties; shape `batch time`.
         correction: weights that correct for a sampler that differs from the behavior policy; none by default.
 
-    Values on padding are replaced by zero, and so is the advantage of an empty completion.
+    Values on padding are replaced by zero, and so are the advantage and the correction of an empty completion.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -95,6 +95,7 @@ class PolicyBatch:
             if getattr(self, name) is not None:
                 filled[name] = torch.where(mask, getattr(self, name), 0)
         filled["advantages"] = torch.where(mask if self.has_token_advantages else mask.any(dim=-1), self.advantages, 0)
+        filled["correction"] = self.correction.on_tokens(mask)
         if self.totals is None:
             filled["totals"] = StepTotals.of(mask)
         for name, value in filled.items():
@@ -187,10 +188,12 @@ class TokenRatios:
         return replace(self, log_ratio=log_ratio, saturated=self.saturated | (saturated & self.response_mask))
 
     def corrected(self, weights: CorrectionWeights) -> TokenRatios:
-        """Return the context of the aggregator, with the sampler correction added to the log ratios as a constant."""
-        if weights.log_token is None:
+        """Return the context of the aggregator: log weights are added as constants, masked tokens have ratio one."""
+        if weights.log_token is None and weights.kept is None:
             return self
-        log_ratio = self.log_ratio + weights.log_token.to(self.log_ratio.dtype)
+        log_ratio = self.log_ratio
+        if weights.log_token is not None:
+            log_ratio = log_ratio + weights.log_token.to(log_ratio.dtype)
         if weights.kept is not None:
             log_ratio = torch.where(weights.kept, log_ratio, 0)
         return replace(self, log_ratio=log_ratio, log_correction=(log_ratio - self.log_ratio).detach())

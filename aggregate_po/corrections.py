@@ -20,6 +20,8 @@ from aggregate_po.shapes import PerCompletion, PerToken
 class CorrectionWeights:
     """Detached correction weights of a rollout, which `PolicyBatch` passes to the objective; None means no effect.
 
+    Any combination of the three is valid; the weight of a token is the product of what is given.
+
     Args:
         log_token: Log weights that are added to the log ratios on entry to the aggregator, after the exponent was
             chosen (eq. 20); shape `batch time`.
@@ -44,6 +46,15 @@ class CorrectionWeights:
             for name, pattern in words.items()
             if getattr(self, name) is not None
         }
+
+    def on_tokens(self, response_mask: PerToken) -> CorrectionWeights:
+        """Return the weights without effect on padding and on empty completions, whatever their values there."""
+        some = response_mask.any(dim=-1)
+        return CorrectionWeights(
+            log_token=None if self.log_token is None else torch.where(response_mask, self.log_token, 0),
+            kept=None if self.kept is None else self.kept | ~response_mask,
+            log_sequence=None if self.log_sequence is None else torch.where(some, self.log_sequence, 0),
+        )
 
     def map(self, function: Any) -> CorrectionWeights:
         """Return a copy with a function, such as indexing, applied to each tensor."""

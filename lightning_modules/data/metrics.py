@@ -131,9 +131,17 @@ def _largest(values: Tensor) -> float:
 
 
 def _applied(weights: CorrectionWeights, log_weight: PerToken, response_mask: PerToken) -> Tensor:
-    """Return the weight of each completion or token; without a correction, the untruncated weight of each token."""
-    if weights.log_sequence is not None:
-        return weights.log_sequence[response_mask.any(dim=-1)].double().exp()
-    log_token = log_weight if weights.log_token is None else weights.log_token.double()
+    """Return the weight of each completion, or of each token if the correction has weights or a mask of tokens.
+
+    Without a correction, it is the untruncated weight that each token would have.
+    """
+    log_sequence = weights.log_sequence
+    if weights.log_token is None and weights.kept is None:
+        if log_sequence is None:
+            return log_weight[response_mask].exp()
+        return log_sequence[response_mask.any(dim=-1)].double().exp()
+    log_token = torch.zeros_like(log_weight) if weights.log_token is None else weights.log_token.double()
+    if log_sequence is not None:
+        log_token = log_token + log_sequence.double().unsqueeze(-1)
     kept = torch.ones_like(response_mask) if weights.kept is None else weights.kept
     return torch.where(kept, log_token.exp(), 0)[response_mask]

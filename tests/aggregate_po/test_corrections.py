@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregate_po import (
@@ -184,6 +184,92 @@ def test_weights_equal_autograd_under_every_correction(name, case, correction, g
     _, gradient, weights = differentiate(COMPOSITIONS[name], log_probs, batch)
     assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
     assert torch.isfinite(gradient).all()
+
+
+def combined(fields, shape, generator, dtype):
+    """Correction weights with some of their fields; masked tokens and completions among them."""
+    log_token = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    kept = torch.rand(shape, generator=generator) < 0.7
+    log_sequence = 0.5 * torch.randn(shape[:1], generator=generator, dtype=torch.float64)
+    log_sequence[0] = -math.inf
+    given = {"log_token": log_token.to(dtype), "kept": kept, "log_sequence": log_sequence.to(dtype)}
+    return CorrectionWeights(**{name: given[name] for name in fields})
+
+
+FIELDS = ("log_token", "kept", "log_sequence")
+COMBINATIONS = [some for count in range(4) for some in itertools.combinations(FIELDS, count)]
+
+
+@pytest.mark.parametrize("fields", COMBINATIONS, ids="+".join)
+@pytest.mark.parametrize("name", COMPOSITIONS)
+@given(case=batches(), generator=generators())
+@settings(max_examples=8)
+def test_weights_equal_autograd_under_every_combination_of_fields(name, fields, case, generator):
+    """In both precisions; a composition that clips completions takes no weight per token."""
+    objective = COMPOSITIONS[name]
+    for dtype, rtol in ((torch.float64, 1e-9), (torch.float32, 1e-2)):
+        log_probs, batch = case.log_probs.detach().to(dtype), case.batch.to(dtype)
+        batch = replace(batch, correction=combined(fields, log_probs.shape, generator, dtype))
+        if "log_token" in fields and name not in TOKEN_LEVEL:
+            with pytest.raises(ValueError, match=r"^`correction` has a weight per token"):
+                objective(log_probs, batch)
+            continue
+        value, gradient, weights = differentiate(objective, log_probs, batch)
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+        assert_rows_close(weights.total, gradient, rtol=rtol, scale=1 + 1e3 * scale_of(weights))
+        penalized = weights.penalty != 0
+        if "kept" in fields:
+            assert ((weights.total == 0) | batch.correction.kept | penalized).all()
+
+
+@pytest.mark.parametrize("fields", COMBINATIONS, ids="+".join)
+@pytest.mark.parametrize("per_token", [False, True], ids=["per completion", "per token"])
+def test_value_of_every_combination_of_fields(fields, per_token):
+    """An arithmetic mean written out: ratio times weight, ratio one where masked, all times the completion's weight."""
+    log_probs, batch = worked_batch(1.0)
+    advantages = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)
+    log_token, kept = LOG_WEIGHTS, torch.tensor([[True, True, False, True]])
+    given = {"log_token": log_token, "kept": kept, "log_sequence": torch.tensor([0.7], dtype=torch.float64)}
+    correction = CorrectionWeights(**{name: given[name] for name in fields})
+    batch = replace(batch, advantages=advantages if per_token else batch.advantages, correction=correction)
+    terms = LOG_RATIO.exp() * (log_token.exp() if "log_token" in fields else 1)
+    trained = torch.where(kept, terms, 0) if "kept" in fields else terms
+    terms = torch.where(kept, terms, 1) if "kept" in fields else terms
+    completion = math.exp(0.7) if "log_sequence" in fields else 1.0
+    expected = completion * (terms * (advantages if per_token else 1)).mean()
+    objective = PolicyObjective(ArithmeticMean())
+    close(objective(log_probs, batch), expected)
+    slopes = completion * trained * (advantages if per_token else 1) / 4
+    close(objective.gradient_weights(log_probs, batch).total, slopes)
+
+
+def test_a_mask_of_tokens_alone_masks_them_in_value_and_gradient():
+    """The geometric mean of 4 tokens of which one is masked: exp of the sum of the others over 4."""
+    log_probs, batch = worked_batch(1.0)
+    batch = replace(batch, correction=CorrectionWeights(kept=torch.tensor([[True, False, True, True]])))
+    value, gradient, weights = differentiate(PolicyObjective(GeometricMean()), log_probs, batch)
+    expected = ((LOG_RATIO.sum() - LOG_RATIO[0, 1]) / 4).exp()
+    close(value, expected)
+    close(gradient, expected / 4 * torch.tensor([[1, 0, 1, 1]]))
+    close(weights.total, gradient)
+    tokens = TokenRatios.of(LOG_RATIO).corrected(batch.correction)
+    close(tokens.uncorrected, LOG_RATIO, tolerance=1e-15)
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
+def test_corrections_of_padding_and_of_empty_completions_have_no_effect(junk):
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    correction = CorrectionWeights(
+        log_token=torch.tensor([[0.5, -0.5, junk], [junk, junk, junk]]),
+        kept=torch.tensor([[True, True, False], [False, False, False]]),
+        log_sequence=torch.tensor([0.25, junk]),
+    )
+    batch = PolicyBatch(torch.zeros(2, 3), mask, torch.ones(2), correction=correction)
+    value, gradient, weights = differentiate(PolicyObjective(ArithmeticMean()), torch.zeros(2, 3), batch)
+    close(value, math.exp(0.25) * (math.exp(0.5) + math.exp(-0.5)) / 2, tolerance=1e-6)
+    close(weights.total, gradient, tolerance=1e-7)
+    assert gradient[~mask].tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)

@@ -107,6 +107,31 @@ def test_weights_of_completions_and_masked_tokens_are_measured_as_they_are_appli
         assert found == pytest.approx([smallest, mean, largest], abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("fields", "weights"),
+    [
+        (("kept",), [1, 1, 0, 1]),
+        (("log_token",), [2, 0.5, 3, 1]),
+        (("log_token", "kept"), [2, 0.5, 0, 1]),
+        (("log_sequence",), [4]),
+        (("kept", "log_sequence"), [4, 4, 0, 4]),
+        (("log_token", "kept", "log_sequence"), [8, 2, 0, 4]),
+    ],
+    ids=str,
+)
+def test_weights_of_any_combination_are_measured_as_they_are_applied(fields, weights):
+    given = {
+        "log_token": torch.tensor([[2.0, 0.5, 3.0, 1.0]]).log(),
+        "kept": torch.tensor([[True, True, False, True]]),
+        "log_sequence": torch.tensor([4.0]).log(),
+    }
+    correction = CorrectionWeights(**{name: given[name] for name in fields})
+    mismatch = torch.full((1, 4), 0.3), torch.zeros(1, 4), torch.ones(1, 4, dtype=torch.bool)
+    metrics = mismatch_metrics(mismatch_tally(*mismatch, correction))
+    found = [metrics[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
+    assert found == pytest.approx([min(weights), sum(weights) / len(weights), max(weights)])
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("correction", [TokenCorrection(1.2), SequenceCorrection(2.0, 0.5, "truncate")], ids=str)
 def test_the_corrected_gradient_is_that_of_the_whole_batch(tmp_path, model, model_folder, correction, accumulate):
@@ -170,7 +195,7 @@ def test_corrections_survive_selection_and_a_checkpoint(level):
     back = RolloutBatch.from_state_dict(batch.state_dict()).policy.correction
     if level == "token":
         assert chosen.log_token.tolist() == [[4.0], [12.0]]
-        assert torch.equal(back.log_token, correction.log_token)
+        assert torch.equal(back.log_token, torch.where(mask, correction.log_token, 0))
         assert back.kept.dtype == torch.bool
         assert batch.policy.to(torch.float64).correction.kept.dtype == torch.bool
     elif level == "sequence":
