@@ -14,11 +14,11 @@ from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.masked import masked_logsumexp
 from aggregate_po.normalizers import TokenMean
 from aggregate_po.objective import PolicyObjective
+from aggregate_po.testing.compositions import TRANSFORMS, require_gradients, transformed_by_each
 from aggregate_po.testing.contexts import (
     copied,
     in_precision,
     require_additive,
-    require_gradient,
     require_joint,
     require_untouched,
     some_rows,
@@ -28,7 +28,7 @@ from aggregate_po.testing.contexts import (
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require, require_all, require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import Case, batches, exact_token_ratios, generators, junk, token_ratios
-from aggregate_po.transforms import PessimisticClip
+from aggregate_po.transforms import PessimisticClip, RatioTransform
 
 
 class AggregatorContract(Contract):
@@ -158,11 +158,11 @@ class AggregatorContract(Contract):
         allowed = self.single_rounding * scale(weights).amax(dim=-1, keepdim=True)
         require_close("token_weights in float32", single_weights.double(), weights, allowed)
 
-    @law(case=batches(), clipped=st.booleans())
-    def test_gradient_of_the_objective(self, case: Case, clipped: bool) -> None:
-        """In an objective, the closed-form total weights equal its gradient."""
-        clip = PessimisticClip(0.2, 0.28) if clipped else None
-        require_gradient(PolicyObjective(self.aggregator, clip), *case, self.rounding)
+    @law(case=batches(), before=st.sampled_from(TRANSFORMS))
+    def test_gradient_of_the_objective(self, case: Case, before: RatioTransform | None) -> None:
+        """In an objective, the closed-form total weights equal its finite gradient, among any transforms."""
+        objectives = transformed_by_each(self.aggregator, before)
+        require_gradients(objectives, case, self.rounding, self.single_rounding)
 
     @law(together=True, case=batches(), boundary=st.integers(1, 4))
     def test_splitting_the_step(self, case: Case, boundary: int) -> None:

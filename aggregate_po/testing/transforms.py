@@ -9,14 +9,12 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 from torch.nn.functional import pad
 
-from aggregate_po.aggregators import ArithmeticMean
 from aggregate_po.batch import StepTotals, TokenRatios
 from aggregate_po.masked import masked_max
-from aggregate_po.objective import PolicyObjective
+from aggregate_po.testing.compositions import TRANSFORMS, aggregated_by_each, require_gradients
 from aggregate_po.testing.contexts import (
     copied,
     in_precision,
-    require_gradient,
     require_joint,
     require_untouched,
     some_rows,
@@ -60,6 +58,7 @@ class TransformContract(Contract):
     Attributes:
         transform: instance under test.
         rounding: tolerance for rounding errors, relative to the size of a result or to 1.
+        single_rounding: tolerance of closed-form weights in float32.
 
     Example:
         >>> from aggregate_po import PessimisticClip
@@ -69,6 +68,7 @@ class TransformContract(Contract):
 
     transform: RatioTransform
     rounding: ClassVar[float] = 1e-9
+    single_rounding: ClassVar[float] = 1e-3
 
     _attribute = "transform"
     _kind = RatioTransform
@@ -191,11 +191,11 @@ class TransformContract(Contract):
         for name, inside, outside in zip(("the value", "derivative", "saturated"), actual, expected, strict=True):
             require_close(f"{name} in inference mode", inside, outside, where=ratios.response_mask)
 
-    @law(case=batches(), place=_places)
-    def test_gradient_of_the_objective(self, case: Case, place: str) -> None:
-        """In an objective, the closed-form total weights equal its gradient."""
-        parts: dict[str, Any] = {place: self.transform}
-        require_gradient(PolicyObjective(ArithmeticMean(), **parts), *case, self.rounding)
+    @law(case=batches(), place=_places, other=st.sampled_from(TRANSFORMS))
+    def test_gradient_of_the_objective(self, case: Case, place: str, other: RatioTransform | None) -> None:
+        """In an objective, the closed-form total weights equal its finite gradient, with any aggregator."""
+        objectives = aggregated_by_each(place, self.transform, other)
+        require_gradients(objectives, case, self.rounding, self.single_rounding)
 
 
 def check_transform(transform: RatioTransform, **options: Any) -> KeptLaws:

@@ -39,8 +39,9 @@ class RatioTransform(ABC):
 
     Subclass requirements:
 
-    - Implement `__call__`. It must be elementwise, differentiable and finite for log ratios within +-80, and return the
-      shape of `ratios.log_ratio`.
+    - Implement `__call__`. It must be elementwise and differentiable, and return the shape of `ratios.log_ratio`. Value
+      and derivative must be finite for log ratios within +-80 before the mean; after the mean for any finite log ratio,
+      because the product over a long completion has one of thousands.
     - May override `derivative` with a closed form, which must equal the derivative of `__call__`. Without it, the
       derivative comes from autograd.
     - May override `saturated`, which is where the derivative is zero.

@@ -12,6 +12,12 @@ from aggregate_po.batch import TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO
 from aggregate_po.transforms.base import RatioTransform
 
+# From here on the gate is constant to the last bit, in float64 too, and the exponential is far from overflow.
+_MAX_EXCESS = 1e3
+
+# A kernel below e^-80 is no longer told from zero, and a mean of its logarithms would lose all digits further down.
+_MIN_LOG_KERNEL = -80.0
+
 
 @dataclass(frozen=True)
 class SigmoidGate(RatioTransform):
@@ -40,13 +46,14 @@ class SigmoidGate(RatioTransform):
     def __call__(self, ratios: TokenRatios) -> Tensor:
         tau = self._tau(ratios)
         # Not expm1, whose derivative by autograd loses all digits where the ratio is small.
-        return math.log(4) - tau.log() + torch.nn.functional.logsigmoid(tau * (ratios.log_ratio.exp() - 1))
+        return math.log(4) - tau.log() + torch.nn.functional.logsigmoid(tau * (_ratio_before_the_end(ratios, tau) - 1))
 
     @override
     def derivative(self, ratios: TokenRatios) -> Tensor:
         r"""Return $\tau r \, \sigma(-\tau (r - 1))$."""
         tau = self._tau(ratios)
-        return tau * ratios.log_ratio.exp() * torch.sigmoid(tau * (1 - ratios.log_ratio.exp()))
+        ratio = _ratio_before_the_end(ratios, tau)
+        return tau * ratio * torch.sigmoid(tau * (1 - ratio))
 
     def _tau(self, ratios: TokenRatios) -> Tensor:
         return _chosen(ratios.advantages > 0, self.tau_positive, self.tau_negative, ratios)
@@ -56,7 +63,7 @@ class SigmoidGate(RatioTransform):
 class GammaKernel(RatioTransform):
     r"""Maps a ratio to $\varphi(w) = w^k e^{\lambda (1 - w)}$, which is 1 at 1 and has its peak at $k / \lambda$.
 
-    The kernel decays on both sides. Beyond log ratios of +-20 it is close to zero and taken as constant.
+    The kernel decays on both sides. It is taken as constant where it is below $e^{-80}$, and beyond log ratios of +-20.
 
     Args:
         shape_positive: Exponent $k$ of the kernel where the advantage is not negative.
@@ -85,21 +92,30 @@ class GammaKernel(RatioTransform):
 
     @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
-        shape, rate = self._parameters(ratios)
-        log_ratio = ratios.log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        return shape * log_ratio + rate * (1 - log_ratio.exp())
+        return self._log_kernel(ratios).clamp(min=_MIN_LOG_KERNEL)
 
     @override
     def derivative(self, ratios: TokenRatios) -> Tensor:
-        r"""Return $k - \lambda w$."""
+        r"""Return $k - \lambda w$, and 0 where the kernel is constant."""
         shape, rate = self._parameters(ratios)
         log_ratio = ratios.log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        return torch.where(log_ratio == ratios.log_ratio, shape - rate * log_ratio.exp(), 0)
+        varies = (log_ratio == ratios.log_ratio) & (self._log_kernel(ratios) >= _MIN_LOG_KERNEL)
+        return torch.where(varies, shape - rate * log_ratio.exp(), 0)
+
+    def _log_kernel(self, ratios: TokenRatios) -> Tensor:
+        shape, rate = self._parameters(ratios)
+        log_ratio = ratios.log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return shape * log_ratio + rate * (1 - log_ratio.exp())
 
     def _parameters(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
         negative = ratios.advantages < 0
         shape = _chosen(negative, self.shape_negative, self.shape_positive, ratios)
         return shape, _chosen(negative, self.rate_negative, self.rate_positive, ratios)
+
+
+def _ratio_before_the_end(ratios: TokenRatios, tau: Tensor) -> Tensor:
+    """Return the ratio, at most the one at which the gate has ended; the product of a completion would overflow."""
+    return torch.minimum(ratios.log_ratio, torch.log1p(_MAX_EXCESS / tau)).exp()
 
 
 def _chosen(condition: Tensor, one: float, other: float, ratios: TokenRatios) -> Tensor:

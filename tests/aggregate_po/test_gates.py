@@ -69,6 +69,22 @@ def test_sigmoid_gate(advantage, tau, values):
     close(gate(on_policy).exp() * gate.derivative(on_policy), [[1.0]], tolerance=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", [0.01, 1.0, 50.0])
+def test_sigmoid_gate_ends_where_its_exponential_would_overflow(tau, dtype):
+    """A hundred tokens of log ratio 1: f(e^100) = 4 / tau to the last digit, with slope 0."""
+    batch = PolicyBatch(torch.zeros(1, 100), torch.ones(1, 100), torch.ones(1)).to(dtype)
+    log_probs = torch.ones(1, 100, dtype=dtype, requires_grad=True)
+    gate = SigmoidGate(tau, tau)
+    evaluated = PolicyObjective(Product(), sequence_transform=gate).evaluate(log_probs, batch)
+    evaluated.value.backward()
+    close(evaluated.value.detach() * tau / 4, 1.0, tolerance=1e-6)
+    assert log_probs.grad.tolist() == evaluated.weights.total.tolist() == [[0.0] * 100]
+    # Far along the slope of a wide gate the bound is not in the way.
+    context = tokens([[math.log(1 + 3 / tau)]])
+    close(gate(context).exp(), [[4 / tau / (1 + math.exp(-3))]], tolerance=1e-9)
+
+
 @pytest.mark.parametrize(
     ("advantage", "value", "peak"),
     [(1.0, 0.50891509, 2 / 3), (0.0, 0.50891509, 2 / 3), (-1.0, 1.24153759, 3 / 2)],

@@ -251,6 +251,14 @@ class WrongDerivative(BrokenTransform):
         return 1 - torch.tanh(ratios.log_ratio / 100).square()
 
 
+@broken("gradient_of_the_objective")
+class OverflowsAfterAProduct(BrokenTransform):
+    """Finite up to log ratios of 80, and not at the thousands that the ratio of a long completion reaches."""
+
+    def __call__(self, ratios):
+        return torch.nn.functional.logsigmoid(ratios.log_ratio.exp() - 1)
+
+
 @broken("saturated", "evaluate")
 class SaturatedOnOneSide(BrokenTransform):
     def __call__(self, ratios):

@@ -1,18 +1,39 @@
 """Properties of the arithmetic: every finite input stays finite, and single precision stays close to double."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from aggregate_po import PolicyBatch, PolicyObjective
+from aggregate_po import (
+    AdaptiveClip,
+    BernoulliKLMask,
+    Chain,
+    CompletionRatio,
+    GammaKernel,
+    NegativeCap,
+    PolicyBatch,
+    PolicyObjective,
+    Product,
+    SigmoidGate,
+    StepTotals,
+    StraightThrough,
+    TotalVariationMask,
+    TwoSidedClip,
+)
 from tests.contracts.strategies import (
+    AGGREGATORS,
     COMPOSITIONS,
+    SEQUENCE_TRANSFORMS,
+    TOKEN_TRANSFORMS,
     advantages,
     differentiate,
     each_composition,
     finite_batches,
     generators,
+    label,
     masks,
     scale_of,
     shared,
@@ -31,6 +52,58 @@ def test_every_finite_input_gives_finite_value_weights_and_gradient(objective, d
     value, gradient, weights = differentiate(objective, log_probs, batch)
     for result in (value, gradient, weights.total, *vars(weights).values()):
         assert torch.isfinite(result).all()
+
+
+# Parts with extreme parameters, and transforms in a place that no recipe has them in.
+FURTHER_TOKEN_TRANSFORMS = [
+    GammaKernel(),
+    StraightThrough(SigmoidGate()),
+    SigmoidGate(10.0, 0.1),
+    CompletionRatio(Product()),
+    Chain([SigmoidGate(), GammaKernel()]),
+]
+FURTHER_SEQUENCE_TRANSFORMS = [
+    GammaKernel(),
+    StraightThrough(SigmoidGate()),
+    SigmoidGate(10.0, 0.1),
+    AdaptiveClip(),
+    TwoSidedClip(0.5, 2.0),
+    NegativeCap(3.0),
+    TotalVariationMask(),
+    BernoulliKLMask(),
+    Chain([GammaKernel(), SigmoidGate()]),
+]
+
+
+@pytest.fixture(scope="module")
+def far_from_the_policy():
+    """Completions of 128 tokens, each of one extreme log ratio or of many, under advantages of each sign."""
+    generator = torch.Generator().manual_seed(0)
+    constant = torch.tensor([1.0, 5.0, -5.0, 20.0, -20.0, 80.0, -80.0, 0.0, 1e-3]).unsqueeze(-1).expand(-1, 128)
+    mixed = [40 * torch.rand(2, 128, generator=generator) - 20, torch.randn(2, 128, generator=generator)]
+    alternating = torch.tensor([20.0, -20.0]).repeat(1, 64)
+    log_ratio = torch.cat([constant, *mixed, alternating]).double().repeat(3, 1)
+    signs = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64).repeat_interleave(len(log_ratio) // 3)
+    mask = torch.ones(log_ratio.shape, dtype=torch.bool)
+    mask[1, 50:] = False
+    totals = StepTotals(completions=60, tokens=5000, progress=0.3, reward_mean=0.4, reward_std=0.3)
+    return log_ratio, PolicyBatch(torch.zeros_like(log_ratio), mask, signs, totals)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-2)], ids=["double", "single"])
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=label)
+def test_every_composition_is_finite_far_from_the_policy(far_from_the_policy, aggregator, dtype, rtol):
+    """Each aggregator with each pair of transforms: finite, and the closed form is the gradient."""
+    log_ratio, batch = far_from_the_policy
+    log_ratio, batch = log_ratio.to(dtype), batch.to(dtype)
+    before, after = TOKEN_TRANSFORMS + FURTHER_TOKEN_TRANSFORMS, SEQUENCE_TRANSFORMS + FURTHER_SEQUENCE_TRANSFORMS
+    for token_transform, sequence_transform in itertools.product(before, after):
+        objective = PolicyObjective(aggregator, token_transform, sequence_transform)
+        value, gradient, weights = differentiate(objective, log_ratio, batch)
+        results = (value, gradient, weights.total, *vars(weights).values())
+        assert all(torch.isfinite(result).all() for result in results), objective
+        allowed = rtol * scale_of(weights) + torch.finfo(dtype).tiny
+        assert ((weights.total - gradient).abs() <= allowed).all(), objective
 
 
 @st.composite
