@@ -18,6 +18,7 @@ from aggregate_po import PolicyObjective
 from aggregate_po.arguments import require_positive
 from lightning_modules.batch import Evaluation, RolloutBatch, current_rollout_metrics, evaluation_metrics
 from lightning_modules.distributed import gathered_on_rank_zero, loss_scale, rank, summed_over_ranks
+from lightning_modules.loops import align_checkpoint
 from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
@@ -216,7 +217,6 @@ class PolicyModule(LightningModule):
             "skipped_in_a_row": self._skipped_in_a_row,
             "objective": self.objective.state_dict(),
             "rng": gathered_on_rank_zero(random_state()),
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
 
     @override
@@ -236,7 +236,7 @@ class PolicyModule(LightningModule):
         self.objective.load_state_dict(state["objective"])
         # With more ranks than before, the additional ranks keep their current random state.
         self._random_state = dict(enumerate(state["rng"])).get(rank())
-        _recount_micro_batches(checkpoint, state["accumulate_grad_batches"], self.trainer.accumulate_grad_batches)
+        align_checkpoint(checkpoint, self.trainer)
 
     @property
     def _adapter_form(self) -> dict[str, Any] | None:
@@ -265,14 +265,3 @@ def _optimizer(parameters: list[Parameter], make: OptimizerCallable) -> torch.op
 def _with_warmup(optimizer: torch.optim.Optimizer, steps: int) -> OptimizerLRScheduler:
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / max(steps, 1), 1.0))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
-
-
-def _recount_micro_batches(checkpoint: dict[str, Any], saved: int, now: int) -> None:
-    """Convert Lightning's micro-batch counts of the epoch from `saved` to `now` micro-batches per optimizer step."""
-    loop = checkpoint["loops"]["fit_loop"]
-    progress = loop["epoch_loop.batch_progress"]
-    current = progress["current"]
-    ready = current["ready"] // saved * now
-    # A checkpoint is written before the current micro-batch counts as completed.
-    recounted = {name: ready - current["ready"] + count for name, count in current.items()}
-    loop["epoch_loop.batch_progress"] = {**progress, "current": recounted}

@@ -3,9 +3,9 @@
 Besides the state that Lightning saves (weights, optimizer, schedules, loops), a checkpoint contains
 
 - `policy_module`, written by `PolicyModule`: skipped steps, states of the adaptive penalties, the random state of each
-  rank, the shape of the adapters, and the number of micro-batches per optimizer step;
-- the state of the training data loader, written by `RolloutLoader`: the number of the rollout, its metrics, the
-  remaining micro-batches of each data-parallel rank, the position in the prompts, and the states of sampling schemes;
+  rank, and the shape of the adapters;
+- the state of the data module, written by `RolloutBuffer`: the number of the rollout, its metrics, the remaining
+  micro-batches of each data-parallel rank, the position in the prompts, and the states of sampling schemes;
 - the state of each callback: `RunReport` saves the held-out metrics and samples from before the training.
 
 Completions that are sampled ahead are not saved.
@@ -140,7 +140,7 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save on schedule, and stop after the step in which the signal arrived."""
-        # A resumed run would save in the middle of its first step, and a checkpoint does not contain gradients.
+        # A resumed run would save in the middle of its first step, and repeat the step after another resume.
         if not batch.closes_update:
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

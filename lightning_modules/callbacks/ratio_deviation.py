@@ -56,13 +56,13 @@ class RatioDeviationStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         """Measure the deviation between two inner epochs, and drop the rest of the rollout if it is too large."""
-        loader = cast(RolloutLoader, trainer.train_dataloader)
-        upcoming = loader.next_inner_epoch()
+        buffer = cast(RolloutLoader, trainer.train_dataloader).buffer
+        upcoming = buffer.next_inner_epoch()
         deviation = math.nan  # a metric that is not logged would keep its last value
         if upcoming:
             deviation = self._deviation(trainer, cast(PolicyModule, pl_module).policy, upcoming)
         if deviation > self.bound:
-            self.dropped_updates += loader.end_rollout() // trainer.accumulate_grad_batches
+            self.dropped_updates += buffer.end_rollout() // trainer.accumulate_grad_batches
         pl_module.log("ratio/deviation", deviation)
         pl_module.log("dropped_updates", float(self.dropped_updates))
 

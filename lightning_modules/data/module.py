@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Trainer
 from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
@@ -15,9 +15,10 @@ from aggregate_po.advantages import GroupNormalized
 from lightning_modules.batch import Evaluation, RolloutBatch
 from lightning_modules.data.advantages import advantages
 from lightning_modules.data.arguments import require_parts, require_sampling
+from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
+from lightning_modules.data.buffered import BufferedDataModule
 from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.data.groups import Groups, GroupSampler
-from lightning_modules.data.loader import PreparedRollout, RolloutLoader, Stateful
 from lightning_modules.data.metrics import rollout_metrics
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
 from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
@@ -35,7 +36,7 @@ from lightning_modules.seeding import derived_seed
 from lightning_modules.validation import require_at_least, require_one_of
 
 
-class RolloutDataModule(LightningDataModule):
+class RolloutDataModule(BufferedDataModule):
     """Samples rollouts from the policy during training, and splits them into micro-batches.
 
     One Lightning epoch is one rollout: `prompts_per_rollout * group_size` completions, used for
@@ -178,29 +179,28 @@ class RolloutDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Check the split of a rollout, request a reference if the rewards need one, and create sampler and prompts."""
+        """Check the split of a rollout, request a reference if the rewards need one, and create sampler and buffer."""
+        self.sampler = Sampler(
+            self.rollouts, self.policy, self._trainer, self.max_completion_length, self.chat_template
+        )
+        self._held_out: list[Prompt] | None = None
         if stage == "fit":
             plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
             require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
             if self.needs_reference:
                 self.policy.keep_reference()
-        self.sampler = Sampler(
-            self.rollouts, self.policy, self._trainer, self.max_completion_length, self.chat_template
-        )
-        shard = data_parallel_rank(self._trainer), data_parallel_size(self._trainer)
-        order = PromptOrder(len(self.dataset), self.seed)
-        self._prompts = PromptStream(self.dataset, order, self.sampler.prompt_of, *shard)
-        self._held_out: list[Prompt] | None = None
+        super().setup(stage)
 
     @override
-    def train_dataloader(self) -> RolloutLoader:
-        """Return the data loader over successive rollouts."""
-        micro_batches = self._trainer.accumulate_grad_batches
-        size = self.updates_per_rollout * self.epochs_per_rollout * micro_batches
-        shard = data_parallel_rank(self._trainer), data_parallel_size(self._trainer)
+    def new_buffer(self, trainer: Trainer) -> RolloutBuffer:
+        shard = data_parallel_rank(trainer), data_parallel_size(trainer)
+        order = PromptOrder(len(self.dataset), self.seed)
+        self._prompts = PromptStream(self.dataset, order, lambda example: self.sampler.prompt_of(example), *shard)
         stages: dict[str, Stateful] = {"prompts": self._prompts}
         stages |= {f"scheme_{number}": scheme for number, scheme in enumerate(self.schemes)}
-        return RolloutLoader(self._rollout, size, self.epochs_per_rollout, micro_batches, shard, stages)
+        updates, micro_batches = self.updates_per_rollout * self.epochs_per_rollout, trainer.accumulate_grad_batches
+        sizes = updates * micro_batches, self.epochs_per_rollout, micro_batches
+        return RolloutBuffer(self._rollout, *sizes, shard, stages, lambda: trainer.global_step)
 
     @override
     def val_dataloader(self) -> list[EvaluationLoader]:

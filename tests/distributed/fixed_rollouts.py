@@ -22,7 +22,8 @@ from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals
 from aggregate_po.transforms import PessimisticClip
 from lightning_modules import LoRA, PackedSequences, PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.loader import PreparedRollout, RolloutLoader
+from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer
+from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size, rank
 from lightning_modules.model import policy as policy_file
 from lightning_modules.model.sharding import full_tensor, is_sharded
@@ -126,7 +127,8 @@ class FixedRollouts(LightningDataModule):
 
     def train_dataloader(self) -> RolloutLoader:
         """Return a loader with one optimizer step per rollout."""
-        return RolloutLoader(lambda number: PreparedRollout(self._shard(number)), self.trainer.accumulate_grad_batches)
+        size = self.trainer.accumulate_grad_batches
+        return RolloutLoader(RolloutBuffer(lambda number: PreparedRollout(self._shard(number)), size))
 
     def transfer_batch_to_device(self, batch: RolloutBatch, device: torch.device, dataloader_idx: int) -> RolloutBatch:
         """Leave the batch on the CPU."""

@@ -14,7 +14,6 @@ from aggregate_po.recipes import dapo, gmpo, grpo, pmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.model.policy import Policy
-from lightning_modules.policy_module import _recount_micro_batches
 from tests.lightning_modules.training import (
     BatchRecorder,
     ExactPolicy,
@@ -551,13 +550,3 @@ def test_validation_logs_the_mean_reward_and_length(tmp_path, model_folder):
     assert metrics["val/mean_length_sampled"] == pytest.approx(lengths[0])
     assert metrics["val/mean_length_greedy"] == pytest.approx(lengths[1])
     assert [sampling.temperature for sampling in engine.sampling] == [1.0, 0.0]
-
-
-@pytest.mark.parametrize(("saved", "now", "ready"), [(2, 2, 6), (2, 1, 3), (2, 3, 9), (6, 2, 2)])
-def test_micro_batches_are_recounted(saved, now, ready):
-    before = {"total": {"ready": 20}, "current": {"ready": 6, "started": 6, "processed": 6, "completed": 5}}
-    checkpoint = {"loops": {"fit_loop": {"epoch_loop.batch_progress": before}}}
-    _recount_micro_batches(checkpoint, saved, now)
-    after = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    assert after["current"] == {"ready": ready, "started": ready, "processed": ready, "completed": ready - 1}
-    assert after["total"] == before["total"]

@@ -8,34 +8,34 @@ from lightning import Callback
 
 from aggregate_po.recipes import espo
 from lightning_modules import PolicyModule, RatioDeviationStop
-from lightning_modules.data.loader import RolloutLoader
-from tests.lightning_modules.data.test_loader import Rollouts, label
+from lightning_modules.data.buffer import RolloutBuffer
+from tests.lightning_modules.data.test_buffer import Rollouts, label
 from tests.lightning_modules.training import RecordingEngine, fitted, plain_log_prob_matrix, small_data
 
 
 def test_an_inner_epoch_can_be_looked_at_before_it_begins():
-    loader = RolloutLoader(Rollouts(6), 6, inner_epochs=3)
-    assert loader.next_inner_epoch() == []
-    iterator = iter(loader)
+    buffer = RolloutBuffer(Rollouts(6), 6, inner_epochs=3)
+    assert buffer.next_inner_epoch() == []
+    iterator = iter(buffer)
     next(iterator)
-    assert loader.next_inner_epoch() == []
+    assert buffer.next_inner_epoch() == []
     next(iterator)
-    assert [label(batch) for batch in loader.next_inner_epoch()] == [(0, 2), (0, 3)]
+    assert [label(batch) for batch in buffer.next_inner_epoch()] == [(0, 2), (0, 3)]
     assert [label(batch) for batch in iterator] == [(0, 2), (0, 3), (0, 4), (0, 5)]
-    assert loader.next_inner_epoch() == []
+    assert buffer.next_inner_epoch() == []
 
 
 def test_the_rest_of_a_rollout_can_be_dropped():
     rollouts = Rollouts(6)
-    loader = RolloutLoader(rollouts, 6, inner_epochs=3)
+    buffer = RolloutBuffer(rollouts, 6, inner_epochs=3)
     seen = []
-    for batch in loader:
+    for batch in buffer:
         seen.append(label(batch))
         if len(seen) == 2:
-            assert loader.end_rollout() == 4
+            assert buffer.end_rollout() == 4
     assert seen == [(0, 0), (0, 1)]
-    assert [label(batch) for batch in loader] == [(1, place) for place in range(6)]
-    assert loader.end_rollout() == 0
+    assert [label(batch) for batch in buffer] == [(1, place) for place in range(6)]
+    assert buffer.end_rollout() == 0
 
 
 class Steps(Callback):

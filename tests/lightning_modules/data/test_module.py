@@ -599,7 +599,9 @@ def test_progress_runs_from_zero_to_one_step_before_the_end(tmp_path, model_fold
 def test_progress_is_never_more_than_one(tmp_path, model_folder):
     """The last rollout may reach beyond the last step."""
     run = rollout_of(tmp_path, model_folder, data=small_data(updates_per_rollout=4), updates=6)
-    assert all(0 <= batch.policy.totals.progress <= 1 for batch in run.data.train_dataloader()._make_rollout(0).batches)
+    assert all(
+        0 <= batch.policy.totals.progress <= 1 for batch in run.data.train_dataloader().buffer._make_rollout(0).batches
+    )
 
 
 # Held-out prompts

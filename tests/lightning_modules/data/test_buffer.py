@@ -1,4 +1,4 @@
-"""The loader makes a rollout when the last one is used up, and not before."""
+"""The buffer makes a rollout when the last one is used up, and not before."""
 
 from itertools import islice
 
@@ -10,7 +10,8 @@ from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.loader import PreparedRollout, RolloutLoader
+from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer
+from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.prompts import PromptStream
 from tests.lightning_modules.training import RecordingEngine, copied, fitted, largest_difference, small_data
 
@@ -39,13 +40,13 @@ def label(batch):
 
 
 def test_length_is_that_of_a_rollout():
-    assert len(RolloutLoader(Rollouts(3), 3)) == 3
+    assert len(RolloutLoader(RolloutBuffer(Rollouts(3), 3))) == 3
 
 
 def test_a_rollout_is_made_when_the_last_one_is_used_up():
     rollouts = Rollouts(3)
-    loader = RolloutLoader(rollouts, 3)
-    iterator = iter(loader)
+    buffer = RolloutBuffer(rollouts, 3)
+    iterator = iter(buffer)
     assert rollouts.calls == []
     assert label(next(iterator)) == (0, 0)
     assert rollouts.calls == [0]
@@ -53,28 +54,28 @@ def test_a_rollout_is_made_when_the_last_one_is_used_up():
     assert rollouts.calls == [0]
     assert list(iterator) == []
     assert rollouts.calls == [0]
-    assert [label(batch) for batch in loader] == [(1, 0), (1, 1), (1, 2)]
+    assert [label(batch) for batch in buffer] == [(1, 0), (1, 1), (1, 2)]
     assert rollouts.calls == [0, 1]
 
 
 def test_a_rollout_that_was_left_is_gone_on_with():
     rollouts = Rollouts(3)
-    loader = RolloutLoader(rollouts, 3)
-    next(iter(loader))
-    assert [label(batch) for batch in loader] == [(0, 1), (0, 2)]
+    buffer = RolloutBuffer(rollouts, 3)
+    next(iter(buffer))
+    assert [label(batch) for batch in buffer] == [(0, 1), (0, 2)]
     assert rollouts.calls == [0]
 
 
 @pytest.mark.parametrize("taken", range(7))
 def test_state_resumes_with_exactly_the_batches_that_remain(taken):
     expected = [(number, place) for number in range(3) for place in range(3)]
-    loader = RolloutLoader(Rollouts(3), 3)
+    buffer = RolloutBuffer(Rollouts(3), 3)
     seen = []
     while len(seen) < taken:
-        seen += [label(batch) for batch in islice(loader, taken - len(seen))]
+        seen += [label(batch) for batch in islice(buffer, taken - len(seen))]
     again = Rollouts(3)
-    resumed = RolloutLoader(again, 3)
-    resumed.load_state_dict(loader.state_dict())
+    resumed = RolloutBuffer(again, 3)
+    resumed.load_state_dict(buffer.state_dict())
     while len(seen) < len(expected):
         seen += [label(batch) for batch in resumed]
     assert seen == expected
@@ -82,39 +83,39 @@ def test_state_resumes_with_exactly_the_batches_that_remain(taken):
 
 
 def test_state_does_not_change_with_the_loader():
-    loader = RolloutLoader(Rollouts(3), 3)
-    iterator = iter(loader)
+    buffer = RolloutBuffer(Rollouts(3), 3)
+    iterator = iter(buffer)
     next(iterator)
-    state = loader.state_dict()
+    state = buffer.state_dict()
     list(iterator)
-    list(loader)
-    resumed = RolloutLoader(Rollouts(3), 3)
+    list(buffer)
+    resumed = RolloutBuffer(Rollouts(3), 3)
     resumed.load_state_dict(state)
     assert [label(batch) for batch in resumed] == [(0, 1), (0, 2)]
 
 
 def test_metrics_of_the_rollout_stay_with_the_loader_and_its_state():
-    loader = RolloutLoader(Rollouts(3), 3)
-    assert loader.metrics == {}
-    list(loader)
-    next(iter(loader))
-    assert loader.metrics == {"number": 1}
-    assert not any("metrics" in batch for batches in loader.state_dict()["left"] for batch in batches)
-    resumed = RolloutLoader(Rollouts(3), 3)
-    resumed.load_state_dict(loader.state_dict())
+    buffer = RolloutBuffer(Rollouts(3), 3)
+    assert buffer.metrics == {}
+    list(buffer)
+    next(iter(buffer))
+    assert buffer.metrics == {"number": 1}
+    assert not any("metrics" in batch for batches in buffer.state_dict()["left"] for batch in batches)
+    resumed = RolloutBuffer(Rollouts(3), 3)
+    resumed.load_state_dict(buffer.state_dict())
     assert resumed.metrics == {"number": 1}
 
 
 def test_a_state_of_0_1_0_is_understood():
     """Batches of an old checkpoint have the metrics of their rollout, and there are no stages."""
-    loader = RolloutLoader(Rollouts(3), 3)
-    next(iter(loader))
-    state = loader.state_dict()
+    buffer = RolloutBuffer(Rollouts(3), 3)
+    next(iter(buffer))
+    state = buffer.state_dict()
     old = {
         "rollouts": state["rollouts"],
         "left": [[{**batch, "metrics": {"reward": 0.5}} for batch in batches] for batches in state["left"]],
     }
-    resumed = RolloutLoader(Rollouts(3), 3, stages={"prompts": PromptStream([], None, None)})
+    resumed = RolloutBuffer(Rollouts(3), 3, stages={"prompts": PromptStream([], None, None)})
     resumed.load_state_dict(old)
     assert [label(batch) for batch in resumed] == [(0, 1), (0, 2)]
     assert resumed.metrics == {"reward": 0.5}
