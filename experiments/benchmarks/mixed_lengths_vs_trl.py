@@ -111,7 +111,9 @@ def step_trl(model: Qwen2ForCausalLM, rollout: RolloutBatch, parts: int) -> Call
     )
     trainer = GRPOTrainer(
         model=model,
-        processing_class=AutoTokenizer.from_pretrained(AdditionWarmStart().prepare(), padding_side="left"),
+        processing_class=AutoTokenizer.from_pretrained(
+            AdditionWarmStart().prepare(), padding_side="left", trust_remote_code=False
+        ),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=config,
         train_dataset=Dataset.from_list([{"prompt": "1 + 1"}] * PROMPTS),

@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(AdditionWarmStart().prepare())
+    model = AutoModelForCausalLM.from_pretrained(AdditionWarmStart().prepare(), trust_remote_code=False)
     batch = random_batch()
     log_probs = log_probs_and_entropy(model, batch)[0].detach()
     # An off-policy batch: one token in a hundred is clipped, and PMPO must solve for exponents.

@@ -161,7 +161,7 @@ def measure(case: str, on_gpu: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer().save_pretrained(folder)
         config.eos_token_id = None  # the tokenizer's, which a random model seldom samples
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).save_pretrained(folder)
         plan = job_plan(*parts(folder, described), TrainerSettings.of({"precision": None, **options}))
         peaks = Peaks(on_gpu)
         trainer = Trainer(

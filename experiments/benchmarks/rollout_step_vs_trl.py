@@ -124,8 +124,8 @@ def run_trl(rollouts: int, timer: StepTimer) -> None:
             disable_tqdm=True,
         )
         trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(path),
-            processing_class=AutoTokenizer.from_pretrained(path, padding_side="left"),
+            model=AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False),
+            processing_class=AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False),
             reward_funcs=reward,
             args=config,
             train_dataset=Dataset.from_list([dict(example) for example in AdditionProblems(4096)]),

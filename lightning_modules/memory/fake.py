@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, P
 from lightning_modules.memory.live import LiveMemory
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
+from lightning_modules.model.remote_code import remote_code_refused
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Description:
     def model(self, device: str = "meta") -> PreTrainedModel:
         """Return the policy on a device; with that of real tensors, a fake mode must be on."""
         with unset_fake_temporarily(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+            with remote_code_refused(self.config.name_or_path):
+                model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False).eval()
             if self.lora is not None:
                 self.lora.adapt(model)
         _move_without_data(model, device)

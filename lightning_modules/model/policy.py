@@ -18,6 +18,7 @@ from lightning_modules.distributed import rank
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA, without_adapters
+from lightning_modules.model.remote_code import remote_code_refused
 from lightning_modules.model.sharding import full_weights, is_sharded, shard
 from lightning_modules.model.tensor_parallel import parallelize
 
@@ -125,7 +126,8 @@ class Policy:
             forward_context: returns the autocast context in which log-probabilities are computed.
 
         Raises:
-            ValueError: the mesh has tensor parallelism, which the model or the adapters do not support.
+            ValueError: the mesh has tensor parallelism, which the model or the adapters do not support, or the model
+                comes with code of its own.
         """
         tensor_parallel_size = 1 if mesh is None else mesh["tensor_parallel"].size()
         if tensor_parallel_size > 1 and self.lora is not None:
@@ -142,7 +144,9 @@ class Policy:
 
         self._shard_model, self._forward_context = shard_model, forward_context
         path = self._path()
-        tokenizer, model = AutoTokenizer.from_pretrained(path), self._from_pretrained(path)
+        with remote_code_refused(self.source):
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = self._from_pretrained(path)
         if self.lora is not None:
             self.lora.adapt(model)
         shard_model(model)
@@ -168,7 +172,10 @@ class Policy:
 
     def _from_pretrained(self, path: str) -> PreTrainedModel:
         attention = self.attn_implementation
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+        with remote_code_refused(self.source):
+            return AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+            )
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:

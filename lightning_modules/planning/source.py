@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.data.sampler import tokenized
 from lightning_modules.model.policy import ModelSource
+from lightning_modules.model.remote_code import RemoteCodeError, remote_code_refused
 
 _PROMPTS_READ = 1024
 _ASSUMED_PROMPT = 512
@@ -19,7 +20,8 @@ def described(source: str | ModelSource) -> tuple[PreTrainedConfig, PreTrainedTo
     """Return the configuration of a model, and its tokenizer where there is one.
 
     Raises:
-        ValueError: there is no configuration, or a source of a model does not describe it.
+        ValueError: there is no configuration, the model comes with code of its own, or a source of a model does not
+            describe it.
     """
     if not isinstance(source, str):
         describe = getattr(source, "describe", None)
@@ -30,7 +32,10 @@ def described(source: str | ModelSource) -> tuple[PreTrainedConfig, PreTrainedTo
             )
         return cast(tuple[PreTrainedConfig, PreTrainedTokenizerBase], describe())
     try:
-        config = AutoConfig.from_pretrained(source)
+        with remote_code_refused(source):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except RemoteCodeError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -46,7 +51,10 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     if folder.is_dir() and not [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
         return None
     try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source))
+        with remote_code_refused(source):
+            return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    except RemoteCodeError:
+        raise
     except (OSError, ValueError):
         return None
 
