@@ -21,8 +21,8 @@ def r2vpo(
         multiplier: Initial value of the multiplier $\lambda$.
         penalties: Further costs subtracted from the objective.
 
-    Reference: arXiv:2601.03320. Its bound, step size and initial multiplier are not known; 0.04 is the bound of public
-    re-implementations, the other values are this library's choice.
+    Reference: arXiv:2601.03320. Its bound, step size and initial multiplier are not known. The multiplier 0.04 is that
+    of public re-implementations; the other values are this library's choice.
     """
     variance = LagrangePenalty(RatioVariance(), bound, step_size, multiplier)
     return PolicyObjective(ArithmeticMean(), penalties=[variance, *penalties])

@@ -18,8 +18,7 @@ def tic_grpo(clip_high: float = 0.2, penalties: Sequence[Penalty] = ()) -> Polic
 
     Args:
         clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper's
-            value
-            is not known; 0.2 is this library's choice.
+            value is not known; 0.2 is this library's choice.
         penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2508.02833.

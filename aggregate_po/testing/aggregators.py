@@ -39,8 +39,7 @@ class AggregatorContract(Contract):
     Attributes:
         aggregator: instance under test.
         rounding: tolerance for rounding errors, relative to the size of a result or to 1. Increase it for a formula
-            that
-            loses digits, such as the inverse of a generator.
+            that loses digits, such as the inverse of a generator.
         single_rounding: tolerance of float32 against float64.
 
     Example:

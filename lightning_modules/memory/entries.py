@@ -1,4 +1,4 @@
-"""Entries of a memory estimate, the phases of a training that they are there in, and a rollout engine's part of it."""
+"""Entries of a memory estimate, the phases of a training run, and the memory of a rollout engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that takes memory on each device.
+    """One item of a memory estimate, on each device.
 
     Args:
-        name: shown in the table.
-        size: bytes.
-        phases: in which it is there.
-        remedy: makes it smaller.
+        name: Name in the printed table.
+        size: Size in bytes.
+        phases: Phases in which the memory is allocated.
+        remedy: Advice that makes the entry smaller.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Memory of a rollout engine on each device that trains.
+    """Memory of a rollout engine, on each device that trains.
 
     Args:
-        entries: memory of the engine; none if it takes none on the device, or is not counted.
-        sentence: about the engine, printed below the table.
-        gathers_policy: whether all weights of a sharded policy are on every device while the engine samples.
+        entries: Entries of the engine; empty if it needs no memory on the device, or if it is not counted.
+        sentence: Sentence about the engine, printed below the table.
+        gathers_policy: Whether the engine gathers the full weights of a sharded policy on every device.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -44,13 +44,13 @@ class EngineMemory:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Room for keys and values in the share of a device that an engine allocates.
+    """Space for the KV cache in the memory that an engine allocates on a device.
 
     Args:
-        share: bytes of the engine.
-        weights: bytes of its weights.
-        per_token: bytes of one token's keys and values in all layers.
-        length: tokens of the longest sequence.
+        share: Memory of the engine in bytes.
+        weights: Weights of the engine in bytes.
+        per_token: Keys and values of one token in all layers, in bytes.
+        length: Number of tokens of the longest sequence.
     """
 
     share: int
@@ -60,18 +60,18 @@ class CachePlan:
 
     @property
     def left(self) -> int:
-        """Bytes for the cache; negative where the weights alone do not fit."""
+        """Bytes for the KV cache; negative if the weights alone do not fit."""
         return self.share - self.weights
 
     @property
     def sequences(self) -> int:
-        """Sequences of the longest length that fit at once."""
+        """Number of sequences of the longest length that fit at the same time."""
         return max(self.left, 0) // (self.per_token * self.length)
 
     def told(self, origin: str, max_sequences: int) -> str:
-        """Return a sentence about the share, where it is from, and how many of the sequences asked for fit."""
+        """Return a sentence with the memory, its origin, and the number of sequences that fit."""
         return (
-            f"{self.share / GIB:.2f} GiB ({origin}), of which weights {self.weights / GIB:.2f}; at most "
-            f"{self.left / GIB:.2f} left for keys and values: {self.sequences:,} sequences of {self.length:,} tokens "
-            f"at once, of {max_sequences:,} asked for."
+            f"{self.share / GIB:.2f} GiB ({origin}), {self.weights / GIB:.2f} of them for weights and at most "
+            f"{self.left / GIB:.2f} for keys and values: {self.sequences:,} sequences of {self.length:,} tokens at "
+            f"once, of {max_sequences:,} requested."
         )

@@ -1,7 +1,7 @@
-"""A policy without weights, and its passes without data.
+"""Forward and backward passes of a policy on fake tensors, to count memory without weights or data.
 
-The model is built of fake tensors, which have a shape, a type and no data, and its own forward and backward pass run on
-them. So what is counted is what the architecture does, whichever it is, and not a formula for some of them.
+The model is built from fake tensors, which have a shape and a dtype but no data, and its own passes run on them. The
+count therefore covers whatever an architecture does, and needs no formula for each architecture.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lightning_modules.model.remote_code import remote_code_refused
 
 @dataclass(frozen=True)
 class Description:
-    """A policy without its weights.
+    """Description of a policy without its weights.
 
     Args:
-        config: configuration of the model.
-        dtype: type of the weights.
-        lora: adapters that are trained in place of them.
-        layout: sequence layout of the forward pass.
+        config: Configuration of the model.
+        dtype: Dtype of the weights.
+        lora: Adapters that are trained instead of the weights, if any.
+        layout: Sequence layout of the forward pass.
         context: the precision's, in which the forward pass runs.
     """
 
@@ -42,7 +42,7 @@ class Description:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def model(self, device: str = "meta") -> PreTrainedModel:
-        """Return the policy on a device; with that of real tensors, a fake mode must be on."""
+        """Return the policy on a device; a fake mode must be active unless the device is `meta`."""
         with unset_fake_temporarily(), torch.device("meta"):
             with remote_code_refused(self.config.name_or_path):
                 model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False).eval()
@@ -53,7 +53,7 @@ class Description:
 
 
 def _move_without_data(model: nn.Module, device: str) -> None:
-    """Put tensors of the same shapes and types on a device in place of a model's own; tied ones stay one."""
+    """Replace the tensors of a model by empty ones on a device; tied tensors remain tied."""
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
         tensors = [
@@ -71,12 +71,12 @@ def _move_without_data(model: nn.Module, device: str) -> None:
 
 @contextmanager
 def traced(description: Description) -> Iterator[tuple[PreTrainedModel, LiveMemory]]:
-    """Run code on tensors without data, outside any graph and in the policy's precision.
+    """Run code on tensors without data, without gradient and in the precision of the policy.
 
     Since there is no data, a mask selects everything, a number is 0, and a comparison of numbers is False.
 
     Args:
-        description: the policy without its weights.
+        description: Policy without its weights.
 
     Yields:
         The policy, and the count of what is made besides it.
@@ -88,7 +88,7 @@ def traced(description: Description) -> Iterator[tuple[PreTrainedModel, LiveMemo
 
 
 class Unmasked(TorchDispatchMode):
-    """Answers what tensors without data cannot: a mask selects everything, and a number or a comparison is 0."""
+    """Operations that need data, for tensors without: a mask selects everything, a number or comparison is 0."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -101,7 +101,7 @@ class Unmasked(TorchDispatchMode):
 
 
 def cached_numbers(description: Description, tokens: int = 16) -> int:
-    """Return the numbers in the keys and values of one token, in all layers."""
+    """Return the number of elements in the keys and values of one token, over all layers."""
     with traced(description) as (model, _):
         cache = DynamicCache(config=model.config)
         model(torch.ones(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -114,5 +114,5 @@ def cached_tensors(cache: DynamicCache) -> list[Tensor]:
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors."""
+    """Return the size of tensors in bytes."""
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive, real ones or fake."""
+"""Count of the bytes of live tensors, real or fake."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that are made while it is entered, until they are freed.
+    """Counts the bytes of the tensors that are created within the context, until they are freed.
 
     Tensors that existed before, such as weights, are not counted, and views and tensors that share a storage count
-    once. The workspace of a kernel is not seen, nor memory that an allocator keeps in reserve.
+    once. Kernel workspaces are not counted, nor memory that an allocator reserves.
 
     Attributes:
-        live: bytes at present.
-        peak: the most that `live` was since the beginning, or since `reset_peak`.
+        live: Current number of bytes.
+        peak: Maximum of `live` since the context was entered, or since `reset_peak`.
 
     Example:
         >>> import torch
@@ -36,11 +36,11 @@ class LiveMemory(TorchDispatchMode):
         self._seen: dict[int, weakref.ref[UntypedStorage]] = {}
 
     def reset_peak(self) -> None:
-        """Begin anew with the peak."""
+        """Reset the peak to the current number of bytes."""
         self.peak = self.live
 
     def taken_peak(self) -> int:
-        """Return the peak, and begin anew with it."""
+        """Return the peak and reset it."""
         peak, self.peak = self.peak, self.live
         return peak
 

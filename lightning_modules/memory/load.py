@@ -1,4 +1,4 @@
-"""The work for which a rollout engine says what memory it takes."""
+"""Workload for which a rollout engine estimates its memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class SamplingLoad:
     """Completions that one device samples in a rollout, all of them as long as the longest.
 
     Args:
-        description: the policy that is sampled from, without its weights.
-        parameters: number of its parameters, any adapters merged into them.
-        computation_dtype: type in which the trainer multiplies matrices.
-        prompts: number of prompts that one device samples for a rollout.
-        samples_per_prompt: completions of each prompt.
-        prompt_length: tokens.
-        completion_length: tokens.
-        on_gpu: whether the devices are GPUs.
-        device_memory: bytes of one device.
+        description: Policy that is sampled from, without its weights.
+        parameters: Number of parameters of the policy, with any adapters merged.
+        computation_dtype: Dtype in which the trainer multiplies matrices.
+        prompts: Number of prompts that one device samples for a rollout.
+        samples_per_prompt: Number of completions of each prompt.
+        prompt_length: Number of tokens of a prompt.
+        completion_length: Number of tokens of a completion.
+        on_gpu: Whether the devices are GPUs.
+        device_memory: Memory of one device in bytes.
     """
 
     description: Description
@@ -37,15 +37,15 @@ class SamplingLoad:
 
     @property
     def completions(self) -> int:
-        """Number of completions of one device's rollout."""
+        """Number of completions that one device samples for a rollout."""
         return self.prompts * self.samples_per_prompt
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt and its completion."""
+        """Number of tokens of a prompt and its completion."""
         return self.prompt_length + self.completion_length
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that the model has positions for; None where its configuration does not say."""
+        """Context length of the model in tokens; None if its configuration does not state one."""
         return getattr(self.description.config.get_text_config(), "max_position_embeddings", None)

@@ -113,7 +113,7 @@ def _unit(plan: JobPlan) -> tuple[str, int]:
 def _verdict(plan: JobPlan) -> list[str]:
     memory, (device, origin), (unit, scale) = plan.memory, plan.device_memory, _unit(plan)
     left = device - memory.peak
-    verdict = f"{left / GIB:.2f} GiB are left" if left >= 0 else f"{-left / GIB:.2f} GiB too much"
+    verdict = f"{left / GIB:.2f} GiB are left" if left >= 0 else f"{-left / GIB:.2f} GiB are missing"
     largest = memory.largest
     remedy = f"; to lower it, {largest.remedy}" if largest.remedy else ""
     lines = [

@@ -1,4 +1,4 @@
-"""The plan of a job: from module, data and the trainer's settings to its memory."""
+"""Memory plan of a job, from the module, the data and the settings of the trainer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _Size = TypeVar("_Size")
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A memory plan with the counts that it follows from.
+    """Memory plan with the counts that it is derived from.
 
     Args:
         memory: the plan.
@@ -66,7 +66,7 @@ def job_plan(
     prompt_length: int | None = None,
     device_memory: float | None = None,
 ) -> JobPlan:
-    """Plan a training; no weights are loaded, and the module's model is one on the meta device afterwards.
+    """Plan the memory of a training run without loading weights; the module then has a model on the meta device.
 
     Args:
         module: the module that is trained.
@@ -113,7 +113,7 @@ def _require_positive(prompt_length: int | None, device_memory: float | None) ->
 def _job(
     module: PolicyModule, data: RolloutDataModule, settings: TrainerSettings, prompt_length: int | None
 ) -> tuple[_Job, str]:
-    """Return the job, and a note of how the length of its prompts is known."""
+    """Return the job, and the origin of its prompt length in words."""
     policy = module.policy
     updates = data.update_plan(policy.layout, settings.accumulate_grad_batches)
     require_division(data.prompts_per_rollout, data.group_size, settings.sharding.ranks, updates)
@@ -125,7 +125,7 @@ def _job(
 
 @dataclass(frozen=True)
 class _Job:
-    """A training with the description of its policy.
+    """Training run with a description of its policy.
 
     Args:
         module: the module that is trained.
@@ -145,16 +145,16 @@ class _Job:
 
     @property
     def passing(self) -> Description:
-        """Description of the policy as its weights are in a forward pass."""
+        """Description of the policy with the dtype that the weights have in a forward pass."""
         return replace(self.description, dtype=self.settings.passing_dtype)
 
     @property
     def keeps_reference(self) -> bool:
-        """Whether there are log-probabilities of a reference."""
+        """Whether log-probabilities under a reference are computed."""
         return self.module.policy.keeps_reference or self.data.needs_reference
 
     def reference(self, sizes: ModelSizes) -> int:
-        """Return the bytes of a reference model; adapters are switched off in its place."""
+        """Return the bytes of a reference model; with adapters, the model without them is the reference."""
         return sizes.weights if self.keeps_reference and self.description.lora is None else 0
 
     def largest_micro_batch(self) -> PassShape:
@@ -204,7 +204,7 @@ class _Job:
 
 
 def _or_unknown(name: str, nothing: _Size, unknown: list[str], found: Callable[[], _Size]) -> _Size:
-    """Return what is found, or nothing and note why: a model or an optimizer may read data, which is not there."""
+    """Return the result, or `nothing` with a note: a model or an optimizer may read data, which fake tensors lack."""
     try:
         return found()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The arithmetic of a memory plan: sizes in bytes go in, entries and their sums in each phase come out."""
+"""Arithmetic of a memory plan, from sizes in bytes to entries and their sums in each phase."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lightning_modules.memory import PHASES, EngineMemory, Entry, Phase
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Memory on each device, in the phases of a training.
+    """Memory on each device, in each phase of a training run.
 
     Args:
-        entries: in any order, those of size 0 left out.
+        entries: Entries larger than 0, in any order.
     """
 
     entries: tuple[Entry, ...]
@@ -23,17 +23,17 @@ class MemoryPlan:
 
     @property
     def peak_phase(self) -> Phase:
-        """The phase that takes most."""
+        """Phase with the largest total."""
         return max(PHASES, key=self.total)
 
     @property
     def peak(self) -> int:
-        """Bytes in that phase."""
+        """Total of the peak phase in bytes."""
         return self.total(self.peak_phase)
 
     @property
     def largest(self) -> Entry:
-        """The entry that takes most of the peak."""
+        """Largest entry of the peak phase."""
         return max((entry for entry in self.entries if self.peak_phase in entry.phases), key=lambda entry: entry.size)
 
 
@@ -42,13 +42,13 @@ class ModelSizes:
     """Sizes of a full model in bytes, and its number of parameters.
 
     Args:
-        parameters: number of parameters, tied ones once.
-        trained_parameters: number of those that are trained.
-        weights: all parameters and buffers.
-        trained: parameters that are trained, as large as their gradients.
-        largest_layer: the largest decoder layer.
-        outside_layers: everything that is in no decoder layer.
-        casts: copies of weights that autocast makes.
+        parameters: Number of parameters; tied ones count once.
+        trained_parameters: Number of trained parameters.
+        weights: Size of all parameters and buffers.
+        trained: Size of the trained parameters, which is that of their gradients.
+        largest_layer: Size of the largest decoder layer.
+        outside_layers: Size of everything outside the decoder layers.
+        casts: Size of the copies of weights that autocast makes.
     """
 
     parameters: int
@@ -65,8 +65,8 @@ class OptimizerSizes:
     """Bytes of an optimizer for the full model.
 
     Args:
-        state: kept between steps.
-        step: taken while a step is made.
+        state: Size of the state that is kept between steps.
+        step: Size of the temporaries of a step.
     """
 
     state: int
@@ -75,12 +75,12 @@ class OptimizerSizes:
 
 @dataclass(frozen=True)
 class PassSizes:
-    """Bytes of the forward and backward pass of one micro-batch, beside weights and gradients.
+    """Bytes of the forward and backward pass of one micro-batch, in addition to weights and gradients.
 
     Args:
-        activations: the most outside the loss head.
-        head: memory that the log-probabilities and their gradient add to the activations.
-        scoring: a forward pass outside any graph; 0 if there is none.
+        activations: Peak outside the loss head.
+        head: Memory that the log-probabilities and their gradient add to the activations.
+        scoring: Peak of a forward pass without gradient; 0 if there is none.
     """
 
     activations: int
@@ -90,13 +90,13 @@ class PassSizes:
 
 @dataclass(frozen=True)
 class Sharding:
-    """Division of the trainer's state among devices.
+    """Sharding of the trainer's state over devices.
 
     Args:
-        ranks: processes, one to a device.
-        shards: devices that share weights, gradients and optimizer state; 1 where each has all of them.
-        buckets: whether gradients are copied into buckets to be reduced, as `DistributedDataParallel` does.
-        gathered: size of gathered weights, relative to weights as they are kept.
+        ranks: Number of processes, one per device.
+        shards: Number of devices over which weights, gradients and optimizer state are sharded; 1 without sharding.
+        buckets: Whether gradients are copied into buckets for the reduction, as in `DistributedDataParallel`.
+        gathered: Size of gathered weights relative to that of the stored weights.
     """
 
     ranks: int = 1
@@ -105,7 +105,7 @@ class Sharding:
     gathered: float = 1.0
 
     def share(self, size: int) -> int:
-        """Return the bytes that are kept on one device, of what is divided."""
+        """Return the bytes of one shard."""
         return -(-size // self.shards)
 
 
@@ -117,25 +117,25 @@ def memory_plan(
     reference: int = 0,
     engine: EngineMemory = EngineMemory(),
 ) -> MemoryPlan:
-    """Plan the memory of one device, in the phases of a training that has made its first step.
+    """Plan the memory of one device, for a training run after its first step.
 
     Args:
-        model: sizes of the full model.
-        optimizer: sizes of the optimizer for the full model.
-        passes: sizes of the passes over one device's micro-batch.
-        sharding: division of model and optimizer among devices.
-        reference: bytes of the full reference model.
-        engine: memory of the rollout engine.
+        model: Sizes of the full model.
+        optimizer: Sizes of the optimizer for the full model.
+        passes: Sizes of the passes over the micro-batch of one device.
+        sharding: Sharding of model and optimizer.
+        reference: Size of the full reference model in bytes.
+        engine: Memory of the rollout engine.
     """
     fewer = "raise `trainer.accumulate_grad_batches`, so that a micro-batch has fewer completions"
-    divide = "divide it among more devices by `ModelParallelStrategy`"
+    divide = "shard it over more devices with `ModelParallelStrategy`"
     no_reference = "do without the penalty, or without `data.kl_in_reward`"
     sampling = int(model.weights * sharding.gathered) if engine.gathers_policy and sharding.shards > 1 else 0
     passes_run: tuple[Phase, ...] = ("rollout", "scoring", "training")
     activations = max(passes.activations - model.casts, 0)
     entries = [
         Entry("weights", sharding.share(model.weights), remedy=divide),
-        # They stay until the next update's backward pass begins, or a validation.
+        # Gradients are kept until the backward pass of the next update, or a validation.
         Entry("gradients", sharding.share(model.trained), remedy=divide),
         Entry("gradient buckets", model.trained if sharding.buckets else 0, remedy="`gradient_as_bucket_view: true`"),
         Entry("optimizer state", sharding.share(optimizer.state), remedy=divide),
@@ -156,10 +156,10 @@ def memory_plan(
 def _gathered(model: ModelSizes, sharding: Sharding, gradients: bool = False) -> int:
     """Return the bytes of gathered weights in the passes, or of gathered gradients that are not yet scattered.
 
-    Weights outside the layers stay gathered all the time, and with them a layer and the next one, fetched ahead.
+    Weights outside the layers stay gathered, together with one layer and the next, which is prefetched.
     """
     if sharding.shards == 1:
         return 0
-    if gradients:  # added up as the weights are kept
+    if gradients:  # accumulated in the dtype of the stored weights
         return max(model.outside_layers, model.largest_layer)
     return int((model.outside_layers + 2 * model.largest_layer) * sharding.gathered)

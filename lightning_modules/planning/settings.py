@@ -1,4 +1,4 @@
-"""Devices, strategy and precision in the trainer's section of a configuration, without making a trainer."""
+"""Devices, strategy and precision of the trainer's configuration, read without instantiating a trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASSUMED_GPU = 80 * GIB
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The trainer's arguments that decide about memory.
+    """Arguments of the trainer that affect memory.
 
     Args:
         on_gpu: whether the devices are GPUs.
@@ -82,26 +82,26 @@ class TrainerSettings:
 
     @property
     def weights_dtype(self) -> torch.dtype:
-        """Type in which the weights are kept."""
+        """Dtype in which the weights are stored."""
         return torch.float32 if self.autocast else self.computation_dtype
 
     @property
     def passing_dtype(self) -> torch.dtype:
-        """Type of the weights that a forward pass meets; sharded ones are gathered in that of the computation."""
+        """Dtype of the weights in a forward pass; sharded weights are gathered in the computation's."""
         return self.computation_dtype if self.sharding.shards > 1 else self.weights_dtype
 
     @property
     def computation_dtype(self) -> torch.dtype:
-        """Type in which matrices are multiplied."""
+        """Dtype in which matrices are multiplied."""
         return _TYPES[self.precision.partition("-")[0]]
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """Type that autocast computes in, where it is on."""
+        """Dtype of autocast; None without autocast."""
         return self.computation_dtype if self.precision.endswith("mixed") else None
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """Return the context of a forward pass on the CPU, which takes the memory that it takes on a GPU."""
+        """Return the context of a forward pass on the CPU that needs the same memory as on a GPU."""
         plugin: Precision = Precision()
         if self.autocast:
             plugin = MixedPrecision("bf16-mixed", "cpu")
@@ -114,15 +114,15 @@ class TrainerSettings:
         return plugin.forward_context()
 
     def device_memory(self, gibibytes: float | None) -> tuple[int, str]:
-        """Return the bytes of one device, and a note of how they are known."""
+        """Return the bytes of one device, and their origin in words."""
         if gibibytes is not None:
             return int(gibibytes * GIB), "as given"
         if not self.on_gpu:
             machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            return machine // self.devices, "this machine's, by devices"
+            return machine // self.devices, "this machine's, divided by its devices"
         if torch.cuda.is_available():
             return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
-        return ASSUMED_GPU, "assumed, there is no GPU here; say --device_memory GIBIBYTES"
+        return ASSUMED_GPU, "assumed, because there is no GPU here; pass --device_memory"
 
 
 def _devices(devices: Any, on_gpu: bool) -> int:

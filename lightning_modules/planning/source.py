@@ -68,4 +68,4 @@ def longest_prompt(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBase |
     room = data.rollouts.max_model_length
     if room is not None and room > data.max_completion_length:
         return room - data.max_completion_length, "what `max_model_length` leaves; there is no tokenizer"
-    return _ASSUMED_PROMPT, "assumed, there is no tokenizer; say --prompt_length TOKENS"
+    return _ASSUMED_PROMPT, "assumed, because there is no tokenizer; pass --prompt_length"

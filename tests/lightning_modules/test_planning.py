@@ -490,7 +490,7 @@ def test_the_share_of_vllm():
     found = VLLM(gpu_memory_utilization=0.25, max_model_length=2048, max_sequences=128).memory(qwen())
     assert [(entry.size, entry.phases) for entry in found.entries] == [(20 * GIB, ("rollout",))]
     left = 20 * GIB - 2 * 1_543_714_304
-    assert f"{left // (28 * 1024 * 2048)} sequences of 2,048 tokens at once, of 128 asked for" in found.sentence
+    assert f"{left // (28 * 1024 * 2048)} sequences of 2,048 tokens at once, of 128 requested" in found.sentence
     assert not found.gathers_policy
 
 
@@ -501,12 +501,12 @@ def test_vllm_on_a_cpu_has_its_weights_and_a_fixed_cache():
 
 @pytest.mark.parametrize(("dtype", "weights"), [("auto", 2.88), ("float32", 5.75), ("float16", 2.88)])
 def test_the_type_of_vllms_weights(dtype, weights):
-    assert f"weights {weights};" in VLLM(dtype=dtype).memory(qwen()).sentence
+    assert f"{weights} of them for weights" in VLLM(dtype=dtype).memory(qwen()).sentence
 
 
 def test_vllm_computes_in_float32_what_the_trainer_computes_in_float64():
     doubled = replace(qwen(), computation_dtype=torch.float64)
-    assert "weights 5.75;" in VLLM().memory(doubled).sentence
+    assert "5.75 of them for weights" in VLLM().memory(doubled).sentence
 
 
 def test_an_engine_that_never_sleeps_is_there_in_all_phases():
@@ -516,8 +516,8 @@ def test_an_engine_that_never_sleeps_is_there_in_all_phases():
 
 def test_ranks_that_share_an_engine_have_parts_of_its_weights_and_of_its_cache():
     alone, shared = (VLLM(tensor_parallel_size=parts).memory(qwen()).sentence for parts in (1, 2))
-    assert "weights 2.88;" in alone
-    assert "weights 1.44;" in shared
+    assert "2.88 of them for weights" in alone
+    assert "1.44 of them for weights" in shared
 
 
 def test_what_does_not_fit_into_vllms_share_is_said():
