@@ -23,7 +23,7 @@ CORE_LAYERS = [
 
 # Each may import those before it, and those beside it where that makes no circle.
 TRAINING_LAYERS = [
-    ["distributed", "seeding", "progress", "run_folder", "validation", "option_help", "loops"],
+    ["distributed", "seeding", "progress", "run_folder", "validation", "option_help", "loops", "atomic"],
     ["tally"],
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from typing_extensions import override
 from lightning_modules.batch import current_rollout_metrics, evaluation_metrics
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
+from lightning_modules.callbacks.results import RunResults, forget_results
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.run_folder import lock_run_folder
@@ -26,8 +28,9 @@ _SAMPLES = 5
 class RunReport(Callback):
     """Writes the results of a run to the run folder, `Trainer(default_root_dir=...)`.
 
-    A row is appended to `metrics.csv` after each optimizer step. `samples.md`, `reward.png`, `summary.json` and the
-    folder `model`, which `from_pretrained` loads, are written at the end of training.
+    A row is appended to `metrics.csv` after each optimizer step. The folder `model`, which `from_pretrained` loads,
+    `samples.md`, `reward.png` and `summary.json` are written at the end of training; a resume of a run that has ended
+    writes those that are missing.
 
     Held-out prompts are evaluated by this callback rather than by the validation loop of Lightning, which runs after
     the checkpoint of the same step: a run killed between the two would resume without the evaluation.
@@ -52,7 +55,6 @@ class RunReport(Callback):
         self._step_started = 0.0
         self._metrics: MetricsFile | None = None  # on rank 0 only
         self._columns: list[str] = []  # of `metrics.csv` at the checkpoint
-        self._trained = False
         self._last_step = 0
 
     @override
@@ -67,12 +69,12 @@ class RunReport(Callback):
 
         `on_fit_start` would be too early: some strategies restore a checkpoint only after it.
         """
-        self._trained = True
         if self._before is None:
             self._before, self._samples_before = evaluate(trainer)
         self._last_step = trainer.global_step
         self._step_started = time.perf_counter()
         if trainer.is_global_zero:
+            forget_results(_folder(trainer))
             new_run = trainer.global_step == 0
             keep_until = -1 if new_run else trainer.global_step
             self._metrics = MetricsFile(_folder(trainer) / "metrics.csv", keep_until, self._columns)
@@ -108,29 +110,46 @@ class RunReport(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the trained policy and write the results, unless the run has stopped at its time limit."""
+        """Write the results that are missing, unless the run has stopped at its time limit or has made no step.
+
+        The last checkpoint is written by now: a run that fails or is killed here can be resumed, and owes only these.
+        """
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
         if any(isinstance(callback, RunCheckpoint) and callback.out_of_time for callback in callbacks):
             return
-        if not self._trained:  # there was no step to make
+        if not trainer.global_step:
             return
-        after, samples_after = evaluate(trainer)
-        if not self.evaluate_every_n_steps or trainer.global_step % self.evaluate_every_n_steps:
-            _log_held_out(trainer, after)
         folder = _folder(trainer)
-        cast(PolicyModule, pl_module).policy.save_pretrained(folder / "model")
-        if self._metrics is None:  # on all ranks but rank 0
+        results = RunResults(folder, trainer)
+        if results.owed:
+            pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+            self._write(results, trainer, cast(PolicyModule, pl_module))
+            results.require_all()
+        elif trainer.is_global_zero:
+            print(f"nothing to do: the run in {folder} is complete at step {trainer.global_step}, with all its results")
+
+    def _write(self, results: RunResults, trainer: Trainer, module: PolicyModule) -> None:
+        """Write the results that are owed, the model first: it is what a failure of the others must not cost."""
+        results.write("model", module.policy.save_pretrained)
+        measured: dict[str, float] | None = None
+        samples: list[list[str]] = []
+        if not {"samples.md", "summary.json"}.isdisjoint(results.owed):
+            with results.attempt("samples.md", "summary.json"):
+                measured, samples = evaluate(trainer)
+        if not trainer.is_global_zero:
             return
         from lightning_modules.callbacks.plots import plot_run  # loads matplotlib, which nothing else here needs
 
-        plot_run(folder / "metrics.csv", folder / "reward.png")
-        before = self._before or {}
-        speed = self._tokens / self._seconds if self._seconds else 0.0
-        summary = {"before": before, "after": after, "steps": trainer.global_step, "tokens_per_second": speed}
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        _write_samples(folder / "samples.md", {"before": self._samples_before, "after": samples_after})
-        print_table({"before": before, "after": after})
-        print(f"{trainer.global_step} updates, {speed:,.0f} completion tokens per second\nrun folder: {folder}")
+        results.write("samples.md", partial(_write_samples, {"before": self._samples_before, "after": samples}))
+        results.write("reward.png", partial(plot_run, _folder(trainer) / "metrics.csv"))
+        before, speed = self._before or {}, self._tokens / self._seconds if self._seconds else 0.0
+        summary = {"before": before, "after": measured, "steps": trainer.global_step, "tokens_per_second": speed}
+        results.write("summary.json", partial(_write_json, summary))
+        if measured is not None:
+            _log_final(trainer, measured, self.evaluate_every_n_steps)
+            print_table({"before": before, "after": measured})
+        print(f"{trainer.global_step} updates, {speed:,.0f} completion tokens per second")
+        print(f"run folder: {_folder(trainer)}")
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -194,6 +213,12 @@ def _log_held_out(trainer: Trainer, metrics: dict[str, float]) -> None:
         logger.log_metrics(_held_out(metrics), trainer.global_step)
 
 
+def _log_final(trainer: Trainer, measured: dict[str, float], every_n_steps: int) -> None:
+    """Send the held-out metrics of the last step to the loggers, unless they were due at that step and are sent."""
+    if not every_n_steps or trainer.global_step % every_n_steps:
+        _log_held_out(trainer, measured)
+
+
 def _held_out(metrics: dict[str, float]) -> dict[str, float]:
     return {f"val/{name}": value for name, value in metrics.items()}
 
@@ -202,10 +227,14 @@ def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def _write_samples(path: Path, samples: dict[str, list[list[str]]]) -> None:
+def _write_samples(samples: dict[str, list[list[str]]], path: Path) -> None:
     lines = ["# Sampled completions of held-out prompts", ""]
     for title, pairs in samples.items():
         lines += [f"## {title.capitalize()} training", ""]
         for prompt, completion in pairs:
             lines += [f"**{prompt}**", "", "```text", completion, "```", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
