@@ -206,7 +206,7 @@ def test_public_definitions_of_the_core_have_docstrings(path):
     undocumented = [
         node.name for node in public_definitions(tree) if not (ast.get_docstring(node) or is_override(node))
     ]
-    assert not undocumented
+    assert not undocumented, "write a docstring, or mark what overrides with `@override`"
 
 
 def is_override(node):

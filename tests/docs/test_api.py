@@ -100,7 +100,7 @@ def test_every_public_name_is_on_a_page(public):
         module, _, name = path.rpartition(".")
         if module not in pages or (pages[module] and name not in pages[module]):
             missing.append(path)
-    assert missing == []
+    assert missing == [], "add `::: MODULE` to a page in docs/api"
 
 
 def test_no_page_has_a_module_without_a_public_name(public):
