@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside the given one to write to; what is written takes its place at the end of the context.
+    """Yield a path next to the given one to write to; at the end of the context it replaces the given one.
 
     A process that is killed meanwhile leaves the old file. Of a folder it leaves the old one, or none in the instant
     between two renames. After an error nothing of the write is left.

@@ -63,6 +63,16 @@ PHRASES = {
     r"\b(divided|spread) (among|over) (the )?ranks\b": "sharded",
     r"\bblown up\b|\bblow up\b": "amplified, amplify",
     r"\btak(e|es|en) back\b|\bTake (it|them) back\b": "restore",
+    r"\bbegin(s|ning)? anew\b": "reset, restart",
+    r"\bbeside\b": "next to, in addition to",
+    r"\bbut for (?!all\b)": "except",
+    r"\bfor want of\b": "without, for lack of",
+    r"\bto the letter\b": "verbatim",
+    r"\b(and|but) not before\b": "only when, once",
+    r"\bof the kind\b": "such a",
+    r"\battention square\b": "attention matrix",
+    r"\bstands? (in|on|there|behind|above|between)\b": "is in, belongs to",
+    r"\bwhat (\w+ ){1,2}takes?\b": "memory of",
 }
 # Where a word is right: pattern of the file, the word, and the identifiers or phrases that may have it.
 ALLOWED = [
@@ -223,6 +233,12 @@ CODE = Path("aggregate_po/objective.py")
         ("The token is closed by the clip.", "is closed"),
         ("A mask closes tokens.", "closes tokens"),
         ("Take it back.", "Take it back"),
+        ("A file beside the target.", "beside"),
+        ("All are frozen but for the batch.", "but for "),
+        ("Equal to the letter or as a number.", "to the letter"),
+        ("It is imported when it is used, and not before.", "and not before"),
+        ("Tests that stand in such a folder.", "stand in"),
+        ("Not counted is what the kernels take.", "what the kernels take"),
     ],
 )
 def test_forbidden_words_are_found(text, word):

@@ -106,11 +106,13 @@ class AggregatorContract(Contract):
         value, weights = self.measured(tokens)
         wide = with_tokens(tokens, lambda values: pad(values, (0, width)))
         dirty_value, dirty_weights = self.measured(with_junk(wide, junk))
-        require_close("log_aggregate beside junk", dirty_value, value, self.rounding * scale(value))
+        require_close("log_aggregate with junk on padding", dirty_value, value, self.rounding * scale(value))
         mask = wide.response_mask
         require_close("weights on padding", dirty_weights, 0.0, where=~mask)
         expected = pad(weights, (0, width))
-        require_close("token_weights beside junk", dirty_weights, expected, self.rounding * scale(expected), mask)
+        require_close(
+            "token_weights with junk on padding", dirty_weights, expected, self.rounding * scale(expected), mask
+        )
 
     @law(tokens=token_ratios(), generator=generators())
     def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:

@@ -67,7 +67,7 @@ class ExponentRuleContract(Contract):
     def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:
         """Values on padding, even NaN or infinite, change nothing."""
         dirty = with_junk(with_tokens(tokens, lambda values: pad(values, (0, width))), junk)
-        self._require_same("the exponents beside junk", self.rule(dirty), self.rule(tokens), tokens)
+        self._require_same("the exponents with junk on padding", self.rule(dirty), self.rule(tokens), tokens)
 
     @law(tokens=token_ratios(), generator=generators())
     def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:

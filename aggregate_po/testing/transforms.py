@@ -163,7 +163,9 @@ class TransformContract(Contract):
         names = ("the value", "derivative", "saturated")
         for name, actual, expected in zip(names, self.measured(dirty), self.measured(ratios), strict=True):
             kept = actual[:, : mask.shape[-1]] if actual.ndim == 2 else actual
-            require_close(f"{name} beside junk", kept, expected, self.rounding * scale(expected.double()), mask)
+            require_close(
+                f"{name} with junk on padding", kept, expected, self.rounding * scale(expected.double()), mask
+            )
 
     @law(together=True, ratios=_contexts)
     def test_completions_do_not_see_each_other(self, ratios: TokenRatios) -> None:

@@ -35,7 +35,7 @@ from lightning_modules.validation import require_at_least
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes atomically, so that an interrupted write never replaces a good checkpoint.
 
-    It writes to a file beside the target and renames it. Lightning writes to the temporary folder of the system; if
+    It writes to a file next to the target and renames it. Lightning writes to the temporary folder of the system; if
     that is on another file system, its last step is a copy, and a kill during the copy leaves a truncated file.
     """
 
@@ -152,7 +152,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Write a folder of shards beside the previous one, and then point the link `last.ckpt` to it."""
+        """Write a folder of shards next to the previous one, and then point the link `last.ckpt` to it."""
         if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
             super()._save_checkpoint(trainer, filepath)
             return

@@ -175,7 +175,7 @@ def saved_position(checkpoint: Mapping[str, Any], owner: str, buffer: RolloutBuf
 
     Args:
         checkpoint: checkpoint of Lightning.
-        owner: name under which the state of the buffer stands in the checkpoint.
+        owner: name under which a checkpoint stores the state of the buffer.
         buffer: buffer of the resumed run, for its numbers of micro-batches.
     """
     loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")  # has the state until 0.1.0

@@ -72,7 +72,7 @@ def _pattern(name: str) -> str:
 def _may_depend_on_shards(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
     """Return whether a layer outside the plan may compute with shards, so that replicating it could be wrong.
 
-    It may if it stands beside a column-wise sharded layer, contains other layers, or has parameters in the plan.
+    It may if it is next to a column-wise sharded layer, contains other layers, or has parameters in the plan.
     """
     plan, parent = model.tp_plan, _pattern(name).rpartition(".")[0]
     return (

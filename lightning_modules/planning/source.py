@@ -17,7 +17,7 @@ _ASSUMED_PROMPT = 512
 
 
 def described(source: str | ModelSource) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase | None]:
-    """Return the configuration of a model, and its tokenizer where there is one.
+    """Return the configuration of a model, and its tokenizer if there is one.
 
     Raises:
         ValueError: there is no configuration, the model comes with code of its own, or a source of a model does not

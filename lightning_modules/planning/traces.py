@@ -46,7 +46,7 @@ def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> 
 
 
 def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on_gpu: bool) -> OptimizerSizes:
-    """Make one step on the meta device, and return the optimizer's state and what the step takes besides.
+    """Make one step on the meta device, and return the sizes of the optimizer's state and temporaries.
 
     Args:
         model: the model that is optimized.

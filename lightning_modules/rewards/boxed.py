@@ -16,7 +16,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?
 
 
 def boxed_answer(completion: str, example: Example) -> float:
-    r"""Return 1 if the last `\boxed{...}` holds `example["answer"]`, to the letter or as a number, and 0 otherwise.
+    r"""Return 1 if the last `\boxed{...}` holds `example["answer"]`, verbatim or as an equal number, and 0 otherwise.
 
     Spaces around either are ignored. As a number, two decimal numbers are compared exactly, in any spelling with the
     digits 0 to 9, a sign, a point and a power of ten: `12`, `+12.0` and `1.2e1` are equal. Everything else is text:

@@ -85,7 +85,7 @@ class RolloutEngine(ABC):
       `old_log_probs: trainer`.
     - Set `concurrent` to True only if `generate` may run in a thread while the policy is trained, because the engine
       is in another process, with weights of its own. `data.overlap` needs it.
-    - May override `memory`, so that `aggregate-po plan` counts what the engine takes.
+    - May override `memory`, so that `aggregate-po plan` counts the memory of the engine.
     - May override `metrics`, which are logged with each rollout and must be the same on all ranks.
     - May override `close` if the engine holds resources. `load_policy` may be called again afterwards.
 
@@ -110,7 +110,7 @@ class RolloutEngine(ABC):
         return {}
 
     def memory(self, load: SamplingLoad) -> EngineMemory:
-        """Return what the engine takes on each device that trains; not counted unless a subclass says so.
+        """Return the memory of the engine on each device that trains; not counted unless a subclass says so.
 
         It is called without a policy, by `aggregate-po plan`, on a machine that need not be the one that trains.
         """

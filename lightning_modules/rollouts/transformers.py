@@ -111,7 +111,7 @@ class _Decoding:
         self.log_probs = torch.zeros(batch, sampling.max_completion_length, dtype=precision, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=device)
-        self.rows = torch.arange(batch, device=device)  # the completions that still stand in the model's batch
+        self.rows = torch.arange(batch, device=device)  # completions that are still in the model's batch
 
     def run(self) -> Completions:
         self.read_prompts()
@@ -196,7 +196,7 @@ def _decoding_sizes(load: SamplingLoad, prompts: int) -> tuple[int, int]:
     """Return the bytes of keys and values before the last pass, and the most bytes that decoding takes besides weights.
 
     The most is taken by the prompts, or by the last token of each completion. The tokens between are read at once, to
-    be in the cache; what that pass takes is not counted.
+    be in the cache; the memory of that pass is not counted.
     """
     sampling = SamplingParameters(load.completion_length, (), samples_per_prompt=load.samples_per_prompt)
     with traced(load.description) as (model, memory):

@@ -33,7 +33,7 @@ class NumericArgument:
 
 
 def numeric_arguments(package, required, records=()):
-    """Return the numeric arguments of the public names of a package, but for those of records that it makes itself.
+    """Return the numeric arguments of the public names of a package, except those of records that it makes itself.
 
     Args:
         package: an imported package.

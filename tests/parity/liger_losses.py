@@ -7,7 +7,7 @@ def liger_loss(log_probs, batch, step_mask=None, **settings):
     """Loss of one chunk of a batch.
 
     Args:
-        step_mask: response mask of all chunks, where there is more than one.
+        step_mask: response mask of all chunks, if there are several.
         settings: arguments of `ppo_loss_fn`; its KL penalty is off unless they say otherwise.
     """
     loss, _ = LigerFusedLinearGRPOFunction.ppo_loss_fn(

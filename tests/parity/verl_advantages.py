@@ -13,7 +13,7 @@ def verl_advantages(name, step, config=None, **arguments):
 
     Args:
         name: name of the registered estimator.
-        step: the rewards; each stands on the last token of its completion.
+        step: the rewards; each belongs to the last token of its completion.
         config: fields of `AlgoConfig`, with its defaults.
         arguments: more arguments of the estimator.
     """

@@ -51,7 +51,7 @@ def test_a_completion_counts_once_for_each_token():
     step = GroupedRewards(torch.tensor([1.0, 0.0], dtype=torch.float64), 2, lengths=torch.tensor([1, 3]))
     close(WhitenedCentered(variance_delta=0.0)(step), [1.5, -0.5])
     close(WhitenedReturns(variance_delta=0.0)(step), [1.5, -0.5])
-    # Of a group with equal rewards beside it, what is left is less the mean over tokens.
+    # A group of equal rewards next to it keeps minus the mean over tokens.
     both = GroupedRewards(torch.tensor([1.0, 0.0, 1.0, 1.0]), 2, lengths=torch.tensor([1, 3, 2, 2]))
     assert (WhitenedCentered()(both)[2:] > 0).all()
 

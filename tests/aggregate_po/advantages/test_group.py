@@ -61,7 +61,7 @@ def test_group_of_one_has_no_advantage(estimator):
 @pytest.mark.parametrize("group_size", [3, 6, 7])
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, 1e6 + 0.1, 1e30])
 def test_equal_rewards_have_exactly_no_advantage(estimator, group_size, reward):
-    """Also where the mean of equal numbers is rounded to another number, and beside a group that differs."""
+    """Also where the mean of equal numbers is rounded to another number, and next to a group that differs."""
     different = torch.linspace(0, reward, group_size)
     rewards = torch.cat([torch.full((2 * group_size,), reward), different])
     step = GroupedRewards(rewards, group_size, lengths=torch.arange(1, 3 * group_size + 1))

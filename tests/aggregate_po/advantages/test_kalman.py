@@ -49,7 +49,7 @@ def test_two_passes_end_where_the_filter_without_drift_does():
 
 
 def test_shuffled_is_the_filter_in_an_order_of_its_own():
-    """Some order of the four gives the same numbers, each beside its own reward."""
+    """Some order of the four gives the same numbers, each for its own reward."""
     step = one_group(1.0, 0.25, 0.0, 0.5)
     orders = [list(order) for order in itertools.permutations(range(4))]
     sampled = [KalmanBaseline()(replace(step, rewards=step.rewards[order])) for order in orders]
