@@ -18,6 +18,7 @@ from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.callbacks.results import RunResults, forget_results
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.prompts.base import shown
 from lightning_modules.run_folder import lock_run_folder
 from lightning_modules.tally import Tally
 from lightning_modules.validation import require_at_least
@@ -189,7 +190,7 @@ def evaluate(trainer: Trainer) -> tuple[dict[str, float], list[list[str]]]:
             counted += evaluation.tally
             if evaluation.name == "sampled" and not samples:
                 sampled = zip(evaluation.examples, evaluation.completions, strict=True)
-                samples = [[example["prompt"], text] for example, text in list(sampled)[:_SAMPLES]]
+                samples = [[shown(example["prompt"]), text] for example, text in list(sampled)[:_SAMPLES]]
     return evaluation_metrics(counted.over_ranks(trainer)) if counted.sums else {}, samples
 
 

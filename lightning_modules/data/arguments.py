@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lightning import Trainer
+
 from aggregate_po import AdvantageEstimator, SamplerCorrection
 from aggregate_po.arguments import require_non_negative
+from lightning_modules.data.rollout import LogProbSource
 from lightning_modules.data.schemes import SamplingScheme
+from lightning_modules.model.policy import Policy
+from lightning_modules.rewards import TruncationRule
+from lightning_modules.rollouts import RolloutEngine
+from lightning_modules.validation import require_one_of
 
 
 def require_sampling(group_size: int, temperature: float, kl_in_reward: float) -> None:
@@ -26,14 +33,20 @@ def require_sampling(group_size: int, temperature: float, kl_in_reward: float) -
 
 
 def require_parts(
-    advantages: object, correction: SamplerCorrection | None, old_log_probs: str, schemes: Sequence[object]
+    advantages: object,
+    correction: SamplerCorrection | None,
+    old_log_probs: str,
+    truncated: str,
+    schemes: Sequence[object],
 ) -> None:
-    """Check the types of the estimator and the schemes, and that a correction has log-probabilities to correct.
+    """Check the names of the rules, the types of the estimator and the schemes, and what a correction corrects.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: there is a correction, but the sampler is the behavior policy.
+        ValueError: a name is unknown, or there is a correction, but the sampler is the behavior policy.
     """
+    require_one_of(TruncationRule, truncated=truncated)
+    require_one_of(LogProbSource, old_log_probs=old_log_probs)
     if correction is not None and old_log_probs == "sampler":
         raise ValueError(
             f"`correction` is {correction!r}, but `old_log_probs` is 'sampler', whose own log-probabilities need "
@@ -49,3 +62,29 @@ def require_parts(
             raise TypeError(
                 f"`schemes` has {scheme!r}; pass instances of subclasses of lightning_modules.SamplingScheme."
             )
+
+
+def require_concurrent(rollouts: RolloutEngine, overlap: bool) -> None:
+    """Check that an engine that generates during training is in another process.
+
+    Raises:
+        ValueError: it is in the training process.
+    """
+    if overlap and not rollouts.concurrent:
+        raise ValueError(
+            f"`overlap` is True, but {type(rollouts).__name__} generates in the training process; pass `rollouts` that "
+            "generate in another one, such as VLLMServers."
+        )
+
+
+def required_policy(trainer: Trainer) -> Policy:
+    """Return the policy of the trainer's module.
+
+    Raises:
+        TypeError: the module has no `policy`.
+    """
+    module = trainer.lightning_module
+    policy = getattr(module, "policy", None)
+    if not isinstance(policy, Policy):
+        raise TypeError(f"the trainer trains {type(module).__name__}, which has no `policy`; pass a PolicyModule.")
+    return policy

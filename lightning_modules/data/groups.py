@@ -32,7 +32,7 @@ class Groups:
     Args:
         prompts: one prompt per group.
         completions: sampled completions.
-        texts: texts of the completions, without special tokens.
+        texts: texts of the completions, without the stop token that ended them.
         components: single rewards of each completion, after the truncation rule; shape `batch component`.
         rewards: weighted sums of the single rewards; shape `batch`.
         response_mask: True on trained tokens; shape `batch time`.

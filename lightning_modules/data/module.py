@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -14,11 +14,12 @@ from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.batch import Evaluation, RolloutBatch
 from lightning_modules.data.advantages import advantages
-from lightning_modules.data.arguments import require_parts, require_sampling
+from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, required_policy
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
 from lightning_modules.data.buffered import BufferedDataModule
 from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.data.groups import Groups, GroupSampler
+from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.data.metrics import rollout_metrics
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
 from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
@@ -29,11 +30,12 @@ from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.policy import Policy
-from lightning_modules.prompts import Prompt, PromptDataset, PromptFile, PromptOrder, PromptStream, examples_of
+from lightning_modules.prompts import Prompt, PromptDataset, PromptFile, PromptFormat, PromptOrder, PromptStream
+from lightning_modules.prompts.sources import examples_of
 from lightning_modules.rewards import Reward, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
 from lightning_modules.seeding import derived_seed
-from lightning_modules.validation import require_at_least, require_one_of
+from lightning_modules.validation import require_at_least
 
 
 class RolloutDataModule(BufferedDataModule):
@@ -70,7 +72,12 @@ class RolloutDataModule(BufferedDataModule):
             tokens of a completion, is multiplied by it and subtracted from the reward.
         overlap: Whether to generate the next rollout while training on the current one, from a policy that is one
             rollout old; it requires an out-of-process engine.
-        chat_template: Whether to format prompts as user messages with the chat template of the tokenizer.
+        chat_template: Whether to format prompts with the chat template of the tokenizer: a text as a user message, and
+            a list of messages as they are.
+        chat_template_kwargs: Arguments of the chat template, such as `enable_thinking`.
+        system_prompt: Text of a system message before each prompt that has none; it requires `chat_template`.
+        skip_special_tokens: Whether to remove all special tokens from the text that rewards see. Otherwise only the
+            stop token that ended a completion is removed.
         schemes: Sampling schemes, which select the groups of a rollout; the first one is innermost.
         seed: Seed of the prompt order, of sampling, and of random advantage estimators.
 
@@ -101,6 +108,9 @@ class RolloutDataModule(BufferedDataModule):
         kl_in_reward: float = 0.0,
         overlap: bool = False,
         chat_template: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        system_prompt: str | None = None,
+        skip_special_tokens: bool = False,
         schemes: Sequence[SamplingScheme] = (),
         seed: int = 0,
     ) -> None:
@@ -113,14 +123,13 @@ class RolloutDataModule(BufferedDataModule):
             max_completion_length=max_completion_length,
             tokens_per_micro_batch=tokens_per_micro_batch,
         )
-        require_one_of(TruncationRule, truncated=truncated)
-        require_one_of(LogProbSource, old_log_probs=old_log_probs)
         require_sampling(group_size, temperature, kl_in_reward)
-        require_parts(advantages, correction, old_log_probs, schemes)
+        require_parts(advantages, correction, old_log_probs, truncated, schemes)
         self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = examples_of("dataset", dataset)
         self.validation = None if validation is None else examples_of("validation", validation)
         self.rollouts = TransformersEngine() if rollouts is None else rollouts
+        require_concurrent(self.rollouts, overlap)
         self.group_size = group_size
         self.prompts_per_rollout = prompts_per_rollout
         self.updates_per_rollout = updates_per_rollout
@@ -134,14 +143,10 @@ class RolloutDataModule(BufferedDataModule):
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.kl_in_reward = kl_in_reward
         self.overlap = overlap
-        self.chat_template = chat_template
+        self.prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {})
+        self.skip_special_tokens = skip_special_tokens
         self.schemes = tuple(schemes)
         self.seed = seed
-        if overlap and not self.rollouts.concurrent:
-            raise ValueError(
-                f"`overlap` is True, but {type(self.rollouts).__name__} generates in the training process; pass "
-                "`rollouts` that generate in another one, such as VLLMServers."
-            )
 
     # Trainer and policy
 
@@ -153,17 +158,8 @@ class RolloutDataModule(BufferedDataModule):
 
     @property
     def policy(self) -> Policy:
-        """The policy of the trainer's module.
-
-        Raises:
-            RuntimeError: there is no trainer.
-            TypeError: the module of the trainer has no `policy`.
-        """
-        module = self._trainer.lightning_module
-        policy = getattr(module, "policy", None)
-        if not isinstance(policy, Policy):
-            raise TypeError(f"the trainer trains {type(module).__name__}, which has no `policy`; pass a PolicyModule.")
-        return policy
+        """The policy of the trainer's module; an error if there is none."""
+        return required_policy(self._trainer)
 
     @property
     def needs_reference(self) -> bool:
@@ -180,9 +176,8 @@ class RolloutDataModule(BufferedDataModule):
     @override
     def setup(self, stage: str) -> None:
         """Check the split of a rollout, request a reference if the rewards need one, and create sampler and buffer."""
-        self.sampler = Sampler(
-            self.rollouts, self.policy, self._trainer, self.max_completion_length, self.chat_template
-        )
+        texts = self.max_completion_length, self.prompt_format, self.skip_special_tokens
+        self.sampler = Sampler(self.rollouts, self.policy, self._trainer, *texts)
         self._held_out: list[Prompt] | None = None
         if stage == "fit":
             plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
@@ -203,17 +198,27 @@ class RolloutDataModule(BufferedDataModule):
         return RolloutBuffer(self._rollout, *sizes, shard, stages, lambda: trainer.global_step)
 
     @override
+    def train_dataloader(self) -> RolloutLoader:
+        """Return the data loader over successive rollouts, after a check of all prompts."""
+        self.sampler.tokenizer.check("dataset", self.dataset)
+        self._held_out_prompts()
+        return super().train_dataloader()
+
+    @override
     def val_dataloader(self) -> list[EvaluationLoader]:
         """Return two evaluations of the held-out prompts: sampled at the training temperature, and greedy."""
         if self.validation is None:
             return []
-        if self._held_out is None:
-            self._held_out = [self.sampler.prompt_of(example) for example in self.validation]
         temperatures = {"sampled": self.temperature, "greedy": 0.0}
         return [
-            EvaluationLoader(name, self._held_out, self.sampler, self.rewards, temperature, self._trainer)
+            EvaluationLoader(name, self._held_out_prompts(), self.sampler, self.rewards, temperature, self._trainer)
             for name, temperature in temperatures.items()
         ]
+
+    def _held_out_prompts(self) -> list[Prompt]:
+        if self._held_out is None:
+            self._held_out = list(self.sampler.tokenizer.prompts("validation", self.validation or []))
+        return self._held_out
 
     @override
     def transfer_batch_to_device(

@@ -1,19 +1,21 @@
-"""Sampling of completions: chat template, tokenizer, rollout engine, and sampling ahead in the background."""
+"""Sampling of completions: tokenizer, rollout engine, texts, and sampling ahead in the background."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from transformers import PreTrainedTokenizerBase
 
 from lightning_modules.distributed import broadcast_in_tensor_parallel_group, is_tensor_parallel_leader
+from lightning_modules.model.limits import limits_of
 from lightning_modules.model.policy import Policy
-from lightning_modules.prompts import Example, Prompt
+from lightning_modules.prompts import Example, Prompt, PromptFormat, PromptTokenizer
 from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters
 
 
@@ -23,7 +25,7 @@ class Sampled:
 
     Args:
         completions: completions returned by the engine.
-        texts: texts of the completions, without special tokens.
+        texts: texts of the completions, without the stop token that ended them.
         policy_step: optimizer step of the policy.
         metrics: metrics of the engine.
     """
@@ -34,15 +36,6 @@ class Sampled:
     metrics: Mapping[str, float]
 
 
-def tokenized(tokenizer: PreTrainedTokenizerBase, example: Example, chat_template: bool) -> list[int]:
-    """Return the token ids of the prompt of an example, optionally with the chat template of the tokenizer."""
-    if chat_template:
-        message = [{"role": "user", "content": example["prompt"]}]
-        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer.encode(text, add_special_tokens=False))
-    return list(tokenizer.encode(example["prompt"]))
-
-
 class Sampler:
     """Samples completions from the current policy, for training and evaluation.
 
@@ -51,7 +44,8 @@ class Sampler:
         policy: policy to sample from.
         trainer: trainer of the policy.
         max_completion_length: maximum number of tokens of a completion.
-        chat_template: whether to format prompts as user messages with the chat template of the tokenizer.
+        prompt_format: format of the prompts.
+        skip_special_tokens: whether to remove all special tokens from the texts, not only the stop token at the end.
     """
 
     def __init__(
@@ -60,15 +54,25 @@ class Sampler:
         policy: Policy,
         trainer: Trainer,
         max_completion_length: int,
-        chat_template: bool = False,
+        prompt_format: PromptFormat = PromptFormat(),
+        skip_special_tokens: bool = False,
     ) -> None:
         self._engine, self._policy, self._trainer = engine, policy, trainer
-        self._max_completion_length, self._chat_template = max_completion_length, chat_template
+        self._max_completion_length, self._prompt_format = max_completion_length, prompt_format
+        self._skip_special_tokens = skip_special_tokens
         self._prefetch = _Prefetch()
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """Tokenizer of prompts, which refuses those that the model or the engine cannot hold."""
+        engine_limit = self._engine.max_model_length
+        limits = limits_of(self._policy.model).shortened(engine_limit, "`max_model_length` of the rollout engine is")
+        ends = self._policy.stop_token_ids
+        return PromptTokenizer(self._policy.tokenizer, self._prompt_format, limits, self._max_completion_length, ends)
 
     def prompt_of(self, example: Example) -> Prompt:
         """Tokenize the prompt of an example."""
-        return Prompt(example, tuple(tokenized(self._policy.tokenizer, example, self._chat_template)))
+        return self.tokenizer(example)
 
     def sample(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int = 1) -> Sampled:
         """Sample completions, or wait for those that a `begin` with the same arguments has started.
@@ -121,9 +125,12 @@ class Sampler:
         return generate
 
     def _texts(self, completions: Completions) -> list[str]:
-        lengths = completions.mask.sum(dim=-1).tolist()
-        rows = [ids[:length] for ids, length in zip(completions.token_ids, lengths, strict=True)]
-        return self._policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        """Return the texts of completions, without the stop token at the end of those that are not truncated."""
+        lengths, stop = completions.mask.sum(dim=-1), torch.tensor(self._policy.stop_token_ids)
+        last = completions.token_ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        kept = lengths - (completions.finished & torch.isin(last, stop) & (lengths > 0)).long()
+        rows = [ids[:length] for ids, length in zip(completions.token_ids, kept.tolist(), strict=True)]
+        return self._policy.tokenizer.batch_decode(rows, skip_special_tokens=self._skip_special_tokens)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import cast
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_modules.data.module import RolloutDataModule
-from lightning_modules.data.sampler import tokenized
 from lightning_modules.model.policy import ModelSource
 from lightning_modules.model.remote_code import RemoteCodeError, remote_code_refused
+from lightning_modules.prompts import PromptTokenizer
 
 _PROMPTS_READ = 1024
 _ASSUMED_PROMPT = 512
@@ -63,7 +63,8 @@ def longest_prompt(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBase |
     """Return the tokens of the longest prompt, and a note of how they are known."""
     if tokenizer is not None:
         count = min(len(data.dataset), _PROMPTS_READ)
-        lengths = [len(tokenized(tokenizer, data.dataset[index], data.chat_template)) for index in range(count)]
+        tokenized = PromptTokenizer(tokenizer, data.prompt_format)
+        lengths = [len(tokenized(data.dataset[index]).token_ids) for index in range(count)]
         return max(lengths), f"the longest of {'all' if count == len(data.dataset) else 'the first'} {count:,}"
     room = data.rollouts.max_model_length
     if room is not None and room > data.max_completion_length:

@@ -1,11 +1,14 @@
 """Sources of prompts, and their order in training."""
 
 from lightning_modules.prompts.base import Example, PromptDataset
+from lightning_modules.prompts.format import PromptFormat
 from lightning_modules.prompts.json_lines import JSONLines
+from lightning_modules.prompts.limits import SequenceLimits
 from lightning_modules.prompts.order import PromptOrder
 from lightning_modules.prompts.parquet import Parquet
 from lightning_modules.prompts.sources import PromptFile, examples_of
 from lightning_modules.prompts.stream import Prompt, PromptStream
+from lightning_modules.prompts.tokenization import PromptTokenizer
 
 __all__ = [
     "Example",
@@ -14,7 +17,10 @@ __all__ = [
     "Prompt",
     "PromptDataset",
     "PromptFile",
+    "PromptFormat",
     "PromptOrder",
     "PromptStream",
+    "PromptTokenizer",
+    "SequenceLimits",
     "examples_of",
 ]

@@ -75,10 +75,10 @@ def test_an_unmoved_policy_goes_through_all_inner_epochs(tmp_path, model_folder)
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_policy_that_moved_too_far_leaves_the_rollout(tmp_path, model_folder, accumulate):
-    _, stop, counted = trained(tmp_path, model_folder, 0.01, 1e-2, accumulate_grad_batches=accumulate)
-    assert counted.rollouts == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert stop.dropped_updates == 16
-    assert counted.metrics[-1]["dropped_updates"] == 16
+    _, stop, counted = trained(tmp_path, model_folder, 0.01, 1e-2, steps=6, accumulate_grad_batches=accumulate)
+    assert counted.rollouts == [1, 1, 2, 2, 3, 3]
+    assert stop.dropped_updates == 12
+    assert counted.metrics[-1]["dropped_updates"] == 12
 
 
 def test_the_deviation_is_that_of_the_whole_rollout_under_the_policy_of_the_moment(tmp_path, model_folder):

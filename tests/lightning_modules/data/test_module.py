@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -298,6 +299,62 @@ def test_a_chat_template_wraps_the_prompt(tmp_path, model_folder):
     assert module.policy.tokenizer.decode(engine.prompts[0][0]) == "<user>1 + 1>>"
 
 
+def test_messages_and_a_system_text_reach_engine_reward_and_samples(tmp_path, model_folder):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ mark }}"
+    module = PolicyModule(model_folder, gmpo())
+    module.configure_model()
+    module.policy.tokenizer.chat_template = template
+    engine, seen = RecordingEngine(), []
+    messages = [{"role": "user", "content": "1 + 1"}]
+    data = small_data(
+        rollouts=engine,
+        reward=lambda completion, example: seen.append(example["prompt"]) or 0.0,
+        dataset=[{"prompt": messages}],
+        validation=[{"prompt": messages}],
+        prompts_per_rollout=1,
+        chat_template=True,
+        chat_template_kwargs={"mark": "!"},
+        system_prompt="Add.",
+    )
+    run = fitted(tmp_path, model_folder, data=data, module=module)
+    assert module.policy.tokenizer.decode(engine.prompts[0][0]) == "<system>Add.<user>1 + 1!"
+    assert seen[:4] == [messages] * 4
+    assert evaluate(run.trainer)[1][0][0] == "user: 1 + 1"
+
+
+@pytest.mark.parametrize("name", ["dataset", "validation"])
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("use <tool>", "has the token '<tool>' with id 269, but the model has embeddings for 269 tokens"),
+        (
+            "1" * 250,
+            "has 250 tokens, with `max_completion_length` 256, but `max_model_length` of the rollout engine is 255",
+        ),
+        ([{"role": "user", "content": "1"}], "is a list of messages, but `chat_template` is False"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_stops_the_run_before_anything_is_generated(
+    tmp_path, model_folder, name, prompt, message
+):
+    class LimitedEngine(RecordingEngine):
+        max_model_length = 255
+
+    module, engine = PolicyModule(model_folder, gmpo()), LimitedEngine()
+    module.configure_model()
+    module.policy.tokenizer.add_tokens(["<tool>"], special_tokens=True)
+    data = small_data(rollouts=engine, **{name: [{"prompt": "1"}, {"prompt": "2"}, {"prompt": prompt}]})
+    with pytest.raises(ValueError, match=rf"^`{name}`, prompt 2 \(of 0 to 2\): the prompt {re.escape(message)}"):
+        fitted(tmp_path, model_folder, data=data, module=module)
+    assert engine.prompts == []
+
+
+def test_held_out_prompts_are_checked_for_an_evaluation_too(tmp_path, model_folder):
+    data = small_data(validation=[{"prompt": "1"}, {"prompt": [{"role": "user", "content": "1"}]}])
+    with pytest.raises(ValueError, match=r"^`validation`, prompt 1 \(of 0 to 1\): the prompt is a list of messages"):
+        quiet_trainer(tmp_path).validate(PolicyModule(model_folder, gmpo()), data)
+
+
 # Rewards and advantages
 
 
@@ -313,9 +370,53 @@ def test_rewards_see_the_text_without_its_stop_token_and_the_example(tmp_path, m
     tokenizer = run.module.policy.tokenizer
     for row, (completion, example) in enumerate(seen):
         assert example == problems[tokenizer.decode(engine.prompts[0][row // 4])]
-        assert completion == tokenizer.decode(tokens_of(engine.generated[0], row), skip_special_tokens=True)
-    assert "<eos>" not in "".join(completion for completion, _ in seen)
+        tokens = tokens_of(engine.generated[0], row)
+        assert completion == tokenizer.decode(tokens[:-1] if engine.generated[0].finished[row] else tokens)
     assert len(seen) == 16
+    assert 0 < engine.generated[0].finished.sum() < 16
+
+
+class RepeatingEngine(RecordingEngine):
+    """Each completion has the given tokens."""
+
+    def __init__(self, tokens, finished):
+        super().__init__()
+        self.tokens, self.finished = tokens, finished
+
+    def generate(self, prompts, sampling):
+        count = len(prompts) * sampling.samples_per_prompt
+        token_ids = torch.tensor([self.tokens] * count)
+        mask = torch.ones_like(token_ids, dtype=torch.bool)
+        return Completions(token_ids, mask, torch.full(mask.shape, -1.0), torch.tensor([self.finished] * count))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "finished", "skip", "expected"),
+    [
+        ("<pad>4<pad>2<eos>", True, False, "<pad>4<pad>2"),
+        ("<pad>4<pad>2<eos>", True, True, "42"),
+        ("4<eos><eos>", True, False, "4<eos>"),  # only the one that ended it
+        ("4<eos>", False, False, "4<eos>"),  # as if an engine did not know this stop token
+        ("<eos>", True, False, ""),
+    ],
+)
+def test_only_the_stop_token_is_hidden_from_rewards_evaluations_and_samples(
+    tmp_path, model_folder, tokens, finished, skip, expected
+):
+    seen = []
+
+    def reward(completion, example):
+        seen.append(completion)
+        return 0.0
+
+    module = PolicyModule(model_folder, gmpo())
+    module.configure_model()
+    engine = RepeatingEngine(module.policy.tokenizer.encode(tokens), finished)
+    options = {"reward": reward, "validation": [{"prompt": "1"}], "skip_special_tokens": skip}
+    run = fitted(tmp_path, model_folder, data=small_data(rollouts=engine, **options), module=module)
+    _, samples = evaluate(run.trainer)
+    assert samples == [["1", expected]]
+    assert set(seen) == {expected}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", 1j])
@@ -622,8 +723,10 @@ def test_held_out_prompts_are_completed_sampled_and_greedily(tmp_path, model_fol
         assert evaluation.name == name
         assert list(evaluation.examples) == held_out
         assert evaluation.lengths.tolist() == generated.mask.sum(dim=-1).tolist()
+        rows = [tokens_of(generated, row) for row in range(5)]
         texts = [
-            module.policy.tokenizer.decode(tokens_of(generated, row), skip_special_tokens=True) for row in range(5)
+            module.policy.tokenizer.decode(tokens[:-1] if finished else tokens)
+            for tokens, finished in zip(rows, generated.finished, strict=True)
         ]
         assert evaluation.completions == texts
         rewards = [text_reward(text, example) for text, example in zip(texts, held_out, strict=True)]

@@ -1,0 +1,246 @@
+"""Token ids of prompts: chat templates, end tokens, and prompts that a model cannot hold."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lightning_modules.prompts import PromptFormat, PromptTokenizer, SequenceLimits
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<end>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if not thinking %}<off>{% endif %}{% endif %}"
+)
+
+
+def tokenizer(ends="$A", template=None, normalizer=None, eos="<eos>"):
+    """Bytes; `ends` is the template of the tokenizer's special tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=260, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([""], trainer)
+    ids = [(name, bpe.token_to_id(name)) for name in SPECIAL]
+    bpe.post_processor = processors.TemplateProcessing(single=ends, special_tokens=ids)
+    if normalizer is not None:
+        bpe.normalizer = normalizer
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token=eos, bos_token="<bos>")
+    made.chat_template = template
+    return made
+
+
+def text(encode, prompt):
+    """The tokens of a prompt as a text, special tokens included."""
+    return encode._tokenizer.decode(encode({"prompt": prompt}).token_ids)
+
+
+# Special tokens
+
+
+@pytest.mark.parametrize(
+    ("ends", "end_token_ids", "expected"),
+    [
+        ("$A", (), "hi"),
+        ("<bos> $A", (), "<bos>hi"),
+        ("$A <eos>", (), "hi"),
+        ("<bos> $A <eos>", (), "<bos>hi"),
+        ("$A <end>", (), "hi<end>"),  # of a prompt, since it ends no text
+        ("$A <end>", (3,), "hi"),
+        ("$A <end> <eos>", (), "hi"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the tokenizer")
+def test_an_end_token_that_the_tokenizer_appends_is_removed(ends, end_token_ids, expected):
+    encode = PromptTokenizer(tokenizer(ends), end_token_ids=end_token_ids)
+    assert text(encode, "hi") == expected
+    (prompt,) = encode.prompts("dataset", [{"prompt": "hi"}])
+    assert prompt.token_ids == encode({"prompt": "hi"}).token_ids
+
+
+def test_what_is_removed_is_said_once(recwarn):
+    encode = PromptTokenizer(tokenizer("<bos> $A <eos>"))
+    for _ in encode.prompts("dataset", [{"prompt": "a"}, {"prompt": "b"}]):
+        pass
+    said = [str(warning.message) for warning in recwarn if "ends each text with '<eos>'" in str(warning.message)]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("ends", ["$A", "$A <eos>"])
+@pytest.mark.filterwarnings("ignore:the tokenizer")
+def test_a_text_that_ends_with_the_end_token_is_refused(ends):
+    encode = PromptTokenizer(tokenizer(ends))
+    with pytest.raises(ValueError, match=r"^line 3: the prompt ends with '<eos>', after which .*; remove it\.$"):
+        encode({"prompt": "hi<eos>"}, "line 3")
+    assert text(encode, "hi<eos>then") == "hi<eos>then"
+
+
+def test_a_chat_template_that_ends_with_the_end_token_is_refused():
+    encode = PromptTokenizer(
+        tokenizer(template="{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"), PromptFormat(True)
+    )
+    with pytest.raises(
+        ValueError, match=r"the chat template ends with '<eos>', .* use one that ends with the beginning"
+    ):
+        encode({"prompt": "hi"})
+
+
+@pytest.mark.parametrize("ends", ["$A", "<bos> $A", "<bos> $A <eos>"])
+def test_a_chat_template_writes_the_special_tokens_alone(ends, recwarn):
+    encode = PromptTokenizer(tokenizer(ends, TEMPLATE), PromptFormat(True))
+    assert text(encode, "hi") == "<bos><user>hi<assistant><off>"
+    (prompt,) = encode.prompts("dataset", [{"prompt": "hi"}])
+    assert prompt.token_ids == encode({"prompt": "hi"}).token_ids
+    assert not recwarn.list
+
+
+# Chat templates
+
+
+def test_messages_a_system_text_and_arguments_reach_the_chat_template():
+    form = PromptFormat(True, "Be brief.", {"thinking": True})
+    encode = PromptTokenizer(tokenizer(template=TEMPLATE), form)
+    assert text(encode, "hi") == "<bos><system>Be brief.<user>hi<assistant>"
+    messages = [
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "3"},
+    ]
+    assert text(encode, messages) == "<bos><system>Be brief.<user>1<assistant>2<user>3<assistant>"
+    own = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "1"}]
+    assert text(encode, own) == "<bos><system>Be long.<user>1<assistant>"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"system_prompt": "Be brief."}, "`system_prompt` is 'Be brief.', but `chat_template` is False"),
+        ({"system_prompt": ""}, "`system_prompt` is '', but `chat_template` is False"),
+        ({"chat_template_kwargs": {"a": 1}}, r"`chat_template_kwargs` is {'a': 1}, but `chat_template` is False"),
+        ({"chat_template": True, "chat_template_kwargs": {"messages": []}}, "`chat_template_kwargs` has 'messages'"),
+        ({"chat_template": True, "chat_template_kwargs": {"add_generation_prompt": False}}, "every prompt sets"),
+    ],
+)
+def test_options_of_a_chat_template_are_refused_where_none_is_used(options, message):
+    with pytest.raises(ValueError, match=message):
+        PromptFormat(**options)
+
+
+@pytest.mark.parametrize(
+    ("template", "form", "message"),
+    [
+        (None, PromptFormat(True), "has no chat template; pass a model that has one, or chat_template=False"),
+        (
+            TEMPLATE,
+            PromptFormat(True, None, {"thought": True}),
+            "has 'thought', which the chat template of .* not read",
+        ),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}:",
+            PromptFormat(True, "Be brief."),
+            "`system_prompt` is 'Be brief.', which the chat template of .* ignores; put it into the prompts",
+        ),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}:",
+            PromptFormat(True, "Be brief."),
+            r"the chat template refuses the prompt \(No system role\)",
+        ),
+        ("{% for m in messages %}", PromptFormat(True, "Be brief."), "the chat template refuses the prompt"),
+    ],
+)
+def test_what_the_chat_template_does_not_heed_is_refused_before_any_prompt(template, form, message):
+    with pytest.raises(ValueError, match=message):
+        PromptTokenizer(tokenizer(template=template), form)
+
+
+def test_messages_need_a_chat_template():
+    messages = [{"role": "user", "content": "hi"}]
+    with pytest.raises(ValueError, match=r"^line 1: the prompt is a list of messages, but `chat_template` is False"):
+        PromptTokenizer(tokenizer())({"prompt": messages}, "line 1")
+
+
+def test_a_prompt_that_the_template_refuses_is_named():
+    template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('No tools') }}{% endif %}{% endfor %}:"
+    )
+    encode = PromptTokenizer(tokenizer(template=template), PromptFormat(True))
+    rows = [{"prompt": "a"}, {"prompt": [{"role": "tool", "content": "3"}]}]
+    with pytest.raises(ValueError, match=r"^`dataset`, prompt 1 \(of 0 to 1\): the chat template refuses .*No tools"):
+        list(encode.prompts("dataset", rows))
+
+
+# Limits
+
+
+def test_tokens_without_an_embedding_are_refused_by_the_number_of_the_prompt():
+    added = tokenizer()
+    rows = len(added)
+    added.add_tokens(["<tool>"], special_tokens=True)
+    encode = PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows))
+    prompts = [{"prompt": "a"}, {"prompt": "use <tool> now"}, {"prompt": "<tool>"}]
+    with pytest.raises(ValueError, match=r"^`dataset`, prompt 1 \(of 0 to 2\): .* token '<tool>' with id 260, but the"):
+        encode.check("dataset", prompts)
+    with pytest.raises(ValueError, match=r"embeddings for 260 tokens; .* 2 of 3 prompts are refused\.$"):
+        encode.check("dataset", prompts)
+    PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows + 1)).check("dataset", prompts)
+
+
+@pytest.mark.parametrize("token_id", [260, 10_000, -1])
+def test_a_stop_token_that_the_model_lacks_is_refused(token_id):
+    with pytest.raises(
+        ValueError, match=rf"stop token with id {token_id} is none of the 260 .* correct `eos_token_id`"
+    ):
+        PromptTokenizer(tokenizer(), limits=SequenceLimits(260), end_token_ids=(1, token_id))
+    PromptTokenizer(tokenizer(), limits=SequenceLimits(260), end_token_ids=(1, 259))
+
+
+def test_the_longest_prompt_that_fits_is_taken_and_one_more_token_refused():
+    limits = SequenceLimits(max_length=10, limited_by="the model holds")
+    encode = PromptTokenizer(tokenizer("<bos> $A"), limits=limits, max_completion_length=4)
+    assert len(encode({"prompt": "12345"}).token_ids) == 6
+    message = (
+        r"^line 7: the prompt has 7 tokens, with `max_completion_length` 11, but the model holds 10; shorten or leave "
+        r"out the prompt, or lower `max_completion_length` to 3\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        encode({"prompt": "123456"}, "line 7")
+    with pytest.raises(ValueError, match=r"shorten or leave out the prompt\.$"):
+        encode({"prompt": "1" * 10}, "line 7")
+
+
+def test_the_smaller_limit_counts():
+    model = SequenceLimits(max_length=10, limited_by="the model")
+    assert model.shortened(None, "the engine") == model.shortened(10, "the engine") == model
+    assert model.shortened(9, "the engine") == SequenceLimits(max_length=9, limited_by="the engine")
+    assert SequenceLimits(5).shortened(9, "the engine") == SequenceLimits(5, 9, "the engine")
+
+
+def test_a_length_that_is_only_declared_is_warned_of_once(recwarn):
+    encode = PromptTokenizer(tokenizer(), limits=SequenceLimits(trained_length=8), max_completion_length=4)
+    encode.check("dataset", [{"prompt": "1234"}, {"prompt": "12345"}, {"prompt": "123456"}])
+    (said,) = [str(warning.message) for warning in recwarn if "the model is made for 8" in str(warning.message)]
+    assert said.startswith("`dataset`, prompt 1 (of 0 to 2): the prompt has 5 tokens, with `max_completion_length` 9,")
+
+
+@pytest.mark.parametrize("ends", ["$A", "<bos> $A"])
+def test_a_prompt_of_no_tokens_is_refused(ends):
+    encode = PromptTokenizer(tokenizer(ends, normalizer=normalizers.Replace("\u200b", "")))
+    with pytest.raises(ValueError, match=r"^`validation`, prompt 1 \(of 0 to 1\): the prompt '.*' has no tokens"):
+        list(encode.prompts("validation", [{"prompt": "a"}, {"prompt": "\u200b"}]))
+
+
+def test_prompts_are_tokenized_alike_alone_and_together():
+    encode = PromptTokenizer(tokenizer("<bos> $A"))
+    rows = [{"prompt": f"What is {number}?" * (number % 5 + 1)} for number in range(2500)]
+    assert [prompt.token_ids for prompt in encode.prompts("dataset", rows)] == [encode(row).token_ids for row in rows]
+    assert [prompt.example for prompt in encode.prompts("dataset", rows, 3)] == rows[:3]
+
+
+def test_a_data_set_is_checked_as_far_as_that_is_quick(monkeypatch):
+    monkeypatch.setattr("lightning_modules.prompts.tokenization._CHECKED", 3)
+    rows = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": ""}]
+    encode = PromptTokenizer(tokenizer())
+    encode.check("dataset", rows)
+    with pytest.raises(ValueError, match="the prompt is ''"):
+        list(encode.prompts("dataset", rows))
