@@ -57,7 +57,9 @@ def numeric_arguments(package, required, records=()):
 
 
 def _is_built_by_users(owner):
-    return inspect.isclass(owner) and not inspect.isabstract(owner) and not issubclass(owner, Exception)
+    # A subclass of a builtin type has no signature from Python 3.13 on.
+    builtin = inspect.isclass(owner) and issubclass(owner, (Exception, str))
+    return inspect.isclass(owner) and not inspect.isabstract(owner) and not builtin
 
 
 def _of(owner, required):
