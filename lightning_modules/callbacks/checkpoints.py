@@ -107,7 +107,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the signal handler in place of that of Lightning, which would save in the middle of a step."""
+        """Replace the signal handler of Lightning, which would save in the middle of a step."""
         super().on_train_start(trainer, pl_module)
         self._previous_handler = signal.signal(self._signal, self._on_signal)
 

@@ -113,7 +113,7 @@ class RolloutBuffer:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Number of rollouts that are used up, and number of micro-batches trained on since."""
+        """Number of completed rollouts, and number of micro-batches used of the next one."""
         trained = self._trained
         if trained == len(self._batches):
             return self._rollouts, 0
@@ -171,7 +171,7 @@ class RolloutBuffer:
 
 
 def saved_position(checkpoint: Mapping[str, Any], owner: str, buffer: RolloutBuffer) -> tuple[int, int]:
-    """Return the number of rollouts that a saved run has used up, and of micro-batches of the next one.
+    """Return the number of rollouts that a saved run has completed, and of micro-batches used of the next one.
 
     Args:
         checkpoint: checkpoint of Lightning.

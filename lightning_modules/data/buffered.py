@@ -66,7 +66,7 @@ class BufferedDataModule(LightningDataModule):
             self.buffer.load_state_dict(state_dict["buffer"])
 
     def position(self, checkpoint: Mapping[str, Any] | None = None) -> tuple[int, int]:
-        """Return the number of rollouts that are used up, and of micro-batches of the next one that are.
+        """Return the number of completed rollouts, and the number of micro-batches used of the next one.
 
         Args:
             checkpoint: checkpoint whose position is returned; that of this run when None.

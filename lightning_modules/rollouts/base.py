@@ -55,7 +55,7 @@ class Completions:
     finished: PerCompletion
 
     def select(self, rows: Tensor) -> Completions:
-        """Return some of the completions; shape of `rows` `batch`, their indices."""
+        """Return the completions at the indices `rows`; shape `batch`."""
         return Completions(**{name: value[rows] for name, value in vars(self).items()})
 
     @staticmethod
@@ -99,11 +99,11 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def load_policy(self, model: PreTrainedModel) -> None:
-        """Sample from this policy, as it is now, until the next call."""
+        """Set the policy to sample from, with its current weights, until the next call."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
-        """Completions of prompts given as token ids."""
+        """Generate completions of prompts that are given as token ids."""
 
     def metrics(self) -> dict[str, float]:
         """Return metrics that are logged with each rollout, by name; none by default."""
@@ -117,4 +117,4 @@ class RolloutEngine(ABC):
         return EngineMemory(sentence=f"{type(self).__name__}: unknown to a plan, so not counted.")
 
     def close(self) -> None:  # noqa: B027, most engines hold nothing
-        """Free the resources of the engine at the end of a training; `load_policy` can be called again."""
+        """Free the resources of the engine at the end of training; `load_policy` can be called again."""

@@ -110,7 +110,7 @@ class VLLM(RolloutEngine):
 
     @override
     def load_policy(self, model: PreTrainedModel) -> None:
-        """Give the engine the policy's weights as they are now; the first call starts it.
+        """Transfer the current weights of the policy to the engine; the first call starts the engine.
 
         Raises:
             ImportError: vLLM is not installed.
@@ -148,7 +148,7 @@ class VLLM(RolloutEngine):
 
     @override
     def close(self) -> None:
-        """End the engine and free what it holds; the next `load_policy` starts another."""
+        """Shut down the engine and free its memory; the next `load_policy` starts another."""
         if self._finalizer is not None:
             self._finalizer()
         self._model = self._llm = self._group = self._finalizer = None
