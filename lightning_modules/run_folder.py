@@ -22,11 +22,17 @@ def lock_run_folder(folder: str | Path) -> None:
         folder: run folder; it is created if it does not exist.
 
     Raises:
-        ValueError: another process holds the lock.
+        ValueError: another process holds the lock, or the folder cannot be written to.
     """
     path = Path(folder) / _LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ValueError(
+            f"`trainer.default_root_dir` is {str(folder)!r}, where no files can be written ({error}); grant access, or "
+            "choose another folder with `--trainer.default_root_dir`."
+        ) from error
     status = os.fstat(descriptor)
     if (status.st_dev, status.st_ino) in _held:
         os.close(descriptor)

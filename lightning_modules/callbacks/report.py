@@ -17,6 +17,7 @@ from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.callbacks.results import RunResults, forget_results
 from lightning_modules.data.module import RolloutDataModule
+from lightning_modules.model.export import try_export
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.prompts.base import shown
 from lightning_modules.run_folder import lock_run_folder
@@ -63,6 +64,11 @@ class RunReport(Callback):
         """Lock the run folder for the life of this process."""
         if stage == "fit" and trainer.is_global_zero:
             lock_run_folder(_folder(trainer))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try the export of the model, which comes after the training."""
+        try_export(cast(PolicyModule, pl_module).policy, _folder(trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
