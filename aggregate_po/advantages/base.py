@@ -16,6 +16,9 @@ from aggregate_po.shapes import bind_shapes, require_shape
 
 Grouped = Annotated[Tensor, "prompt group"]
 
+# Relative rounding errors of sums of up to thousands of terms; real rewards are further apart.
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
+
 _REMEDIES = {
     "lengths": "pass the tokens of each completion, `GroupedRewards(..., lengths=...)`",
     "components": "pass the single rewards, `GroupedRewards(..., components=...)`, shape `batch component`",
@@ -37,7 +40,8 @@ class GroupedRewards:
         component_weights: Weights of that sum; None means 1 for each.
         seed: Random seed for estimators that sample; the same on every rank.
 
-    Integer rewards are converted to floating point.
+    Integer rewards are converted to floating point. Rewards of a group that differ by rounding only, as `0.1 + 0.2` and
+    `0.3` do, are equal in `groups`; see `equal_up_to_rounding`.
 
     Raises:
         TypeError: rewards, lengths or components are not a tensor.
@@ -81,8 +85,8 @@ class GroupedRewards:
 
     @property
     def groups(self) -> Grouped:
-        """Rewards as `prompt group`, in float64, the precision of all estimators."""
-        return self.grouped(self.rewards)
+        """Rewards as `prompt group`, in float64, the precision of all estimators; equal where rounding differs only."""
+        return without_rounding(self.grouped(self.rewards), self.rewards.dtype)
 
     def grouped(self, values: PerCompletion) -> Grouped:
         """Return per-completion values as `prompt group`, in float64."""
@@ -151,15 +155,47 @@ class GroupAdvantage(AdvantageEstimator):
         return rollout.rounded(rearrange(advantages, "prompt group -> (prompt group)"))
 
 
+def equal_up_to_rounding(groups: Grouped, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return True for groups whose values are equal, or differ by the rounding errors of a sum; shape `prompt`.
+
+    The difference may be $10^{-12}$ of the largest magnitude in float64, and $10^{-6}$ of it in float32. In a narrower
+    precision, where a rounding error is as large as a real difference, the values must be equal.
+
+    Args:
+        groups: values of each group, shape `prompt group`.
+        dtype: precision in which the values were computed.
+
+    Example:
+        >>> equal_up_to_rounding(torch.tensor([[0.1 + 0.2, 0.3], [1.0, 1.0 + 1e-9]], dtype=torch.float64))
+        tensor([ True, False])
+    """
+    difference = groups.amax(dim=-1).double() - groups.amin(dim=-1).double()
+    return difference <= _ROUNDING.get(dtype, 0.0) * groups.abs().amax(dim=-1).double()
+
+
+def without_rounding(groups: Grouped, dtype: torch.dtype) -> Grouped:
+    """Return the values with those of a group replaced by the first one where they differ by rounding only."""
+    equal = rearrange(equal_up_to_rounding(groups, dtype), "prompt -> prompt 1")
+    return torch.where(equal, groups[:, :1], groups)
+
+
 def centered(groups: Grouped) -> Grouped:
     """Subtract the mean of each group; exactly 0 for equal rewards, whatever the mean rounds to."""
     all_equal = groups.amax(dim=-1, keepdim=True) == groups.amin(dim=-1, keepdim=True)
-    return torch.where(all_equal, 0, groups - groups.mean(dim=-1, keepdim=True))
+    unit = power_of_two(groups)
+    return torch.where(all_equal, 0, groups - (groups / unit).mean(dim=-1, keepdim=True) * unit)
 
 
 def spread(groups: Grouped, ddof: int = 1) -> Tensor:
     """Return the standard deviation of each group, 0 for a group of one; shape `(prompt, 1)`."""
-    return groups.std(dim=-1, keepdim=True, correction=ddof if groups.shape[-1] > 1 else 0)
+    unit = power_of_two(groups)
+    return unit * (groups / unit).std(dim=-1, keepdim=True, correction=ddof if groups.shape[-1] > 1 else 0)
+
+
+def power_of_two(values: Tensor) -> Tensor:
+    """Return a unit for rows whose squares or sums would overflow float64, without rounding; 1 for all others."""
+    huge = values.abs().amax(dim=-1, keepdim=True) > 2.0**400
+    return torch.where(huge, values.new_tensor(2.0**600), values.new_tensor(1.0))
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

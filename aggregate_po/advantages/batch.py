@@ -11,8 +11,10 @@ from aggregate_po.advantages.base import (
     AdvantageEstimator,
     GroupedRewards,
     centered,
+    power_of_two,
     ratio,
     spread,
+    without_rounding,
 )
 from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerCompletion, PerToken
@@ -115,7 +117,10 @@ class WhitenedReturns(AdvantageEstimator):
 
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
-        rewards, lengths = rollout.rewards.double(), rollout.required("lengths", self)
+        lengths = rollout.required("lengths", self)
+        rewards = _flat(
+            without_rounding(rearrange(rollout.rewards.double(), "batch -> 1 batch"), rollout.rewards.dtype)
+        )
         if self.discount == 1:
             return rollout.rounded(_whitened(rewards, lengths, self.variance_delta))
         time = torch.arange(int(lengths.max()), device=lengths.device)
@@ -160,7 +165,8 @@ class ComponentNormalized(AdvantageEstimator):
                 "`rewards` is not the weighted sum of `components`, but ComponentNormalized reads these alone; leave "
                 "the total as it is, for instance with `kl_in_reward` of 0 and a KL penalty in the objective."
             )
-        groups = rearrange(components, "(prompt group) component -> component prompt group", group=rollout.group_size)
+        columns = [without_rounding(rollout.grouped(column), given[1].dtype) for column in components.unbind(dim=-1)]
+        groups = torch.stack(columns)
         scores = ratio(centered(groups), spread(groups) + self.delta)
         summed = (rearrange(weights, "component -> component 1 1") * scores).sum(dim=0)
         return rollout.rounded(_whitened(_flat(summed), torch.ones_like(rollout.rewards), variance_delta=1e-8))
@@ -180,6 +186,8 @@ def _whitened(values: Tensor, counts: Tensor, variance_delta: float) -> Tensor:
     present, total = counts > 0, counts.sum()
     if not present.any() or values[present].min() == values[present].max():
         return torch.zeros_like(values)
+    unit = power_of_two(values.flatten())
+    values = values / unit
     deviations = values - (counts * values).sum() / total
     variance = (counts * deviations.square()).sum() / (total - 1)
-    return torch.where(present, deviations * (variance + variance_delta).rsqrt(), 0)
+    return torch.where(present, deviations * (variance + variance_delta / unit**2).rsqrt(), 0)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from lightning import Trainer
 from torch import Tensor
 
 from aggregate_po import PerCompletion, PerToken
+from aggregate_po.advantages.base import equal_up_to_rounding
 from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.distributed import (
@@ -33,8 +34,8 @@ class Groups:
         prompts: one prompt per group.
         completions: sampled completions.
         texts: texts of the completions, without the stop token that ended them.
-        components: single rewards of each completion, after the truncation rule; shape `batch component`.
-        rewards: weighted sums of the single rewards; shape `batch`.
+        components: single rewards of each completion, after the truncation rule; shape `batch component`; float64.
+        rewards: weighted sums of the single rewards; shape `batch`; float64.
         response_mask: True on trained tokens; shape `batch time`.
         policy_step: optimizer step of the policy that sampled the oldest completion.
         metrics: metrics of the engine and of sampling schemes, the same on all ranks.
@@ -59,9 +60,12 @@ class Groups:
 
     @property
     def have_signal(self) -> Tensor:
-        """True for groups whose rewards are not all equal, so that advantages may be nonzero; shape `prompt`."""
+        """True for groups whose rewards are not all equal, so that advantages may be nonzero; shape `prompt`.
+
+        Rewards that differ by rounding only are equal, as they are to advantage estimators.
+        """
         groups = rearrange(self.rewards, "(prompt group) -> prompt group", group=self.group_size)
-        return reduce(groups, "prompt group -> prompt", "max") > reduce(groups, "prompt group -> prompt", "min")
+        return ~equal_up_to_rounding(groups, self.rewards.dtype)
 
     def select(self, groups: Tensor, metrics: Mapping[str, float] | None = None) -> Groups:
         """Return the groups with the given indices, and replace the metrics unless None is given."""

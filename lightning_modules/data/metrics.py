@@ -11,6 +11,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from aggregate_po import CorrectionWeights, PerCompletion, PerToken
+from aggregate_po.advantages.base import equal_up_to_rounding
 from aggregate_po.corrections import log_mismatch
 from lightning_modules.data.groups import Groups
 from lightning_modules.tally import Tally
@@ -52,7 +53,7 @@ def completion_tally(groups: Groups, rewards: PerCompletion, reward_names: Seque
         squared_reward=rewards.double().square().sum(),
         groups=torch.tensor(len(by_group)),
         group_std=by_group.std(dim=-1).sum(),
-        equal_groups=(by_group.amax(dim=-1) == by_group.amin(dim=-1)).sum(),
+        equal_groups=equal_up_to_rounding(by_group, rewards.dtype).sum(),
         tokens=groups.completions.mask.sum(),
         truncated=(~groups.completions.finished).sum(),
         **{f"rewards/{name}": total for name, total in single},
@@ -67,7 +68,7 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
     return {
         "reward": mean,
         "reward_group_std": sums["group_std"] / groups,
-        "reward_std": math.sqrt(max(sums["squared_reward"] / completions - mean**2, 0.0)),
+        "reward_std": math.sqrt(max(sums["squared_reward"] / completions - mean * mean, 0.0)),
         "frac_reward_zero_std": sums["equal_groups"] / groups,
         "completions/mean_length": sums["tokens"] / completions,
         "completions/clipped_ratio": sums["truncated"] / completions,

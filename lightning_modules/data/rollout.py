@@ -86,7 +86,7 @@ def penalized_rewards(groups: Groups, log_probs: RolloutLogProbs, coefficient: f
     """Subtract the scaled log ratio to the reference, summed over trained tokens, from the rewards; shape `batch`."""
     if log_probs.reference is None:
         return groups.rewards
-    log_ratio = masked_sum(log_probs.old - log_probs.reference, groups.response_mask)
+    log_ratio = masked_sum(log_probs.old.double() - log_probs.reference.double(), groups.response_mask)
     return groups.rewards - coefficient * log_ratio
 
 

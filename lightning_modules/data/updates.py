@@ -48,15 +48,22 @@ def _step(rollout: Rollout, rows: Tensor, totals: StepTotals) -> RolloutBatch:
     sequences = rollout.sequences.select(rows)
     time = sequences.completion_ids.shape[1]
     log_probs, reference = rollout.log_probs, rollout.log_probs.reference
+    advantages = _in_precision(log_probs.old.dtype, rollout.advantages[rows])
     policy = PolicyBatch(
         old_log_probs=log_probs.old[rows, :time],
         response_mask=rollout.groups.response_mask[rows, :time],
-        advantages=rollout.advantages[rows] if rollout.advantages.ndim == 1 else rollout.advantages[rows, :time],
+        advantages=advantages if advantages.ndim == 1 else advantages[:, :time],
         totals=totals,
         ref_log_probs=None if reference is None else reference[rows, :time],
         correction=log_probs.correction.map(lambda tensor: tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]),
     )
     return RolloutBatch(policy=policy, **vars(sequences))
+
+
+def _in_precision(dtype: torch.dtype, advantages: Tensor) -> Tensor:
+    """Return the advantages, which come in float64, in the precision of the log-probabilities, clamped to its range."""
+    limits = torch.finfo(dtype)
+    return advantages.clamp(limits.min, limits.max).to(dtype)
 
 
 def _counted(mask: Tensor, contributes: Tensor) -> Tally:

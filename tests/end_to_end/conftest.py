@@ -14,9 +14,27 @@ CONFIG = REPOSITORY / "experiments" / "configs" / "addition.yaml"
 # What users write: a reward and an aggregator, each in a file of their own in the working folder.
 USER_FILES = {
     "my_reward.py": '''
+import sys
+
+import numpy as np
+
+
 def length_reward(completion, example):
     """Return a reward in which completions of a random model differ."""
     return float(len(completion) % 7)
+
+
+def brief(completion, example):
+    """Return the weight of a second reward, as NumPy computes it."""
+    return np.float32(len(completion) < 9)
+
+
+def leaving(completion, example):
+    sys.exit()
+
+
+def interrupted(completion, example):
+    raise KeyboardInterrupt
 ''',
     "my_means.py": '''
 from dataclasses import dataclass

@@ -106,6 +106,43 @@ def test_an_adapted_model_is_measured_as_it_was_trained(run, small_fit, tmp_path
         assert f"{name:<22}{value:>10.3f}" in output
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("leaving", "`reward` raised SystemExit"), ("interrupted", "`reward` was interrupted")]
+)
+def test_a_reward_that_ends_the_process_is_no_successful_run(run, small_fit, tmp_path, name, sentence):
+    folder = tmp_path / "run"
+    options = [f"--data.reward=my_reward.{name}", "--data.validation=null", f"--trainer.default_root_dir={folder}"]
+    status, output = run([*small_fit, *options])
+    assert status not in (0, None), output
+    assert sentence in output
+    assert not (folder / "model").exists()
+
+
+def test_a_run_with_several_rewards_is_reproduced_by_its_own_configuration(run, small_fit, tmp_path):
+    """It is evaluated, and trained once more, from the `config.yaml` that it wrote."""
+    folder, again = tmp_path / "run", tmp_path / "again"
+    rewards = ["--data.reward+=my_reward.length_reward", "--data.reward+=my_reward.brief"]
+    arguments = [argument for argument in small_fit if "data.reward" not in str(argument)]
+    config = yaml.safe_load(CONFIG.read_text())
+    del config["data"]["reward"]
+    (tmp_path / "without.yaml").write_text(yaml.safe_dump(config))
+    arguments = [argument if "--config" not in str(argument) else "--config=without.yaml" for argument in arguments]
+    options = ["--data.reward_weights=[1.0, 0.5]", "--trainer.max_steps=2", f"--trainer.default_root_dir={folder}"]
+    status, output = run([*arguments, *rewards, *options])
+    assert status == 0, output
+    assert "Unable to serialize" not in (folder / "config.yaml").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {"rewards/length_reward_greedy", "rewards/brief_greedy"} <= summary["after"].keys()
+    status, output = run(["evaluate", folder])
+    assert status == 0, output
+    for name, value in summary["after"].items():
+        assert f"{name:<22}" in output
+        assert f"{value:>10.3f}" in output
+    status, output = run(["fit", f"--config={folder / 'config.yaml'}", f"--trainer.default_root_dir={again}"])
+    assert status == 0, output
+    assert json.loads((again / "summary.json").read_text())["after"] == summary["after"]
+
+
 WRONG = {
     "objective": (["--model.objective=aggregate_po.recipes.nope"], ["model.objective", "nope", "import path"]),
     "aggregator": (

@@ -7,8 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregate_po.advantages import ComponentNormalized, GroupedRewards, KalmanBaseline, MeanNormalized
-from tests.aggregate_po.advantages.estimators import ALL, CENTERED_IN_GROUPS, GROUPWISE, ZERO_WHERE_EQUAL
+from aggregate_po.advantages import (
+    ComponentNormalized,
+    GroupedRewards,
+    GroupNormalized,
+    KalmanBaseline,
+    MeanNormalized,
+)
+from aggregate_po.advantages.base import equal_up_to_rounding
+from tests.aggregate_po.advantages.estimators import ALL, CENTERED_IN_GROUPS, GROUPWISE, WHITENED, ZERO_WHERE_EQUAL
 from tests.contracts.strategies import generators, sizes
 
 LARGEST = torch.finfo(torch.float32).max
@@ -124,3 +131,53 @@ def test_the_single_rewards_make_no_difference_to_those_who_do_not_read_them(est
     step = for_estimator(estimator, step)
     alone = replace(step, components=None, component_weights=None)
     assert torch.equal(estimator(alone), estimator(step))
+
+
+# Equal on paper, and not in the floating-point numbers of any order of the same sum.
+EQUAL_ON_PAPER = {
+    "sum": [0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2],
+    "many terms": [sum([0.1] * 1000), 100.0, 100.0, 100.0],
+    "product": [0.1 * 3, 0.3, 0.3, 0.3],
+    "large": [1e15 * 0.1, 1e15 / 10 + 0.015625, 1e14, 1e14],
+    "negative": [-(0.1 + 0.7), -0.8, -0.8, -0.8],
+    "tiny": [(0.1 + 0.2) * 1e-30, 0.3e-30, 0.3e-30, 0.3e-30],
+    "huge": [(0.1 + 0.2) * 1e300, 0.3e300, 0.3e300, 0.3e300],
+}
+
+
+def takes(estimator, rewards):
+    return not (isinstance(estimator, MeanNormalized) and min(rewards) < 0)
+
+
+@pytest.mark.parametrize("rewards", EQUAL_ON_PAPER.values(), ids=EQUAL_ON_PAPER.keys())
+@pytest.mark.parametrize("estimator", [*ZERO_WHERE_EQUAL, *WHITENED], ids=str)
+def test_rewards_that_are_equal_on_paper_have_exactly_no_advantage(estimator, rewards):
+    if not takes(estimator, rewards):
+        return
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    assert len(rewards.unique()) > 1
+    step = GroupedRewards(rewards, 4, lengths=torch.full((4,), 3), components=rewards.unsqueeze(-1))
+    advantages = estimator(step)
+    if getattr(estimator, "discount", 1) == 1:  # a discount makes the returns of tokens differ
+        assert not advantages.any()
+    assert equal_up_to_rounding(step.rewards.view(1, 4)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e9, 1e39, 1e300])
+@pytest.mark.parametrize("difference", [1e-9, 1.0])
+def test_rewards_that_differ_are_normalized_at_every_scale(scale, difference):
+    """One better by a part in a billion, or twice as good: 1.5 and three times -0.5 in units of the deviation."""
+    rewards = scale * torch.tensor([1 + difference, 1.0, 1.0, 1.0], dtype=torch.float64)
+    advantages = GroupNormalized(delta=0.0)(GroupedRewards(rewards, group_size=4))
+    expected = torch.tensor([1.5, -0.5, -0.5, -0.5], dtype=torch.float64)
+    torch.testing.assert_close(advantages, expected, rtol=1e-5, atol=0)
+    assert not equal_up_to_rounding(rewards.view(1, 4)).any()
+
+
+def test_rounding_errors_are_those_of_the_precision_of_the_rewards():
+    groups = [0.8, 0.8 + 2e-7, 0.8, 0.8]
+    for dtype, equal in ((torch.float32, True), (torch.float64, False)):
+        step = GroupedRewards(torch.tensor(groups, dtype=dtype), group_size=4)
+        assert (GroupNormalized(delta=0.0)(step) == 0).all() == equal
+    narrow = GroupedRewards(torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16), group_size=2)
+    assert GroupNormalized(delta=0.0)(narrow).any()

@@ -96,7 +96,7 @@ def test_the_rule_for_cut_off_completions_holds_for_every_reward(tmp_path, model
 def test_estimators_may_read_everything(tmp_path, model_folder, estimator):
     run, step = scripted(tmp_path, model_folder, reward_weights=[0.3, 0.7], advantages=estimator)
     (batch,) = run.batches
-    assert torch.equal(batch.policy.advantages, estimator(step))
+    assert torch.equal(batch.policy.advantages, estimator(step).float())
     assert batch.policy.advantages.any()
 
 
@@ -114,7 +114,7 @@ def test_advantages_per_token_reach_the_batch(tmp_path, model_folder):
     estimator = WhitenedReturns(discount=0.5)
     run, step = scripted(tmp_path, model_folder, advantages=estimator)
     (batch,) = run.batches
-    assert torch.equal(batch.policy.advantages, estimator(step))
+    assert torch.equal(batch.policy.advantages, estimator(step).float())
     assert batch.policy.advantages.shape == batch.policy.response_mask.shape == (8, 3)
     assert run.metrics["grad_norm"].item() > 0
 
@@ -144,7 +144,7 @@ class WideEngine(ScriptedEngine):
 def test_advantages_per_token_are_padded_as_the_completions_are(tmp_path, model_folder):
     engine, estimator = WideEngine(LENGTHS, FINISHED), WhitenedReturns(discount=0.5)
     run, step = scripted(tmp_path, model_folder, rollouts=engine, advantages=estimator)
-    assert torch.equal(run.batches[0].policy.advantages, estimator(step))
+    assert torch.equal(run.batches[0].policy.advantages, estimator(step).float())
 
 
 @pytest.mark.parametrize(

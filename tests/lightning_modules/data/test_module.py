@@ -521,6 +521,52 @@ def test_metrics_of_the_rollout(tmp_path, model_folder):
     assert totals.reward_std == pytest.approx(float(expected["reward_std"]))
 
 
+def test_rewards_reach_the_estimator_in_float64(tmp_path, model_folder):
+    """Differences of 1e-9, which float32 does not have; advantages have the precision of the log-probabilities."""
+    rewards = [1 + 1e-9, 1.0, 1.0, 1.0] * 2
+    noted = NotedAdvantages(GroupNormalized(delta=0.0))
+    data = small_data(
+        reward=[listed_rewards(rewards), listed_rewards([0.1] * 8)],
+        reward_weights=[1.0, 1 / 3],
+        advantages=noted,
+        rollouts=ScriptedEngine(LENGTHS),
+        prompts_per_rollout=2,
+    )
+    run = rollout_of(tmp_path, model_folder, data=data)
+    (seen,) = noted.steps
+    assert seen.rewards.tolist() == pytest.approx([reward + 0.1 / 3 for reward in rewards], rel=1e-15)
+    assert seen.components.tolist() == [[reward, 0.1] for reward in rewards]
+    advantages = run.batches[0].policy.advantages
+    assert advantages.dtype == torch.float32
+    assert advantages.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5] * 2, rel=1e-5)
+    assert run.metrics["frac_reward_zero_std"].item() == 0
+
+
+def test_rewards_that_are_equal_on_paper_are_no_signal(tmp_path, model_folder):
+    data = small_data(
+        reward=listed_rewards([0.1 + 0.2, 0.3, 0.3, 0.3] * 2),
+        advantages=GroupNormalized(delta=0.0),
+        rollouts=ScriptedEngine(LENGTHS),
+        prompts_per_rollout=2,
+    )
+    run = rollout_of(tmp_path, model_folder, data=data)
+    assert run.metrics["frac_reward_zero_std"].item() == 1
+    assert run.metrics["completions/trained_ratio"].item() == 0
+
+
+@pytest.mark.parametrize("reward", [1e39, -1e300])
+def test_advantages_beyond_float32_are_its_largest_numbers(tmp_path, model_folder, reward):
+    data = small_data(
+        reward=listed_rewards([reward, 0.0, 0.0, 0.0] * 2),
+        advantages=GroupCentered(),
+        rollouts=ScriptedEngine(LENGTHS),
+        prompts_per_rollout=2,
+    )
+    advantages = rollout_of(tmp_path, model_folder, data=data).batches[0].policy.advantages
+    assert torch.isfinite(advantages).all()
+    assert advantages.abs().max() == torch.finfo(torch.float32).max
+
+
 class Moved(Callback):
     """Moves the policy away from its reference before the first rollout."""
 

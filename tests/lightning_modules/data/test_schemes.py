@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -54,6 +54,13 @@ def group(number, signal):
     completions = Completions(mask.long() * number, mask, -mask.float(), torch.ones(GROUP, dtype=torch.bool))
     texts = [f"{number}{row}" for row in range(GROUP)]
     return Groups([Prompt({"prompt": number}, (number,))], completions, texts, rewards.unsqueeze(-1), rewards, mask, 0)
+
+
+def test_rewards_that_are_equal_on_paper_are_no_signal():
+    equal = group(0, signal=False)
+    almost = replace(equal, rewards=torch.tensor([0.1 + 0.2, 0.3], dtype=torch.float64))
+    apart = replace(equal, rewards=torch.tensor([1.0, 1 + 1e-9], dtype=torch.float64))
+    assert [bool(groups.have_signal) for groups in (equal, almost, apart)] == [False, False, True]
 
 
 def numbers(groups):
