@@ -34,8 +34,9 @@ from lightning_modules.seeding import derived_seed
 class VLLMServers(RolloutEngine):
     """Generates completions on vLLM servers that `aggregate-po serve` started.
 
-    The prompts of a rollout are distributed over all servers. Failed requests are retried; a server that keeps failing
-    or times out is left out, and its prompts go to the others. `load_policy` tries lost servers again.
+    The prompts of a rollout are distributed over all servers. Failed requests are retried; a server that keeps failing,
+    times out, or returns what no model returns is left out, and its prompts go to the others. `load_policy` tries lost
+    servers again.
 
     With several ranks, every rank sends requests to all servers, and rank 0 transfers the weights.
 
@@ -83,6 +84,7 @@ class VLLMServers(RolloutEngine):
         self._verification = Verification()
         self._room = math.inf  # maximum number of tokens of a prompt with its completion
         self._version: str | None = None
+        self._vocabulary = 0  # number of tokens of the policy
 
     @property
     def weight_version(self) -> int:
@@ -138,12 +140,12 @@ class VLLMServers(RolloutEngine):
             raise error
         if not version:
             raise RuntimeError("rank 0 could not load the policy into the servers; see its error message.")
-        self._version = version
+        self._version, self._vocabulary = version, model.config.get_text_config().vocab_size
         self._fleet.agree(lost)
 
     @override
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
-        """Generate completions; missing log-probabilities are NaN.
+        """Generate completions on the servers, and leave out those whose responses no model could have given.
 
         Raises:
             RuntimeError: no policy was loaded, a server refuses, or all servers are lost.
@@ -153,12 +155,12 @@ class VLLMServers(RolloutEngine):
             raise RuntimeError("the engine has no policy; call `load_policy(model)` before `generate`.")
         require_temperature(sampling.temperature)
         self._require_room(max(map(len, prompts), default=0), sampling.max_completion_length)
-        version = self._version
+        version, vocabulary = self._version, self._vocabulary
 
         def ask(server: ServerClient, index: int) -> list[Completion]:
             request = completion_request(prompts[index], sampling, derived_seed(sampling.seed, index))
             return self._fleet.attempt(
-                lambda: parsed_completions(server.url, server.completions(request, version), sampling)
+                lambda: parsed_completions(server.url, server.completions(request, version), sampling, vocabulary)
             )
 
         dispatch = Dispatch(ask, len(prompts), self._fleet.active, self.prompts_per_server)

@@ -124,6 +124,7 @@ class FakeServer:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(data)))
+        handler.send_header("Content-Type", "application/json")
         handler.send_header("x-policy-version", self.state["version"])
         handler.end_headers()
         handler.wfile.write(data)
