@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_modules.rollouts.private_folder import made_private, require_private
 from lightning_modules.rollouts.protocol import VERSION, WeightsDigest, weights_file
 from lightning_modules.rollouts.servers.client import ServerClient
 
@@ -73,21 +74,32 @@ class SharedFolder(WeightChannel):
 
     Args:
         path: Path of the folder, created if needed; use memory (`/dev/shm`) on one machine, and a shared file system
-            on several. Each run needs its own folder.
+            on several. Each run needs its own folder, which its user alone can write: servers refuse any other.
+
+    Raises:
+        PermissionError: others can write the folder, or replace it.
     """
 
     _kept = 2
 
     def __init__(self, path: str) -> None:
+        if Path(path).is_dir():
+            require_private(Path(path))
         self.path = path
         self._versions = _Versions()
         self._files: list[Path] = []
 
     @override
     def publish(self, weights: Mapping[str, Tensor]) -> str:
-        """Write the weights if they have changed, and return their version."""
-        if self._versions.count(weights):
-            self._write(weights)
+        """Write the weights if they have changed, and return their version.
+
+        Raises:
+            PermissionError: others can write the folder, or replace it.
+        """
+        changed = self._versions.count(weights)
+        target = weights_file(Path(self.path), self._versions.current)
+        if changed or not target.is_file():  # an earlier attempt may have failed
+            self._write(weights, target)
         return self._versions.current
 
     @override
@@ -95,16 +107,16 @@ class SharedFolder(WeightChannel):
         """Make a server load the file of the version."""
         server.load_weights(version)
 
-    def _write(self, weights: Mapping[str, Tensor]) -> None:
+    def _write(self, weights: Mapping[str, Tensor], target: Path) -> None:
         folder = Path(self.path)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made_private(folder)
         if not self._files:
             self._remove_leftovers(folder)
-        target = weights_file(folder, self._versions.current)
         scratch = folder / f".{target.name}.part"
         save_file(_unshared(weights), scratch)
+        scratch.chmod(scratch.stat().st_mode & ~0o022)  # whatever the umask
         scratch.replace(target)
-        self._files.append(target)
+        self._files = [*(file for file in self._files if file != target), target]
         while len(self._files) > self._kept:
             self._files.pop(0).unlink(missing_ok=True)
 

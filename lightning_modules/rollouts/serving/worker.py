@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from safetensors import safe_open
 
+from lightning_modules.rollouts.private_folder import opened_private
 from lightning_modules.rollouts.protocol import WeightsDigest
 
 
@@ -19,9 +21,13 @@ class WorkerExtension:
 
         Returns:
             Digest of the loaded weights.
+
+        Raises:
+            PermissionError: others can write the file or its folder.
         """
         digest = WeightsDigest()
-        with safe_open(path, framework="pt") as file:
+        # What was checked is what is read: the name could be another file's by now.
+        with opened_private(Path(path)) as opened, safe_open(opened, framework="pt") as file:
             tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
             self.reload_weights(weights_iterator=digest.tee(tensors))
         return str(digest)

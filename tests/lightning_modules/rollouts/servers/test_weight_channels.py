@@ -1,5 +1,6 @@
 """Weights on their way to a worker in this process: what arrives is what was published."""
 
+import pytest
 import torch
 
 from lightning_modules.rollouts import SharedFolder
@@ -46,6 +47,19 @@ def test_files_are_no_pickles_and_only_the_last_two_stay(tmp_path):
     files = sorted(tmp_path.iterdir())
     assert files == [weights_file(tmp_path, version) for version in versions[2:]]
     assert all(int.from_bytes(file.read_bytes()[:8], "little") < 10_000 for file in files)  # length of a JSON header
+
+
+def test_weights_that_could_not_be_written_are_written_the_next_time(tmp_path):
+    folder = tmp_path / "weights"
+    channel = SharedFolder(str(folder))
+    channel.publish(weights_of(1))
+    folder.chmod(0o770)
+    with pytest.raises(PermissionError):
+        channel.publish(weights_of(2))
+    folder.chmod(0o700)
+    versions = [channel.publish(weights_of(seed)) for seed in (2, 2, 3)]
+    assert versions[0] == versions[1]
+    assert sorted(folder.iterdir()) == [weights_file(folder, version) for version in versions[1:]]
 
 
 def test_what_a_run_before_has_left_makes_room(tmp_path):
