@@ -145,6 +145,7 @@ def test_nothing_but_tests_imports_the_testing_kit():
     [
         ("vllm", "lightning_modules/rollouts/vllm.py"),
         ("starlette", "lightning_modules/rollouts/serving/middleware.py"),
+        ("uvicorn", "lightning_modules/rollouts/serving/connections.py"),
         ("peft", "lightning_modules/model/lora.py"),
         ("pyarrow", "lightning_modules/prompts/parquet.py"),
     ],

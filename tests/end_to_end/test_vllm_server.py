@@ -3,6 +3,7 @@
 The tests share two servers and run in the order of the file; the last ones kill them.
 """
 
+import contextlib
 import copy
 import http.client
 import json
@@ -228,6 +229,29 @@ def test_every_route_requires_the_token(servers):
     # Some of them are not there at all, whoever asks.
     assert [server.request("POST", f"/{name}", body={})[0] for name in hidden] == [404] * len(hidden)
     assert server.request("GET", "/health")[0] == 200
+
+
+def test_connections_are_limited_before_the_token(servers):
+    """Endless headers, and more idle connections than the server keeps; the tests of connections have the rest."""
+    server = servers[0]
+    with socket.create_connection(("127.0.0.1", server.port)) as client, contextlib.suppress(OSError):
+        client.sendall(b"GET /health HTTP/1.1\r\n")
+        sent = 0
+        for _ in range(400):
+            client.sendall(b"a: " + b"b" * 2**16 + b"\r\n")
+            sent += 2**16
+    assert sent < 2**24
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(1500)]
+    assert server.request("GET", "/health")[0] == 200
+    for client in idle:
+        client.settimeout(5)
+    # Those that waited longest are closed, and nobody else.
+    with contextlib.suppress(ConnectionResetError):
+        assert idle[0].recv(1) == b""
+    with pytest.raises(TimeoutError):
+        idle[-1].recv(1)
+    for client in idle:
+        client.close()
 
 
 def test_a_wrong_token_ends_the_run_at_once(servers, weights, policies, monkeypatch):

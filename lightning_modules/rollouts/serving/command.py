@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_modules.rollouts.private_folder import require_private
 from lightning_modules.rollouts.protocol import FOLDER_VARIABLE, TOKEN_VARIABLE
 from lightning_modules.rollouts.serving.worker import WorkerExtension
 
@@ -66,10 +67,11 @@ def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> 
 
 def _middleware(insecure: bool) -> list[str]:
     """Return import paths of the middleware; vLLM puts the last one outermost."""
-    # Starlette is installed with vLLM only.
-    from lightning_modules.rollouts.serving.middleware import PolicyWeights, TokenAuth
+    # Starlette and Uvicorn are installed with vLLM only.
+    from lightning_modules.rollouts.serving.middleware import ConnectionLimits, PolicyWeights, TokenAuth
 
-    return [_import_path(PolicyWeights), *([] if insecure else [_import_path(TokenAuth)])]
+    kinds = [PolicyWeights, ConnectionLimits] if insecure else [PolicyWeights, TokenAuth, ConnectionLimits]
+    return [_import_path(kind) for kind in kinds]
 
 
 def _import_path(kind: type) -> str:
@@ -111,7 +113,7 @@ def _check_passed_on(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
 
 
 def _check_access(parser: argparse.ArgumentParser, options: argparse.Namespace, token: str) -> None:
-    """Refuse to listen beyond loopback without authentication."""
+    """Refuse to listen beyond loopback without authentication, and to load weights that others can replace."""
     advice = f"export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
     if options.insecure and not is_loopback(options.host):
         parser.error(f"--insecure with --host {options.host} lets anyone in; leave out one of them.")
@@ -121,6 +123,11 @@ def _check_access(parser: argparse.ArgumentParser, options: argparse.Namespace, 
         parser.error(f"{TOKEN_VARIABLE} must have 16 or more letters, digits and -._~+/ only; {advice}.")
     if options.weights_folder and not Path(options.weights_folder).is_absolute():
         options.weights_folder = str(Path.cwd() / options.weights_folder)
+    if options.weights_folder and Path(options.weights_folder).is_dir():
+        try:
+            require_private(Path(options.weights_folder))
+        except PermissionError as error:
+            parser.error(f"--weights_folder: {error}")
 
 
 def _server_environment(options: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, str]:

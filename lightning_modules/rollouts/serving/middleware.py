@@ -1,4 +1,4 @@
-"""Middleware of a vLLM server (`--middleware`): authentication on every route, and a route that loads weights.
+"""Middleware of a vLLM server (`--middleware`): limits, authentication, and a route that loads weights.
 
 The classes implement plain ASGI, since Starlette's `BaseHTTPMiddleware` wraps every response body and skips websockets.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from lightning_modules.rollouts.private_folder import require_private
 from lightning_modules.rollouts.protocol import (
     FOLDER_VARIABLE,
     STATE_ROUTE,
@@ -27,10 +28,35 @@ from lightning_modules.rollouts.protocol import (
     model_sizes,
     weights_file,
 )
+from lightning_modules.rollouts.serving.connections import LimitedConnection
 
+_MAX_HEADERS = 2**16  # bytes
 _MAX_BODY = 2**16  # bytes; a request only names a version
 _LOAD_TIMEOUT = 3600.0  # seconds
 _BROKEN = "broken"  # the version while weights are loaded, and for good after a failure
+
+
+class ConnectionLimits:
+    """Has the server of vLLM use `LimitedConnection`, and take no websockets, from its start on.
+
+    Raises:
+        RuntimeError: the server started without the limits.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._in_force = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Set the limits at the start, and pass on everything."""
+        if scope["type"] == "lifespan":
+            config = scope["app"].state.server.config
+            config.http_protocol_class, config.ws_protocol_class = LimitedConnection, None
+            config.h11_max_incomplete_event_size = _MAX_HEADERS
+            self._in_force = True
+        elif not self._in_force:  # Uvicorn goes on after an error at the start
+            raise RuntimeError("the limits on connections are not in force; see the error at the start of the server.")
+        await self.app(scope, receive, send)
 
 
 class TokenAuth:
@@ -98,7 +124,7 @@ class PolicyWeights:
         try:
             version = json.loads(await _limited_body(request))["version"]
             path = _existing_file(version)
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ValueError, TypeError, KeyError, OSError, ClientDisconnect) as error:
             return _error(400, error)
         async with self._loading:
             try:
@@ -162,6 +188,8 @@ def _existing_file(version: str) -> Path:
     if not folder:
         raise FileNotFoundError("the server was started without `--weights_folder`; name the folder of `SharedFolder`")
     path = weights_file(Path(folder), version)
+    if path.parent.is_dir():
+        require_private(path.parent)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; trainer and server must share the folder")
     return path

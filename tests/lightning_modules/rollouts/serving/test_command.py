@@ -11,7 +11,7 @@ from lightning_modules.rollouts.serving.command import serve, server_command
 from lightning_modules.rollouts.serving.worker import WorkerExtension
 
 pytest.importorskip("starlette", reason="comes with vLLM")
-from lightning_modules.rollouts.serving.middleware import PolicyWeights, TokenAuth
+from lightning_modules.rollouts.serving.middleware import ConnectionLimits, PolicyWeights, TokenAuth
 
 TOKEN = "0123456789abcdef"
 ENVIRONMENT = {"AGGREGATE_PO_TOKEN": TOKEN, "PATH": "/bin"}
@@ -42,7 +42,7 @@ def test_a_server_is_started_with_what_the_client_needs(tmp_path, monkeypatch):
         "--logprobs-mode": "processed_logprobs",
     }
     assert {name: values[name] for name in expected} == expected
-    assert middleware_of(command) == [PolicyWeights, TokenAuth]
+    assert middleware_of(command) == [PolicyWeights, TokenAuth, ConnectionLimits]
     assert "--no-trust-remote-code" in command
     assert environment["AGGREGATE_PO_WEIGHTS_FOLDER"] == str(tmp_path / "weights")
     assert environment["AGGREGATE_PO_TOKEN"] == TOKEN
@@ -56,7 +56,7 @@ def test_arguments_of_vllm_cannot_undo_what_must_hold():
     assert values["--logprobs-mode"] == "processed_logprobs"
     assert values["--generation-config"] == "vllm"
     # The middleware that is added last is the outermost.
-    assert middleware_of(command)[-1] is TokenAuth
+    assert middleware_of(command)[-2:] == [TokenAuth, ConnectionLimits]
     assert command.index("--middleware=other.Class") < command.index("--middleware")
 
 
@@ -77,7 +77,7 @@ def test_the_cache_of_a_server_on_a_cpu_is_small_unless_more_is_asked_for():
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_without_a_token_a_server_listens_to_its_own_machine_alone(host):
     command, environment = server_command(["model", "--insecure", "--host", host], ENVIRONMENT)
-    assert middleware_of(command) == [PolicyWeights]
+    assert middleware_of(command) == [PolicyWeights, ConnectionLimits]
     assert "AGGREGATE_PO_TOKEN" not in environment
 
 

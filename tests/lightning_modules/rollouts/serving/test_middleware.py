@@ -326,6 +326,15 @@ def test_a_request_names_a_version_and_nothing_else(application, client, version
     assert not application.state.engine_client.calls
 
 
+def test_weights_from_a_folder_that_others_can_write_are_not_loaded(application, client, published, tmp_path):
+    tmp_path.chmod(0o777)
+    status, answer = load(client, published[1])
+    tmp_path.chmod(0o700)
+    assert status == 400
+    assert f"chmod go-w {tmp_path}" in answer["error"]
+    assert not application.state.engine_client.calls
+
+
 @pytest.mark.parametrize("body", [b"", b"no json", b"[]", b"{}", b" " * (2**16 + 1)])
 def test_a_malformed_request_loads_nothing(application, client, body):
     assert client.post("/aggregate_po/weights", content=body).status_code == 400
