@@ -137,7 +137,7 @@ def left(folder: Path) -> dict[str, Any]:
         "samples.md": (folder / "samples.md").read_text(),
         "summary.json": {name: value for name, value in summary.items() if name != "tokens_per_second"},
         "reward.png": (folder / "reward.png").exists(),
-        "scratch": [path.name for path in folder.iterdir() if path.name.startswith((".new", ".old"))],
+        "scratch": [path.name for path in folder.iterdir() if path.name.startswith((".new", ".old", ".trial"))],
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,10 @@ def try_export(policy: Policy, folder: Path) -> None:
     if size <= _SMALL and not is_sharded(model):
         parts["weights"] = policy.save_pretrained
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as scratch:
+        with _scratch(folder / ".trial") as scratch:
             for name, save in parts.items():
                 _try(name, save, scratch, policy)
-        free = shutil.disk_usage(folder).free
+            free = shutil.disk_usage(scratch).free
     except OSError as error:
         raise ValueError(
             f"the model will be exported to {str(folder)!r}, which cannot be written to ({error}); make room or grant "
@@ -55,7 +55,18 @@ def try_export(policy: Policy, folder: Path) -> None:
         rank_zero_warn(f"{str(folder)!r} has {free / 1e9:.1f} GB free, but the model will take {size / 1e9:.1f} GB.")
 
 
-def _try(name: str, save: Any, folder: str, policy: Policy) -> None:
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Make an empty folder for the context; a killed process may have left one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _try(name: str, save: Any, folder: Path, policy: Policy) -> None:
     """Save a part of a model, and name it in the error."""
     try:
         save(folder)

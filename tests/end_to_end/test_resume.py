@@ -1,6 +1,7 @@
 """A run that was stopped and resumed ends as one that was not: the same parameters and metrics, bit for bit."""
 
 import csv
+import json
 import signal
 import time
 from pathlib import Path
@@ -63,6 +64,36 @@ def test_killed_and_resumed(rows, undisturbed, start, run, small_fit, tmp_path):
     status, output = run(arguments)
     assert status == 0, output
     assert_same_end(folder, undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["the last step", "model", "samples.md"])
+def test_killed_at_the_end_and_resumed(moment, undisturbed, start, run, small_fit, tmp_path):
+    """What is missing after the last checkpoint is measured and written by the resume."""
+    folder = tmp_path / "killed"
+    arguments = [*small_fit, f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
+    process = start(arguments)
+    wait_for_rows(folder, 11, process)
+    while moment != "the last step" and process.poll() is None and not (folder / moment).exists():
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    status, output = run(arguments)
+    assert status == 0, output
+    assert_same_end(folder, undisturbed)
+    assert (folder / "samples.md").read_text() == (undisturbed / "samples.md").read_text()
+    ours, theirs = (json.loads((one / "summary.json").read_text()) for one in (folder, undisturbed))
+    assert {**ours, "tokens_per_second": 0} == {**theirs, "tokens_per_second": 0}
+    assert (folder / "reward.png").exists()
+
+
+def test_going_on_after_the_end(undisturbed, run, small_fit, tmp_path):
+    """With more steps than the finished run had."""
+    arguments = [*small_fit, f"--trainer.default_root_dir={tmp_path / 'longer'}"]
+    for options in (["--trainer.max_steps=8"], ["--trainer.max_steps=10", "--ckpt_path=last"]):
+        status, output = run([*arguments, *options])
+        assert status == 0, output
+    assert_same_end(tmp_path / "longer", undisturbed)
 
 
 def test_time_limit_signal_and_resumed(undisturbed, start, run, small_fit, tmp_path):
