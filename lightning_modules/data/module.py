@@ -190,7 +190,7 @@ class RolloutDataModule(BufferedDataModule):
     def new_buffer(self, trainer: Trainer) -> RolloutBuffer:
         shard = data_parallel_rank(trainer), data_parallel_size(trainer)
         order = PromptOrder(len(self.dataset), self.seed)
-        self._prompts = PromptStream(self.dataset, order, lambda example: self.sampler.prompt_of(example), *shard)
+        self._prompts = PromptStream(self.dataset, order, lambda *example: self.sampler.tokenizer(*example), *shard)
         stages: dict[str, Stateful] = {"prompts": self._prompts}
         stages |= {f"scheme_{number}": scheme for number, scheme in enumerate(self.schemes)}
         updates, micro_batches = self.updates_per_rollout * self.epochs_per_rollout, trainer.accumulate_grad_batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import cast
 
@@ -30,6 +31,27 @@ def limits_of(model: PreTrainedModel) -> SequenceLimits:
     if table is not None:
         return SequenceLimits(rows, declared, f"the model's table of positions, `{table}`, holds")
     return SequenceLimits(rows, trained_length=round(declared * _scaling(config, declared)))
+
+
+@contextmanager
+def padding_token_required(source: object) -> Iterator[None]:
+    """Explain the error of a model that is loaded in the context and has no embedding for its padding token.
+
+    Args:
+        source: hub id, folder or source of the model, for the error message.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    try:
+        yield
+    except AssertionError as error:  # of `torch.nn.Embedding`
+        if "padding_idx" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"`model_name` is {source!r}, whose `pad_token_id` in config.json is no token of its `vocab_size`; correct "
+            "it, or set it to null."
+        ) from None
 
 
 def _position_tables(model: nn.Module, declared: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ from aggregate_po import PerToken
 from lightning_modules.batch import Sequences
 from lightning_modules.distributed import rank
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.model.limits import padding_token_required
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA, without_adapters
 from lightning_modules.model.remote_code import remote_code_refused
@@ -146,7 +147,8 @@ class Policy:
         path = self._path()
         with remote_code_refused(self.source):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = self._from_pretrained(path)
+        with padding_token_required(self.source):
+            model = self._from_pretrained(path)
         if self.lora is not None:
             self.lora.adapt(model)
         shard_model(model)

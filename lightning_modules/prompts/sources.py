@@ -12,7 +12,7 @@ from jsonargparse.typing import register_type
 from lightning_modules.prompts.base import Example, PromptDataset, location_in, require_prompt
 from lightning_modules.prompts.json_lines import JSONLines
 from lightning_modules.prompts.parquet import MAGIC, Parquet
-from lightning_modules.prompts.text_files import require_file
+from lightning_modules.prompts.text_files import first_bytes, require_file
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".bz2", ".xz", ".zst", ".txt", ".csv", ".tsv", ".arrow")
 
@@ -66,6 +66,4 @@ def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example
 
 def _read(name: str, path: str) -> PromptDataset:
     require_file(name, path)
-    with Path(path).open("rb") as file:
-        start = file.read(len(MAGIC))
-    return Parquet(path) if start == MAGIC else JSONLines(path)
+    return Parquet(path) if first_bytes(path, len(MAGIC)) == MAGIC else JSONLines(path)

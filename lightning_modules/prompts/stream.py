@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_modules.prompts.base import Example, PromptDataset
+from lightning_modules.prompts.base import Example, PromptDataset, location_in
 from lightning_modules.prompts.order import PromptOrder
 
 
@@ -29,7 +29,7 @@ class PromptStream:
     Args:
         dataset: examples of the data set.
         order: order of the examples.
-        prompt_of: tokenizes the prompt of an example.
+        prompt_of: tokenizes the prompt of an example, given the example and its place for error messages.
         rank: data-parallel rank.
         ranks: number of data-parallel ranks.
     """
@@ -38,7 +38,7 @@ class PromptStream:
         self,
         dataset: PromptDataset | Sequence[Example],
         order: PromptOrder,
-        prompt_of: Callable[[Example], Prompt],
+        prompt_of: Callable[[Example, str], Prompt],
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -59,7 +59,8 @@ class PromptStream:
         first = self.position + len(self._upcoming) * self._ranks
         indices = self._order.slice(first, self.position + count * self._ranks)
         for index in indices[self._rank :: self._ranks]:
-            self._upcoming.append(self._prompt_of(self._dataset[index]))
+            location = location_in("dataset", self._dataset, index)
+            self._upcoming.append(self._prompt_of(self._dataset[index], location))
         return self._upcoming[:count]
 
     def take(self, count: int) -> list[Prompt]:

@@ -46,7 +46,7 @@ def require_file(name: str, path: str) -> None:
 
 
 def _decompressed(path: str) -> bytes:
-    content = Path(path).read_bytes()
+    content = first_bytes(path)
     for start, remedy in _OTHERS.items():
         if content.startswith(start):
             raise ValueError(f"{path}: not a text file, {remedy}.")
@@ -57,6 +57,19 @@ def _decompressed(path: str) -> bytes:
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise ValueError(f"{path}: damaged or incomplete compressed file ({error}); copy it again.") from None
     return content
+
+
+def first_bytes(path: str, count: int = -1) -> bytes:
+    """Return the first bytes of a file; all when the count is negative.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise type(error)(f"{path}: the file cannot be read ({error.strerror}); check its permissions.") from None
 
 
 def _decoded(content: bytes, path: str) -> str:

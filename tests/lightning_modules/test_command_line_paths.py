@@ -8,6 +8,7 @@ import yaml
 
 from lightning_modules import JSONLines
 from lightning_modules.addition import AdditionProblems
+from lightning_modules.prompts import PromptFormat
 from tests.end_to_end.test_configs import CONFIGS, ResolvingCLI, run
 
 pytestmark = pytest.mark.slow  # each command line takes a second to be understood
@@ -138,6 +139,24 @@ def test_classes_are_named_as_ever(folder):
     assert isinstance(resolved("--data.dataset=AdditionProblems").datamodule.dataset, AdditionProblems)
     with pytest.raises(SystemExit, match=r"`path` is 'none\.parquet', which is not a file"):
         resolved("--data.dataset=lightning_modules.Parquet", "--data.dataset.path=none.parquet")
+
+
+def test_options_of_a_chat_template_are_set_and_written(folder):
+    """Values of any kind, in a mapping or one by one."""
+    given = ["--data.chat_template=true", "--data.system_prompt=no: yes", "--data.skip_special_tokens=true"]
+    whole = resolved(*given, "--data.chat_template_kwargs={enable_thinking: false, level: low}")
+    single = resolved(
+        *given, "--data.chat_template_kwargs.enable_thinking=false", "--data.chat_template_kwargs.level=low"
+    )
+    for cli in (whole, single):
+        form = cli.datamodule.prompt_format
+        assert form == PromptFormat(True, "no: yes", {"enable_thinking": False, "level": "low"})
+        assert cli.datamodule.skip_special_tokens
+    whole.parser.save(whole.config, "saved.yaml", skip_none=False, multifile=False)
+    data = yaml.safe_load((folder / "saved.yaml").read_text())["fit"]["data"]
+    assert (data["system_prompt"], data["chat_template_kwargs"]["enable_thinking"]) == ("no: yes", False)
+    with pytest.raises(SystemExit, match="`system_prompt` is 'a', but `chat_template` is False"):
+        resolved("--data.system_prompt=a")
 
 
 def test_a_data_file_is_written_into_the_configuration_as_its_path(folder):

@@ -1,10 +1,14 @@
 """Limits of models, against what their forward pass takes."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_modules.model.limits import limits_of
+from lightning_modules.model.limits import limits_of, padding_token_required
+from lightning_modules.model.policy import Policy
 
 SMALL = {"vocab_size": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 HIDDEN = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, **SMALL}
@@ -86,3 +90,15 @@ def test_resized_embeddings_count():
     network = model("qwen2", **ROTARY)
     network.resize_token_embeddings(80)
     assert limits_of(network).vocabulary_size == 80
+
+
+def test_a_padding_token_that_the_model_lacks_is_named(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": config["vocab_size"]}))
+    with pytest.raises(
+        ValueError, match=r"`model_name` is '.*model', whose `pad_token_id` in config\.json is no token"
+    ):
+        Policy(str(folder)).load()
+    with pytest.raises(AssertionError, match="another"), padding_token_required("a model"):
+        raise AssertionError("another")

@@ -7,6 +7,7 @@ import json
 import lzma
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -171,6 +172,12 @@ def test_what_holds_no_examples_is_refused_by_its_type(dataset):
         TypeError, match=rf"`dataset` is of type {type(dataset).__name__}; pass a PromptDataset, a list"
     ):
         examples_of("dataset", dataset)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that nobody can read")
+def test_a_file_that_cannot_be_read_is_named():
+    with pytest.raises(OSError, match=r"^/proc/self/mem: the file cannot be read \(.*\); check its permissions\.$"):
+        examples_of("dataset", "/proc/self/mem")
 
 
 def test_a_path_object_is_a_path(tmp_path):

@@ -149,7 +149,8 @@ def stream(rank=0, ranks=1, size=7):
     """Prompts that are their own numbers; notes which were tokenized."""
     tokenized = []
 
-    def prompt_of(example):
+    def prompt_of(example, location):
+        assert location == f"`dataset`, prompt {example['prompt']} (of 0 to {size - 1})"
         tokenized.append(example["prompt"])
         return Prompt(example, (example["prompt"],))
 
