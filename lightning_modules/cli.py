@@ -24,6 +24,7 @@ from lightning_modules.callbacks.report import RunReport, print_table
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.option_help import help_of_import_path
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.recorded_config import require_recordable
 from lightning_modules.run_folder import lock_run_folder
 
 _TRAINER_DEFAULTS = {
@@ -126,10 +127,13 @@ class PolicyCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Lock the run folder of a `fit` before anything is loaded."""
+        """Before anything is loaded, check that `config.yaml` can record a `fit`, and lock the run folder."""
+        if self.subcommand != "fit":
+            return
         folder = self._get(self.config, "trainer.default_root_dir")
-        if self.subcommand == "fit" and folder is not None and _is_first_process():
-            with ended_by_its_message():
+        with ended_by_its_message():
+            require_recordable(self._parser(self.subcommand), self.config[self.subcommand])
+            if folder is not None and _is_first_process():
                 lock_run_folder(folder)
 
     @override

@@ -23,8 +23,18 @@ CORE_LAYERS = [
 
 # Each may import those before it, and those beside it where that makes no circle.
 TRAINING_LAYERS = [
-    ["distributed", "seeding", "progress", "run_folder", "validation", "option_help", "loops", "atomic"],
-    ["tally"],
+    [
+        "distributed",
+        "seeding",
+        "progress",
+        "run_folder",
+        "validation",
+        "option_help",
+        "loops",
+        "atomic",
+        "recorded_config",
+    ],
+    ["tally", "recorded_config"],
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],
     ["model"],
