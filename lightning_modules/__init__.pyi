@@ -10,12 +10,15 @@ from .model.lora import LoRA
 from .policy_module import PolicyModule
 from .prompts import JSONLines, Parquet, PromptDataset
 from .rewards import boxed_answer
+from .schedules import CosineDecay, LinearDecay
 
 __all__ = [
     "AtomicCheckpointIO",
+    "CosineDecay",
     "DynamicSampling",
     "GradientWeightMetrics",
     "JSONLines",
+    "LinearDecay",
     "LoRA",
     "PackedSequences",
     "Parquet",

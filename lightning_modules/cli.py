@@ -6,22 +6,22 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import transformers
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
-from lightning_modules.callbacks.progress import TrainingProgressBar
+from lightning_modules.callbacks.metrics_file import has_steps
 from lightning_modules.callbacks.report import RunReport, print_table
+from lightning_modules.callbacks.selection import act_when_measured, selected_callbacks
 from lightning_modules.data.module import RolloutDataModule
+from lightning_modules.errors import ended_by_its_message
 from lightning_modules.option_help import help_of_import_path
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.recorded_config import require_recordable
@@ -127,7 +127,9 @@ class PolicyCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Before anything is loaded, check that `config.yaml` can record a `fit`, and lock the run folder."""
+        """Decide when callbacks act; for a `fit`, check that `config.yaml` can record it, and lock the run folder."""
+        callbacks = self._get(self.config, "trainer.callbacks") or []
+        act_when_measured(callbacks if isinstance(callbacks, list) else [callbacks])
         if self.subcommand != "fit":
             return
         folder = self._get(self.config, "trainer.default_root_dir")
@@ -139,8 +141,13 @@ class PolicyCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         """Instantiate all classes; an invalid argument ends the program with its error message, without a traceback."""
-        with ended_by_its_message():
+        with ended_by_its_message(instantiating=True):
             super().instantiate_classes()
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with ended_by_its_message():
+            super()._run_subcommand(subcommand)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -149,33 +156,30 @@ class PolicyCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
+        if self._get(self.config_init, "trainer.barebones"):
+            kwargs = {"log_every_n_steps": None, **kwargs}
         return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    @override
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        config = {**config, "callbacks": selected_callbacks([*given, *callbacks], config)}
+        return super()._instantiate_trainer(config, [])
 
     def before_fit(self) -> None:
         """Refuse to overwrite another run.
 
         Raises:
-            SystemExit: the run folder has metrics, and `ckpt_path` is not set.
+            SystemExit: the run folder has a completed optimizer step, and `ckpt_path` is not set.
         """
         folder = Path(self.trainer.default_root_dir)
-        if self._get(self.config, "ckpt_path") is None and (folder / "metrics.csv").exists():
+        holds_run = has_steps(folder / "metrics.csv") or (folder / "checkpoints" / "last.ckpt").exists()
+        if self._get(self.config, "ckpt_path") is None and holds_run:
             raise SystemExit(
                 f"error: `trainer.default_root_dir` is {str(folder)!r}, which already holds a run; resume it with "
                 "`--ckpt_path last`, or choose another folder with `--trainer.default_root_dir`."
             )
-
-
-@contextmanager
-def ended_by_its_message() -> Iterator[None]:
-    """End the program where an argument is refused, with the message of the error alone.
-
-    Raises:
-        SystemExit: an argument is refused.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = PolicyCLI) -> PolicyCLI:
@@ -202,7 +206,7 @@ def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = Poli
         | {name: {"description": text} for name, text in command_line.descriptions().items()},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"save_to_log_dir": False},
-        trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [TrainingProgressBar()]},
+        trainer_defaults=_TRAINER_DEFAULTS,
     )
 
 
@@ -228,7 +232,7 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
     model_options = [f"--model.model_name={model}", "--model.lora=null"]
     fixed = [f"--config={config}", *model_options, "--data.overlap=false", "--verbose=false"]
     cli = run(["validate", *fixed, *options])
-    metrics = {name.removeprefix("val/"): value.item() for name, value in cli.trainer.callback_metrics.items()}
+    metrics: dict[str, float] = cli.model.held_out_metrics
     print_table({"measured": metrics})
     return metrics
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import Parameter
@@ -24,6 +25,7 @@ from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
 from lightning_modules.model.policy import ModelSource, Policy
 from lightning_modules.model.sharding import full_tensor
+from lightning_modules.schedules import Decay, scheduled
 from lightning_modules.seeding import random_state, restore_random_state
 from lightning_modules.tally import Tally
 from lightning_modules.validation import require_at_least
@@ -39,6 +41,8 @@ class PolicyModule(LightningModule):
         warmup_steps: Number of optimizer steps of the linear learning-rate warm-up; it applies to `optimizer`, too.
         weight_decay: Weight decay of AdamW.
         optimizer: Optimizer to use in place of AdamW; it has its own learning rate and weight decay.
+        lr_scheduler: Learning-rate schedule, which begins after the warm-up; constant when None. `CosineDecay` and
+            `LinearDecay` decay until the end of the run.
         max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run; a step is skipped if its
             gradient is not finite.
         layout: Layout of prompts and completions in the forward pass: `SharedPrompts` or `PackedSequences`.
@@ -61,6 +65,7 @@ class PolicyModule(LightningModule):
         warmup_steps: int = 10,
         weight_decay: float = 0.0,
         optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
         max_skipped_steps: int = 3,
         layout: SequenceLayout = SharedPrompts(),
         lora: LoRA | None = None,
@@ -82,15 +87,18 @@ class PolicyModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
         self.max_skipped_steps = max_skipped_steps
         self.strict_loading = lora is None  # checkpoints of adapters have no other weights
         self.weight_metrics = GradientWeightMetrics()
         self._update = UpdateMetrics()
         self._held_out = Tally()  # over the batches of one validation
+        self.held_out_metrics: dict[str, float] = {}  # of the last validation
         self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)  # by the penalties, in an update
         self._skipped_steps = 0
         self._skipped_in_a_row = 0
         self._random_state: dict[str, Any] | None = None
+        self._decay: Decay | None = None  # until the end of the run
 
     # Loading
 
@@ -137,14 +145,9 @@ class PolicyModule(LightningModule):
         metrics = {**current_rollout_metrics(self.trainer), **self._update.compute(self.trainer)}
         shown: dict[str, Any] = {name: metrics.pop(name) for name in ("reward", "entropy") if name in metrics}
         self.log_dict(shown, prog_bar=True)
-        self.log_dict({**metrics, **self.weight_metrics.compute(), **self._penalty_states()})
+        self.log_dict({**metrics, **self.weight_metrics.compute(), **_penalty_states(self.objective)})
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.weight_metrics.reset()
-
-    def _penalty_states(self) -> dict[str, Any]:
-        """Return the adaptive coefficients of the penalties that this update uses, by metric name."""
-        states = enumerate(self.objective.state_dict()["penalties"])
-        return {f"penalty_{number}/{name}": float(value) for number, state in states for name, value in state.items()}
 
     @override
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -175,14 +178,16 @@ class PolicyModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW or the given optimizer, with a linear learning-rate warm-up."""
-        parameters = list(self.parameters())
-        if not any(parameter.requires_grad for parameter in parameters):
-            raise ValueError(
-                f"`model_name` {self.policy.source!r} has only frozen weights, as an adapter has; merge it first."
-            )
+        """Return the optimizer, with the linear learning-rate warm-up and the schedule after it."""
+        optimizer = self.new_optimizer()
+        schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        self._decay = schedule if isinstance(schedule, Decay) else None
+        return {"optimizer": optimizer, "lr_scheduler": scheduled(optimizer, self.warmup_steps, schedule)}
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW or the given optimizer."""
         adamw = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return _with_warmup(_optimizer(parameters, self.optimizer or adamw), self.warmup_steps)
+        return _optimizer(list(self.parameters()), self.optimizer or adamw, self.policy.source)
 
     # Evaluation
 
@@ -199,8 +204,8 @@ class PolicyModule(LightningModule):
     @override
     def on_validation_epoch_end(self) -> None:
         """Log the mean reward and length of held-out completions, and each single reward if there are several."""
-        metrics = evaluation_metrics(self._held_out.over_ranks(self.trainer))
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+        self.held_out_metrics = evaluation_metrics(self._held_out.over_ranks(self.trainer))
+        _log_held_out(self)
 
     # State
 
@@ -244,24 +249,44 @@ class PolicyModule(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        """Restore the random state of a resumed run."""
+        """Restore the random state of a resumed run, and let a decay of the learning rate end with the run."""
+        if self._decay is not None:
+            self._decay.end_with(self.trainer.estimated_stepping_batches - self.warmup_steps)
         if self._random_state is not None:
             restore_random_state(self._random_state)
             self._random_state = None
 
 
-def _optimizer(parameters: list[Parameter], make: OptimizerCallable) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: list[Parameter], make: OptimizerCallable, source: str | ModelSource
+) -> torch.optim.Optimizer:
     """Make an optimizer of all parameters, without state of frozen ones.
 
     It includes frozen parameters because Lightning, when it loads a sharded checkpoint, assumes that the optimizer
     holds all parameters of the model.
+
+    Raises:
+        ValueError: all parameters are frozen.
     """
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(f"`model_name` {source!r} has only frozen weights, as an adapter has; merge it first.")
     optimizer = make(parameters)
     for parameter in [parameter for parameter in optimizer.state if not parameter.requires_grad]:
         del optimizer.state[parameter]  # some optimizers create state in `__init__`
     return optimizer
 
 
-def _with_warmup(optimizer: torch.optim.Optimizer, steps: int) -> OptimizerLRScheduler:
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / max(steps, 1), 1.0))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+def _log_held_out(module: PolicyModule) -> None:
+    metrics = {f"val/{name}": value for name, value in module.held_out_metrics.items()}
+    fitting = module.trainer.state.fn == TrainerFn.FITTING
+    module.log_dict(metrics, logger=not fitting)
+    if fitting and not module.trainer.sanity_checking:
+        # Lightning would log them with the number of the step before.
+        for logger in module.trainer.loggers:
+            logger.log_metrics(metrics, module.trainer.global_step)
+
+
+def _penalty_states(objective: PolicyObjective) -> dict[str, float]:
+    """Return the adaptive coefficients of the penalties that this update uses, by metric name."""
+    states = enumerate(objective.state_dict()["penalties"])
+    return {f"penalty_{number}/{name}": float(value) for number, state in states for name, value in state.items()}

@@ -58,13 +58,33 @@ class MetricsFile:
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._names).writerow(row)
 
+    def amend(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the row of the last step, which is appended if it is missing."""
+        rows = _whole_rows(self._path, self._names)[1]
+        last = rows[-1] if rows and int(rows[-1]["step"]) == step else {}
+        before = {name: float(cell) for name, cell in last.items() if name != "step" and cell}
+        if before | dict(metrics) != before:
+            self._write([row for row in rows if row is not last])
+            self.append(step, before | dict(metrics))
+
     def _write(self, rows: Iterable[_Row]) -> None:
         scratch = self._path.with_name(f".{self._path.name}.part")
         with scratch.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._names)
             writer.writeheader()
             writer.writerows(rows)
-        scratch.replace(self._path)
+        if self._path.exists() and self._path.read_bytes() == scratch.read_bytes():
+            scratch.unlink()
+        else:
+            scratch.replace(self._path)
+
+
+def has_steps(path: Path) -> bool:
+    """Whether a file has the row of an optimizer step, or lines that may have been one before they were damaged."""
+    if not path.exists():
+        return False
+    _, rows, damaged, _ = _whole_rows(path, ())
+    return damaged > 0 or any(int(row["step"]) > 0 for row in rows)
 
 
 def _whole_rows(path: Path, columns: Sequence[str]) -> tuple[list[str], list[_Row], int, int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 from lightning import Trainer
 
 from aggregate_po import AdvantageEstimator, SamplerCorrection
 from aggregate_po.arguments import require_non_negative
+from lightning_modules.data.evaluation import EvaluationName
 from lightning_modules.data.rollout import LogProbSource
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.model.policy import Policy
@@ -17,8 +19,8 @@ from lightning_modules.rollouts import RolloutEngine
 from lightning_modules.validation import require_one_of
 
 
-def require_sampling(group_size: int, temperature: float, kl_in_reward: float) -> None:
-    """Check the numeric arguments of sampling and rewards.
+def require_sampling(group_size: int, temperature: float, kl_in_reward: float, evaluations: Sequence[str]) -> None:
+    """Check the arguments of sampling, rewards and evaluations.
 
     Raises:
         ValueError: a number is out of its range.
@@ -30,6 +32,12 @@ def require_sampling(group_size: int, temperature: float, kl_in_reward: float) -
     if not 0 < temperature < math.inf:
         raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the policy itself.")
     require_non_negative("pass 0 for none, or a positive weight that is finite", kl_in_reward=kl_in_reward)
+    names = get_args(EvaluationName)
+    if isinstance(evaluations, str) or not evaluations or sorted(set(evaluations) & {*names}) != sorted(evaluations):
+        raise ValueError(
+            f"`evaluations` is {evaluations!r}; pass a list with {' or '.join(names)}, or both. The report decides "
+            "when held-out prompts are evaluated."
+        )
 
 
 def require_parts(

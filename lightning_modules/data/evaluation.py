@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Literal, cast
 
 from lightning import Trainer
 from torch import Tensor
@@ -20,6 +20,8 @@ from lightning_modules.distributed import (
 from lightning_modules.prompts import Prompt
 from lightning_modules.rewards import WeightedRewards
 from lightning_modules.seeding import derived_seed
+
+EvaluationName = Literal["sampled", "greedy"]
 
 
 class EvaluationLoader:

@@ -17,7 +17,7 @@ from lightning_modules.data.advantages import advantages
 from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, required_policy
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
 from lightning_modules.data.buffered import BufferedDataModule
-from lightning_modules.data.evaluation import EvaluationLoader
+from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.data.metrics import rollout_metrics
@@ -26,6 +26,7 @@ from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rew
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.base import first_count, groups_of_rollout, weighted
+from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.model.layouts import SequenceLayout
@@ -79,6 +80,8 @@ class RolloutDataModule(BufferedDataModule):
         skip_special_tokens: Whether to remove all special tokens from the text that rewards see. Otherwise only the
             stop token that ended a completion is removed.
         schemes: Sampling schemes, which select the groups of a rollout; the first one is innermost.
+        evaluations: Evaluations of the held-out prompts: "sampled" at the training temperature, "greedy" at
+            temperature 0, or both.
         seed: Seed of the prompt order, of sampling, and of random advantage estimators.
 
     Raises:
@@ -112,6 +115,7 @@ class RolloutDataModule(BufferedDataModule):
         system_prompt: str | None = None,
         skip_special_tokens: bool = False,
         schemes: Sequence[SamplingScheme] = (),
+        evaluations: Sequence[EvaluationName] = ("sampled", "greedy"),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class RolloutDataModule(BufferedDataModule):
             max_completion_length=max_completion_length,
             tokens_per_micro_batch=tokens_per_micro_batch,
         )
-        require_sampling(group_size, temperature, kl_in_reward)
+        require_sampling(group_size, temperature, kl_in_reward, evaluations)
         require_parts(advantages, correction, old_log_probs, truncated, schemes)
         self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = examples_of("dataset", dataset)
@@ -146,6 +150,7 @@ class RolloutDataModule(BufferedDataModule):
         self.prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {})
         self.skip_special_tokens = skip_special_tokens
         self.schemes = tuple(schemes)
+        self.evaluations = tuple(evaluations)
         self.seed = seed
 
     # Trainer and policy
@@ -182,6 +187,7 @@ class RolloutDataModule(BufferedDataModule):
         if stage == "fit":
             plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
             require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
+            require_whole_updates(self._trainer, plan)
             if self.needs_reference:
                 self.policy.keep_reference()
         super().setup(stage)
@@ -206,13 +212,15 @@ class RolloutDataModule(BufferedDataModule):
 
     @override
     def val_dataloader(self) -> list[EvaluationLoader]:
-        """Return two evaluations of the held-out prompts: sampled at the training temperature, and greedy."""
+        """Return the evaluations of the held-out prompts."""
         if self.validation is None:
             return []
         temperatures = {"sampled": self.temperature, "greedy": 0.0}
         return [
-            EvaluationLoader(name, self._held_out_prompts(), self.sampler, self.rewards, temperature, self._trainer)
-            for name, temperature in temperatures.items()
+            EvaluationLoader(
+                name, self._held_out_prompts(), self.sampler, self.rewards, temperatures[name], self._trainer
+            )
+            for name in self.evaluations
         ]
 
     def _held_out_prompts(self) -> list[Prompt]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_modules.cli import PolicyCLI, ended_by_its_message, run
+from lightning_modules.cli import PolicyCLI, run
+from lightning_modules.errors import ended_by_its_message
 from lightning_modules.memory import GIB, PHASES
 from lightning_modules.planning.job import JobPlan, job_plan
 from lightning_modules.planning.settings import TrainerSettings
@@ -46,7 +47,7 @@ class PlanCLI(PolicyCLI):
 
     def instantiate_classes(self) -> None:
         """Build the module and the data, but no trainer: its devices need not exist on this machine."""
-        with ended_by_its_message():
+        with ended_by_its_message(instantiating=True):
             self.config_init = self.parser.instantiate_classes(self.config)
         self.model, self.datamodule = (self._get(self.config_init, part) for part in ("model", "data"))
 

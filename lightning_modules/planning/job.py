@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 
@@ -178,8 +178,7 @@ class _Job:
 
     def optimizer(self) -> OptimizerSizes:
         """Return the sizes of the module's optimizer."""
-        made = cast(dict[str, Any], self.module.configure_optimizers())["optimizer"]
-        return optimizer_sizes(self.module.model, cast(torch.optim.Optimizer, made), self.settings.on_gpu)
+        return optimizer_sizes(self.module.model, self.module.new_optimizer(), self.settings.on_gpu)
 
     def passes(self, shape: PassShape) -> PassSizes:
         """Return the sizes of the passes over a micro-batch."""

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from aggregate_po.recipes import grpo
 from lightning_modules import AtomicCheckpointIO, PolicyModule, RolloutDataModule, RunCheckpoint
-from lightning_modules.callbacks.report import evaluate
 from lightning_modules.data.schemes import DynamicSampling
 from lightning_modules.distributed import rank
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine
@@ -97,7 +96,8 @@ def train(model, folder, devices, stop_at=None, resume=False):
         trainer.fit(module, data, ckpt_path=last if resume else None)
     except Stopped:
         return
-    held_out, _ = evaluate(trainer)
+    trainer.validate(module, data, verbose=False)
+    held_out = module.held_out_metrics
     notes = {
         "sampled": engine.prompts,
         "trained": trained.prompts,

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from lightning_modules.callbacks.metrics_file import MetricsFile
+from lightning_modules.callbacks.metrics_file import MetricsFile, has_steps
 
 
 def rows_of(path):
@@ -193,3 +193,34 @@ def test_what_an_interrupted_rewrite_left_does_no_harm(path):
     MetricsFile(path, keep_until=2)
     assert [row["step"] for row in rows_of(path)] == ["1", "2"]
     assert os.listdir(path.parent) == ["metrics.csv"]
+
+
+def test_the_last_row_can_be_amended(path):
+    metrics = three_steps(path)
+    metrics.amend(3, {"val/pass@1": 0.5})
+    last = rows_of(path)[-1]
+    assert last == {"step": "3", "entropy": "0.3333333333333333", "reward": "0.375", "val/pass@1": "0.5"}
+    assert [row["step"] for row in rows_of(path)] == ["1", "2", "3"]
+    written = path.stat().st_mtime_ns
+    metrics.amend(3, {"val/pass@1": 0.5})
+    assert path.stat().st_mtime_ns == written
+    metrics.amend(4, {"val/pass@1": 0.75})
+    assert [row["step"] for row in rows_of(path)] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "holds"),
+    [
+        (None, False),
+        ("", False),
+        ("step,reward\n", False),
+        ("step,reward\n0,0.5\n", False),
+        ("step,reward\n0,0.5\n1,0.5\n", True),
+        ("step,reward\n\0\0\0\n", True),
+    ],
+)
+def test_a_file_with_the_row_of_a_step_is_that_of_a_run(path, content, holds):
+    path.parent.mkdir()
+    if content is not None:
+        path.write_text(content)
+    assert has_steps(path) is holds

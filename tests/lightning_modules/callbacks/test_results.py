@@ -22,6 +22,7 @@ def fit(tmp_path, model_folder):
         folder = tmp_path / folder
         callbacks = [RunReport(0), RunCheckpoint(str(folder / "checkpoints"))]
         options = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()], "callbacks": callbacks}
+        options["check_val_every_n_epoch"] = 100  # held-out prompts are evaluated before and after training only
         fitted(folder, model_folder, data=data, module=module, max_steps=max_steps, ckpt_path=ckpt_path, **options)
         return folder
 

@@ -15,7 +15,7 @@ from aggregate_po.recipes import dapo, dr_grpo, gmpo, grpo, pmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules import tally as tally_file
 from lightning_modules.addition import AdditionProblems
-from lightning_modules.callbacks.report import evaluate, print_table
+from lightning_modules.callbacks.report import RunReport, print_table
 from lightning_modules.data import advantages as advantages_file
 from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.rollouts import Completions
@@ -316,10 +316,10 @@ def test_messages_and_a_system_text_reach_engine_reward_and_samples(tmp_path, mo
         chat_template_kwargs={"mark": "!"},
         system_prompt="Add.",
     )
-    run = fitted(tmp_path, model_folder, data=data, module=module)
+    fitted(tmp_path, model_folder, data=data, module=module, callbacks=[RunReport(0)])
     assert module.policy.tokenizer.decode(engine.prompts[0][0]) == "<system>Add.<user>1 + 1!"
     assert seen[:4] == [messages] * 4
-    assert evaluate(run.trainer)[1][0][0] == "user: 1 + 1"
+    assert "**user: 1 + 1**" in (tmp_path / "samples.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["dataset", "validation"])
@@ -413,9 +413,9 @@ def test_only_the_stop_token_is_hidden_from_rewards_evaluations_and_samples(
     module.configure_model()
     engine = RepeatingEngine(module.policy.tokenizer.encode(tokens), finished)
     options = {"reward": reward, "validation": [{"prompt": "1"}], "skip_special_tokens": skip}
-    run = fitted(tmp_path, model_folder, data=small_data(rollouts=engine, **options), module=module)
-    _, samples = evaluate(run.trainer)
-    assert samples == [["1", expected]]
+    data = small_data(rollouts=engine, **options)
+    fitted(tmp_path, model_folder, data=data, module=module, callbacks=[RunReport(0)])
+    assert (tmp_path / "samples.md").read_text().count(f"**1**\n\n```text\n{expected}\n```\n") == 2
     assert set(seen) == {expected}
 
 
@@ -793,8 +793,9 @@ def test_several_rewards_of_held_out_prompts_are_measured_one_by_one(tmp_path, m
         max_completion_length=2,
     )
     trainer = quiet_trainer(tmp_path)
-    trainer.validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
-    metrics, _ = evaluate(trainer)
+    module = PolicyModule(model_folder, gmpo())
+    trainer.validate(module, data, verbose=False)
+    metrics = module.held_out_metrics
     assert {f"val/{name}" for name in metrics} == set(trainer.callback_metrics)
     for loader in data.val_dataloader():
         pairs = [pair for one in loader for pair in zip(one.completions, one.examples, strict=True)]
@@ -812,9 +813,10 @@ def test_several_rewards_of_held_out_prompts_are_measured_one_by_one(tmp_path, m
 def test_one_reward_of_held_out_prompts_is_not_measured_twice(tmp_path, model_folder):
     trainer = quiet_trainer(tmp_path)
     data = small_data(validation=AdditionProblems(5, held_out=True))
-    trainer.validate(PolicyModule(model_folder, gmpo()), data, verbose=False)
+    module = PolicyModule(model_folder, gmpo())
+    trainer.validate(module, data, verbose=False)
     names = {f"{metric}_{generated}" for metric in ("pass@1", "mean_length") for generated in ("sampled", "greedy")}
-    assert set(evaluate(trainer)[0]) == names
+    assert set(module.held_out_metrics) == names
     assert set(trainer.callback_metrics) == {f"val/{name}" for name in names}
 
 
