@@ -232,7 +232,7 @@ def test_every_route_requires_the_token(servers):
 
 
 def test_connections_are_limited_before_the_token(servers):
-    """Endless headers, and more idle connections than the server keeps; the tests of connections have the rest."""
+    """Endless headers, and connections with half a request; the tests of connections have the times."""
     server = servers[0]
     with socket.create_connection(("127.0.0.1", server.port)) as client, contextlib.suppress(OSError):
         client.sendall(b"GET /health HTTP/1.1\r\n")
@@ -241,15 +241,10 @@ def test_connections_are_limited_before_the_token(servers):
             client.sendall(b"a: " + b"b" * 2**16 + b"\r\n")
             sent += 2**16
     assert sent < 2**24
-    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(1500)]
-    assert server.request("GET", "/health")[0] == 200
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
     for client in idle:
-        client.settimeout(5)
-    # Those that waited longest are closed, and nobody else.
-    with contextlib.suppress(ConnectionResetError):
-        assert idle[0].recv(1) == b""
-    with pytest.raises(TimeoutError):
-        idle[-1].recv(1)
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: 100\r\n")
+    assert server.request("GET", "/health")[0] == 200
     for client in idle:
         client.close()
 

@@ -28,7 +28,7 @@ class LimitedConnection(H11Protocol):
     request_seconds = 30.0
     request_bytes = 2**26
     response_seconds = 300.0
-    waiting = 1000
+    waiting = 4096
 
     _timer: asyncio.TimerHandle | None = None
     _flushed_by = 0.0  # time at which the client must have read what was sent

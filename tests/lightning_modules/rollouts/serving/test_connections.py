@@ -238,7 +238,7 @@ def test_a_connection_is_used_again_and_then_ended(server):
 
 
 def test_many_idle_connections_lock_nobody_out(server):
-    idle = [connected(server) for _ in range(300)]
+    idle = [connected(server) for _ in range(150)]
     assert is_served(server)
     assert len(server.running.server_state.connections) <= 51
     for client in idle:
