@@ -22,6 +22,7 @@ from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.data.metrics import rollout_metrics
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
+from lightning_modules.data.notices import Notices
 from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
@@ -190,6 +191,9 @@ class RolloutDataModule(BufferedDataModule):
             require_whole_updates(self._trainer, plan)
             if self.needs_reference:
                 self.policy.keep_reference()
+            self._notices = Notices(self.max_completion_length, self.truncated)
+            older = self.overlap and self.old_log_probs == "sampler"
+            self._notices.before_training(self.updates_per_rollout, self.epochs_per_rollout, older)
         super().setup(stage)
 
     @override
@@ -259,6 +263,7 @@ class RolloutDataModule(BufferedDataModule):
         seed = derived_seed(self.seed, number)
         estimated = advantages(self.advantages, groups, rewards, self.rewards.weights, seed, self._trainer)
         metrics = rollout_metrics(groups, rewards, self.rewards.names, log_probs.mismatch, self._trainer)
+        self._notices.after_rollout(metrics)
         rollout = Rollout(groups, sequences, log_probs, weighted(self.schemes, estimated, groups), metrics)
         # Penalties have a gradient on completions without advantage too.
         keeps_all = bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)

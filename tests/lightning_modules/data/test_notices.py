@@ -1,0 +1,75 @@
+"""Notices: what is said about a run that cannot learn, and that it is said once."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_modules.data.notices import Notices
+from lightning_modules.rollouts import TransformersEngine
+from tests.lightning_modules.training import fitted, small_data
+
+SIGNAL, NONE = {"frac_reward_zero_std": 0.5, "reward": 0.5}, {"frac_reward_zero_std": 1.0, "reward": 0.0}
+FINISHED, TRUNCATED = {"completions/clipped_ratio": 0.5}, {"completions/clipped_ratio": 1.0}
+
+
+def said(*rollouts, truncated="zero_reward", start=None):
+    """The beginnings of the notices about these rollouts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        notices = Notices(12, truncated)
+        if start is not None:
+            notices.before_training(*start)
+        for metrics in rollouts:
+            notices.after_rollout(metrics)
+    return [str(warning.message) for warning in caught]
+
+
+def test_nothing_is_said_about_a_run_that_learns():
+    assert said(SIGNAL | FINISHED, NONE | FINISHED, NONE | TRUNCATED, start=(2, 1, False)) == []
+    assert said(NONE | FINISHED, SIGNAL | FINISHED, NONE | FINISHED, start=(1, 2, False)) == []
+
+
+def test_rollouts_without_signal_are_told_once():
+    (notice,) = said(*[NONE | FINISHED] * 5)
+    assert notice.startswith("No group of the first 2 rollouts had signal")
+    assert "the mean is 0)" in notice
+    assert "aggregate-po validate" in notice
+    assert said(NONE | FINISHED) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "effect"),
+    [("score", "none of them ended by itself"), ("zero_reward", "all rewards are 0"), ("mask", "no token is trained")],
+)
+def test_truncation_of_everything_is_told_once_with_its_effect(rule, effect):
+    (notice,) = said(*[SIGNAL | TRUNCATED] * 3, truncated=rule)
+    assert notice.startswith(
+        f"All completions of the first rollout were truncated at `max_completion_length`=12, so {effect}"
+    )
+    assert said(SIGNAL | FINISHED, SIGNAL | TRUNCATED) == []
+
+
+def test_one_update_of_the_policys_own_data_is_told_at_the_start():
+    (notice,) = said(start=(1, 1, False))
+    assert "Every mean of ratios then has the same gradient" in notice
+    assert said(start=(1, 1, True)) == []
+
+
+class NeverFinished(TransformersEngine):
+    """Gives the impression that no completion has ended by itself."""
+
+    def generate(self, prompts, sampling):
+        generated = super().generate(prompts, sampling)
+        return replace(generated, finished=torch.zeros_like(generated.finished))
+
+
+def test_a_run_that_cannot_learn_is_told_so(tmp_path, model_folder):
+    data = small_data(reward=lambda completion, example: 1.0, rollouts=NeverFinished())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(tmp_path, model_folder, data=data, max_steps=3)
+    texts = [str(warning.message) for warning in caught]
+    for beginning in ("`updates_per_rollout` and", "All completions of the first", "No group of the first 2 rollouts"):
+        assert sum(text.startswith(beginning) for text in texts) == 1, texts
