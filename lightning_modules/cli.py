@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -97,10 +98,12 @@ class SaveFitConfig(SaveConfigCallback):
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration to the run folder, where `evaluate` looks for it, whatever the logger."""
+        """Write the configuration to the run folder, where `evaluate` looks for it, and send it to the loggers."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(json.loads(self.parser.dump(self.config, skip_none=False, format="json")))
 
 
 class PolicyCLI(LightningCLI):
