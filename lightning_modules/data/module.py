@@ -219,11 +219,9 @@ class RolloutDataModule(BufferedDataModule):
         """Return the evaluations of the held-out prompts."""
         if self.validation is None:
             return []
-        temperatures = {"sampled": self.temperature, "greedy": 0.0}
+        prompts, temperatures = self._held_out_prompts(), {"sampled": self.temperature, "greedy": 0.0}
         return [
-            EvaluationLoader(
-                name, self._held_out_prompts(), self.sampler, self.rewards, temperatures[name], self._trainer
-            )
+            EvaluationLoader(name, prompts, self.sampler, self.rewards, temperatures[name], self._trainer)
             for name in self.evaluations
         ]
 
