@@ -192,8 +192,7 @@ class RolloutDataModule(BufferedDataModule):
             if self.needs_reference:
                 self.policy.keep_reference()
             self._notices = Notices(self.max_completion_length, self.truncated)
-            older = self.overlap and self.old_log_probs == "sampler"
-            self._notices.before_training(self.updates_per_rollout, self.epochs_per_rollout, older)
+            self._notices.before_training(plan, self.overlap and self.old_log_probs == "sampler")
         super().setup(stage)
 
     @override

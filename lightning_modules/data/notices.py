@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.rewards import TruncationRule
 
 _ROLLOUTS_WITHOUT_SIGNAL = 2  # one rollout of few prompts may have no signal by chance
@@ -30,15 +31,14 @@ class Notices:
         self._rollouts = 0
         self._without_signal = True
 
-    def before_training(self, updates_per_rollout: int, epochs_per_rollout: int, old_policy_samples: bool) -> None:
+    def before_training(self, plan: UpdatePlan, old_policy_samples: bool) -> None:
         """Notify if the policy of every update is the one that its data came from.
 
         Args:
-            updates_per_rollout: number of optimizer steps of an epoch over a rollout.
-            epochs_per_rollout: number of epochs over a rollout.
+            plan: split of a rollout into updates.
             old_policy_samples: whether the behavior policy is some optimizer steps older than the trained one.
         """
-        if updates_per_rollout * epochs_per_rollout == 1 and not old_policy_samples:
+        if plan.updates * plan.epochs == 1 and not old_policy_samples:
             rank_zero_warn(
                 "`updates_per_rollout` and `epochs_per_rollout` are 1, so every update uses data of the policy itself: "
                 "all ratios are 1, except for numerical differences between sampler and trainer. Every mean of ratios "

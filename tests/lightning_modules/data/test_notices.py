@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_modules import SharedPrompts
+from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.notices import Notices
 from lightning_modules.rollouts import TransformersEngine
 from tests.lightning_modules.training import fitted, small_data
@@ -20,7 +22,9 @@ def said(*rollouts, truncated="zero_reward", start=None):
         warnings.simplefilter("always")
         notices = Notices(12, truncated)
         if start is not None:
-            notices.before_training(*start)
+            updates, epochs, old_policy_samples = start
+            plan = UpdatePlan(updates, epochs, 1, SharedPrompts(), None)
+            notices.before_training(plan, old_policy_samples)
         for metrics in rollouts:
             notices.after_rollout(metrics)
     return [str(warning.message) for warning in caught]
