@@ -18,9 +18,9 @@ from lightning_modules.callbacks.held_out import evaluate, take_over_validation
 from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.callbacks.monitors import require_monitored
 from lightning_modules.callbacks.results import RunResults, forget_results
+from lightning_modules.callbacks.samples import Sample, samples_of, write_samples
 from lightning_modules.model.export import try_export
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.prompts.base import shown
 from lightning_modules.run_folder import lock_run_folder
 from lightning_modules.validation import require_at_least
 
@@ -63,10 +63,10 @@ class RunReport(Callback):
         self.evaluate_before_training = evaluate_before_training
         self.evaluate_after_training = evaluate_after_training
         self._before: dict[str, float] | None = None
-        self._samples_before: list[list[str]] = []
+        self._samples_before: list[Sample] = []
         self._measured: dict[str, float] = {}  # by the last evaluation
         self._measured_at = -1  # optimizer step of the last evaluation
-        self._samples: list[list[str]] = []  # of the last evaluation
+        self._samples: list[Sample] = []  # of the last evaluation
         self._tokens = 0.0
         self._seconds = 0.0
         self._step_started = 0.0
@@ -145,8 +145,7 @@ class RunReport(Callback):
     ) -> None:
         """Keep some completions of the first evaluation."""
         if isinstance(batch, Evaluation) and dataloader_idx == batch_idx == 0:
-            pairs = zip(batch.examples, batch.completions, strict=True)
-            self._samples = [[shown(example["prompt"]), text] for example, text in list(pairs)[:_SAMPLES]]
+            self._samples = samples_of(batch, _SAMPLES)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,7 +179,7 @@ class RunReport(Callback):
 
         evaluated = self._measured_at == trainer.global_step
         after, samples = (self._measured, self._samples) if evaluated else ({}, [])
-        results.write("samples.md", partial(_write_samples, {"before": self._samples_before, "after": samples}))
+        results.write("samples.md", partial(write_samples, {"before": self._samples_before, "after": samples}))
         results.write("reward.png", partial(plot_run, _folder(trainer) / "metrics.csv"))
         before, speed = self._before or {}, self._tokens / self._seconds if self._seconds else 0.0
         summary = {"before": before, "after": after, "steps": trainer.global_step, "tokens_per_second": speed}
@@ -257,15 +256,6 @@ def _writes_nothing(trainer: Trainer) -> bool:
 
 def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
-
-
-def _write_samples(samples: dict[str, list[list[str]]], path: Path) -> None:
-    lines = ["# Sampled completions of held-out prompts", ""]
-    for title, pairs in samples.items():
-        lines += [f"## {title.capitalize()} training", ""]
-        for prompt, completion in pairs:
-            lines += [f"**{prompt}**", "", "```text", completion, "```", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _write_json(values: dict[str, Any], path: Path) -> None:
