@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
-from pydoc import ErrorDuringImport, locate
 from types import FunctionType
 from typing import TypeGuard
 
@@ -26,10 +26,7 @@ def help_of_import_path(arguments: Sequence[str]) -> str | None:
         Help of the function or class; None if no such option is there, or if the parser explains its import path.
     """
     for option, path in _help_options(arguments):
-        try:
-            named = locate(path)
-        except ErrorDuringImport:
-            return None  # the parser reports the error of the import
+        named = _named(path)
         if _is_factory(named) or _has_no_options(named):
             return _help_text(option, path, named)
     return None
@@ -39,6 +36,16 @@ def _help_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Return each option that ends with `.help`, without that ending, and its value."""
     words = [word for argument in arguments for word in argument.split("=", maxsplit=1)]
     return [(word[2:-5], path) for word, path in pairwise(words) if word.startswith("--") and word.endswith(".help")]
+
+
+def _named(path: str) -> object:
+    """Return the object with this import path, or None; the parser reports errors of the import."""
+    module, _, name = path.rpartition(".")
+    try:
+        # Not `pydoc.locate`, which from Python 3.13 on prefers a module `gmpo` to the function of that name.
+        return getattr(import_module(module), name, None)
+    except Exception:
+        return None
 
 
 def _is_factory(named: object) -> TypeGuard[FunctionType]:
