@@ -106,12 +106,6 @@ class RunReport(Callback):
                 self._metrics.append(0, _named(self._before))
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the tokens of a rollout once, at its first micro-batch."""
-        if batch_idx == 0:
-            self._tokens += current_rollout_metrics(trainer).get("num_tokens", 0.0)
-
-    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -119,6 +113,8 @@ class RunReport(Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
+        if batch_idx < trainer.accumulate_grad_batches:  # the first step of a rollout
+            self._tokens += current_rollout_metrics(trainer).get("num_tokens", 0.0)
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         self._seconds += seconds

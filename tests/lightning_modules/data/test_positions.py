@@ -8,7 +8,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from aggregate_po.recipes import gmpo
-from lightning_modules import AtomicCheckpointIO, PolicyModule, RatioDeviationStop, RunCheckpoint
+from lightning_modules import AtomicCheckpointIO, PolicyModule, RatioDeviationStop, RunCheckpoint, RunReport
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.loops import aligned_loops
 from tests.lightning_modules.training import (
@@ -132,6 +132,15 @@ def test_every_hook_of_every_split(accumulate, updates, fit, undisturbed, tmp_pa
         for path in [*sorted(paths), tmp_path / "after.ckpt"]:
             resumed = fit(accumulate, updates, ckpt_path=path)
             assert_ends_as_undisturbed(resumed, fit, undisturbed, accumulate, updates)
+
+
+def test_tokens_of_a_rollout_are_counted_once(fit, tmp_path):
+    """Also if its first update is repeated."""
+    whole, saves, resumed = RunReport(0), SavesInEveryHook(tmp_path), RunReport(0)
+    fit(max_steps=4, callbacks=[whole])
+    fit(max_steps=3, callbacks=[RunReport(0), saves])
+    fit(max_steps=4, callbacks=[resumed], ckpt_path=saves.paths["on_train_batch_start"][5])  # within the second rollout
+    assert resumed.state_dict()["tokens"] == whole.state_dict()["tokens"] > 0
 
 
 # Whatever ends a run
