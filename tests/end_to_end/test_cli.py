@@ -233,6 +233,17 @@ def test_the_remedy_for_an_import_path_is_given_for_nothing_else(name, refusal):
     assert "Pass the import path" not in refusal(WRONG[name][0])
 
 
+def test_a_prompt_that_cannot_be_used_ends_the_run_by_its_message_before_any_step(run, small_fit, tmp_path):
+    rows = [{"prompt": "1 + 1?"}, {"prompt": "What is <eos>"}, {"prompt": "2<eos>"}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, output = run([*small_fit, "--data.dataset=mine.jsonl", f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    assert status == 1
+    assert "error: `dataset`, mine.jsonl, line 2: the prompt ends with '<eos>'" in output
+    assert "2 of 3 prompts are refused." in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
 def test_evaluate_needs_a_finished_run(tmp_path):
     with pytest.raises(SystemExit, match="pass the folder of a finished run"):
         evaluate_run(str(tmp_path / "nothing"))
