@@ -279,7 +279,8 @@ def _optimizer(
 def _log_held_out(module: PolicyModule) -> None:
     metrics = {f"val/{name}": value for name, value in module.held_out_metrics.items()}
     fitting = module.trainer.state.fn == TrainerFn.FITTING
-    module.log_dict(metrics, logger=not fitting)
+    # All ranks have the same values; without `sync_dist` Lightning would warn that they may differ.
+    module.log_dict(metrics, logger=not fitting, sync_dist=True)
     if fitting and not module.trainer.sanity_checking:
         # Lightning would log them with the number of the step before.
         for logger in module.trainer.loggers:
