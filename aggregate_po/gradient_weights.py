@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from aggregate_po.batch import PerToken
+from aggregate_po.batch import PerCompletion, PerToken
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class Evaluated:
         weights: gradient of the value with respect to the log-probabilities, in factors; detached.
         observed: contribution of this batch to the average that each penalty adapts to; detached; shape
             `(penalties,)`.
+        exponents: exponent that the aggregator's rule chose for each completion, None without a rule; detached; shape
+            `batch`.
     """
 
     value: Tensor
     weights: GradientWeights
     observed: Tensor
+    exponents: PerCompletion | None = None

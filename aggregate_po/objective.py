@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.aggregators.base import TokenAggregator
+from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
@@ -97,9 +97,9 @@ class PolicyObjective:
 
         Arguments and errors are those of `__call__`; the result is detached.
         """
-        trace, concentration = self._trace_with_concentration(log_probs, batch)
+        trace, aggregate = self._trace_with_weights(log_probs, batch)
         derivatives = [penalty.token_derivatives(trace.before.log_probs, batch) for penalty in self.penalties]
-        return trace.weights(concentration, derivatives)
+        return trace.weights(aggregate.token_weights, derivatives)
 
     @torch.no_grad()
     def observed(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
@@ -113,8 +113,7 @@ class PolicyObjective:
     def evaluate(self, log_probs: PerToken, batch: PolicyBatch) -> Evaluated:
         """Return value, gradient weights and observations from one pass, without computing any part twice.
 
-        Arguments and errors are those of `__call__`. The results equal those of `__call__`, `gradient_weights` and
-        `observed`; call one of these if only one result is needed.
+        The results equal those of `__call__`, `gradient_weights` and `observed`; arguments and errors are the same.
 
         Example:
             >>> from aggregate_po import ArithmeticMean, PolicyBatch
@@ -125,12 +124,13 @@ class PolicyObjective:
             >>> torch.allclose(log_probs.grad, evaluated.weights.total)
             True
         """
-        trace, concentration = self._trace_with_concentration(log_probs, batch)
+        trace, aggregate = self._trace_with_weights(log_probs, batch)
         penalties = [penalty.evaluate(trace.before.log_probs, batch) for penalty in self.penalties]
         return Evaluated(
             value=trace.value([penalty.token_costs for penalty in penalties]),
-            weights=trace.weights(concentration, [penalty.token_derivatives for penalty in penalties]),
+            weights=trace.weights(aggregate.token_weights, [penalty.token_derivatives for penalty in penalties]),
             observed=trace.averages([penalty.observed for penalty in penalties]),
+            exponents=aggregate.exponents,
         )
 
     def adapt(self, observed: Sequence[float]) -> None:
@@ -171,13 +171,13 @@ class PolicyObjective:
         before = self._before_the_mean(log_probs, batch)
         return self._after_the_mean(before, self.aggregator.log_aggregate(before.tokens))
 
-    def _trace_with_concentration(self, log_probs: PerToken, batch: PolicyBatch) -> tuple[Trace, PerToken]:
-        """Run a batch through all parts; also return the token weights of the aggregator."""
+    def _trace_with_weights(self, log_probs: PerToken, batch: PolicyBatch) -> tuple[Trace, EvaluatedAggregator]:
+        """Run a batch through all parts; also return the result of the aggregator, with its token weights."""
         before = self._before_the_mean(log_probs, batch)
         aggregate = self.aggregator.evaluate(before.tokens)
         trace = self._after_the_mean(before, aggregate.log_aggregate)
         require_shape(self.aggregator, "token_weights", aggregate.token_weights, "batch time", before.within.shape)
-        return trace, aggregate.token_weights
+        return trace, aggregate
 
     def _before_the_mean(self, log_probs: PerToken, batch: PolicyBatch) -> TokenTrace:
         bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))

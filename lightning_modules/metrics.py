@@ -9,9 +9,23 @@ from lightning import Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from aggregate_po import GradientWeights, PerToken, PolicyBatch, effective_sample_size, masked_sum, weight_entropy
-from aggregate_po.bounds import bounded, log_ratio_of
+from aggregate_po import (
+    GradientWeights,
+    PerCompletion,
+    PerToken,
+    PolicyBatch,
+    effective_sample_size,
+    masked_sum,
+    weight_entropy,
+)
+from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of
 from lightning_modules.tally import Tally
+
+_QUANTILES = (0.05, 0.5, 0.95)
+
+# Bins of log ratios for the quantiles: the smallest is a millionth wide, each further one is wider by 2 %.
+_FINEST, _BIN_WIDTH = 1e-4, 0.02
+_BINS = math.ceil(math.log1p(MAX_LOG_RATIO / _FINEST) / math.log1p(_BIN_WIDTH))
 
 
 class GradientWeightMetrics(Metric):
@@ -19,13 +33,15 @@ class GradientWeightMetrics(Metric):
 
     `compute` returns these metrics by name:
 
-    - `ratio/min`, `ratio/max` and `ratio/mean` of the token ratios;
+    - `ratio/min`, `ratio/max` and `ratio/mean` of the token ratios, and the quantiles `ratio/quantile_05`, `_50` and
+      `_95`, whose logarithms are exact to 2 %;
     - `kl_old`: k1 estimate of the KL divergence from the behavior policy, in nats;
     - `clip_ratio/low_mean`, `/high_mean` and `/region_mean`: fraction of tokens whose gradient is clipped to zero, with
       a negative advantage, with a positive advantage, and with either;
     - `weights/overflow`: fraction of tokens whose gradient is zero because the log ratio is out of bounds;
     - `weights/ess_fraction`: effective sample size of the concentration divided by the length, mean over completions;
-    - `weights/entropy`: entropy of the concentration, in nats, mean over completions.
+    - `weights/entropy`: entropy of the concentration, in nats, mean over completions;
+    - `exponent/mean`, `/min` and `/max` over completions, if a rule chooses the exponents.
     """
 
     full_state_update = False
@@ -40,9 +56,15 @@ class GradientWeightMetrics(Metric):
     overflow: Tensor
     ess_fraction: Tensor
     entropy: Tensor
+    ratio_counts: Tensor
+    exponents: Tensor
+    exponent_sum: Tensor
+    exponent_min: Tensor
+    exponent_max: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self._with_exponents = False
         sums = (
             "tokens",
             "completions",
@@ -53,20 +75,32 @@ class GradientWeightMetrics(Metric):
             "overflow",
             "ess_fraction",
             "entropy",
+            "exponents",
+            "exponent_sum",
         )
         for name in sums:
             self.add_state(name, torch.tensor(0.0, dtype=torch.double), dist_reduce_fx="sum")
         self.add_state("ratio_min", torch.tensor(torch.inf, dtype=torch.double), dist_reduce_fx="min")
         self.add_state("ratio_max", torch.tensor(0.0, dtype=torch.double), dist_reduce_fx="max")
+        self.add_state("exponent_min", torch.tensor(torch.inf, dtype=torch.double), dist_reduce_fx="min")
+        self.add_state("exponent_max", torch.tensor(-torch.inf, dtype=torch.double), dist_reduce_fx="max")
+        self.add_state("ratio_counts", torch.zeros(2 * _BINS + 1, dtype=torch.double), dist_reduce_fx="sum")
 
     @torch.no_grad()
-    def update(self, weights: GradientWeights, log_probs: PerToken, batch: PolicyBatch) -> None:
+    def update(
+        self,
+        weights: GradientWeights,
+        log_probs: PerToken,
+        batch: PolicyBatch,
+        exponents: PerCompletion | None = None,
+    ) -> None:
         """Count one micro-batch.
 
         Args:
             weights: gradient weights of the objective on this micro-batch.
             log_probs: log-probabilities under the current policy; shape `batch time`; nats.
             batch: the micro-batch as the objective receives it.
+            exponents: exponent that a rule chose for each completion, None without a rule; shape `batch`.
         """
         mask = batch.response_mask
         log_ratio = log_ratio_of(log_probs, batch.old_log_probs, mask)
@@ -86,6 +120,17 @@ class GradientWeightMetrics(Metric):
         self.entropy += weight_entropy(weights.concentration).sum()
         self.ratio_min = torch.minimum(self.ratio_min, torch.where(mask, ratio, torch.inf).min().double())
         self.ratio_max = torch.maximum(self.ratio_max, torch.where(mask, ratio, 0).max().double())
+        self.ratio_counts += _counts_by_bin(bounded(log_ratio)[mask])
+        if exponents is not None:
+            self._count_exponents(exponents[nonempty].double())
+
+    def _count_exponents(self, exponents: PerCompletion) -> None:
+        self._with_exponents = True
+        self.exponents += len(exponents)
+        self.exponent_sum += exponents.sum()
+        if len(exponents):
+            self.exponent_min = torch.minimum(self.exponent_min, exponents.min())
+            self.exponent_max = torch.maximum(self.exponent_max, exponents.max())
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics by name, NaN if no token was counted; the class docstring lists them."""
@@ -101,7 +146,32 @@ class GradientWeightMetrics(Metric):
             "weights/overflow": self.overflow / self.tokens,
             "weights/ess_fraction": self.ess_fraction / self.completions,
             "weights/entropy": self.entropy / self.completions,
+            **{f"ratio/quantile_{100 * q:02.0f}": _quantile(self.ratio_counts, q) for q in _QUANTILES},
+            **(self._exponent_metrics() if self._with_exponents else {}),
         }
+
+    def _exponent_metrics(self) -> dict[str, Tensor]:
+        empty = self.exponents == 0
+        return {
+            "exponent/mean": self.exponent_sum / self.exponents,
+            "exponent/min": torch.where(empty, torch.nan, self.exponent_min),
+            "exponent/max": torch.where(empty, torch.nan, self.exponent_max),
+        }
+
+
+def _counts_by_bin(log_ratios: Tensor) -> Tensor:
+    """Count log ratios by bins that become wider by 2 % each with the distance from 0."""
+    distance = torch.log1p(log_ratios.double().abs() / _FINEST) / math.log1p(_BIN_WIDTH)
+    bins = (log_ratios.sign() * distance.round()).long() + _BINS
+    return torch.bincount(bins, minlength=2 * _BINS + 1).double()
+
+
+def _quantile(counts: Tensor, fraction: float) -> Tensor:
+    """Return the ratio below or at which this fraction of all tokens lies; NaN without tokens."""
+    total = counts.sum()
+    place = int(torch.searchsorted(counts.cumsum(dim=0), fraction * total)) - _BINS
+    log_ratio = math.copysign(_FINEST * math.expm1(abs(place) * math.log1p(_BIN_WIDTH)), place)
+    return torch.where(total > 0, math.exp(log_ratio) if total > 0 else math.nan, math.nan).to(counts)
 
 
 class UpdateMetrics:

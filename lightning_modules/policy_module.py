@@ -133,7 +133,7 @@ class PolicyModule(LightningModule):
         """Return the negative objective of a micro-batch, scaled so that gradients add up over the update."""
         log_probs, entropy = self.policy.log_probs_and_entropy(batch)
         evaluated = self.objective.evaluate(log_probs, batch.policy)
-        self.weight_metrics.update(evaluated.weights, log_probs.detach(), batch.policy)
+        self.weight_metrics.update(evaluated.weights, log_probs.detach(), batch.policy, evaluated.exponents)
         self._update.update(evaluated.value, entropy, log_probs, batch.policy)
         self._observed += evaluated.observed.double().cpu()
         if batch.closes_update:

@@ -17,10 +17,12 @@ class EvaluatedAggregator:
         log_aggregate: log of the aggregate of each completion, attached to the graph of the log ratios; shape `batch`.
         token_weights: derivative of the log aggregate with respect to each log ratio, zero on padding; detached; shape
             `batch time`.
+        exponents: exponent that a rule chose for each completion, None without a rule; detached; shape `batch`.
     """
 
     log_aggregate: PerCompletion
     token_weights: PerToken
+    exponents: PerCompletion | None = None
 
 
 class TokenAggregator(ABC):

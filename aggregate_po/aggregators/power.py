@@ -130,7 +130,8 @@ class PowerMean(HomogeneousMean):
         exponents = self.exponents(tokens)
         log_aggregate = log_power_mean(tokens.log_ratio, tokens.response_mask, exponents)
         with torch.no_grad():
-            return EvaluatedAggregator(log_aggregate, _softmax_of_powers(tokens, exponents))
+            chosen = exponents if isinstance(self.exponent, ExponentRule) else None
+            return EvaluatedAggregator(log_aggregate, _softmax_of_powers(tokens, exponents), chosen)
 
 
 def _softmax_of_powers(tokens: TokenRatios, exponents: PerCompletion) -> PerToken:

@@ -45,7 +45,8 @@ EXPECTED = {
     "weights/ess_fraction": (2 / 2 + 1 / 3) / 2,
     "weights/entropy": math.log(2) / 2,
 }
-NOTHING = dict.fromkeys(EXPECTED, math.nan)
+QUANTILES = {"ratio/quantile_05": 0.5, "ratio/quantile_50": 1.0, "ratio/quantile_95": 4.0}
+NOTHING = dict.fromkeys([*EXPECTED, *QUANTILES], math.nan)
 
 
 def metrics_of(*updates):
@@ -56,7 +57,42 @@ def metrics_of(*updates):
 
 
 def test_metrics_worked_by_hand():
-    assert metrics_of(worked_case()) == pytest.approx(EXPECTED, rel=1e-6)
+    metrics = metrics_of(worked_case())
+    assert {name: metrics.pop(name) for name in QUANTILES} == pytest.approx(QUANTILES, rel=0.03)
+    assert metrics == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_quantiles_of_the_ratio():
+    """Of a normal log ratio, to 2 % of the log; and exactly 1 where nothing has moved."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = 0.1 * torch.randn(200, 100, generator=generator)
+    batch = PolicyBatch(torch.zeros(200, 100), torch.ones(200, 100), torch.ones(200))
+    metrics = metrics_of((grpo().gradient_weights(log_probs, batch), log_probs, batch))
+    for name, fraction in (("05", 0.05), ("50", 0.5), ("95", 0.95)):
+        expected = log_probs.flatten().quantile(fraction).exp()
+        assert metrics[f"ratio/quantile_{name}"] == pytest.approx(float(expected), rel=0.004)
+    still = metrics_of((grpo().gradient_weights(0 * log_probs, batch), 0 * log_probs, batch))
+    assert [still[f"ratio/quantile_{name}"] for name in ("05", "50", "95")] == [1.0, 1.0, 1.0]
+
+
+def test_exponents_that_a_rule_chose():
+    log_probs = torch.tensor([[0.5, -0.5, 0.3], [0.1, 0.2, 0.9], [0.0, 0.0, 0.0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 0, 0]])
+    batch = PolicyBatch(torch.zeros(3, 3), mask, torch.tensor([1.0, 1.0, 1.0]))
+    evaluated = pmpo().evaluate(log_probs.requires_grad_(), batch)
+    exponents = evaluated.exponents[:2].tolist()
+    assert exponents[0] != exponents[1]
+    metrics = GradientWeightMetrics()
+    metrics.update(evaluated.weights, log_probs, batch, evaluated.exponents)
+    found = {name: float(value) for name, value in metrics.compute().items() if name.startswith("exponent/")}
+    assert found == pytest.approx(
+        {
+            "exponent/mean": sum(exponents) / 2,
+            "exponent/min": min(exponents),
+            "exponent/max": max(exponents),
+        }
+    )
+    assert gmpo().evaluate(log_probs, batch).exponents is None
 
 
 def test_clips_count_as_low_or_high_by_the_sign_of_the_advantage():
@@ -126,7 +162,7 @@ def test_a_step_without_tokens():
 
 
 def test_an_empty_micro_batch_changes_nothing():
-    assert metrics_of(empty_case(), worked_case(), empty_case()) == pytest.approx(EXPECTED, rel=1e-6)
+    assert metrics_of(empty_case(), worked_case(), empty_case()) == pytest.approx(metrics_of(worked_case()), rel=1e-6)
 
 
 def test_reset_begins_a_new_step():
