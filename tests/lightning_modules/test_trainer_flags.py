@@ -7,6 +7,7 @@ from lightning import Callback
 
 from tests.lightning_modules.command_line import fit, rows
 
+pytestmark = pytest.mark.slow  # each test is a run
 CALLBACKS = "--trainer.callbacks"
 CSV_LOGGER = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logged"]
 

@@ -5,6 +5,7 @@ import torch
 
 from tests.lightning_modules.command_line import fit, rows
 
+pytestmark = pytest.mark.slow  # each test is a run
 CALLBACKS = "--trainer.callbacks"
 STOP = [f"{CALLBACKS}+=EarlyStopping", f"{CALLBACKS}.mode=max", f"{CALLBACKS}.patience=1"]
 NO_IMPROVEMENT = f"{CALLBACKS}.min_delta=100"  # the first value is the best one
