@@ -21,6 +21,8 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
     module: Any = trainer.lightning_module
     connector: Any = trainer._logger_connector
     module.held_out_metrics = {}
+    if getattr(trainer.datamodule, "validation", trainer) is None:  # type: ignore[attr-defined]
+        return {}  # Lightning would warn of an empty data loader
     first_batch = connector._first_loop_iter  # of training; the loop sets its own
     trainer.validating = True
     with isolate_rng():
