@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from lightning_modules.callbacks.checkpoint_files import require_last, require_undamaged
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.callbacks.metrics_file import has_steps
 from lightning_modules.callbacks.report import RunReport, print_table
@@ -170,11 +171,16 @@ class PolicyCLI(LightningCLI):
         config = {**config, "callbacks": selected_callbacks([*given, *callbacks], config)}
         return super()._instantiate_trainer(config, [])
 
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Take no arguments from the checkpoint, which Lightning would load for them."""
+
     def before_fit(self) -> None:
-        """Refuse to overwrite another run.
+        """Refuse to overwrite another run, and to resume from a checkpoint that is damaged.
 
         Raises:
-            SystemExit: the run folder has a completed optimizer step, and `ckpt_path` is not set.
+            SystemExit: the run folder has a completed optimizer step, and `ckpt_path` is not set; or the checkpoint is
+                damaged.
         """
         folder = Path(self.trainer.default_root_dir)
         holds_run = has_steps(folder / "metrics.csv") or (folder / "checkpoints" / "last.ckpt").exists()
@@ -183,6 +189,17 @@ class PolicyCLI(LightningCLI):
                 f"error: `trainer.default_root_dir` is {str(folder)!r}, which already holds a run; resume it with "
                 "`--ckpt_path last`, or choose another folder with `--trainer.default_root_dir`."
             )
+        if _is_first_process():
+            with ended_by_its_message():
+                self._require_undamaged_checkpoint()
+
+    def _require_undamaged_checkpoint(self) -> None:
+        """Check the checkpoint to resume from before other processes are started and the model is loaded."""
+        path, folder = self._get(self.config, "ckpt_path"), self._get(self.config_init, "checkpoint").dirpath
+        if path == "last":
+            require_last(Path(folder))
+        elif path is not None and "://" not in str(path) and path not in ("best", "hpc"):
+            require_undamaged(Path(path))
 
 
 def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = PolicyCLI) -> PolicyCLI:

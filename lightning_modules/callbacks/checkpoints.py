@@ -14,7 +14,6 @@ Completions that are sampled ahead are not saved.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -29,6 +28,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed import DistError
 from typing_extensions import override
 
+from lightning_modules.callbacks.checkpoint_files import (
+    checksums_of,
+    free_path,
+    make_newest,
+    members,
+    publish,
+    require_last,
+    require_undamaged,
+    write_checksums,
+)
+from lightning_modules.distributed import gathered_on_rank_zero, rank
 from lightning_modules.validation import require_at_least
 
 
@@ -59,8 +69,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Load a checkpoint from a file.
 
         Raises:
-            ValueError: `path` is a folder, written by a sharding strategy.
+            ValueError: `path` is a folder, written by a sharding strategy, or the file is damaged.
         """
+        if rank() == 0 and "://" not in str(path) and not Path(path).is_dir():
+            require_undamaged(Path(path))
         if Path(path).is_dir():
             raise ValueError(
                 f"`ckpt_path` is {str(path)!r}, a folder of shards; resume it under ModelParallelStrategy, which "
@@ -70,7 +82,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Saves `last.ckpt` at regular intervals, and when a signal announces the time limit of the job.
+    """Saves a checkpoint at regular intervals, and when a signal announces the time limit of the job.
+
+    The checkpoint of step 50 is `step-50.ckpt`, with its checksums in `step-50.ckpt.sha256`, and `last.ckpt` is a link
+    to the newest one.
 
     After the signal the current optimizer step is finished, a checkpoint is written and the run stops. Under SLURM the
     job is then requeued; with `ckpt_path=last` in its command it resumes from the checkpoint.
@@ -78,17 +93,22 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         dirpath: Folder of the checkpoint; `checkpoints` in `trainer.default_root_dir` by default.
         every_n_train_steps: Number of optimizer steps between two checkpoints.
+        keep_last: Number of checkpoints to keep, the newest ones; while one is written there is one more.
         time_limit_signal: Name of the signal that announces the time limit, such as SIGUSR1 for `--signal=SIGUSR1@90`
             of SLURM.
 
     Raises:
-        ValueError: there is no signal of that name, or the number of steps is not positive.
+        ValueError: there is no signal of that name, or a number is less than 1.
     """
 
     def __init__(
-        self, dirpath: str | None = None, every_n_train_steps: int = 50, time_limit_signal: str = "SIGUSR1"
+        self,
+        dirpath: str | None = None,
+        every_n_train_steps: int = 50,
+        keep_last: int = 2,
+        time_limit_signal: str = "SIGUSR1",
     ) -> None:
-        require_at_least(1, every_n_train_steps=every_n_train_steps)
+        require_at_least(1, every_n_train_steps=every_n_train_steps, keep_last=keep_last)
         super().__init__(
             dirpath=dirpath,
             save_last=True,
@@ -101,6 +121,7 @@ class RunCheckpoint(ModelCheckpoint):
             raise ValueError(
                 f"`time_limit_signal` is {time_limit_signal!r}; pass the name of a signal, such as SIGUSR1."
             )
+        self.keep_last = keep_last
         self._signal = signal.Signals[time_limit_signal]
         self._previous_handler: Any = None
         self.out_of_time = False  # whether the signal has arrived
@@ -110,6 +131,8 @@ class RunCheckpoint(ModelCheckpoint):
         """Replace the signal handler of Lightning, which would save in the middle of a step."""
         super().on_train_start(trainer, pl_module)
         self._previous_handler = signal.signal(self._signal, self._on_signal)
+        if trainer.is_global_zero and trainer.ckpt_path is not None and "://" not in str(trainer.ckpt_path):
+            make_newest(Path(trainer.ckpt_path))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,18 +175,32 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Write a folder of shards next to the previous one, and then point the link `last.ckpt` to it."""
-        if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+        """Write the checkpoint under the name of its step, list its checksums, and point `last.ckpt` to it."""
+        sharded = getattr(trainer.strategy, "_save_distributed_checkpoint", False)
+        # Another plugin may write elsewhere, or later.
+        if "://" in filepath or not (sharded or isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)):
             super()._save_checkpoint(trainer, filepath)
             return
-        link = Path(filepath)
-        slots = [link.with_suffix(suffix) for suffix in (".a", ".b")]
-        if link.is_symlink() and link.resolve() == slots[0].resolve():
-            slots.reverse()
-        super()._save_checkpoint(trainer, str(slots[0]))  # rank 0 decides the path
+        path = trainer.strategy.broadcast(free_path(Path(filepath).parent, trainer.global_step))
+        super()._save_checkpoint(trainer, str(path))
+        # The ranks read a folder of shards together.
+        files = trainer.strategy.broadcast(members(path))[trainer.global_rank :: trainer.world_size]
+        checksums = gathered_on_rank_zero(checksums_of(path, files))
         if trainer.is_global_zero:
-            _point_link(link, slots[0])
-            shutil.rmtree(slots[1], ignore_errors=True)
+            write_checksums(path, {name: value for part in checksums for name, value in part.items()})
+            publish(path, self.keep_last)
+
+    @override
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """Check the last checkpoint before it is loaded.
+
+        Raises:
+            ValueError: the checkpoint is missing or damaged, but the folder has others.
+        """
+        folder = str(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        if trainer.is_global_zero and "://" not in folder:
+            require_last(Path(folder))
+        return super()._find_last_checkpoints(trainer)
 
     def _restore_handler(self) -> None:
         if self._previous_handler is not None:
@@ -173,16 +210,6 @@ class RunCheckpoint(ModelCheckpoint):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Nothing is saved here: the signal may arrive in the middle of an optimizer step.
         self.out_of_time = True
-
-
-def _point_link(link: Path, target: Path) -> None:
-    """Point `link` to `target` in the same folder; an existing link is replaced atomically."""
-    if link.is_dir() and not link.is_symlink():
-        shutil.rmtree(link)
-    scratch = link.with_name(f".{link.name}.part")
-    scratch.unlink(missing_ok=True)
-    scratch.symlink_to(target.name)
-    scratch.replace(link)
 
 
 def _requeue() -> None:

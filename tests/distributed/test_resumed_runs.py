@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lightning_modules.callbacks.checkpoint_files import require_undamaged
 from tests.distributed.resumed_runs import STEPS, STOP
 
 REPOSITORY = Path(__file__).parents[2]
@@ -153,5 +154,9 @@ def test_undisturbed_runs_of_two_ranks_are_that_of_one(strategy, runs):
 def test_checkpoints_of_shards_are_complete_when_the_last_one_is_replaced(runs):
     folder = runs / "sharded" / "checkpoints"
     assert (folder / "last.ckpt").is_symlink()
-    assert sorted(path.name for path in folder.iterdir()) == ["last.b", "last.ckpt"]  # the second one
+    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["last.ckpt", "step-3.ckpt", "step-6.ckpt"]
     assert (folder / "last.ckpt" / "meta.pt").is_file()
+    for step, shards in (("3", 2), ("6", 2)):
+        assert len(list((folder / f"step-{step}.ckpt").glob("*.distcp"))) == shards
+        require_undamaged(folder / f"step-{step}.ckpt")
+        assert (folder / f"step-{step}.ckpt.sha256").read_text().count(".distcp") == shards

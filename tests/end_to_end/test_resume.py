@@ -111,3 +111,25 @@ def test_time_limit_signal_and_resumed(undisturbed, start, run, small_fit, tmp_p
     status, output = run([*arguments, "--ckpt_path=last"])
     assert status == 0, output
     assert_same_end(folder, undisturbed)
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(run, small_fit, tmp_path):
+    """By its name and without a traceback; the one before it resumes, and is there to be named."""
+    folder = tmp_path / "damaged"
+    arguments = [*small_fit, f"--trainer.default_root_dir={folder}", "--trainer.max_steps=4"]
+    status, output = run(arguments)
+    assert status == 0, output
+    checkpoints = folder / "checkpoints"
+    content = bytearray((checkpoints / "step-4.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoints / "step-4.ckpt").write_bytes(content)
+    for path in ("last", checkpoints / "step-4.ckpt"):
+        status, output = run([*arguments, f"--ckpt_path={path}", f"--model.model_name={tmp_path}"])
+        assert status == 1
+        assert "Traceback" not in output
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert "it is damaged: step-4.ckpt has another checksum" in line
+        assert f"with `--ckpt_path {checkpoints / 'step-3.ckpt'}`" in line
+    status, output = run([*arguments, f"--ckpt_path={checkpoints / 'step-3.ckpt'}"])
+    assert status == 0, output
+    assert [int(row["step"]) for row in metrics(folder)] == list(range(5))

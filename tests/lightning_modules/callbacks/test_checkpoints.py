@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from aggregate_po.recipes import gmpo
 from lightning_modules import AtomicCheckpointIO, PolicyModule, RunCheckpoint
@@ -160,7 +161,8 @@ def test_a_run_that_is_out_of_time_finishes_its_step_and_stops(tmp_path, model_f
     assert sends.backward_passes == 6
     assert previous_handler.calls == []
     assert signal.getsignal(signal.SIGUSR1) is previous_handler
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    names = ["last.ckpt", "step-3.ckpt", "step-3.ckpt.sha256"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
     assert checkpoint["global_step"] == 3
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
@@ -237,7 +239,8 @@ def test_a_folder_of_shards_takes_the_place_of_the_last_one_when_it_is_whole(tmp
     assert shards.seen == [0, 1, 2, 3]
     folder = tmp_path / "checkpoints"
     assert (folder / "last.ckpt" / "step").read_text() == "4"
-    assert len(list(folder.iterdir())) == 2
+    assert (folder / "step-3.ckpt" / "step").read_text() == "3"
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 3
 
 
 def test_a_save_of_shards_that_fails_leaves_the_last_one(tmp_path, model_folder, previous_handler):
@@ -264,7 +267,11 @@ def test_checkpoints_come_on_schedule(tmp_path, model_folder, previous_handler):
 
     run(tmp_path, model_folder, Looks(), max_steps=5, every_n_train_steps=2)
     assert sorted(set(seen)) == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4)]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.ckpt")) == [
+        "last.ckpt",
+        "step-4.ckpt",
+        "step-5.ckpt",
+    ]
     # The last step is saved although it is not on the schedule.
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
 
@@ -335,3 +342,48 @@ def test_a_folder_of_shards_is_refused_where_nothing_is_sharded(tmp_path, model_
     (tmp_path / "last.ckpt").mkdir()
     with pytest.raises(ValueError, match=r"`ckpt_path` is '.*last.ckpt', a folder of shards; resume it under ModelPar"):
         fitted(tmp_path, model_folder, ckpt_path=tmp_path / "last.ckpt", plugins=[AtomicCheckpointIO()])
+
+
+# Damaged checkpoints
+
+
+def test_the_last_one_is_checked_before_it_is_loaded(tmp_path, model_folder, previous_handler):
+    """And a run that goes on from the one before it ends where it would have."""
+    run(tmp_path, model_folder, max_steps=4, every_n_train_steps=3)
+    folder = tmp_path / "checkpoints"
+    content = bytearray((folder / "step-4.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "step-4.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"last.ckpt': it is damaged: .*; resume .*`--ckpt_path .*/step-3.ckpt`"):
+        run(tmp_path, model_folder, ckpt_path="last")
+    with pytest.raises(ValueError, match=r"step-4.ckpt': it is damaged: .*; resume .*`--ckpt_path .*/step-3.ckpt`"):
+        run(tmp_path, model_folder, ckpt_path=folder / "step-4.ckpt")
+    resumed = run(tmp_path, model_folder, max_steps=4, ckpt_path=folder / "step-3.ckpt")
+    undisturbed = run(tmp_path / "undisturbed", model_folder, max_steps=4)
+    assert largest_difference(copied(resumed.module.model), copied(undisturbed.module.model)) == 0
+    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["last.ckpt", "step-3.ckpt", "step-4.2.ckpt"]
+
+
+def test_a_missing_last_one_does_not_start_the_run_anew(tmp_path, model_folder, previous_handler):
+    run(tmp_path, model_folder, max_steps=2, every_n_train_steps=1)
+    (tmp_path / "checkpoints" / "step-2.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"it links to step-2.ckpt, which is missing; resume .*/step-1.ckpt`"):
+        run(tmp_path, model_folder, ckpt_path="last")
+
+
+def test_the_checkpoint_of_another_plugin_is_left_to_it(tmp_path, model_folder, previous_handler):
+    """It may write later, or elsewhere."""
+    fitted(
+        tmp_path,
+        model_folder,
+        enable_checkpointing=True,
+        callbacks=[RunCheckpoint(str(tmp_path / "checkpoints"))],
+        plugins=[TorchCheckpointIO()],
+    )
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("keep_last", [0, -1])
+def test_at_least_one_checkpoint_is_kept(keep_last):
+    with pytest.raises(ValueError, match=f"`keep_last` is {keep_last}; pass 1 or more"):
+        RunCheckpoint(keep_last=keep_last)
