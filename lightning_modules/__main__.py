@@ -3,13 +3,29 @@
 import argparse
 import sys
 
-from lightning_modules.cli import evaluate_run, run
-from lightning_modules.planning.command import plan
-from lightning_modules.rollouts.serving.command import serve
+from lightning_modules.interruption import interruption, listen
 
 
 def main() -> None:
+    """Run the command of this process, and end with the status of the signal if one has interrupted it."""
+    listen()
+    try:
+        _dispatch()
+    except (KeyboardInterrupt, SystemExit):
+        if interruption() is None:
+            raise
+    if (signal := interruption()) is not None:
+        print(f"{signal.name}: ended.", file=sys.stderr)
+        sys.exit(128 + signal)
+
+
+def _dispatch() -> None:
     """Dispatch to `evaluate RUN`, `serve MODEL` or `plan`; all other subcommands are those of the Lightning CLI."""
+    # These load torch, which takes seconds, in which a signal may arrive.
+    from lightning_modules.cli import evaluate_run, run
+    from lightning_modules.planning.command import plan
+    from lightning_modules.rollouts.serving.command import serve
+
     if sys.argv[1:2] == ["evaluate"]:
         evaluate_run(_run_folder(sys.argv[2:3]), *sys.argv[3:])
     elif sys.argv[1:2] == ["serve"]:

@@ -24,6 +24,7 @@ from lightning_modules.callbacks.report import RunReport, print_table
 from lightning_modules.callbacks.selection import act_when_measured, selected_callbacks
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.errors import ended_by_its_message
+from lightning_modules.interruption import interrupt_from_here
 from lightning_modules.option_help import help_of_import_path
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.recorded_config import require_recordable
@@ -192,6 +193,18 @@ class PolicyCLI(LightningCLI):
         if _is_first_process():
             with ended_by_its_message():
                 self._require_undamaged_checkpoint()
+
+        interrupt_from_here()
+
+    def before_validate(self) -> None:
+        """Clean up after signals from here on."""
+        interrupt_from_here()
+
+    def after_fit(self) -> None:
+        """End with a status other than 0 if the time limit has stopped the run, unless the job is queued again."""
+        checkpoint = self._get(self.config_init, "checkpoint")
+        if checkpoint.received is not None and not checkpoint.requeued and self.trainer.is_global_zero:
+            raise SystemExit(128 + checkpoint.received)
 
     def _require_undamaged_checkpoint(self) -> None:
         """Check the checkpoint to resume from before other processes are started and the model is loaded."""

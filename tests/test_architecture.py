@@ -23,18 +23,8 @@ CORE_LAYERS = [
 
 # Each may import those before it, and those beside it where that makes no circle.
 TRAINING_LAYERS = [
-    [
-        "distributed",
-        "seeding",
-        "progress",
-        "run_folder",
-        "validation",
-        "option_help",
-        "loops",
-        "atomic",
-        "recorded_config",
-        "errors",
-    ],
+    ["distributed", "seeding", "progress", "run_folder", "interruption", "validation", "option_help", "loops"],
+    ["atomic", "errors"],
     ["tally", "recorded_config", "schedules"],
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,11 +23,12 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import DistError
 from typing_extensions import override
 
 from lightning_modules.callbacks.checkpoint_files import (
+    LAST,
     checksums_of,
     free_path,
     make_newest,
@@ -38,7 +38,9 @@ from lightning_modules.callbacks.checkpoint_files import (
     require_undamaged,
     write_checksums,
 )
+from lightning_modules.callbacks.slurm import requeue
 from lightning_modules.distributed import gathered_on_rank_zero, rank
+from lightning_modules.interruption import Interruption, handle, interrupt, restore
 from lightning_modules.validation import require_at_least
 
 
@@ -87,8 +89,9 @@ class RunCheckpoint(ModelCheckpoint):
     The checkpoint of step 50 is `step-50.ckpt`, with its checksums in `step-50.ckpt.sha256`, and `last.ckpt` is a link
     to the newest one.
 
-    After the signal the current optimizer step is finished, a checkpoint is written and the run stops. Under SLURM the
-    job is then requeued; with `ckpt_path=last` in its command it resumes from the checkpoint.
+    After the signal, or SIGTERM, the current optimizer step is finished, a checkpoint is written and the run stops.
+    At the time limit a SLURM job is then requeued; with `ckpt_path=last` in its command it resumes from the checkpoint.
+    Before the training and after its last checkpoint either signal ends the run at once.
 
     Args:
         dirpath: Folder of the checkpoint; `checkpoints` in `trainer.default_root_dir` by default.
@@ -122,15 +125,31 @@ class RunCheckpoint(ModelCheckpoint):
                 f"`time_limit_signal` is {time_limit_signal!r}; pass the name of a signal, such as SIGUSR1."
             )
         self.keep_last = keep_last
-        self._signal = signal.Signals[time_limit_signal]
-        self._previous_handler: Any = None
-        self.out_of_time = False  # whether the signal has arrived
+        self._time_limit_signal = signal.Signals[time_limit_signal]
+        self._previous_handlers: dict[int, Any] = {}
+        self._interrupted: int | None = None  # the signal that has interrupted the run outside the training
+        self.received: signal.Signals | None = None  # the signal that has ended the training
+        self.requeued = False  # whether SLURM will start the job again
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether a signal has ended the training."""
+        return self.received is not None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to signals from here until `teardown`."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._listen(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the signal handler of Lightning, which would save in the middle of a step."""
+        """Note signals from here on, to save before the run stops."""
         super().on_train_start(trainer, pl_module)
-        self._previous_handler = signal.signal(self._signal, self._on_signal)
+        handle(self._on_signal, self._signals)
+        if self._interrupted is not None:  # something has caught the exception
+            raise Interruption(self._interrupted)
         if trainer.is_global_zero and trainer.ckpt_path is not None and "://" not in str(trainer.ckpt_path):
             make_newest(Path(trainer.ckpt_path))
 
@@ -140,17 +159,36 @@ class RunCheckpoint(ModelCheckpoint):
         if trainer.global_step != self._last_global_step_saved:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)
-        self._restore_handler()
-        if self.out_of_time:
-            rank_zero_info(f"{self._signal.name}: saved step {trainer.global_step}; resume with `ckpt_path=last`.")
-            if trainer.is_global_zero:
-                _requeue()
+        handle(self._interrupt, self._signals)
+        if self.received is not None:
+            rank_zero_info(f"{self.received.name}: saved step {trainer.global_step}; resume with `ckpt_path=last`.")
+            if self.received == self._time_limit_signal and trainer.is_global_zero:
+                self.requeued = requeue()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the process after SIGTERM, with status 143 on rank 0.
+
+        Raises:
+            SystemExit: SIGTERM has ended the training, and the job is not queued again.
+        """
+        # The launcher kills rank 0 if another rank ends with another status than 0.
+        if self.received == signal.SIGTERM and not self.requeued:
+            raise SystemExit(128 + self.received if trainer.is_global_zero else 0)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the signal handlers from before the run."""
+        super().teardown(trainer, pl_module, stage)
+        self._stop_listening()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the signal handler after a failure, and explain a failed collective."""
+        """Restore the signal handlers after a failure, and explain an interruption or a failed collective."""
         super().on_exception(trainer, pl_module, exception)
-        self._restore_handler()
+        self._stop_listening()
+        if isinstance(exception, KeyboardInterrupt):
+            self._explain(trainer, exception)
         if isinstance(exception, DistError) or (isinstance(exception, RuntimeError) and "/gloo/" in str(exception)):
             exception.add_note(
                 f"rank {trainer.global_rank} of {trainer.world_size} waited for another rank, which has ended or did "
@@ -168,9 +206,12 @@ class RunCheckpoint(ModelCheckpoint):
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # The signal reaches the ranks at different times, but they must save the checkpoint together.
-        if trainer.strategy.reduce_boolean_decision(self.out_of_time, all=False):
-            self.out_of_time = True
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        decide = trainer.strategy.reduce_boolean_decision
+        if decide(self.out_of_time, all=False):
+            at_time_limit = decide(self.received == self._time_limit_signal, all=False)
+            self.received = self._time_limit_signal if at_time_limit else signal.SIGTERM
+            if trainer.global_step != self._last_global_step_saved:
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             trainer.should_stop = True
 
     @override
@@ -202,24 +243,39 @@ class RunCheckpoint(ModelCheckpoint):
             require_last(Path(folder))
         return super()._find_last_checkpoints(trainer)
 
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(self._signal, self._previous_handler)
-            self._previous_handler = None
+    def _listen(self, trainer: Trainer) -> None:
+        """Interrupt the run at SIGTERM and at the time limit, in place of Lightning's handlers."""
+        # They would broadcast among the ranks wherever each of them is, save in the middle of a step, and end the
+        # process with status 0.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self._interrupted = None
+        self._previous_handlers = handle(self._interrupt, self._signals)
+
+    def _stop_listening(self) -> None:
+        restore(self._previous_handlers)
+        self._previous_handlers = {}
+
+    @property
+    def _signals(self) -> set[int]:
+        return {signal.SIGTERM, self._time_limit_signal}
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        try:
+            interrupt(number, frame)
+        except Interruption:
+            self._interrupted = number
+            raise
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Nothing is saved here: the signal may arrive in the middle of an optimizer step.
-        self.out_of_time = True
+        if self.received is None or number == self._time_limit_signal:
+            self.received = signal.Signals(number)
 
-
-def _requeue() -> None:
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return
-    try:
-        result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        failure = (result.stderr.strip() or f"exit status {result.returncode}") if result.returncode else None
-    except FileNotFoundError as error:
-        failure = str(error)
-    if failure:
-        rank_zero_warn(f"SLURM job {job} could not be requeued: {failure}")
+    def _explain(self, trainer: Trainer, interruption: KeyboardInterrupt) -> None:
+        """Say how to go on after an interruption that saved nothing, and requeue the job if there is a checkpoint."""
+        number = interruption.signal if isinstance(interruption, Interruption) else signal.SIGINT
+        saved = (Path(self.dirpath or trainer.default_root_dir) / LAST).exists()
+        until = "since the last checkpoint" if saved else "yet, so that it begins at step 0"
+        rank_zero_info(f"{number.name}: stopped; resume with `--ckpt_path last`. Nothing was saved {until}.")
+        if saved and number == self._time_limit_signal and trainer.is_global_zero:
+            requeue()

@@ -103,7 +103,7 @@ def test_time_limit_signal_and_resumed(undisturbed, start, run, small_fit, tmp_p
     wait_for_rows(folder, 3, process)
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    assert process.returncode == 128 + signal.SIGUSR1, output
     assert "resume with `ckpt_path=last`" in output
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert not (folder / "model").exists()

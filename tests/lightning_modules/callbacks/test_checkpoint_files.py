@@ -34,7 +34,7 @@ def saved(folder, step, keep=2, sharded=False, value=None):
         torch.save(content, path)
     write_checksums(path, checksums_of(path, members(path)))
     publish(path, keep)
-    time.sleep(0.002)  # times of change that differ
+    time.sleep(0.01)  # times of change that differ
     return path
 
 
@@ -90,7 +90,7 @@ def test_what_an_interrupted_save_left_is_deleted_and_counts_for_nothing(tmp_pat
 def test_a_checkpoint_that_was_resumed_from_outlasts_a_damaged_one(tmp_path):
     first = saved(tmp_path, 1)
     saved(tmp_path, 2).write_bytes(b"")
-    time.sleep(0.002)
+    time.sleep(0.01)
     make_newest(first)
     saved(tmp_path, 2)
     assert names(tmp_path) == ["last.ckpt", "step-1.ckpt", "step-2.2.ckpt"]
