@@ -5,7 +5,7 @@ from .callbacks.report import RunReport
 from .data.module import RolloutDataModule
 from .data.schemes import DynamicSampling, SamplingScheme
 from .metrics import GradientWeightMetrics
-from .model.layouts import PackedSequences, SequenceLayout, SharedPrompts
+from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
 from .policy_module import PolicyModule
 from .prompts import JSONLines, Parquet, PromptDataset
@@ -21,6 +21,7 @@ __all__ = [
     "LinearDecay",
     "LoRA",
     "PackedSequences",
+    "PaddedSequences",
     "Parquet",
     "PolicyModule",
     "PromptDataset",

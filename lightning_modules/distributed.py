@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,14 @@ def wait_for_ranks(device: torch.device) -> None:
         arrived = torch.ones(1, device=device)
         dist.all_reduce(arrived)
         arrived.item()  # on a GPU the call above returns at once
+
+
+def maxima_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """Return the largest of each value over all ranks, on every rank; every rank must call it."""
+    largest = torch.tensor(values, dtype=torch.float32, device=device)
+    if world_size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return list(largest.tolist())
 
 
 def broadcast_text(text: str, device: torch.device) -> str:

@@ -21,7 +21,7 @@ from lightning_modules.batch import Evaluation, RolloutBatch, current_rollout_me
 from lightning_modules.distributed import gathered_on_rank_zero, loss_scale, rank, summed_over_ranks
 from lightning_modules.loops import align_checkpoint
 from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
-from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.lora import LoRA
 from lightning_modules.model.policy import ModelSource, Policy
 from lightning_modules.model.sharding import full_tensor
@@ -45,7 +45,9 @@ class PolicyModule(LightningModule):
             `LinearDecay` decay until the end of the run.
         max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run; a step is skipped if its
             gradient is not finite.
-        layout: Layout of prompts and completions in the forward pass: `SharedPrompts` or `PackedSequences`.
+        layout: Layout of prompts and completions in the forward pass: `SharedPrompts`, `PaddedSequences` or
+            `PackedSequences`. A layout that is wrong for the model is refused when training starts. When None,
+            `SharedPrompts` where it serves, else `PaddedSequences`.
         lora: LoRA adapters to train while the weights of the model are frozen; the model without them is the reference.
         attn_implementation: Name of the attention implementation in transformers, such as flash_attention_2;
             transformers chooses one when None.
@@ -67,7 +69,7 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_skipped_steps: int = 3,
-        layout: SequenceLayout = SharedPrompts(),
+        layout: SequenceLayout | None = None,
         lora: LoRA | None = None,
         attn_implementation: str | None = None,
     ) -> None:
@@ -250,6 +252,7 @@ class PolicyModule(LightningModule):
     @override
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, and let a decay of the learning rate end with the run."""
+        self.policy.choose_layout()
         if self._decay is not None:
             self._decay.end_with(self.trainer.estimated_stepping_batches - self.warmup_steps)
         if self._random_state is not None:

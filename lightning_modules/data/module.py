@@ -208,9 +208,10 @@ class RolloutDataModule(BufferedDataModule):
 
     @override
     def train_dataloader(self) -> RolloutLoader:
-        """Return the data loader over successive rollouts, after a check of all prompts."""
+        """Return the data loader over successive rollouts, after a check of all prompts and of the layout."""
         self.sampler.tokenizer.check("dataset", self.dataset)
         self._held_out_prompts()
+        self.policy.choose_layout()
         return super().train_dataloader()
 
     @override

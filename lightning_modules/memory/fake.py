@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lightning_modules.memory.live import LiveMemory
+from lightning_modules.model.cache import TokenCache
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.lora import LoRA
+from lightning_modules.model.outputs import logits_only
 from lightning_modules.model.remote_code import remote_code_refused
 
 
@@ -102,15 +104,10 @@ class Unmasked(TorchDispatchMode):
 
 def cached_numbers(description: Description, tokens: int = 16) -> int:
     """Return the number of elements in the keys and values of one token, over all layers."""
-    with traced(description) as (model, _):
-        cache = DynamicCache(config=model.config)
-        model(torch.ones(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return sum(tensor.numel() for tensor in cached_tensors(cache)) // tokens
-
-
-def cached_tensors(cache: DynamicCache) -> list[Tensor]:
-    """Return the keys and values of all layers."""
-    return [tensor for layer in cast(Any, cache.layers) for tensor in (layer.keys, layer.values)]
+    with traced(description) as (model, _), logits_only(model):
+        cache, ones = TokenCache(model), torch.ones(1, tokens, dtype=torch.long)
+        cache.read(ones, ones, torch.arange(tokens).unsqueeze(0), logits_to_keep=1)
+        return sum(tensor.numel() for tensor in cache.keys_and_values()) // tokens
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:

@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_modules.batch import Extent, Sequences
+from lightning_modules.model.cache import TokenCache
 from lightning_modules.model.sharding import blocks, is_sharded
 
 
@@ -62,33 +62,46 @@ class SharedPrompts(SequenceLayout):
 
     @override
     def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
-        cache = DynamicCache(config=model.config)
-        prompt_mask = batch.prompt_mask
-        prompt = model(
-            input_ids=batch.prompt_ids,
-            attention_mask=prompt_mask.long(),
-            position_ids=(prompt_mask.cumsum(dim=-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        cache, prompt_mask = TokenCache(model), batch.prompt_mask
+        positions = (prompt_mask.cumsum(dim=-1) - 1).clamp(min=0)
+        prompt = cache.read(batch.prompt_ids, prompt_mask.long(), positions, logits_to_keep=1)
         # Each token is predicted at the position before it: the first one by the prompt. The last one predicts nothing.
-        first = prompt.logits[batch.prompt_of]
+        first = prompt[batch.prompt_of]
         time = batch.completion_ids.shape[1]
         # All ranks of a sharded model must make the same number of forward calls, so one token is processed there, too.
         read = max(time - 1, int(is_sharded(model)))
         if read == 0:
             return first[batch.completion_mask]
-        cache.batch_select_indices(batch.prompt_of)
+        cache.select(batch.prompt_of)
         mask = torch.cat([prompt_mask[batch.prompt_of], batch.completion_mask[:, :read]], dim=1)
-        completion = model(
-            input_ids=batch.completion_ids[:, :read],
-            attention_mask=mask.long(),
-            position_ids=mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return torch.cat([first, completion.logits], dim=1)[:, :time][batch.completion_mask]
+        positions = mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1
+        completion = cache.read(batch.completion_ids[:, :read], mask.long(), positions)
+        return torch.cat([first, completion], dim=1)[:, :time][batch.completion_mask]
+
+
+class PaddedSequences(SequenceLayout):
+    """Padded sequences: each completion follows its prompt in a row of its own, padded on the right.
+
+    There is neither a cache nor a mask: in a causal model no token depends on the padding after it. So the layout
+    serves every causal model, such as those with recurrent states. A prompt is processed once per completion.
+    """
+
+    @override
+    def size(self, extent: Extent) -> int:
+        return extent.completions * (extent.longest_prompt + extent.longest)
+
+    @override
+    def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
+        prompts, mask = batch.prompt_mask[batch.prompt_of], batch.completion_mask
+        tokens = torch.cat([prompts, mask], dim=1)
+        ids = torch.cat([batch.prompt_ids[batch.prompt_of], batch.completion_ids], dim=1)
+        order = tokens.long().argsort(dim=-1, descending=True, stable=True)  # the padding moves behind the tokens
+        # The last position of the longest possible row predicts nothing.
+        rows = (ids * tokens).gather(-1, order)[:, :-1]
+        logits = model(input_ids=rows, use_cache=False).logits
+        place = prompts.sum(dim=-1, keepdim=True) + mask.cumsum(dim=-1) - 2
+        row = torch.arange(len(mask), device=mask.device).unsqueeze(-1).expand_as(mask)
+        return logits[row[mask], place[mask]]
 
 
 class PackedSequences(SequenceLayout):
@@ -101,14 +114,10 @@ class PackedSequences(SequenceLayout):
     Args:
         recompute: Whether to recompute the activations of each block in the backward pass (activation checkpointing).
             This takes a third more time, and keeps the activations of one block in memory.
-
-    Raises:
-        ValueError: by `last_layer`, if the attention of the model does not separate packed sequences.
     """
 
     def __init__(self, recompute: bool = False) -> None:
         self.recompute = recompute
-        self._checked: WeakSet[nn.Module] = WeakSet()
 
     @override
     def size(self, extent: Extent) -> int:
@@ -116,9 +125,6 @@ class PackedSequences(SequenceLayout):
 
     @override
     def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
-        if model not in self._checked:
-            _check_packing(model, batch.prompt_ids.device)
-            self._checked.add(model)
         prompts, mask = batch.prompt_mask[batch.prompt_of], batch.completion_mask
         # The last token of a completion predicts nothing, so it is left out.
         read = mask & (mask.cumsum(dim=-1) < mask.sum(dim=-1, keepdim=True))
@@ -128,26 +134,10 @@ class PackedSequences(SequenceLayout):
         # Position in the row that predicts each token: after earlier sequences, the prompt, and the tokens before it.
         ends = tokens.sum(dim=-1).cumsum(dim=0) - tokens.sum(dim=-1)
         place = ends.unsqueeze(-1) + prompts.sum(dim=-1, keepdim=True) + mask.cumsum(dim=-1) - 2
+        # With a mask or a cache the sequences would attend to each other.
+        inputs = {"input_ids": ids[tokens].unsqueeze(0), "position_ids": positions[tokens].unsqueeze(0)}
         with _recomputed(model) if self.recompute and torch.is_grad_enabled() else nullcontext():
-            return _packed(model, ids[tokens], positions[tokens])[place[mask]]
-
-
-def _packed(model: PreTrainedModel, token_ids: Tensor, positions: Tensor) -> Tensor:
-    """Return the logits of packed sequences; with a mask or a cache the sequences would attend to each other."""
-    output = model(input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False)
-    return output.logits[0]
-
-
-@torch.no_grad()
-def _check_packing(model: PreTrainedModel, device: torch.device) -> None:
-    ids, positions = torch.tensor([3, 2, 1, 2, 3], device=device), torch.tensor([0, 1, 0, 1, 2], device=device)
-    together = _packed(model, ids, positions)[2:]
-    alone = _packed(model, ids[2:], positions[2:])
-    if (together - alone).abs().max() > 0.02 * alone.abs().max():
-        raise ValueError(
-            f"`layout` is PackedSequences, but {type(model).__name__} with its attention "
-            f"{model.config._attn_implementation!r} lets packed sequences see each other; pass SharedPrompts()."
-        )
+            return model(**inputs, use_cache=False).logits[0, place[mask]]
 
 
 @contextmanager

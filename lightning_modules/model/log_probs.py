@@ -17,6 +17,7 @@ from aggregate_po import PerToken, linear_log_probs_and_entropy
 from aggregate_po.bounds import working_precision
 from lightning_modules.batch import Sequences
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.model.outputs import logits_only
 from lightning_modules.model.sharding import full_tensor
 
 _SOFTCAP = "final_logit_softcapping"  # attribute of a transformers configuration
@@ -41,6 +42,13 @@ def log_probs_and_entropy(
         linear_head: whether logits are the output layer's product with the last hidden states and nothing else; tried
             out by the model's first pass when None.
     """
+    with logits_only(model):
+        return _log_probs_and_entropy(model, batch, layout, linear_head)
+
+
+def _log_probs_and_entropy(
+    model: PreTrainedModel, batch: Sequences, layout: SequenceLayout, linear_head: bool | None
+) -> tuple[PerToken, PerToken]:
     if linear_head is None:
         linear_head = _has_linear_head(model, batch)
     mask, targets = batch.completion_mask, batch.completion_ids[batch.completion_mask]

@@ -20,6 +20,7 @@ from lightning_modules.model.limits import padding_token_required
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA, without_adapters
 from lightning_modules.model.remote_code import remote_code_refused
+from lightning_modules.model.serving import serving_layout
 from lightning_modules.model.sharding import full_weights, is_sharded, shard
 from lightning_modules.model.tensor_parallel import parallelize
 
@@ -48,7 +49,7 @@ class Policy:
 
     Args:
         source: hub id or folder of a Hugging Face causal language model, or a `ModelSource` that builds one.
-        layout: layout of prompts and completions in the forward pass.
+        layout: layout of prompts and completions in the forward pass; chosen by `choose_layout` when None.
         lora: LoRA adapters to train while the weights are frozen; the model without them is then the reference.
         attn_implementation: name of the attention implementation in transformers; chosen by transformers when None.
 
@@ -59,7 +60,7 @@ class Policy:
     def __init__(
         self,
         source: str | ModelSource,
-        layout: SequenceLayout = SharedPrompts(),
+        layout: SequenceLayout | None = None,
         lora: LoRA | None = None,
         attn_implementation: str | None = None,
     ) -> None:
@@ -69,7 +70,9 @@ class Policy:
                 "hub id such as Qwen/Qwen2.5-0.5B."
             )
         self.source = source
-        self.layout = layout
+        self.asked_layout = layout
+        self.layout = SharedPrompts() if layout is None else layout
+        self._layout_chosen = False
         self.lora = lora
         self.attn_implementation = attn_implementation
         self.keeps_reference = False
@@ -169,15 +172,25 @@ class Policy:
             self._shard_model(reference)
             self.reference = reference
 
+    def choose_layout(self) -> None:
+        """Try out the layout asked for, or choose the one that serves the model; every rank must call it.
+
+        Raises:
+            ValueError: the layout asked for, or every one, is wrong by more than rounding; see `serving_layout`.
+        """
+        if not self._layout_chosen:
+            with self._forward_context():
+                self.layout = serving_layout(self.model, self.asked_layout)
+            self._layout_chosen = True
+
     def _path(self) -> str:
         return self.source if isinstance(self.source, str) else self.source.prepare()
 
     def _from_pretrained(self, path: str) -> PreTrainedModel:
-        attention = self.attn_implementation
         with remote_code_refused(self.source):
-            return AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
-            )
+            # A configuration with `output_attentions` can be loaded, but not saved.
+            options = {"attn_implementation": self.attn_implementation, "output_attentions": False}
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **options)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:

@@ -88,6 +88,7 @@ def _job_lines(plan: JobPlan) -> list[str]:
         f"optimizer step: {step:,} completions, at most {step * length:,} tokens",
         f"micro-batch:    {_counted(shape.completions, 'completion')} of at most {length:,} tokens, "
         f"{_counted(shape.prompts, 'prompt')} of {shape.prompt_length:,} ({plan.prompt_length_from})",
+        f"layout:         {plan.layout} ({plan.layout_from})",
     ]
 
 

@@ -23,6 +23,7 @@ from lightning_modules.planning.memory_plan import (
 from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.planning.source import described, longest_prompt
 from lightning_modules.planning.traces import PassShape, model_sizes, optimizer_sizes, pass_sizes, scoring_size
+from lightning_modules.planning.trial import tried_out
 from lightning_modules.policy_module import PolicyModule
 
 _Size = TypeVar("_Size")
@@ -41,6 +42,8 @@ class JobPlan:
         completions: number of completions of a rollout, over all devices.
         updates: optimizer steps that a rollout is divided into.
         prompt_length_from: source of the prompt length, in words.
+        layout: name of the sequence layout.
+        layout_from: source of the layout, in words.
         engine: the rollout engine's part.
         device_memory: bytes of a device, and how they are known.
         unknown: parts that could not be counted, each with the reason.
@@ -54,6 +57,8 @@ class JobPlan:
     completions: int
     updates: int
     prompt_length_from: str
+    layout: str
+    layout_from: str
     engine: EngineMemory
     device_memory: tuple[int, str]
     unknown: tuple[str, ...]
@@ -79,7 +84,7 @@ def job_plan(
         ValueError: the model is not found, the rollout does not divide, or a number is out of its range.
     """
     _require_positive(prompt_length, device_memory)
-    job, origin = _job(module, data, settings, prompt_length)
+    job, origin, tried = _job(module, data, settings, prompt_length)
     module.model = job.description.model()
     sizes = model_sizes(module.model, settings.autocast if job.passing == job.description else None)
     shape, device = job.largest_micro_batch(), settings.device_memory(device_memory)
@@ -97,6 +102,8 @@ def job_plan(
         completions=data.prompts_per_rollout * data.group_size,
         updates=data.updates_per_rollout,
         prompt_length_from=origin,
+        layout=type(job.description.layout).__name__,
+        layout_from=tried,
         engine=engine,
         device_memory=device,
         unknown=tuple(unknown),
@@ -112,15 +119,16 @@ def _require_positive(prompt_length: int | None, device_memory: float | None) ->
 
 def _job(
     module: PolicyModule, data: RolloutDataModule, settings: TrainerSettings, prompt_length: int | None
-) -> tuple[_Job, str]:
-    """Return the job, and the origin of its prompt length in words."""
+) -> tuple[_Job, str, str]:
+    """Return the job, and the origins of its prompt length and of its layout in words."""
     policy = module.policy
-    updates = data.update_plan(policy.layout, settings.accumulate_grad_batches)
-    require_division(data.prompts_per_rollout, data.group_size, settings.sharding.ranks, updates)
     config, tokenizer = described(policy.source)
-    description = Description(config, settings.weights_dtype, policy.lora, policy.layout, settings.forward_context)
+    layout, tried = tried_out(policy, config, data.rollouts.try_policy, settings)
+    updates = data.update_plan(layout, settings.accumulate_grad_batches)
+    require_division(data.prompts_per_rollout, data.group_size, settings.sharding.ranks, updates)
+    description = Description(config, settings.weights_dtype, policy.lora, layout, settings.forward_context)
     longest, origin = longest_prompt(data, tokenizer) if prompt_length is None else (prompt_length, "as given")
-    return _Job(module, data, settings, updates, description, longest), origin
+    return _Job(module, data, settings, updates, description, longest), origin, tried
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def described(source: str | ModelSource) -> tuple[PreTrainedConfig, PreTrainedTo
         return cast(tuple[PreTrainedConfig, PreTrainedTokenizerBase], describe())
     try:
         with remote_code_refused(source):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, output_attentions=False)
     except RemoteCodeError:
         raise
     except (OSError, ValueError) as error:

@@ -85,6 +85,7 @@ class RolloutEngine(ABC):
       `old_log_probs: trainer`.
     - Set `concurrent` to True only if `generate` may run in a thread while the policy is trained, because the engine
       is in another process, with weights of its own. `data.overlap` needs it.
+    - May override `try_policy`, so that `aggregate-po plan` refuses the models that `load_policy` refuses.
     - May override `memory`, so that `aggregate-po plan` counts the memory of the engine.
     - May override `metrics`, which are logged with each rollout and must be the same on all ranks.
     - May override `close` if the engine holds resources. `load_policy` may be called again afterwards.
@@ -104,6 +105,13 @@ class RolloutEngine(ABC):
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
         """Generate completions of prompts that are given as token ids."""
+
+    def try_policy(self, model: PreTrainedModel) -> None:  # noqa: B027, most engines take any model
+        """Try out whether the engine can sample from a model; `aggregate-po plan` calls it with a small copy.
+
+        Raises:
+            ValueError: it cannot.
+        """
 
     def metrics(self) -> dict[str, float]:
         """Return metrics that are logged with each rollout, by name; none by default."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_modules.model.outputs import logits_only
+
 # Maximum difference of a log-probability x between engine and policy that rounding explains, relative to 1 + |x|.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 _TENSOR_FLOAT_TOLERANCE = 0.01
@@ -62,7 +64,8 @@ def policy_log_probs(model: PreTrainedModel, tokens: list[int]) -> tuple[Tensor,
     model.eval()
     try:
         ids = torch.tensor([tokens], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        with logits_only(model):
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
     finally:
         model.train(training)
     log_probs = torch.log_softmax(logits.float(), dim=-1)

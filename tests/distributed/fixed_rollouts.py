@@ -87,7 +87,7 @@ class ExactModels:
     """Loads models in float64; the sharding strategy accepts no such precision."""
 
     @staticmethod
-    def from_pretrained(path, dtype, attn_implementation, trust_remote_code):
+    def from_pretrained(path, dtype, **options):
         """Replace the method of transformers."""
         return exact(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64))
 

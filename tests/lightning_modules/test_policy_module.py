@@ -194,6 +194,8 @@ def test_every_precision_trains(tmp_path, model_folder, precision, computed, sto
 
     class Dtypes(Callback):
         def on_train_start(self, trainer, pl_module):
+            with trainer.precision_plugin.forward_context():  # the model is tried out in float32, too
+                trainer.datamodule.rollouts.load_policy(pl_module.model)
             forward = pl_module.model.model.layers[0].mlp.up_proj.forward
             pl_module.model.model.layers[0].mlp.up_proj.forward = lambda x: noted(forward(x))
 

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from aggregate_po import PolicyBatch, linear_log_probs
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.model import log_probs
-from lightning_modules.model.layouts import PackedSequences, SharedPrompts
+from lightning_modules.model.layouts import PackedSequences, PaddedSequences, SharedPrompts
 
 SIZES = {
     "vocab_size": 50,
@@ -87,7 +87,12 @@ MODELS = {
 }
 
 
-LAYOUTS = {"shared": SharedPrompts(), "packed": PackedSequences(), "recomputed": PackedSequences(recompute=True)}
+LAYOUTS = {
+    "shared": SharedPrompts(),
+    "padded": PaddedSequences(),
+    "packed": PackedSequences(),
+    "recomputed": PackedSequences(recompute=True),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -167,22 +172,10 @@ def test_a_head_that_is_known_is_not_tried_out(said, monkeypatch):
 # Layouts
 
 
-class LeakyQwen2(Qwen2ForCausalLM):
-    """Passes a mask on, with which sequences in one row see each other."""
-
-    def forward(self, input_ids=None, attention_mask=None, **options):
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
-
-
-def test_packing_is_refused_where_sequences_would_see_each_other():
-    model = made(Qwen2Config(**SIZES), LeakyQwen2)
-    with pytest.raises(ValueError, match=r"LeakyQwen2 with its attention 'sdpa' lets packed .* SharedPrompts"):
-        log_probs.log_probs_and_entropy(model, batch_of(), PackedSequences())
-
-
-@pytest.mark.parametrize(("layout", "expected"), [("shared", 2 * 3 + 4 * 3), ("packed", 2 * (3 + 2) + 3 + 0 + 2 + 1)])
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [("shared", 2 * 3 + 4 * 3), ("padded", 4 * (3 + 3)), ("packed", 2 * (3 + 2) + 3 + 0 + 2 + 1)],
+)
 def test_the_model_runs_over_no_more_tokens_than_it_must(layout, expected):
     """Prompts of 3 and 2 tokens, completions of 4, 1, 3 and 2 tokens, of which the last predicts nothing."""
     model, batch, seen = MODELS["tied"](), batch_of(), []

@@ -20,8 +20,17 @@ def prompts(tokenizer):
 
 
 def drawn_by(model, prompts, max_sequences=256, **sampling):
+    return drawn_from(loaded(model, max_sequences), prompts, **sampling)
+
+
+def loaded(model, max_sequences=256):
+    """An engine that has tried the model out."""
     engine = TransformersEngine(max_sequences)
     engine.load_policy(model)
+    return engine
+
+
+def drawn_from(engine, prompts, **sampling):
     defaults = {"max_completion_length": 12, "stop_token_ids": STOPS}
     return engine.generate(prompts, SamplingParameters(**{**defaults, **sampling}))
 
@@ -131,16 +140,18 @@ def batch_sizes_of(model):
 
 @pytest.mark.parametrize("max_sequences", [1, 6, 256])
 def test_no_more_completions_are_drawn_at_a_time_than_allowed(model, prompts, max_sequences):
+    engine = loaded(model, max_sequences)
     sizes = batch_sizes_of(model)
-    drawn_by(model, prompts, max_sequences=max_sequences, samples_per_prompt=2, stop_token_ids=())
+    drawn_from(engine, prompts, samples_per_prompt=2, stop_token_ids=())
     at_once = max(max_sequences // 2, 1)
     assert max(sizes) == min(2 * at_once, 2 * len(prompts))
     assert sizes[0] == min(at_once, len(prompts))  # each prompt is read once, not once per completion
 
 
 def test_completions_that_ended_leave_the_batch(model, prompts):
+    engine = loaded(model)
     sizes = batch_sizes_of(model)
-    drawn = drawn_by(model, prompts, samples_per_prompt=4)
+    drawn = drawn_from(engine, prompts, samples_per_prompt=4)
     lengths = drawn.mask.sum(dim=-1)
     # One pass over the prompts, then one for each token after the first.
     assert sizes == [len(prompts)] + [int((lengths > time).sum()) for time in range(1, int(lengths.max()))]
