@@ -227,6 +227,7 @@ class RolloutDataModule(BufferedDataModule):
 
     def _held_out_prompts(self) -> list[Prompt]:
         if self._held_out is None:
+            self.sampler.fix_lengths(self.dataset, self.validation)
             self._held_out = list(self.sampler.tokenizer.prompts("validation", self.validation or []))
         return self._held_out
 

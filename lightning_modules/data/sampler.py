@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_modules.distributed import broadcast_in_tensor_parallel_group, is_tensor_parallel_leader
 from lightning_modules.model.limits import limits_of
 from lightning_modules.model.policy import Policy
+from lightning_modules.model.rope import depends_on_length, fix_rope
 from lightning_modules.prompts import Example, Prompt, PromptFormat, PromptTokenizer
 from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters
 
@@ -73,6 +74,25 @@ class Sampler:
     def prompt_of(self, example: Example) -> Prompt:
         """Tokenize the prompt of an example."""
         return self.tokenizer(example)
+
+    def fix_lengths(self, *datasets: Sequence[Example] | None) -> None:
+        """Fix positions that would depend on the longest row of a call, as under LongRoPE; see `fix_rope`.
+
+        The longest row of the run is the limit of the engine, or else the longest prompt of the given data sets plus
+        `max_completion_length`; all prompts are tokenized for it.
+        """
+        if depends_on_length(self._policy.model):
+            longest = self._longest_row(datasets)
+            for model in filter(None, (self._policy.model, self._policy.reference)):
+                fix_rope(model, longest)
+
+    def _longest_row(self, datasets: Sequence[Sequence[Example] | None]) -> int:
+        longest = self._engine.max_model_length
+        if longest is None:
+            examples = (dataset[index] for dataset in datasets if dataset is not None for index in range(len(dataset)))
+            prompts = (self.prompt_of(example).token_ids for example in examples)
+            longest = max(map(len, prompts)) + self._max_completion_length
+        return longest
 
     def sample(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int = 1) -> Sampled:
         """Sample completions, or wait for those that a `begin` with the same arguments has started.

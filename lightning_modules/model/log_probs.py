@@ -18,6 +18,7 @@ from aggregate_po.bounds import working_precision
 from lightning_modules.batch import Sequences
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.outputs import logits_only
+from lightning_modules.model.rope import fix_rope
 from lightning_modules.model.sharding import full_tensor
 
 _SOFTCAP = "final_logit_softcapping"  # attribute of a transformers configuration
@@ -42,6 +43,7 @@ def log_probs_and_entropy(
         linear_head: whether logits are the output layer's product with the last hidden states and nothing else; tried
             out by the model's first pass when None.
     """
+    fix_rope(model)  # unless a policy has fixed it for the lengths of a run
     with logits_only(model):
         return _log_probs_and_entropy(model, batch, layout, linear_head)
 

@@ -17,6 +17,7 @@ from lightning_modules.memory import EngineMemory, Entry, SamplingLoad, traced
 from lightning_modules.memory.fake import size_of
 from lightning_modules.model.outputs import logits_only
 from lightning_modules.model.probe import Deviation, Probes
+from lightning_modules.model.rope import fix_rope
 from lightning_modules.model.sharding import gathered
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.decoding import Decoding
@@ -58,6 +59,7 @@ class TransformersEngine(RolloutEngine):
     @override
     @torch.no_grad()
     def try_policy(self, model: PreTrainedModel) -> None:
+        fix_rope(model)
         with gathered(model), logits_only(model):
             self._reading = _serving_reading(model)
 
