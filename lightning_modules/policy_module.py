@@ -25,6 +25,7 @@ from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.lora import LoRA
 from lightning_modules.model.policy import ModelSource, Policy
 from lightning_modules.model.sharding import full_tensor
+from lightning_modules.ratio_check import RatioCheck
 from lightning_modules.schedules import Decay, scheduled
 from lightning_modules.seeding import random_state, restore_random_state
 from lightning_modules.tally import Tally
@@ -94,6 +95,7 @@ class PolicyModule(LightningModule):
         self.strict_loading = lora is None  # checkpoints of adapters have no other weights
         self.weight_metrics = GradientWeightMetrics()
         self._update = UpdateMetrics()
+        self._ratio_check = RatioCheck()
         self._held_out = Tally()  # over the batches of one validation
         self.held_out_metrics: dict[str, float] = {}  # of the last validation
         self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)  # by the penalties, in an update
@@ -137,6 +139,7 @@ class PolicyModule(LightningModule):
         evaluated = self.objective.evaluate(log_probs, batch.policy)
         self.weight_metrics.update(evaluated.weights, log_probs.detach(), batch.policy, evaluated.exponents)
         self._update.update(evaluated.value, entropy, log_probs, batch.policy)
+        self._ratio_check.update(log_probs, batch, batch_idx, self.trainer)
         self._observed += evaluated.observed.double().cpu()
         if batch.closes_update:
             self._log_update()
@@ -195,12 +198,10 @@ class PolicyModule(LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
-        """Reset the tally of held-out completions."""
         self._held_out = Tally()
 
     @override
     def validation_step(self, batch: Evaluation, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of held-out completions to the tally of this rank."""
         self._held_out += batch.tally
 
     @override
@@ -252,7 +253,6 @@ class PolicyModule(LightningModule):
     @override
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, and let a decay of the learning rate end with the run."""
-        self.policy.choose_layout()
         if self._decay is not None:
             self._decay.end_with(self.trainer.estimated_stepping_batches - self.warmup_steps)
         if self._random_state is not None:

@@ -28,6 +28,7 @@ TRAINING_LAYERS = [
     ["tally", "recorded_config", "schedules"],
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],
+    ["ratio_check"],
     ["model"],
     ["memory"],
     ["rollouts", "policy_module"],

@@ -235,19 +235,16 @@ class RolloutDataModule(BufferedDataModule):
     def transfer_batch_to_device(
         self, batch: RolloutBatch | Evaluation, device: torch.device, dataloader_idx: int
     ) -> RolloutBatch | Evaluation:
-        """Move a micro-batch to the device; evaluations stay on the CPU."""
         return batch.to(device) if isinstance(batch, RolloutBatch) else batch
 
     @override
     def teardown(self, stage: str) -> None:
-        """Release the resources of the sampler and the engine."""
         if "sampler" in vars(self):  # made by `setup`, which may have failed
             self.sampler.close()
 
     @override
     def on_exception(self, exception: BaseException) -> None:
-        """Release the resources after a failure too, since Lightning then calls no `teardown`."""
-        self.teardown("exception")
+        self.teardown("exception")  # Lightning calls none after a failure
 
     # Data flow
 
