@@ -6,6 +6,7 @@ from lightning_modules.prompts.json_lines import JSONLines
 from lightning_modules.prompts.limits import SequenceLimits
 from lightning_modules.prompts.order import PromptOrder
 from lightning_modules.prompts.parquet import Parquet
+from lightning_modules.prompts.reasoning_gym import ReasoningGym
 from lightning_modules.prompts.sources import PromptFile, examples_of
 from lightning_modules.prompts.stream import Prompt, PromptStream
 from lightning_modules.prompts.tokenization import PromptTokenizer
@@ -21,6 +22,7 @@ __all__ = [
     "PromptOrder",
     "PromptStream",
     "PromptTokenizer",
+    "ReasoningGym",
     "SequenceLimits",
     "examples_of",
 ]

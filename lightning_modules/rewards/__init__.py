@@ -1,16 +1,9 @@
-"""Verifiable rewards: functions of a completion and its example."""
+"""Verifiable rewards: functions of a completion and its example.
 
-from lightning_modules.rewards.base import Reward
-from lightning_modules.rewards.boxed import boxed_answer, last_boxed
-from lightning_modules.rewards.truncation import TruncationRule, trained_tokens, truncated_rewards
-from lightning_modules.rewards.weighted import WeightedRewards
+`__init__.pyi` lists the public names. Each is imported when it is first used, so that the workers of a `RewardPool`
+load no more than their reward needs.
+"""
 
-__all__ = [
-    "Reward",
-    "TruncationRule",
-    "WeightedRewards",
-    "boxed_answer",
-    "last_boxed",
-    "trained_tokens",
-    "truncated_rewards",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,44 @@
+"""Reward of a right final answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
+from lightning_modules.rewards.mathematics.grading import same_answer
+
+if TYPE_CHECKING:  # a worker of a pool loads no torch for it
+    from lightning_modules.prompts import Example
+
+
+class MathReward:
+    r"""Reward of 1 for a final answer that equals the reference answer, and 0 otherwise.
+
+    Answers are compared as text in one spelling, then as exact numbers, then by `math-verify`. Where the reference is
+    a number, a number is asked for: `\boxed{17 + 1}` is wrong for 18.
+
+    Args:
+        answer_field: Name of the example's field that holds the reference answer, a text or a number.
+        answer_forms: Forms of a final answer to look for, in this order.
+        evaluate: Whether an expression that evaluates to the reference number is right, too.
+
+    Raises:
+        KeyError: an example has no such field.
+    """
+
+    def __init__(
+        self,
+        answer_field: str = "answer",
+        answer_forms: Sequence[AnswerForm] = ("boxed", "answer_tags", "hashes"),
+        evaluate: bool = False,
+    ) -> None:
+        self.answer_field = answer_field
+        self.answer_forms = tuple(answer_forms)
+        self.evaluate = evaluate
+
+    def __call__(self, completion: str, example: Example) -> float:
+        """Return the reward of one completion."""
+        answer = final_answer(completion, self.answer_forms)
+        reference = str(example[self.answer_field])
+        return float(answer is not None and same_answer(answer, reference, self.evaluate))
