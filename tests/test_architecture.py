@@ -33,6 +33,7 @@ TRAINING_LAYERS = [
     ["memory"],
     ["rollouts", "policy_module"],
     ["data"],
+    ["evaluation"],
     ["callbacks"],
     ["__init__"],
     ["cli"],
