@@ -201,20 +201,31 @@ class Evaluation:
     def metrics(self) -> dict[str, PerCompletion]:
         """Metrics of each completion, by the name under which their means are logged."""
         single = {f"rewards/{reward}_{self.name}": values for reward, values in self.single_rewards.items()}
-        return {f"pass@1_{self.name}": self.rewards, **single, f"mean_length_{self.name}": self.lengths.float()}
+        return {f"reward_{self.name}": self.rewards, **single, f"mean_length_{self.name}": self.lengths.float()}
 
     @property
     def tally(self) -> Tally:
-        """Sum of each metric over the completions, and their number."""
+        """Sum of each metric over the completions, and their number; and the number of rewards other than 0 and 1."""
         count = torch.tensor(len(self.completions))
         sums = {name: values.double().sum() for name, values in self.metrics.items()}
-        return Tally.of(**sums, **{_count_name(name): count for name in sums})
+        others = ((self.rewards != 0) & (self.rewards != 1)).sum()
+        counts = {_count_name(name): count for name in sums} | {f"{_count_name(_OTHERS)}{self.name}": others}
+        return Tally.of(**sums, **counts)
 
 
 def evaluation_metrics(tally: Tally) -> dict[str, float]:
-    """Return the mean of each metric, from the sum of the tallies of all evaluations."""
+    """Return the mean of each metric, from the sum of the tallies of all evaluations.
+
+    Where every reward is 0 or 1, their mean is `pass@1_...` too, the rate of right completions.
+    """
     totals = {name: total for name, total in tally.sums.items() if not name.startswith(_count_name(""))}
-    return {name: total / tally.sums[_count_name(name)] for name, total in totals.items()}
+    means = {name: total / tally.sums[_count_name(name)] for name, total in totals.items()}
+    prefix = _count_name(_OTHERS)
+    judged = [name.removeprefix(prefix) for name, count in tally.sums.items() if name.startswith(prefix) and not count]
+    return {f"pass@1_{name}": means[f"reward_{name}"] for name in judged} | means
+
+
+_OTHERS = "rewards other than 0 and 1, "
 
 
 def _count_name(metric: str) -> str:

@@ -15,8 +15,8 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
     restored, so a run trains the same however often it is evaluated.
 
     Returns:
-        The metrics `pass@1_...`, `mean_length_...` and, for several rewards, `rewards/NAME_...`, for each evaluation;
-        empty without held-out prompts.
+        The metrics `reward_...`, `mean_length_...`, for rewards of 0 and 1 `pass@1_...`, and for several rewards
+        `rewards/NAME_...`, for each evaluation; empty without held-out prompts.
     """
     module: Any = trainer.lightning_module
     connector: Any = trainer._logger_connector

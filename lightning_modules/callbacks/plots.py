@@ -34,10 +34,13 @@ def plot_run(metrics: str | Path, path: str | Path) -> None:
     figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
     reward, accuracy, length, entropy, ratio, clipped = panels.flat
     _curve(reward, columns, "reward", "mean reward of training completions", smooth=True)
-    for name, label in (("val/pass@1_sampled", "sampled"), ("val/pass@1_greedy", "greedy")):
-        _points(accuracy, columns, name, label)
-    accuracy.set_ylabel("held-out pass@1")
-    accuracy.set_ylim(0, 1)
+    rewards_only = not any("pass@1" in name for name in columns) and any("val/reward_" in name for name in columns)
+    measure = "reward" if rewards_only else "pass@1"
+    for label in ("sampled", "greedy"):
+        _points(accuracy, columns, f"val/{measure}_{label}", label)
+    accuracy.set_ylabel(f"held-out {measure}")
+    if measure == "pass@1":
+        accuracy.set_ylim(0, 1)
     if accuracy.lines:
         accuracy.legend()
     _curve(length, columns, "completions/mean_length", "completion length (tokens)", smooth=True)

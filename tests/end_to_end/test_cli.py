@@ -92,10 +92,10 @@ def test_an_adapted_model_is_measured_as_it_was_trained(run, small_fit, tmp_path
     assert status == 0, output
     # Another logger gets what the run's own file has, held-out metrics too.
     (logged,) = (tmp_path / "logged").rglob("metrics.csv")
-    elsewhere = {int(row["step"]): row for row in rows(logged) if row["val/pass@1_greedy"]}
+    elsewhere = {int(row["step"]): row for row in rows(logged) if row["val/reward_greedy"]}
     summary = json.loads((folder / "summary.json").read_text())
     for step, name in ((0, "before"), (4, "after")):
-        assert float(elsewhere[step]["val/pass@1_greedy"]) == pytest.approx(summary[name]["pass@1_greedy"])
+        assert float(elsewhere[step]["val/reward_greedy"]) == pytest.approx(summary[name]["reward_greedy"])
     assert sum(bool(row["entropy"]) for row in rows(logged)) == 4
     assert [path.name for path in (folder / "model").glob("*.safetensors")] == [weights]
     summary = json.loads((folder / "summary.json").read_text())

@@ -9,7 +9,8 @@ import torch
 from aggregate_po import PolicyBatch, StepTotals
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule
-from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.batch import Evaluation, RolloutBatch, evaluation_metrics, left_padded
+from lightning_modules.tally import Tally
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11]]
 COMPLETIONS = [[20, 21], [22], [23, 24, 25], [26], [27, 28, 29, 30], [31, 32, 33]]
@@ -183,3 +184,20 @@ def test_what_a_checkpoint_could_only_pickle_is_refused_by_name():
     wider = WiderBatch(**vars(batch.policy), steps=Steps(torch.arange(3.0), inner={1, 2}))
     with pytest.raises(TypeError, match=r"`policy\.steps\.inner` is \{1, 2\}, which a checkpoint cannot hold"):
         batch.replace(policy=wider).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "passed"), [([1.0, 0.0, 0.0, 1.0], True), ([0.0] * 4, True), ([1.0, 0.5, 0.0, 0.5], False)], ids=str
+)
+def test_a_mean_reward_is_a_pass_rate_where_all_rewards_are_verdicts(rewards, passed):
+    """Over all batches of an evaluation, and for each way of generating by itself."""
+    halves = [
+        Evaluation(name, [{}] * 2, ["", ""], torch.tensor(part).double(), torch.tensor([3, 5]))
+        for name, values in (("sampled", rewards), ("greedy", [1.0, 1.0, 0.0, 0.0]))
+        for part in (values[:2], values[2:])
+    ]
+    metrics = evaluation_metrics(sum((half.tally for half in halves), Tally()))
+    mean = sum(rewards) / 4
+    expected = {"reward_sampled": mean, "mean_length_sampled": 4, "reward_greedy": 0.5, "mean_length_greedy": 4}
+    expected |= {"pass@1_greedy": 0.5} | ({"pass@1_sampled": mean} if passed else {})
+    assert metrics == expected

@@ -145,7 +145,7 @@ def test_a_development_run_writes_nothing(model_folder, tmp_path):
 
 
 def held_out(folder):
-    return {int(row["step"]) for row in rows(folder) if row.get("val/pass@1_sampled")}
+    return {int(row["step"]) for row in rows(folder) if row.get("val/reward_sampled")}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_held_out_prompts_are_evaluated_when_it_is_asked_and_stand_in_the_metric
 def test_evaluations_may_be_greedy_only(model_folder, tmp_path):
     fit(model_folder, tmp_path / "run", "--data.evaluations=[greedy]")
     assert {name for name in rows(tmp_path / "run")[0] if name.startswith("val/")} == {
-        "val/pass@1_greedy",
+        "val/reward_greedy",
         "val/mean_length_greedy",
     }
     assert "```text" in (tmp_path / "run" / "samples.md").read_text()

@@ -32,7 +32,7 @@ def test_early_stopping_on_a_training_metric_looks_after_each_rollout(model_fold
 def test_early_stopping_on_a_held_out_metric_looks_after_each_evaluation(model_folder, tmp_path):
     """The first evaluation is the one before training, the second after the third step."""
     schedule = ["--report.evaluate_every_n_steps=3", "--trainer.max_steps=20"]
-    options = [*STOP, monitored("val/pass@1_sampled"), NO_IMPROVEMENT, *schedule]
+    options = [*STOP, monitored("val/reward_sampled"), NO_IMPROVEMENT, *schedule]
     assert fit(model_folder, tmp_path / "run", *options).trainer.global_step == 3
 
 
@@ -42,14 +42,15 @@ def test_early_stopping_keeps_to_min_steps(model_folder, tmp_path):
 
 
 def steps_of(folder):
-    return sorted(torch.load(path, weights_only=False)["global_step"] for path in folder.rglob("*.ckpt"))
+    paths = {path.resolve() for path in folder.rglob("*.ckpt")}  # `last.ckpt` is a link
+    return sorted(torch.load(path, weights_only=False)["global_step"] for path in paths)
 
 
 @pytest.mark.parametrize(
     ("name", "schedule", "steps"),
     [
-        ("val/pass@1_sampled", [f"{CALLBACKS}.every_n_train_steps=2", "--report.evaluate_every_n_steps=2"], [2, 4]),
-        ("val/pass@1_sampled", ["--report.evaluate_every_n_steps=3"], [3, 4]),
+        ("val/reward_sampled", [f"{CALLBACKS}.every_n_train_steps=2", "--report.evaluate_every_n_steps=2"], [2, 4]),
+        ("val/reward_sampled", ["--report.evaluate_every_n_steps=3"], [3, 4]),
         ("reward", [], [2, 4]),
         ("reward", [f"{CALLBACKS}.every_n_train_steps=3"], [3]),
         ("null", [], [2, 4]),
@@ -65,7 +66,7 @@ def test_checkpoints_are_saved_when_their_metric_is_measured(model_folder, tmp_p
 
 
 def test_a_checkpoint_of_the_best_step_resumes_as_the_run_went(model_folder, tmp_path):
-    best = [f"{CALLBACKS}+=ModelCheckpoint", monitored("val/pass@1_sampled"), f"{CALLBACKS}.save_top_k=-1"]
+    best = [f"{CALLBACKS}+=ModelCheckpoint", monitored("val/reward_sampled"), f"{CALLBACKS}.save_top_k=-1"]
     options = [*best, f"{CALLBACKS}.dirpath={tmp_path / 'best'}", "--report.evaluate_every_n_steps=3"]
     fit(model_folder, tmp_path / "run", *options, "--trainer.max_steps=6")
     (third,) = [path for path in (tmp_path / "best").iterdir() if "step=3" in path.name]
@@ -87,22 +88,22 @@ def test_a_monitor_that_does_not_exist_is_an_error_with_the_names_that_do(model_
         fit(model_folder, tmp_path / "run", f"{CALLBACKS}+={callback}", monitored(name))
     assert f"`monitor` of {callback} is '{name}'" in str(stop.value.code)
     assert "reward_std" in str(stop.value.code)
-    assert "val/pass@1_greedy" in str(stop.value.code)
+    assert "val/reward_greedy" in str(stop.value.code)
 
 
 def test_early_stopping_on_a_held_out_metric_that_does_not_exist_is_a_message_too(model_folder, tmp_path):
-    with pytest.raises(SystemExit, match=r"`val/pass@1` which is not available.*val/pass@1_greedy"):
+    with pytest.raises(SystemExit, match=r"`val/pass@1` which is not available.*val/reward_greedy"):
         fit(model_folder, tmp_path / "run", *STOP, monitored("val/pass@1"))
 
 
 def test_a_held_out_monitor_without_held_out_prompts_is_an_error(model_folder, tmp_path):
-    options = [*STOP, monitored("val/pass@1_sampled"), "--data.validation=null"]
-    with pytest.raises(SystemExit, match="`monitor` of EarlyStopping is 'val/pass@1_sampled'"):
+    options = [*STOP, monitored("val/reward_sampled"), "--data.validation=null"]
+    with pytest.raises(SystemExit, match="`monitor` of EarlyStopping is 'val/reward_sampled'"):
         fit(model_folder, tmp_path / "run", *options)
 
 
 def test_a_held_out_metric_may_come_later(model_folder, tmp_path):
-    options = [*STOP, monitored("val/pass@1_sampled"), "--report.evaluate_before_training=false"]
+    options = [*STOP, monitored("val/reward_sampled"), "--report.evaluate_before_training=false"]
     assert fit(model_folder, tmp_path / "run", *options).trainer.global_step == 4
 
 
