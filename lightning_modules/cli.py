@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import transformers
-from lightning import Callback, LightningModule, Trainer
+from jsonargparse import ActionYesNo, Namespace
+from lightning import Callback, Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
@@ -28,6 +29,8 @@ from lightning_modules.interruption import interrupt_from_here
 from lightning_modules.option_help import help_of_import_path
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.recorded_config import require_recordable
+from lightning_modules.resumption import accepted_changes, run_configuration, saved_configuration
+from lightning_modules.run_config import SaveFitConfig, checkpoint_folder, checkpoint_path, newest_config
 from lightning_modules.run_folder import lock_run_folder
 
 _TRAINER_DEFAULTS = {
@@ -89,25 +92,6 @@ class PolicyArgumentParser(LightningArgumentParser):
         super().error(message, ex)
 
 
-class SaveFitConfig(SaveConfigCallback):
-    """Saves the training configuration in the run folder; a later evaluation does not overwrite it."""
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file at the start of `fit` only."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
-
-    @override
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration to the run folder, where `evaluate` looks for it, and send it to the loggers."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(json.loads(self.parser.dump(self.config, skip_none=False, format="json")))
-
-
 class PolicyCLI(LightningCLI):
     """Lightning CLI (`fit`, `validate`, ...) for a `PolicyModule` and a `RolloutDataModule`."""
 
@@ -127,8 +111,17 @@ class PolicyCLI(LightningCLI):
         """Add the options of the report and of the checkpoint, and link the seed and the run folder."""
         parser.add_lightning_class_args(RunReport, "report")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        parser.add_argument(
+            "--resume_with_changes",
+            action=ActionYesNo,
+            nargs="?",
+            default=False,
+            help="Whether a resume with `--ckpt_path` applies a configuration other than that of its checkpoint, such "
+            "as another learning rate, rather than refuse it.",
+        )
+        parser.link_arguments("resume_with_changes", "model.resume_with_changes")
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -148,6 +141,12 @@ class PolicyCLI(LightningCLI):
         """Instantiate all classes; an invalid argument ends the program with its error message, without a traceback."""
         with ended_by_its_message(instantiating=True):
             super().instantiate_classes()
+        said = json.loads(self._parser(self.subcommand).dump(self._config, format="json", skip_none=False))
+        self.model.configuration, self.datamodule.configuration = said["model"], said["data"]
+
+    @property
+    def _config(self) -> Namespace:
+        return self.config[self.subcommand]
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -177,11 +176,11 @@ class PolicyCLI(LightningCLI):
         """Take no arguments from the checkpoint, which Lightning would load for them."""
 
     def before_fit(self) -> None:
-        """Refuse to overwrite another run, and to resume from a checkpoint that is damaged.
+        """Refuse to overwrite another run, and to resume from a checkpoint that is damaged or of another configuration.
 
         Raises:
             SystemExit: the run folder has a completed optimizer step, and `ckpt_path` is not set; or the checkpoint is
-                damaged.
+                refused.
         """
         folder = Path(self.trainer.default_root_dir)
         holds_run = has_steps(folder / "metrics.csv") or (folder / "checkpoints" / "last.ckpt").exists()
@@ -192,7 +191,7 @@ class PolicyCLI(LightningCLI):
             )
         if _is_first_process():
             with ended_by_its_message():
-                self._require_undamaged_checkpoint()
+                self._require_checkpoint()
 
         interrupt_from_here()
 
@@ -206,13 +205,18 @@ class PolicyCLI(LightningCLI):
         if checkpoint.received is not None and not checkpoint.requeued and self.trainer.is_global_zero:
             raise SystemExit(128 + checkpoint.received)
 
-    def _require_undamaged_checkpoint(self) -> None:
+    def _require_checkpoint(self) -> None:
         """Check the checkpoint to resume from before other processes are started and the model is loaded."""
-        path, folder = self._get(self.config, "ckpt_path"), self._get(self.config_init, "checkpoint").dirpath
-        if path == "last":
-            require_last(Path(folder))
-        elif path is not None and "://" not in str(path) and path not in ("best", "hpc"):
-            require_undamaged(Path(path))
+        path = checkpoint_path(self._config)
+        if path is None:
+            return
+        if self._config.ckpt_path == "last":
+            require_last(path.parent)
+        else:
+            require_undamaged(path)
+        if path.exists() and (saved := saved_configuration(path)) is not None:
+            current = run_configuration(self.trainer, self.model, self.datamodule)
+            accepted_changes(saved, current, self._config.resume_with_changes, sharded=path.is_dir())
 
 
 def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = PolicyCLI) -> PolicyCLI:
@@ -260,7 +264,7 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
     for name in ("config.yaml", "model"):
         if not (run_folder / name).exists():
             raise SystemExit(f"error: RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
-    config, model = run_folder / "config.yaml", run_folder / "model"
+    config, model = newest_config(run_folder), run_folder / "model"
     # The exported model includes its adapters. An evaluation samples nothing ahead, and not every engine could.
     model_options = [f"--model.model_name={model}", "--model.lora=null"]
     fixed = [f"--config={config}", *model_options, "--data.overlap=false", "--verbose=false"]
@@ -282,7 +286,3 @@ def _seed(seed_everything: int | bool | None) -> int:
             "run can be repeated."
         )
     return int(seed_everything or 0)
-
-
-def _checkpoint_folder(root: str | None) -> str:
-    return str(Path(root or ".") / "checkpoints")

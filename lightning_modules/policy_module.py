@@ -12,20 +12,22 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import Parameter
 from typing_extensions import override
 
 from aggregate_po import PolicyObjective
 from aggregate_po.arguments import require_positive
 from lightning_modules.batch import Evaluation, RolloutBatch, current_rollout_metrics, evaluation_metrics
+from lightning_modules.configuration import described_arguments
 from lightning_modules.distributed import gathered_on_rank_zero, loss_scale, rank, summed_over_ranks
 from lightning_modules.loops import align_checkpoint
 from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
 from lightning_modules.model.layouts import SequenceLayout
-from lightning_modules.model.lora import LoRA
+from lightning_modules.model.lora import LoRA, form_of, require_same_form
 from lightning_modules.model.policy import ModelSource, Policy
 from lightning_modules.model.sharding import full_tensor
+from lightning_modules.optimizer import new_optimizer
 from lightning_modules.ratio_check import RatioCheck
+from lightning_modules.resumption import Resumption
 from lightning_modules.schedules import Decay, scheduled
 from lightning_modules.seeding import random_state, restore_random_state
 from lightning_modules.tally import Tally
@@ -52,6 +54,8 @@ class PolicyModule(LightningModule):
         lora: LoRA adapters to train while the weights of the model are frozen; the model without them is the reference.
         attn_implementation: Name of the attention implementation in transformers, such as flash_attention_2;
             transformers chooses one when None.
+        resume_with_changes: Whether a resume applies a configuration that is not the one of its checkpoint; otherwise
+            it is refused, and the error names each difference.
 
     Raises:
         TypeError: `objective` is not a `PolicyObjective`.
@@ -73,8 +77,10 @@ class PolicyModule(LightningModule):
         layout: SequenceLayout | None = None,
         lora: LoRA | None = None,
         attn_implementation: str | None = None,
+        resume_with_changes: bool = False,
     ) -> None:
         super().__init__()
+        self.configuration = described_arguments(locals())
         if not isinstance(objective, PolicyObjective):
             raise TypeError(
                 f"`objective` is {objective!r}; pass a PolicyObjective, such as aggregate_po.recipes.gmpo()."
@@ -92,6 +98,7 @@ class PolicyModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.max_skipped_steps = max_skipped_steps
+        self._resumption = Resumption(resume_with_changes)
         self.strict_loading = lora is None  # checkpoints of adapters have no other weights
         self.weight_metrics = GradientWeightMetrics()
         self._update = UpdateMetrics()
@@ -187,12 +194,12 @@ class PolicyModule(LightningModule):
         optimizer = self.new_optimizer()
         schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         self._decay = schedule if isinstance(schedule, Decay) else None
-        return {"optimizer": optimizer, "lr_scheduler": scheduled(optimizer, self.warmup_steps, schedule)}
+        return self._resumption.noted(optimizer, scheduled(optimizer, self.warmup_steps, schedule))
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW or the given optimizer."""
         adamw = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return _optimizer(list(self.parameters()), self.optimizer or adamw, self.policy.source)
+        return new_optimizer(list(self.parameters()), self.optimizer or adamw, self.policy.source)
 
     # Evaluation
 
@@ -219,8 +226,9 @@ class PolicyModule(LightningModule):
         if self.policy.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["configuration"] = self._resumption.configuration(self.trainer)
         checkpoint["policy_module"] = {
-            "lora": self._adapter_form,
+            "lora": form_of(self.policy.lora),
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "objective": self.objective.state_dict(),
@@ -232,51 +240,28 @@ class PolicyModule(LightningModule):
         """Restore the state of the module; the random state follows in `on_train_start`, because set-up uses it.
 
         Raises:
-            ValueError: the checkpoint was saved with other adapters, or with none.
+            ValueError: the checkpoint was saved with other adapters, with none, or with another configuration.
         """
         state = checkpoint["policy_module"]
-        if state["lora"] != self._adapter_form:
-            raise ValueError(
-                f"`lora` is {self.policy.lora}, but the checkpoint was made with {state['lora']}; pass that."
-            )
+        require_same_form(self.policy.lora, state["lora"])
+        self._resumption.prepare(checkpoint, self.trainer)
         self._skipped_steps = state["skipped_steps"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
-        self.objective.load_state_dict(state["objective"])
+        if not self._resumption.changes_objective:
+            self.objective.load_state_dict(state["objective"])
         # With more ranks than before, the additional ranks keep their current random state.
         self._random_state = dict(enumerate(state["rng"])).get(rank())
         align_checkpoint(checkpoint, self.trainer)
-
-    @property
-    def _adapter_form(self) -> dict[str, Any] | None:
-        return None if self.policy.lora is None else self.policy.lora.form
 
     @override
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, and let a decay of the learning rate end with the run."""
         if self._decay is not None:
             self._decay.end_with(self.trainer.estimated_stepping_batches - self.warmup_steps)
+        self._resumption.put_in_force(self.trainer)
         if self._random_state is not None:
             restore_random_state(self._random_state)
             self._random_state = None
-
-
-def _optimizer(
-    parameters: list[Parameter], make: OptimizerCallable, source: str | ModelSource
-) -> torch.optim.Optimizer:
-    """Make an optimizer of all parameters, without state of frozen ones.
-
-    It includes frozen parameters because Lightning, when it loads a sharded checkpoint, assumes that the optimizer
-    holds all parameters of the model.
-
-    Raises:
-        ValueError: all parameters are frozen.
-    """
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError(f"`model_name` {source!r} has only frozen weights, as an adapter has; merge it first.")
-    optimizer = make(parameters)
-    for parameter in [parameter for parameter in optimizer.state if not parameter.requires_grad]:
-        del optimizer.state[parameter]  # some optimizers create state in `__init__`
-    return optimizer
 
 
 def _log_held_out(module: PolicyModule) -> None:

@@ -24,8 +24,8 @@ CORE_LAYERS = [
 # Each may import those before it, and those beside it where that makes no circle.
 TRAINING_LAYERS = [
     ["distributed", "seeding", "progress", "run_folder", "interruption", "validation", "option_help", "loops"],
-    ["atomic", "errors"],
-    ["tally", "recorded_config", "schedules"],
+    ["atomic", "configuration", "errors", "optimizer"],
+    ["tally", "resumption", "recorded_config", "schedules"],
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],
     ["ratio_check"],
@@ -36,6 +36,7 @@ TRAINING_LAYERS = [
     ["evaluation"],
     ["callbacks"],
     ["__init__"],
+    ["run_config"],
     ["cli"],
     ["planning"],
     ["__main__"],

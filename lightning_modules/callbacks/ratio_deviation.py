@@ -40,6 +40,7 @@ class RatioDeviationStop(Callback):
         if not 0 < bound < math.inf:
             raise ValueError(f"`bound` is {bound}; pass a positive mean of |r - 1|.")
         self.bound = bound
+        self.configuration = {"bound": bound}
         self.dropped_updates = 0
 
     @override

@@ -13,6 +13,7 @@ from typing_extensions import override
 from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.batch import Evaluation, RolloutBatch
+from lightning_modules.configuration import described_arguments
 from lightning_modules.data.advantages import advantages
 from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, required_policy
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
@@ -120,6 +121,7 @@ class RolloutDataModule(BufferedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.configuration = described_arguments(locals())
         require_at_least(
             1,
             prompts_per_rollout=prompts_per_rollout,

@@ -140,3 +140,18 @@ def _is_adapted(layer: torch.nn.Module) -> bool:
     from peft.tuners.lora import LoraLayer
 
     return isinstance(layer, LoraLayer)
+
+
+def form_of(lora: LoRA | None) -> dict[str, Any] | None:
+    """Return the arguments that fix the shapes and the scale of adapters; None without adapters."""
+    return None if lora is None else lora.form
+
+
+def require_same_form(lora: LoRA | None, saved: dict[str, Any] | None) -> None:
+    """Check that the adapters have the shapes of those of a checkpoint.
+
+    Raises:
+        ValueError: the shapes are others, or only one of the two has adapters.
+    """
+    if saved != form_of(lora):
+        raise ValueError(f"`lora` is {lora}, but the checkpoint was made with {saved}; pass that.")

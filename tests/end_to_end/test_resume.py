@@ -133,3 +133,26 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(run, small_fi
     status, output = run([*arguments, f"--ckpt_path={checkpoints / 'step-3.ckpt'}"])
     assert status == 0, output
     assert [int(row["step"]) for row in metrics(folder)] == list(range(5))
+
+
+def test_a_changed_configuration_is_refused_or_applied(run, small_fit, tmp_path):
+    """With the options' names and without a traceback; what is applied is in force, and the first file is kept."""
+    folder = tmp_path / "changed"
+    arguments = [*small_fit, f"--trainer.default_root_dir={folder}", "--model.warmup_steps=0"]
+    status, output = run([*arguments, "--trainer.max_steps=3"])
+    assert status == 0, output
+    first = (folder / "config.yaml").read_text()
+    changed = [*arguments, "--trainer.max_steps=4", "--model.learning_rate=1e-5", "--model.objective.log_clip=0.3"]
+    status, output = run([*changed, "--ckpt_path=last"])
+    assert status == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "`model.learning_rate` was 0.001 and is 1e-05" in line
+    assert "`model.objective.log_clip` was 0.4 and is 0.3" in line
+    assert "`--resume_with_changes`" in line
+    assert "Traceback" not in output
+    status, output = run([*changed, "--ckpt_path=last", "--resume_with_changes"])
+    assert status == 0, output
+    rates = [float(row["learning_rate"]) for row in metrics(folder)[1:]]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-5])
+    assert (folder / "config.yaml").read_text() == first
+    assert "learning_rate: 1.0e-05" in (folder / "config-from-step-3.yaml").read_text()
