@@ -89,7 +89,8 @@ class Record(Callback):
 def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapters=False):
     """Train into `folder`, from the checkpoint in the folder `resume` if there is one."""
     lora = LoRA(4) if adapters else None
-    module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4, lora=lora)
+    # The engine and the reward of a tensor-parallel group are others by name, which a resume would refuse.
+    module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4, lora=lora, resume_with_changes=True)
     data = RolloutDataModule(
         [{"prompt": f"{number} + {number}"} for number in range(16)],
         reward_on_leader if strategy in fixed_rollouts.TENSOR_PARALLEL else text_reward,
