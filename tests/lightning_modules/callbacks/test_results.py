@@ -18,7 +18,8 @@ from tests.lightning_modules.training import fitted, small_data, text_reward
 def fit(tmp_path, model_folder):
     def fit(max_steps=2, ckpt_path="last", reward=text_reward, folder="run"):
         data = small_data(validation=AdditionProblems(3, held_out=True), reward=reward)
-        module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3, warmup_steps=0)
+        # A reward that fails is another one than that of the resume.
+        module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3, warmup_steps=0, resume_with_changes=True)
         folder = tmp_path / folder
         callbacks = [RunReport(0), RunCheckpoint(str(folder / "checkpoints"))]
         options = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()], "callbacks": callbacks}

@@ -74,7 +74,8 @@ class Trail(Callback):
 def fit(tmp_path, model_folder):
     def fit(accumulate=2, updates=2, max_steps=STEPS, callbacks=(), data=None, **options):
         data = data or small_data(updates_per_rollout=updates)
-        module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3, warmup_steps=3)
+        # A reward that fails is another one than that of the resume.
+        module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3, warmup_steps=3, resume_with_changes=True)
         trail = Trail()
         run = fitted(
             tmp_path,

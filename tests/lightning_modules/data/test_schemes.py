@@ -238,7 +238,8 @@ class StopInRound(RecordingEngine):
 def test_a_run_that_stops_between_two_rounds_resumes_exactly(tmp_path, model_folder, accumulate):
     def run(folder, engine, ckpt_path=None):
         checkpoint = RunCheckpoint(str(folder / "checkpoints"), every_n_train_steps=1)
-        module = PolicyModule(model_folder, grpo(), learning_rate=1e-2, warmup_steps=0)
+        # The engine that stops is another one than that of the resume.
+        module = PolicyModule(model_folder, grpo(), learning_rate=1e-2, warmup_steps=0, resume_with_changes=True)
         options = {"callbacks": [checkpoint], "enable_checkpointing": True, "accumulate_grad_batches": accumulate}
         data = dynamic_data(engine)
         return fitted(folder, model_folder, data=data, module=module, max_steps=8, ckpt_path=ckpt_path, **options)
