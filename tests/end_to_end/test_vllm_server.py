@@ -508,5 +508,6 @@ def test_when_all_servers_are_dead_the_run_ends_and_can_be_resumed(servers, weig
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=False)["global_step"] == 2
     data = data_of(TransformersEngine(), prompts_per_rollout=16, group_size=8, max_completion_length=200)
-    run = fitted(tmp_path, folders[True], data=data, ckpt_path=str(last), **options)
+    module = PolicyModule(folders[True], gmpo(), learning_rate=1e-3, resume_with_changes=True)  # another engine
+    run = fitted(tmp_path, folders[True], data=data, module=module, ckpt_path=str(last), **options)
     assert run.trainer.global_step == 4
