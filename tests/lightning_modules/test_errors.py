@@ -45,7 +45,7 @@ def test_an_error_of_the_users_own_reward_keeps_its_traceback(model_folder, tmp_
 
 
 def test_a_reward_that_is_no_number_is_a_message(model_folder, tmp_path):
-    with pytest.raises(SystemExit, match="must return a finite number"):
+    with pytest.raises(SystemExit, match="return one finite number"):
         fit(model_folder, tmp_path / "run", "--data.reward=tests.lightning_modules.test_errors.endless")
 
 
@@ -57,7 +57,7 @@ def test_a_run_that_failed_before_its_first_step_does_not_block_its_folder(model
     folder = tmp_path / "run"
     with pytest.raises(SystemExit, match="`prompts_per_rollout` is 5"):
         fit(model_folder, folder, "--data.prompts_per_rollout=5")
-    with pytest.raises(SystemExit, match="must return a finite number"):  # after the metrics were opened
+    with pytest.raises(SystemExit, match="return one finite number"):  # after the metrics were opened
         fit(
             model_folder,
             folder,
@@ -85,7 +85,7 @@ def test_a_run_that_was_stopped_after_its_evaluation_does_not_block_its_folder(m
     [
         (["--data.prompts_per_rollout=6"], "`prompts_per_rollout` is 6"),
         (["--model.model_name=missing"], "cached files"),
-        (["--data.reward=tests.lightning_modules.test_errors.endless"], "must return a finite number"),
+        (["--data.reward=tests.lightning_modules.test_errors.endless"], "return one finite number"),
     ],
 )
 def test_an_error_in_two_processes_is_one_message(model_folder, tmp_path, options, message):
