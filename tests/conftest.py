@@ -1,5 +1,6 @@
 """Hypothesis profiles (`pytest --hypothesis-profile thorough` for the long run), markers, and a model for runs."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ MARKERS = {"distributed": ["distributed", "slow"], "end_to_end": ["slow"], "pari
 settings.register_profile("default", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)
 settings.load_profile("default")
+
+
+# A job in the background of a shell ignores SIGINT, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

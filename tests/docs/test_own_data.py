@@ -63,7 +63,7 @@ def test_the_commands_run_one_after_another(prepared, monkeypatch, capsys):
         ran.append(arguments[0])
         output = capsys.readouterr().out
         if arguments[0] in ("validate", "evaluate"):
-            assert "pass@1_greedy" in output
+            assert "reward_greedy" in output
         if arguments[0] == "plan":
             assert "peak:" in output
     assert ran == ["plan", "validate", "fit", "fit", "fit", "evaluate", "fit", "fit", "evaluate"]

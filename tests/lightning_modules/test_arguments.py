@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 import lightning_modules
 from aggregate_po.recipes import gmpo
@@ -18,11 +19,13 @@ REQUIRED = {
     "reward": boxed_answer,
     "urls": ["http://localhost:8000"],
     "weights": None,
+    "optimizer": torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))]),
 }
 # Made by the library from arguments that were checked, or from what was computed.
 RECORDS = (
     *("Sequences", "RolloutBatch", "EvaluationLoader", "Groups", "GroupSampler", "PreparedRollout", "Rollout"),
     *("Sampled", "Sharding", "SamplingParameters", "ServerClient", "Fleet", "Completion", "Tally"),
+    *("Estimate", "Tolerance", "Deviation", "Verdict", "WorkerProcess"),
 )
 ARGUMENTS = numeric_arguments(lightning_modules, REQUIRED, RECORDS)
 

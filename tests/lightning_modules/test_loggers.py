@@ -31,5 +31,5 @@ def test_tensorboard_has_the_hyperparameters_and_the_metrics(model_folder, tmp_p
     assert yaml.safe_load(path.read_text())["model"]["learning_rate"] == 1e-3
     events = accumulator.EventAccumulator(str(path.parent))
     events.Reload()
-    assert [event.step for event in events.Scalars("val/pass@1_greedy")] == [0, 2]
+    assert [event.step for event in events.Scalars("val/reward_greedy")] == [0, 2]
     assert len(events.Scalars("reward")) == 2

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -79,7 +81,13 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_process(tmp_path, hol
     try:
         first.kill()
         first.wait()
-        lock_run_folder(tmp_path / "run")
+        for _ in range(500):  # the child may not have run yet since it was forked
+            with suppress(ValueError):
+                lock_run_folder(tmp_path / "run")
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail("the child keeps the lock")
     finally:
         os.kill(int(child), signal.SIGKILL)
 

@@ -192,15 +192,7 @@ def test_threads_take_turns(pool):
     assert results == {number: [number] * 20 for number in range(1, 6)}
 
 
-@pytest.fixture
-def interrupts():
-    """SIGINT raises KeyboardInterrupt, also where the tests run in the background, which ignores the signal."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-def test_an_interrupted_call_leaves_nothing_to_the_next(interrupts):
+def test_an_interrupted_call_leaves_nothing_to_the_next():
     with RewardPool(hostile.reward, limit=60) as pool:
         scored(pool, ["a", "b"])
         timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
