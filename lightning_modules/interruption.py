@@ -36,6 +36,7 @@ class Interruption(KeyboardInterrupt):
 
 def listen() -> None:
     """End this process at once, with a sentence, when a signal asks for it."""
+    _raised.clear()  # of an earlier command in this process
     _listening.extend(handle(_end_at_once, _LISTENED))
 
 
