@@ -30,6 +30,21 @@ class PromptDataset(Sequence[Example], ABC):
         return numbered(index, len(self))
 
 
+class StoredPrompts(PromptDataset):
+    """Examples that are held in memory.
+
+    Subclass requirement: the constructor sets `_examples`.
+    """
+
+    _examples: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
+        return self._examples[index]
+
+
 def numbered(index: int, size: int) -> str:
     """Return the number of a prompt in words, for error messages."""
     return f"prompt {index} (of 0 to {size - 1})"

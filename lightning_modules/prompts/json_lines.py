@@ -7,14 +7,14 @@ import re
 
 from typing_extensions import override
 
-from lightning_modules.prompts.base import Example, PromptDataset, has_surrogate, require_prompt, short, texts_in
+from lightning_modules.prompts.base import Example, StoredPrompts, has_surrogate, require_prompt, short, texts_in
 from lightning_modules.prompts.text_files import lines, require_file
 
 _DEEPEST = 100  # levels of nested lists and mappings in a line; a parser that recurses may not survive many more
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class JSONLines(PromptDataset):
+class JSONLines(StoredPrompts):
     """Examples from a JSON Lines file, with one JSON object per line.
 
     The file may be compressed by gzip, bzip2 or xz, and may be encoded in UTF-8, or in UTF-16 with a byte-order mark.
@@ -32,16 +32,11 @@ class JSONLines(PromptDataset):
         require_file("path", path)
         self._path = path
         self._numbers: list[int] = []
-        self._examples: list[Example] = []
+        examples: list[Example] = []
         for number, line in lines(path):
             self._numbers.append(number)
-            self._examples.append(_parsed(line, f"{path}, line {number}", prompt))
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
-        return self._examples[index]
+            examples.append(_parsed(line, f"{path}, line {number}", prompt))
+        self._examples = examples
 
     @override
     def location(self, index: int) -> str:

@@ -6,14 +6,14 @@ from importlib.util import find_spec
 
 from typing_extensions import override
 
-from lightning_modules.prompts.base import Example, PromptDataset
+from lightning_modules.prompts.base import Example, StoredPrompts
 from lightning_modules.prompts.json_lines import example_of
 from lightning_modules.prompts.text_files import require_file
 
 MAGIC = b"PAR1"
 
 
-class Parquet(PromptDataset):
+class Parquet(StoredPrompts):
     """Examples from a Parquet file, with one example per row.
 
     Args:
@@ -38,12 +38,6 @@ class Parquet(PromptDataset):
             example_of(row, self.location(index), "lightning_modules.Parquet", prompt)
             for index, row in enumerate(_rows(path))
         ]
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
-        return self._examples[index]
 
     @override
     def location(self, index: int) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_modules.prompts.base import Example, PromptDataset, numbered
+from lightning_modules.prompts.base import StoredPrompts, numbered
 
 _INSTRUCTION = "Write your final answer between <answer> and </answer>."
 
 
-class ReasoningGym(PromptDataset):
+class ReasoningGym(StoredPrompts):
     """Problems of one task of reasoning-gym, made on the spot from a seed; nothing is downloaded.
 
     An example has the fields "prompt", "question", "answer" and "metadata". `ReasoningGymReward` scores completions by
@@ -44,20 +44,9 @@ class ReasoningGym(PromptDataset):
             raise ValueError(f"`size` is {size}; pass 1 or more.")
         self.task = task
         self.seed = seed
-        self._entries = _problems(task, size, seed, dict(settings or {}))
-        self._instruction = instruction
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
-        if isinstance(index, slice):
-            return [self._example(entry) for entry in self._entries[index]]
-        return self._example(self._entries[index])
-
-    def _example(self, entry: Mapping[str, Any]) -> Example:
-        parts = [entry["question"], self._instruction] if self._instruction else [entry["question"]]
-        return {"prompt": "\n".join(parts), **entry}
+        ending = f"\n{instruction}" if instruction else ""
+        entries = _problems(task, size, seed, dict(settings or {}))
+        self._examples = [{"prompt": f"{entry['question']}{ending}", **entry} for entry in entries]
 
     @override
     def location(self, index: int) -> str:

@@ -16,7 +16,7 @@ from lightning_modules.rollouts.servers import client as client_module
 from lightning_modules.rollouts.servers.client import ServerFailure
 from lightning_modules.rollouts.servers.requests import parsed_completions, parsed_scores
 from lightning_modules.rollouts.weight_check import policy_log_probs, probe_tokens
-from tests.lightning_modules.rollouts.servers.fake_server import STOP, TOKEN, FakeServer, completion_of
+from tests.lightning_modules.rollouts.servers.fake_server import STOP, TOKEN, completion_of
 from tests.lightning_modules.training import fitted, small_data
 
 VOCABULARY = 271
@@ -34,19 +34,6 @@ SINGLE = SamplingParameters(max_completion_length=5, stop_token_ids=(STOP,))
 @pytest.fixture(autouse=True)
 def token(monkeypatch):
     monkeypatch.setenv("AGGREGATE_PO_TOKEN", TOKEN)
-
-
-@pytest.fixture
-def started(model):
-    servers = []
-
-    def start(*scripts):
-        servers.extend(FakeServer(model.config, script) for script in scripts)
-        return servers[-len(scripts) :]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 def engine_of(servers, folder, **options):

@@ -20,7 +20,6 @@ from lightning_modules.rollouts.weight_check import policy_log_probs, probe_toke
 from tests.lightning_modules.rollouts.servers.fake_server import (
     STOP,
     TOKEN,
-    FakeServer,
     breaks_off,
     never_answers,
     sampled_tokens,
@@ -37,20 +36,6 @@ SAMPLING = SamplingParameters(max_completion_length=5, stop_token_ids=(STOP,), s
 @pytest.fixture(autouse=True)
 def token(monkeypatch):
     monkeypatch.setenv("AGGREGATE_PO_TOKEN", TOKEN)
-
-
-@pytest.fixture
-def started(model):
-    """Start servers with the given scripts; they end with the test."""
-    servers = []
-
-    def start(*scripts):
-        servers.extend(FakeServer(model.config, script) for script in scripts)
-        return servers[-len(scripts) :]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 @pytest.fixture
