@@ -28,6 +28,9 @@ class SamplingParameters:
         temperature: divides the logits; 0 takes the most likely token.
         seed: random seed; the same seed, prompts and policy give the same completions.
         samples_per_prompt: completions of each prompt.
+        top_p: each token is sampled from the nucleus, the fewest most likely tokens whose probabilities, temperature
+            applied, add up to this or more; 1.0 for all tokens. Training samples with 1.0: log-probabilities of a
+            nucleus are not those of the policy.
     """
 
     max_completion_length: int
@@ -35,6 +38,7 @@ class SamplingParameters:
     temperature: float = 1.0
     seed: int = 0
     samples_per_prompt: int = 1
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,9 @@ class RolloutEngine(ABC):
     - Implement `generate`. Return `samples_per_prompt` completions of each prompt, next to each other, in the order of
       the prompts, on the CPU. The stop token belongs to its completion. The same prompts, seed and policy should give
       the same completions. `temperature` 0 is greedy decoding.
-    - Return log-probabilities of the distribution that was sampled from, temperature applied. That rules out top-k and
-      top-p, unless they are part of these log-probabilities. NaN where there is none; training then needs
-      `old_log_probs: trainer`.
+    - Return log-probabilities of the distribution that was sampled from, temperature applied. That rules out top-k.
+      NaN where there is none; training then needs `old_log_probs: trainer`. `top_p` is below 1 in an evaluation only,
+      which ignores the log-probabilities.
     - Set `concurrent` to True only if `generate` may run in a thread while the policy is trained, because the engine
       is in another process, with weights of its own. `data.overlap` needs it.
     - May override `try_policy`, so that `aggregate-po plan` refuses the models that `load_policy` refuses.

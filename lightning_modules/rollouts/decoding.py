@@ -68,6 +68,8 @@ class Decoding:
         """Sample the next token of each completion that still runs; return those that do not end it."""
         greedy = self.sampling.temperature == 0
         log_probs = torch.log_softmax(self.logits if greedy else self.logits / self.sampling.temperature, dim=-1)
+        if not greedy and self.sampling.top_p < 1:
+            log_probs = nucleus(log_probs, self.sampling.top_p)
         if greedy:
             tokens = log_probs.argmax(dim=-1)
         else:
@@ -103,3 +105,19 @@ class Decoding:
             log_probs=self.log_probs[:, :width].cpu(),
             finished=self.finished.cpu(),
         )
+
+
+def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """Return the distribution over the fewest most likely tokens whose probabilities add up to `top_p` or more.
+
+    Args:
+        log_probs: log-probabilities; shape `batch token`; nats.
+        top_p: probability of the nucleus; the most likely token always belongs to it.
+
+    Reference: nucleus sampling, arXiv:1904.09751.
+    """
+    descending, order = log_probs.exp().sort(dim=-1, descending=True, stable=True)
+    before = descending.cumsum(dim=-1) - descending
+    dropped = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    dropped.scatter_(-1, order[:, :1], False)
+    return torch.log_softmax(log_probs.masked_fill(dropped, -torch.inf), dim=-1)

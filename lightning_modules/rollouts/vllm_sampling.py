@@ -34,8 +34,8 @@ def vllm_sampling(sampling: SamplingParameters, seed: int) -> dict[str, Any]:
         "stop_token_ids": list(sampling.stop_token_ids),
         "ignore_eos": True,  # only `stop_token_ids` end a completion, not those of the model's configuration
         "logprobs": 0,
+        "top_p": 1.0 if greedy else sampling.top_p,
         # Explicit, because a server may load other defaults from the folder of its model.
-        "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,

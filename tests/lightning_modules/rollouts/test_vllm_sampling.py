@@ -5,7 +5,7 @@ import pytest
 from lightning_modules.rollouts import SamplingParameters
 from lightning_modules.rollouts.vllm_sampling import copies, require_temperature, vllm_sampling
 
-SAMPLING = SamplingParameters(max_completion_length=5, stop_token_ids=(7, 9), temperature=0.5, samples_per_prompt=3)
+SAMPLING = SamplingParameters(5, (7, 9), temperature=0.5, samples_per_prompt=3, top_p=0.9)
 
 
 def test_everything_that_changes_a_distribution_is_said():
@@ -17,7 +17,7 @@ def test_everything_that_changes_a_distribution_is_said():
         "stop_token_ids": [7, 9],
         "ignore_eos": True,
         "logprobs": 0,
-        "top_p": 1.0,
+        "top_p": 0.9,
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
@@ -28,9 +28,9 @@ def test_everything_that_changes_a_distribution_is_said():
 
 
 def test_the_most_likely_completion_is_asked_for_once():
-    greedy = SamplingParameters(5, (7,), temperature=0.0, samples_per_prompt=3)
+    greedy = SamplingParameters(5, (7,), temperature=0.0, samples_per_prompt=3, top_p=0.9)
     asked = vllm_sampling(greedy, 4)
-    assert (asked["n"], asked["temperature"], asked["seed"]) == (1, 0.0, None)
+    assert (asked["n"], asked["temperature"], asked["seed"], asked["top_p"]) == (1, 0.0, None, 1.0)
     assert copies(greedy) == 3
 
 
@@ -44,7 +44,7 @@ def test_a_temperature_that_vllm_would_raise_is_refused():
 def test_vllm_takes_these_parameters_as_they_are():
     vllm = pytest.importorskip("vllm")
     for temperature in (1.0, 0.01, 0.0):
-        asked = vllm_sampling(SamplingParameters(5, (7,), temperature=temperature), 4)
+        asked = vllm_sampling(SamplingParameters(5, (7,), temperature=temperature, top_p=0.95), 4)
         taken = vllm.SamplingParams(**asked)
         assert {name: getattr(taken, name) for name in asked} == asked
     assert vllm.SamplingParams(temperature=0.009).temperature == 0.01

@@ -1,0 +1,75 @@
+"""The nucleus of a distribution, by hand and by its definition, and sampling from it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_modules.rollouts import SamplingParameters, TransformersEngine
+from lightning_modules.rollouts.decoding import nucleus
+from tests.lightning_modules.training import plain_log_probs, plain_logits
+
+PROBABILITIES = torch.tensor([0.1, 0.5, 0.05, 0.3, 0.05], dtype=torch.double)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [
+        (1e-9, {1: 1.0}),
+        (0.5, {1: 1.0}),  # 0.5 is enough
+        (0.51, {1: 0.5 / 0.8, 3: 0.3 / 0.8}),
+        (0.8, {1: 0.5 / 0.8, 3: 0.3 / 0.8}),
+        (0.85, {1: 0.5 / 0.9, 3: 0.3 / 0.9, 0: 0.1 / 0.9}),
+        (0.92, {1: 0.5 / 0.95, 3: 0.3 / 0.95, 0: 0.1 / 0.95, 2: 0.05 / 0.95}),  # the first of two that are equal
+    ],
+)
+def test_the_nucleus_by_hand(top_p, kept):
+    found = nucleus(PROBABILITIES.log().unsqueeze(0), top_p).exp()[0]
+    assert found.tolist() == pytest.approx([kept.get(token, 0.0) for token in range(5)], abs=1e-12)
+
+
+@given(st.lists(st.floats(-6, 6), min_size=1, max_size=12), st.floats(0.01, 0.99))
+def test_the_nucleus_is_the_smallest_set_of_enough_probability(logits, top_p):
+    before = torch.log_softmax(torch.tensor([logits], dtype=torch.double), dim=-1)
+    after = nucleus(before, top_p)
+    kept = torch.isfinite(after)
+    chosen = before[kept].exp()
+    assert after.exp().sum() == pytest.approx(1.0)
+    assert chosen.sum() >= top_p - 1e-9
+    assert chosen.sum() - chosen.min() < top_p + 1e-9  # without the least likely of them it is too little
+    if not kept.all():
+        assert before[~kept].max() <= before[kept].min()
+
+
+def test_tokens_come_from_the_nucleus_as_often_as_they_should(model, tokenizer):
+    """A chi-square test on 4000 samples; the temperature is applied before the nucleus is taken."""
+    engine, prompt = TransformersEngine(), tokenizer.encode("What is 12 + 345?")
+    engine.load_policy(model)
+    sampling = SamplingParameters(1, (), temperature=0.7, seed=3, samples_per_prompt=4000, top_p=0.6)
+    sampled = engine.generate([prompt], sampling)
+    with torch.no_grad():
+        ordered = torch.softmax(plain_logits(model, prompt, [0], 0.7)[0], dim=-1).sort(descending=True)
+    total, size = 0.0, 0
+    while total < 0.6:
+        total, size = total + float(ordered.values[size]), size + 1
+    assert 2 < size < 100
+    tokens = ordered.indices[:size].tolist()
+    counts = torch.bincount(sampled.token_ids[:, 0], minlength=len(ordered.values))
+    assert int(counts[tokens].sum()) == 4000
+    expected = 4000 * ordered.values[:size] / total
+    statistic = float(((counts[tokens] - expected).square() / expected).sum())
+    assert statistic < (size - 1) + 4 * (2 * (size - 1)) ** 0.5
+    known = plain_log_probs(model, prompt, [tokens[0]], 0.7)[0].item() - math.log(total)
+    assert sampled.log_probs[sampled.token_ids == tokens[0]].tolist()[0] == pytest.approx(known, abs=1e-5)
+
+
+def test_greedy_decoding_has_no_nucleus(model, tokenizer):
+    engine, prompt = TransformersEngine(), tokenizer.encode("What is 12 + 345?")
+    engine.load_policy(model)
+    plain, narrow = (
+        engine.generate([prompt], SamplingParameters(6, (), temperature=0.0, top_p=top_p)) for top_p in (1.0, 0.1)
+    )
+    assert torch.equal(plain.token_ids, narrow.token_ids)
+    assert torch.equal(plain.log_probs, narrow.log_probs)
