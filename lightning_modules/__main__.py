@@ -20,10 +20,11 @@ def main() -> None:
 
 
 def _dispatch() -> None:
-    """Dispatch to `evaluate RUN`, `serve MODEL` or `plan`; all other subcommands are those of the Lightning CLI."""
+    """Dispatch to `evaluate`, `serve`, `plan` or `preflight`; all other subcommands are those of the Lightning CLI."""
     # These load torch, which takes seconds, in which a signal may arrive.
     from lightning_modules.cli import evaluate_run, run
     from lightning_modules.planning.command import plan
+    from lightning_modules.preflight.command import preflight_command
     from lightning_modules.rollouts.serving.command import serve
 
     if sys.argv[1:2] == ["evaluate"]:
@@ -32,6 +33,8 @@ def _dispatch() -> None:
         serve(sys.argv[2:])
     elif sys.argv[1:2] == ["plan"]:
         plan(sys.argv[2:])
+    elif sys.argv[1:2] == ["preflight"]:
+        preflight_command(sys.argv[2:])
     else:
         run()
 

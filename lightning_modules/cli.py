@@ -47,7 +47,8 @@ _TRAINER_DEFAULTS = {
 
 _DESCRIPTION = (
     "Train with `fit`. Further subcommands: `plan` estimates the memory of a `fit` with the same arguments, "
-    "`evaluate RUN` evaluates a finished run on its held-out prompts, and `serve MODEL` starts a vLLM server."
+    "`preflight` samples from its start model and says whether it can learn, `evaluate RUN` evaluates a finished run "
+    "on its held-out prompts, and `serve MODEL` starts a vLLM server."
 )
 
 _FIT = (
@@ -219,7 +220,11 @@ class PolicyCLI(LightningCLI):
             accepted_changes(saved, current, self._config.resume_with_changes, sharded=path.is_dir())
 
 
-def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = PolicyCLI) -> PolicyCLI:
+def run(
+    arguments: list[str] | None = None,
+    command_line: type[PolicyCLI] = PolicyCLI,
+    data: type[RolloutDataModule] = RolloutDataModule,
+) -> PolicyCLI:
     """Run the command line with the given arguments, or with those of the process when None."""
     # A user's aggregator is named by its import path, and its file is usually in the working folder.
     if (here := str(Path.cwd())) not in sys.path:
@@ -234,7 +239,7 @@ def run(arguments: list[str] | None = None, command_line: type[PolicyCLI] = Poli
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     return command_line(
         PolicyModule,
-        RolloutDataModule,
+        data,
         parser_class=PolicyArgumentParser,
         args=arguments,
         seed_everything_default=0,

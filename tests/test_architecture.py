@@ -39,6 +39,7 @@ TRAINING_LAYERS = [
     ["run_config"],
     ["cli"],
     ["planning"],
+    ["preflight"],
     ["__main__"],
 ]
 # Lines; of functions and classes without their docstring.

@@ -66,7 +66,9 @@ def test_the_commands_run_one_after_another(prepared, monkeypatch, capsys):
             assert "reward_greedy" in output
         if arguments[0] == "plan":
             assert "peak:" in output
-    assert ran == ["plan", "validate", "fit", "fit", "fit", "evaluate", "fit", "fit", "evaluate"]
+        if arguments[0] == "preflight":
+            assert "completions:  64 = 8 prompts x 8" in output
+    assert ran == ["plan", "preflight", "validate", "fit", "fit", "fit", "evaluate", "fit", "fit", "evaluate"]
     runs = {path.name for path in Path("runs").iterdir()}
     assert runs >= {"trial", "mine", "brief", "renamed"}
     assert (prepared / "runs" / "mine" / "model" / "config.json").is_file()

@@ -1,0 +1,175 @@
+"""Findings of a trial rollout: metrics, and a verdict on the training run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from aggregate_po.advantages.base import equal_up_to_rounding
+from lightning_modules.evaluation import Estimate, avg_at_k
+from lightning_modules.preflight.signal import PassRates
+from lightning_modules.preflight.trial_rollout import TrialRollout
+from lightning_modules.prompts.base import shown
+
+_GROUP_SIZES = (4, 8, 16, 32)
+_FEW = 0.1  # share of groups with signal below which nearly all of the sampling is for nothing
+_MANY_TRUNCATED = 0.5
+_SAMPLES = 3  # completions that are shown, of different prompts
+_LONGEST = 160  # characters of a text that is shown
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Completions whose reward differs between two graders.
+
+    Args:
+        other: name of the second grader.
+        count: number of completions with different rewards.
+        completions: number of completions that both have graded.
+        examples: some of them, as text.
+    """
+
+    other: str
+    count: int
+    completions: int
+    examples: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Metrics of a trial rollout.
+
+    Args:
+        prompts: number of prompts.
+        group_size: number of completions per prompt.
+        reward: mean reward.
+        pass_rate: pass rate with its 95 % interval over prompts; None where a reward is neither 0 nor 1.
+        pass_rates: distribution of the pass rate over prompts; None where `pass_rate` is.
+        signal: share of the sampled groups whose rewards differ.
+        truncated: share of completions that reached the maximum length.
+        mean_length: mean number of tokens of a completion.
+        trial: the trial rollout.
+        disagreement: comparison with a second grader, None without one.
+    """
+
+    prompts: int
+    group_size: int
+    reward: float
+    pass_rate: Estimate | None
+    pass_rates: PassRates | None
+    signal: float
+    truncated: float
+    mean_length: float
+    trial: TrialRollout = field(repr=False)
+    disagreement: Disagreement | None = None
+
+    @classmethod
+    def of(cls, trial: TrialRollout, disagreement: Disagreement | None = None) -> Findings:
+        """Compute the metrics of a trial rollout."""
+        rewards = trial.rewards
+        prompts, group_size = rewards.shape
+        is_verdict = bool(((rewards == 0) | (rewards == 1)).all())
+        right = [int(count) for count in rewards.sum(dim=-1).tolist()]
+        return cls(
+            prompts=prompts,
+            group_size=group_size,
+            reward=float(rewards.mean()),
+            pass_rate=avg_at_k(rewards.tolist()) if is_verdict else None,
+            pass_rates=PassRates.of(right, group_size) if is_verdict else None,
+            signal=_mean(~equal_up_to_rounding(rewards, rewards.dtype)),
+            truncated=_mean(~trial.finished),
+            mean_length=_mean(trial.lengths),
+            trial=trial,
+            disagreement=disagreement,
+        )
+
+    def lines(self) -> list[str]:
+        """Return the metrics as lines of text."""
+        lines = [f"completions:  {self.prompts * self.group_size:,} = {self.prompts:,} prompts x {self.group_size}"]
+        if self.pass_rate is None:
+            lines += [f"mean reward:  {self.reward:.3g} (not only 0 and 1, so that there is no pass rate)"]
+        else:
+            estimate = self.pass_rate
+            lines += [
+                f"pass rate:    {estimate.value:.3f} (95 % interval over prompts: {estimate.low:.3f} to "
+                f"{estimate.high:.3f})"
+            ]
+        lines += [f"with signal:  {self.signal:.1%} of the groups sampled here"]
+        lines += self._expected()
+        lines += [f"truncated:    {self.truncated:.1%}; mean length {self.mean_length:.1f} tokens"]
+        return lines + self._graders() + self._samples()
+
+    def verdict(self) -> list[str]:
+        """Return sentences on whether a run from here can learn, and what keeps it from learning."""
+        sentences = [self._of_signal()]
+        if self.truncated > _MANY_TRUNCATED:
+            sentences.append(
+                f"{self.truncated:.0%} of the completions are truncated: raise `data.max_completion_length`, or see "
+                "whether the chat template and the stop tokens are those of the model."
+            )
+        if self.disagreement is not None and self.disagreement.count:
+            share = self.disagreement.count / self.disagreement.completions
+            sentences.append(
+                f"The graders differ on {share:.1%} of the completions: look at those above before you train on either."
+            )
+        return sentences
+
+    def _of_signal(self) -> str:
+        if self.signal == 0 and self.reward == 0:
+            return (
+                f"This run would not learn: none of {self.trial.rewards.numel():,} completions has a reward. Look at "
+                "completions above: the reward may not find the answer in the form that the model writes. Otherwise "
+                "use easier prompts, or a reward with partial credit."
+            )
+        if self.signal == 0:
+            return (
+                "This run would not learn: the completions of each prompt all have the same reward, so no advantage "
+                "differs from 0. Use prompts that the model sometimes solves, or a larger `data.group_size`."
+            )
+        if self.signal < _FEW:
+            return (
+                f"This run can hardly learn: {self.signal:.1%} of the groups have signal, the others are sampled for "
+                "nothing. Use prompts of another difficulty, a larger `data.group_size`, or dynamic sampling."
+            )
+        return f"This run can learn: {self.signal:.1%} of the groups have signal."
+
+    def _expected(self) -> list[str]:
+        if self.pass_rates is None:
+            return []
+        rates, size = self.pass_rates, self.group_size
+        sizes = ", ".join(f"{rates.share(other):.1%} at {other}" for other in _GROUP_SIZES)
+        return [
+            f"  expected:   {rates.share_at_mean(size):.1%} if all prompts had this pass rate; {rates.share(size):.1%} "
+            f"over the spread of pass rates (standard deviation {rates.variance**0.5:.3f})",
+            f"  group size: {sizes}",
+        ]
+
+    def _graders(self) -> list[str]:
+        if self.disagreement is None:
+            return ["graders:      one; name a second one by --other_reward to compare them"]
+        found = self.disagreement
+        return [
+            f"graders:      {found.other} gives another reward on {found.count:,} of {found.completions:,} completions",
+            *(f"  {example}" for example in found.examples),
+        ]
+
+    def _samples(self) -> list[str]:
+        rows = range(0, len(self.trial.texts), self.group_size)[:_SAMPLES]
+        rewards = self.trial.rewards.flatten()
+        return [
+            f"sample:       {shorter(shown(self.trial.examples[row]['prompt']))!r} -> "
+            f"{shorter(self.trial.texts[row])!r}, reward {float(rewards[row]):.3g}"
+            for row in rows
+        ]
+
+
+def shorter(text: str) -> str:
+    """Return the beginning and the end of a long text, where prompts and answers stand."""
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())

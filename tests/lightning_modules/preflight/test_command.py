@@ -1,0 +1,111 @@
+"""`aggregate-po preflight` on the tiny model, within the process."""
+
+import pytest
+import torch
+
+from aggregate_po.recipes import gmpo
+from lightning_modules import DynamicSampling, PolicyModule
+from lightning_modules.addition import AdditionProblems
+from lightning_modules.cli import run
+from lightning_modules.model.lora import LoRA
+from lightning_modules.preflight.command import PreflightCLI, preflight, preflight_command
+from lightning_modules.preflight.trial_rollout import TrialData
+from tests.lightning_modules.command_line import arguments
+from tests.lightning_modules.training import quiet_trainer
+
+
+def coin(completion, example):
+    """A reward of 0 or 1 that depends on the text alone."""
+    return float(len(completion) % 2)
+
+
+def other_coin(completion, example):
+    return float(len(completion) % 3 == 1)
+
+
+def trial_data(**options):
+    defaults = {"group_size": 4, "prompts_per_rollout": 4, "max_completion_length": 6, "truncated": "score"}
+    return TrialData(AdditionProblems(16), options.pop("reward", coin), **{**defaults, **options})
+
+
+def found(tmp_path, model_folder, data, completions=32, other_reward=None, **options):
+    module = PolicyModule(model_folder, gmpo(), **options)
+    return preflight(quiet_trainer(tmp_path, inference_mode=False), module, data, completions, other_reward), module
+
+
+def test_the_command_prints_figures_and_a_verdict_and_writes_nothing(model_folder, tmp_path, capsys):
+    folder = tmp_path / "run"
+    _, *options = arguments(model_folder, folder, "--data.reward=tests.lightning_modules.preflight.test_command.coin")
+    preflight_command(
+        [
+            *options,
+            "--completions=30",
+            "--other_reward=tests.lightning_modules.preflight.test_command.other_coin",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "completions:  32 = 8 prompts x 4" in printed
+    assert "other_coin gives another reward on" in printed
+    assert "GiB at the peak" in printed
+    assert "for a rollout of 16;" in printed
+    assert "This run" in printed
+    assert not folder.exists()
+
+
+def test_the_figures_are_those_of_the_completions(model_folder, tmp_path):
+    findings, _ = found(tmp_path, model_folder, trial_data(), other_reward=other_coin)
+    trial = findings.trial
+    assert trial.rewards.flatten().tolist() == [coin(text, None) for text in trial.texts]
+    differing = sum(coin(text, None) != other_coin(text, None) for text in trial.texts)
+    assert findings.disagreement.count == differing > 0
+    assert findings.disagreement.completions == 32
+    assert len({example["prompt"] for example in trial.examples}) == 8
+    assert (trial.lengths <= 6).all()
+    assert (trial.lengths[~trial.finished] == 6).all()
+    assert trial.pass_seconds > 0
+
+
+def test_the_first_completions_are_those_of_the_first_rollout(model_folder, tmp_path):
+    """A preflight measures what the run would see."""
+    seen = []
+
+    def noted(completion, example):
+        seen.append(completion)
+        return coin(completion, example)
+
+    found(tmp_path, model_folder, trial_data(reward=noted), completions=16)
+    trial, seen[:] = list(seen), []
+    module, data = PolicyModule(model_folder, gmpo()), trial_data(reward=noted)
+    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
+    assert trial == seen
+
+
+def test_the_model_is_left_as_it_was_and_without_gradients(model_folder, tmp_path):
+    _, module = found(tmp_path, model_folder, trial_data(), lora=LoRA(rank=2))
+    fresh = PolicyModule(model_folder, gmpo(), lora=LoRA(rank=2))
+    fresh.configure_model()
+    assert all(parameter.grad is None for parameter in module.parameters())
+    frozen = {name: weight for name, weight in fresh.model.state_dict().items() if "lora" not in name}
+    assert frozen
+    assert all(torch.equal(module.model.state_dict()[name], weight) for name, weight in frozen.items())
+
+
+def test_schemes_do_not_select_what_is_measured(model_folder, tmp_path):
+    plain, _ = found(tmp_path, model_folder, trial_data())
+    filtered, _ = found(tmp_path, model_folder, trial_data(schemes=[DynamicSampling()]))
+    assert torch.equal(plain.trial.rewards, filtered.trial.rewards)
+
+
+def test_a_run_of_one_update_per_rollout_is_told_that_every_mean_is_the_same(model_folder, tmp_path):
+    with pytest.warns(UserWarning, match="all ratios are 1"):
+        found(tmp_path, model_folder, trial_data())
+
+
+def test_options_are_checked(model_folder, tmp_path, capsys):
+    with pytest.raises(ValueError, match="`completions` is 0; pass 1 or more"):
+        found(tmp_path, model_folder, trial_data(), completions=0)
+    with pytest.raises(SystemExit):
+        run(["fit", "--help"], PreflightCLI, TrialData)
+    text = capsys.readouterr().out
+    assert "--other_reward" in text
+    assert "Number of completions to sample" in text

@@ -1,0 +1,69 @@
+"""The findings of trial rollouts that are written by hand."""
+
+import pytest
+import torch
+
+from lightning_modules.preflight import TrialRollout
+from lightning_modules.preflight.findings import Disagreement, Findings
+
+
+def findings(rewards, finished=1.0, disagreement=None):
+    rewards = torch.tensor(rewards, dtype=torch.double)
+    count = rewards.numel()
+    return Findings.of(
+        TrialRollout(
+            rewards=rewards,
+            lengths=torch.full_like(rewards, 10.0),
+            finished=torch.full_like(rewards, finished).bool(),
+            texts=["A" * 500] * count,
+            examples=[{"prompt": "What?"}] * count,
+            sampling_seconds=1.0,
+            pass_seconds=0.1,
+        ),
+        disagreement,
+    )
+
+
+def test_figures():
+    found = findings([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
+    assert (found.prompts, found.group_size) == (4, 4)
+    assert found.pass_rate.value == found.reward == 7 / 16
+    assert found.signal == 0.5
+    assert found.truncated == 0
+    text = "\n".join(found.lines())
+    assert "pass rate:    0.438 (95 % interval" in text
+    assert "with signal:  50.0%" in text
+    assert "AAAA ... AAAA" in text
+    assert found.verdict() == ["This run can learn: 50.0% of the groups have signal."]
+
+
+def test_rewards_other_than_0_and_1_have_no_pass_rate():
+    found = findings([[0.5, 0.25], [0.5, 0.5]])
+    assert found.pass_rate is None
+    assert "mean reward:  0.438" in found.lines()[1]
+    assert not any("expected" in line for line in found.lines())
+    assert found.signal == 0.5
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        ([[0, 0], [0, 0]], "would not learn: none of 4 completions has a reward"),
+        ([[1, 1], [0, 0]], "would not learn: the completions of each prompt all have the same reward"),
+        ([[1, 1], [1, 1]], "would not learn: the completions of each prompt all have the same reward"),
+        ([[0, 1]] + [[0, 0]] * 19, "can hardly learn: 5.0% of the groups"),
+        ([[0, 1]] + [[0, 0]] * 9, "can learn: 10.0% of the groups"),
+    ],
+)
+def test_the_verdict_follows_the_signal(rewards, words):
+    (sentence,) = findings(rewards).verdict()
+    assert words in sentence
+
+
+def test_truncation_and_graders_that_differ_are_part_of_the_verdict():
+    assert "100% of the completions are truncated" in findings([[0, 1]], finished=0.0).verdict()[1]
+    found = findings([[0, 1]], disagreement=Disagreement("other", 1, 2, ["0 and 1: 'A'"]))
+    assert "The graders differ on 50.0%" in found.verdict()[1]
+    assert "other gives another reward on 1 of 2 completions" in "\n".join(found.lines())
+    agreeing = findings([[0, 1]], disagreement=Disagreement("other", 0, 2))
+    assert len(agreeing.verdict()) == 1
