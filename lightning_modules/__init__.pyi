@@ -8,7 +8,7 @@ from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
 from .policy_module import PolicyModule
-from .prompts import JSONLines, Parquet, PromptDataset
+from .prompts import HubDataset, JSONLines, Parquet, PromptDataset
 from .rewards import boxed_answer
 from .schedules import CosineDecay, LinearDecay
 
@@ -17,6 +17,7 @@ __all__ = [
     "CosineDecay",
     "DynamicSampling",
     "GradientWeightMetrics",
+    "HubDataset",
     "JSONLines",
     "LinearDecay",
     "LoRA",

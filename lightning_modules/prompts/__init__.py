@@ -2,6 +2,7 @@
 
 from lightning_modules.prompts.base import Example, PromptDataset
 from lightning_modules.prompts.format import PromptFormat
+from lightning_modules.prompts.hub import HubDataset
 from lightning_modules.prompts.json_lines import JSONLines
 from lightning_modules.prompts.limits import SequenceLimits
 from lightning_modules.prompts.order import PromptOrder
@@ -13,6 +14,7 @@ from lightning_modules.prompts.tokenization import PromptTokenizer
 
 __all__ = [
     "Example",
+    "HubDataset",
     "JSONLines",
     "Parquet",
     "Prompt",

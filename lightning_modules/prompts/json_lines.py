@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from typing_extensions import override
 
@@ -35,7 +36,8 @@ class JSONLines(StoredPrompts):
         examples: list[Example] = []
         for number, line in lines(path):
             self._numbers.append(number)
-            examples.append(_parsed(line, f"{path}, line {number}", prompt))
+            place = f"{path}, line {number}"
+            examples.append(example_of(parsed(line, place), place, "lightning_modules.JSONLines", prompt))
         self._examples = examples
 
     @override
@@ -43,7 +45,16 @@ class JSONLines(StoredPrompts):
         return f"{self._path}, line {self._numbers[index]}"
 
 
-def _parsed(line: str, location: str, prompt: str) -> Example:
+def parsed(line: str, location: str) -> Any:
+    """Return the value of a line of JSON.
+
+    Args:
+        line: the line.
+        location: place of the line, named by errors.
+
+    Raises:
+        ValueError: the line is not JSON, is nested too deep, or has a number or a text that cannot be kept.
+    """
     if line.count("[") + line.count("{") > _DEEPEST and _depth(line) > _DEEPEST:
         raise ValueError(f"{location}: nested deeper than {_DEEPEST} levels; write a flat JSON object.")
     try:
@@ -56,7 +67,7 @@ def _parsed(line: str, location: str, prompt: str) -> Example:
         ) from None
     if _SURROGATE.search(line) and any(map(has_surrogate, texts_in(row))):
         raise ValueError(f"{location}: a text has half of a surrogate pair, which is no character; remove it.")
-    return example_of(row, location, "lightning_modules.JSONLines", prompt)
+    return row
 
 
 def _depth(line: str) -> int:

@@ -28,15 +28,10 @@ class Parquet(StoredPrompts):
 
     def __init__(self, path: str, prompt: str = "prompt") -> None:
         require_file("path", path)
-        if find_spec("pyarrow") is None:
-            raise ImportError(
-                f"{path}: a Parquet file needs `pyarrow`, which is not installed; pip install 'aggregate-po[parquet]', "
-                "or write the prompts as JSON Lines."
-            )
         self._path = path
         self._examples = [
             example_of(row, self.location(index), "lightning_modules.Parquet", prompt)
-            for index, row in enumerate(_rows(path))
+            for index, row in enumerate(rows_of_parquet(path))
         ]
 
     @override
@@ -44,7 +39,18 @@ class Parquet(StoredPrompts):
         return f"{self._path}, row {index} (from 0)"
 
 
-def _rows(path: str) -> list[Example]:
+def rows_of_parquet(path: str) -> list[Example]:
+    """Return the rows of a Parquet file.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the file is damaged.
+    """
+    if find_spec("pyarrow") is None:
+        raise ImportError(
+            f"{path}: a Parquet file needs `pyarrow`, which is not installed; pip install 'aggregate-po[parquet]', "
+            "or write the prompts as JSON Lines."
+        )
     import pyarrow as arrow
     from pyarrow import parquet
 

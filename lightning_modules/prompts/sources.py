@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import register_type
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_modules.prompts.base import Example, PromptDataset, location_in, require_prompt
+from lightning_modules.prompts.base import Example, PromptDataset, StoredPrompts, location_in, require_prompt
 from lightning_modules.prompts.json_lines import JSONLines
 from lightning_modules.prompts.parquet import MAGIC, Parquet
 from lightning_modules.prompts.text_files import first_bytes, require_file
@@ -61,7 +62,22 @@ def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example
     if isinstance(examples, (list, tuple)):  # the files have been checked, and a data set may be slow or endless
         for index, example in enumerate(examples):
             require_prompt(example, location_in(name, examples, index))
+    if isinstance(examples, (list, tuple, StoredPrompts)):
+        _report(name, examples)
     return examples
+
+
+def _report(name: str, examples: Sequence[Example]) -> None:
+    """Log how many prompts occur more than once, and warn of examples without the answer that others have."""
+    repeated = len(examples) - len({repr(example["prompt"]) for example in examples})
+    if repeated:
+        rank_zero_info(f"`{name}`: {repeated:,} of {len(examples):,} prompts are duplicates of others.")
+    missing = sum(example.get("answer") is None for example in examples)
+    if 0 < missing < len(examples):
+        rank_zero_warn(
+            f'`{name}`: {missing:,} of {len(examples):,} examples have no "answer", which the others have; a reward '
+            "that reads it fails on them. HubDataset refuses such rows, or skips them with incomplete='skip'."
+        )
 
 
 def _read(name: str, path: str) -> PromptDataset:

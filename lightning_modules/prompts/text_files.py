@@ -16,12 +16,12 @@ _OTHERS = {
     b"\x28\xb5\x2f\xfd": "it is compressed by Zstandard; decompress it with `zstd -d`",
     b"PK\x03\x04": "it is a ZIP archive; unpack it",
     b"PAR1": "it is a Parquet file; pass lightning_modules.Parquet",
-    b"ARROW1": "it is an Arrow file; write it as JSON Lines or Parquet",
+    b"ARROW1": "it is an Arrow file; pass lightning_modules.HubDataset",
 }
 
 
 def lines(path: str) -> Iterator[tuple[int, str]]:
-    r"""Yield the number and the text of each line that is not blank; only "\n" ends a line.
+    """Return the lines of a file that are not blank, with their numbers.
 
     The file may be compressed by gzip, bzip2 or xz, which its first bytes tell, and may be encoded in UTF-8, or in
     UTF-16 or UTF-32 with a byte-order mark.
@@ -29,9 +29,23 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
     Raises:
         ValueError: the file is damaged, is no text, or is not valid in its encoding; the message names the line.
     """
-    for number, line in enumerate(_decoded(_decompressed(path), path).split("\n"), start=1):
+    return numbered_lines(text_of(path))
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    r"""Yield the number and the text of each line that is not blank; only "\n" ends a line."""
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
+
+
+def text_of(path: str) -> str:
+    """Return the text of a file, plain or compressed, as for `lines`.
+
+    Raises:
+        ValueError: the file is damaged, is no text, or is not valid in its encoding.
+    """
+    return _decoded(_decompressed(path), path)
 
 
 def require_file(name: str, path: str) -> None:
@@ -42,7 +56,10 @@ def require_file(name: str, path: str) -> None:
     """
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "not a file"
-        raise FileNotFoundError(f"`{name}` is {path!r}, which is {found}; pass a JSON Lines or Parquet file.")
+        raise FileNotFoundError(
+            f"`{name}` is {path!r}, which is {found}; pass a JSON Lines or Parquet file, or "
+            "lightning_modules.HubDataset for other files, folders and data sets of the hub."
+        )
 
 
 def _decompressed(path: str) -> bytes:
