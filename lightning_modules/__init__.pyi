@@ -3,7 +3,7 @@ from .callbacks.progress import TrainingProgressBar
 from .callbacks.ratio_deviation import RatioDeviationStop
 from .callbacks.report import RunReport
 from .data.module import RolloutDataModule
-from .data.schemes import DynamicSampling, SamplingScheme
+from .data.schemes import DraftRefinement, DynamicSampling, SamplingScheme
 from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
@@ -15,6 +15,7 @@ from .schedules import CosineDecay, LinearDecay
 __all__ = [
     "AtomicCheckpointIO",
     "CosineDecay",
+    "DraftRefinement",
     "DynamicSampling",
     "GradientWeightMetrics",
     "HubDataset",

@@ -123,11 +123,18 @@ class AdditionWarmStart:
     def _examples(self, tokenizer: PreTrainedTokenizerFast) -> Iterator[_Example]:
         rng = random.Random(f"warm start {self.seed}")
         for first, second in random_pairs(rng, held_out=False):
-            if rng.random() < self.guess_share:
-                answer = guessed_answer(first, second, self.guess_spread, rng)
-            else:
-                answer = worked_answer(first, second, self.noise, rng)
-            yield tokenizer.encode(question(first, second)), [*tokenizer.encode(answer), tokenizer.eos_token_id]
+            prompt, answer = self._prompt(first, second, rng), self._answer(first, second, rng)
+            yield tokenizer.encode(prompt), [*tokenizer.encode(answer), tokenizer.eos_token_id]
+
+    def _prompt(self, first: int, second: int, rng: random.Random) -> str:
+        """Return the prompt of an example; a subclass may need the random generator."""
+        return question(first, second)
+
+    def _answer(self, first: int, second: int, rng: random.Random) -> str:
+        """Return a guess or a worked answer."""
+        if rng.random() < self.guess_share:
+            return guessed_answer(first, second, self.guess_spread, rng)
+        return worked_answer(first, second, self.noise, rng)
 
     def _learning_rate_factor(self, step: int, warmup_steps: int = 20) -> float:
         cosine = 0.55 + 0.45 * math.cos(math.pi * step / self.steps)

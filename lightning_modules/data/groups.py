@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -128,6 +129,12 @@ class GroupSampler:
         updates: number of updates that the rollout is split into.
         seeds: numbers from which sampling seeds are derived; different for each rollout and rank.
         trainer: trainer, for collectives over ranks.
+
+    Attributes:
+        group_size: number of completions per prompt.
+        updates: number of updates that the rollout is split into.
+        generator: random generator for the choices of schemes; seeded for the rollout and the rank, so that a resumed
+            run repeats them.
     """
 
     def __init__(
@@ -146,14 +153,25 @@ class GroupSampler:
         self.group_size, self.updates = group_size, updates
         self._temperature, self._seeds, self._trainer = temperature, seeds, trainer
         self._calls = 0
+        # Calls of the engine have the numbers from 1 in this place, or none.
+        self.generator = torch.Generator().manual_seed(derived_seed(*seeds, 0))
 
     def __call__(self, count: int) -> Groups:
         """Take the next prompts of this rank, and return their scored groups."""
         return self.complete(self._prompts.take(count))
 
-    def begin(self, count: int) -> None:
-        """Start sampling in the background the groups that the first call with the same count returns."""
-        self._sampler.begin(self._prompts.peek(count), self._temperature, self._seed(), self.group_size)
+    def begin(self, count: int, group_size: int) -> None:
+        """Start sampling in the background the groups that the first call with the same sizes returns."""
+        self._sampler.begin(self._prompts.peek(count), self._temperature, self._seed(), group_size)
+
+    @contextmanager
+    def sized(self, group_size: int) -> Iterator[None]:
+        """Sample groups of another size within the context, also where stages below sample them."""
+        usual, self.group_size = self.group_size, group_size
+        try:
+            yield
+        finally:
+            self.group_size = usual
 
     def complete(self, prompts: Sequence[Prompt], group_size: int | None = None) -> Groups:
         """Sample and score groups of any prompts, such as those that a scheme derives from the data set.

@@ -27,7 +27,7 @@ from lightning_modules.data.notices import Notices
 from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
-from lightning_modules.data.schemes.base import first_count, groups_of_rollout, weighted
+from lightning_modules.data.schemes.base import first_count, first_group_size, groups_of_rollout, weighted
 from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
@@ -278,7 +278,8 @@ class RolloutDataModule(BufferedDataModule):
     def _begin(self, number: int, step: int) -> None:
         """Start sampling the next rollout in the background if `overlap` is set and training continues after `step`."""
         if self.overlap and step < self._trainer.estimated_stepping_batches:
-            self._group_sampler(number).begin(first_count(self.schemes, self._prompts_per_rank))
+            sizes = first_count(self.schemes, self._prompts_per_rank), first_group_size(self.schemes, self.group_size)
+            self._group_sampler(number).begin(*sizes)
 
     def _group_sampler(self, number: int) -> GroupSampler:
         sizes = self.group_size, self.temperature, self.updates_per_rollout

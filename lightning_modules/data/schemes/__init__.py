@@ -1,6 +1,7 @@
 """Sampling schemes, which select the scored groups of a rollout."""
 
 from lightning_modules.data.schemes.base import SamplingScheme, Stage
+from lightning_modules.data.schemes.drafts import DraftRefinement
 from lightning_modules.data.schemes.dynamic import DynamicSampling
 
-__all__ = ["DynamicSampling", "SamplingScheme", "Stage"]
+__all__ = ["DraftRefinement", "DynamicSampling", "SamplingScheme", "Stage"]

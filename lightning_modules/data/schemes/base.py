@@ -23,7 +23,8 @@ class SamplingScheme(ABC):
     - Implement `groups`. It calls the stage below as often as it likes, and keeps, drops or weights what that returns.
       All data-parallel ranks run the same code, each on its own groups, and must make the same calls: decide by numbers
       that `rollout.over_ranks` has reduced.
-    - Override `first_count` if the first call of the stage below asks for another number than `count`.
+    - Override `first_count` if the first call of the stage below asks for another number than `count`, and
+      `first_group_size` if it asks for groups of another size.
     - May override `weighted` to weight completions after their advantages are known.
     - Override `state_dict` and `load_state_dict` if the scheme remembers anything between rollouts. Within a rollout
       nothing is saved, because a resumed run repeats the rollout.
@@ -39,13 +40,17 @@ class SamplingScheme(ABC):
             count: number of groups to return. Another number makes the rollout smaller or larger, and is taken into
                 account in its totals; it must be a multiple of `rollout.updates`.
             below: stage below, which samples and scores groups of the next prompts.
-            rollout: group sampler of the rollout; it samples groups of other prompts (`complete`), has the group size,
-                and reduces counts over ranks.
+            rollout: group sampler of the rollout; it samples groups of other prompts (`complete`) or of another size
+                (`sized`), has a random `generator`, and reduces counts over ranks.
         """
 
     def first_count(self, count: int) -> int:
         """Return the number of groups that the first call of the stage below requests; they may be sampled ahead."""
         return count
+
+    def first_group_size(self, group_size: int) -> int:
+        """Return the size of the groups that the first call of the stage below samples."""
+        return group_size
 
     def weighted(self, advantages: Advantages, groups: Groups) -> Advantages:
         """Return reweighted advantages, for example by the inverse probability that a group is kept.
@@ -69,6 +74,13 @@ def first_count(schemes: Sequence[SamplingScheme], count: int) -> int:
     for scheme in reversed(schemes):
         count = scheme.first_count(count)
     return count
+
+
+def first_group_size(schemes: Sequence[SamplingScheme], group_size: int) -> int:
+    """Return the size of the groups that the first call of the innermost stage samples."""
+    for scheme in reversed(schemes):
+        group_size = scheme.first_group_size(group_size)
+    return group_size
 
 
 def groups_of_rollout(schemes: Sequence[SamplingScheme], rollout: GroupSampler, count: int) -> Groups:

@@ -1,0 +1,53 @@
+"""Sampling schemes in two processes: the same numbers on both ranks, and an exact resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.scheme_rollouts import SCHEMES, STEPS
+
+REPOSITORY = Path(__file__).parents[2]
+STOP_AT = 5  # call of the engine, after the first checkpoint
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory):
+    """Folder of the runs with two processes."""
+    folder = tmp_path_factory.mktemp("schemes")
+    command = [sys.executable, "-m", "tests.distributed.scheme_rollouts", tiny_model, folder]
+    command += ["--devices=2", f"--stop_at={STOP_AT}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def notes(folder):
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ranks_have_the_same_metrics_and_prompts_of_their_own(runs, scheme):
+    first, second = notes(runs / scheme / "undisturbed")
+    assert first["metrics"] == second["metrics"]
+    assert len(first["metrics"]) == STEPS
+    assert all(prompts != others for prompts, others in zip(first["sampled"], second["sampled"], strict=True))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_stop_within_a_rollout_changes_nothing(runs, scheme):
+    undisturbed, resumed = (runs / scheme / name for name in ("undisturbed", "stopped"))
+    ours, theirs = (load_file(folder / "parameters.safetensors") for folder in (resumed, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for mine, other in zip(notes(resumed), notes(undisturbed), strict=True):
+        assert 0 < len(mine["metrics"]) < STEPS
+        for name in ("metrics", "trained", "sampled"):
+            assert mine[name] == other[name][-len(mine[name]) :]
