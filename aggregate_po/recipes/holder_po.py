@@ -23,8 +23,8 @@ def holder_po(
     Args:
         exponent: Exponent of the mean, or an `ExponentRule` that chooses it; in the paper it falls from 2 to -2.
         clip_low: The completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
-        clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper's
-            bounds are not known; 0.2 is this library's choice.
+        clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper
+            does not state its bounds; 0.2 is that of its code.
         penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2605.12058.

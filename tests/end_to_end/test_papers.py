@@ -1,0 +1,288 @@
+"""The runs of the papers: each row of a table has the objective of its paper, and trains a small model."""
+
+import csv
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from aggregate_po import PolicyBatch, StepTotals
+from aggregate_po.advantages import GroupedRewards
+from lightning_modules.cli import run
+from tests.end_to_end.test_configs import CONFIGS, ResolvingCLI
+from tests.lightning_modules.architectures import small_model
+
+FOLDER = CONFIGS / "paper"
+SETUP = FOLDER / "math.yaml"
+PAGE = (CONFIGS.parents[1] / "docs" / "papers.md").read_text(encoding="utf-8")
+ROWS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path != SETUP)
+CHAT_ML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"
+)
+QWEN_MATH = (
+    "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+    "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+)
+LOG_RATIO = (1.0, -0.7, 0.3, 0.1)
+RATIO = [math.exp(x) for x in LOG_RATIO]
+
+
+def mean(values, exponent=1.0):
+    return (sum(value**exponent for value in values) / len(values)) ** (1 / exponent)
+
+
+def geometric(*log_ratios):
+    return math.exp(sum(log_ratios) / len(log_ratios))
+
+
+def power_mean_of_matched_size(log_ratios):
+    """PMPO: as one token in four is clipped, the effective sample size is 3/4 of that of p = 1 and 1/4 of n."""
+    ratios = [math.exp(x) for x in log_ratios]
+
+    def size(p):
+        return sum(r**p for r in ratios) ** 2 / sum(r ** (2 * p) for r in ratios) / len(ratios)
+
+    low, high, target = 1e-9, 1.0, 0.75 * size(1) + 0.25
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(middle) > target else (low, middle)
+    return mean(ratios, low)
+
+
+def arithmetic(low, high):
+    """Clipped from above for advantage 1, from below for advantage -1."""
+    return mean([min(r, high) for r in RATIO]), mean([max(r, low) for r in RATIO])
+
+
+# What a completion of ratios exp(1), exp(-0.7), exp(0.3) and exp(0.1) counts, for advantage 1 and for advantage -1.
+GRPO = arithmetic(0.8, 1.2)
+WORTH = {
+    "grpo": GRPO,
+    "dr-grpo": tuple(4 * worth / 3000 for worth in GRPO),
+    "dapo": arithmetic(0.8, 1.28),
+    "gspo": (1.0004, geometric(*LOG_RATIO)),
+    "gmpo": (geometric(0.4, -0.7, 0.3, 0.1), geometric(1.0, -0.4, 0.3, 0.1)),
+    "gmpo-clip-0.2": (geometric(0.2, -0.7, 0.2, 0.1), geometric(1.0, -0.2, 0.3, 0.1)),
+    "gmpo-clip-0.8": (geometric(0.8, -0.7, 0.3, 0.1), geometric(*LOG_RATIO)),
+    "gmpo-no-clip": (geometric(*LOG_RATIO), geometric(*LOG_RATIO)),
+    "gmpo-sequence-clip": (math.exp(0.4 / 4), math.exp(0.7 / 4)),
+    "gmpo-without-length-norm": (math.exp(0.4 - 0.7 + 0.3 + 0.1), math.exp(1.0 - 0.4 + 0.3 + 0.1)),
+    "grpo-wide-clip": arithmetic(0.67, 1.49),
+    "pmpo": (
+        power_mean_of_matched_size((0.4, -0.7, 0.3, 0.1)),
+        power_mean_of_matched_size((1.0, -0.4, 0.3, 0.1)),
+    ),
+    "holder-po": (1.2, mean(RATIO, 2.0)),  # at the start of training
+    "holder-po-token-clip": (
+        geometric(math.log(1.2), -0.7, math.log(1.2), 0.1),
+        geometric(1.0, math.log(0.8), 0.3, 0.1),
+    ),
+}
+AT_THE_END = {"holder-po": (mean(RATIO, -2.0), mean(RATIO, -2.0))}
+MODELS = {
+    "1.5b": "Qwen/Qwen2.5-Math-1.5B",
+    "7b": "Qwen/Qwen2.5-Math-7B",
+    "r1-7b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+    "qwen3-4b": "Qwen/Qwen3-4B-Base",
+    "qwen3-8b": "Qwen/Qwen3-8B-Base",
+    "deepseek-math-7b": "deepseek-ai/deepseek-math-7b-instruct",
+}
+NAME = re.compile(rf"(?P<method>[a-z-]+?)-(?P<model>{'|'.join(sorted(MODELS, key=len, reverse=True))})(?P<change>-.*)?")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a paper says of a run, where it differs from MATH levels 3 to 5 in the common setup."""
+
+    group_size: int = 8
+    prompts: int = 128
+    updates: int = 8
+    length: int = 3000
+    truncated: str = "zero_reward"
+    penalties: tuple[tuple[str, float], ...] = ()
+    # Of rewards 1, 0, 0, 0 for lengths of 10, 20, 30 and 40 tokens: less 1/4, over the deviation 1/2 of the sample.
+    advantages: tuple[float, ...] = (1.5, -0.5, -0.5, -0.5)
+    schemes: tuple[str, ...] = ()
+
+
+COMMON = Expected()
+EXPECTED = {
+    "dr-grpo": replace(COMMON, advantages=(0.75, -0.25, -0.25, -0.25)),
+    "dapo": replace(COMMON, truncated="score", schemes=("DynamicSampling",)),
+    "grpo-deepseek-math-7b": replace(
+        COMMON, group_size=64, prompts=16, updates=1, length=1024, penalties=(("K3Penalty", 0.04),)
+    ),
+}
+
+
+def parts_of(row):
+    match = NAME.fullmatch(row)
+    assert match, row
+    return match["method"] + (match["change"] or ""), MODELS[match["model"]]
+
+
+def arguments(row, *options):
+    return ["fit", f"--config={SETUP}", f"--config={FOLDER / row}.yaml", *options]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """The data of the repository that the page says to clone, with few problems."""
+    path = tmp_path_factory.mktemp("understand-r1-zero")
+    problems = Dataset.from_list([{"problem": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(2, 18)])
+    for name in ("math_lvl3to5_8k", "math_12k"):
+        DatasetDict(train=problems).save_to_disk(path / "datasets" / "train" / name)
+    DatasetDict(aime=problems, math=problems.select([0, 1])).save_to_disk(path / "datasets" / "evaluation_suite")
+    return path
+
+
+@pytest.fixture
+def folder(repository, tmp_path, monkeypatch):
+    """A working folder with the repository."""
+    (tmp_path / "understand-r1-zero").symlink_to(repository)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Bytes, and the tokens of ChatML."""
+    vocabulary = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    byte_level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level, eos_token="<|endoftext|>", pad_token="<|endoftext|>", model_max_length=4096
+    )
+    made.chat_template = CHAT_ML
+    return made
+
+
+@pytest.fixture(scope="module")
+def small_models(tokenizer, tmp_path_factory):
+    """Function that returns the folder of a small random model of an architecture."""
+    folders = {}
+
+    def of(kind):
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            model = small_model(kind, max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id)
+            model.generation_config.eos_token_id = list(range(0, 256, 4))  # one token in four ends a completion
+            model.save_pretrained(folders[kind])
+            tokenizer.save_pretrained(folders[kind])
+        return folders[kind]
+
+    return of
+
+
+def kind_of(model):
+    return "qwen3" if "Qwen3" in model else "llama" if "deepseek-math" in model else "qwen2"
+
+
+def worth(objective, advantage, progress):
+    """The objective of the one completion, times the sign of its advantage."""
+    old = torch.tensor([[-2.5, -0.25, -3.0, -0.75]], dtype=torch.float64)
+    totals = StepTotals(1, 4, progress)
+    new = old + torch.tensor([LOG_RATIO], dtype=torch.float64)
+    advantages = torch.tensor([advantage], dtype=torch.float64)
+    batch = PolicyBatch(old, torch.ones(1, 4), advantages, totals, ref_log_probs=new)  # at no distance
+    return float(objective(new, batch)) * advantage
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_has_the_objective_and_the_sizes_of_its_paper(row, folder):
+    method, model = parts_of(row)
+    resolved = run(arguments(row), ResolvingCLI)
+    policy, data, config = resolved.model, resolved.datamodule, resolved.config.fit
+    assert policy.policy.source == model
+    for progress, expected in ((0.0, WORTH[method]), (1.0, AT_THE_END.get(method, WORTH[method]))):
+        found = [worth(policy.objective, advantage, progress) for advantage in (1.0, -1.0)]
+        assert found == pytest.approx(expected, rel=1e-9)
+
+    expected = EXPECTED.get(row) or EXPECTED.get(method, COMMON)
+    assert (data.group_size, data.prompts_per_rollout, data.updates_per_rollout, data.epochs_per_rollout) == (
+        expected.group_size,
+        expected.prompts,
+        expected.updates,
+        1,
+    )
+    assert (data.max_completion_length, data.temperature, data.truncated) == (expected.length, 1.0, expected.truncated)
+    assert (data.old_log_probs, data.kl_in_reward) == ("trainer", 0.0)
+    assert [(type(p).__name__, p.coefficient) for p in policy.objective.penalties] == list(expected.penalties)
+    assert tuple(type(scheme).__name__ for scheme in data.schemes) == expected.schemes
+    rewards = GroupedRewards(torch.tensor([1.0, 0, 0, 0], dtype=torch.float64), 4, torch.tensor([10, 20, 30, 40]))
+    assert data.advantages(rewards).tolist() == pytest.approx(expected.advantages, abs=1e-5)
+    settings = policy.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    assert (settings["lr"], settings["betas"], settings["weight_decay"]) == (1e-6, (0.9, 0.95), 0)
+    assert (policy.warmup_steps, policy.lr_scheduler) == (0, None)
+    assert config.trainer.default_root_dir == f"runs/{row}"
+    assert (config.trainer.precision, config.trainer.gradient_clip_val) == ("bf16-mixed", 1.0)
+
+
+def test_the_length_penalty_of_dapo_begins_at_four_fifths_of_the_limit(folder):
+    shaping = run(arguments("dapo-qwen3-4b"), ResolvingCLI).datamodule.advantages
+    assert shaping.reward_change(torch.tensor([2400, 2700, 3000])).tolist() == [0, -0.5, -1]
+
+
+def test_a_constant_exponent_is_an_option(folder):
+    constant = run(arguments("holder-po-7b", "--model.objective.exponent=2.0"), ResolvingCLI).model.objective
+    for progress in (0.0, 1.0):
+        assert worth(constant, -1.0, progress) == pytest.approx(mean(RATIO, 2.0))
+
+
+def test_the_page_names_every_row():
+    named = set(re.findall(r"`([a-z0-9.-]+)\.yaml`", PAGE))
+    assert named == {*ROWS, SETUP.stem}
+
+
+def without_model(row):
+    """What a row says, without the model and the folder of the run."""
+    said = yaml.safe_load((FOLDER / f"{row}.yaml").read_text(encoding="utf-8"))
+    del said["model"]["model_name"], said["trainer"]["default_root_dir"]
+    return json.dumps(said, sort_keys=True)
+
+
+ONE_OF_EACH = list({without_model(row): row for row in ROWS}.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ONE_OF_EACH)
+def test_a_row_trains_a_small_model_of_its_architecture(row, folder, small_models, tokenizer):
+    model_folder = small_models(kind_of(parts_of(row)[1]))
+    prompts = EXPECTED.get(row, COMMON).updates
+    trained = run(
+        arguments(
+            row,
+            f"--model.model_name={model_folder}",
+            "--data.rollouts=lightning_modules.rollouts.TransformersEngine",
+            "--data.reward=tests.lightning_modules.command_line.length_reward",
+            f"--data.prompts_per_rollout={prompts}",
+            "--data.max_completion_length=6",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.strategy=auto",
+            "--trainer.accumulate_grad_batches=1",
+            "--trainer.max_steps=2",
+            "--trainer.enable_checkpointing=false",
+        )
+    )
+    with (Path("runs") / row / "metrics.csv").open(newline="") as lines:
+        steps = [step for step in csv.DictReader(lines) if step["grad_norm"]]  # the others are evaluations
+    assert len(steps) == 2
+    for step in steps:
+        assert math.isfinite(float(step["policy_loss"]))
+        assert float(step["grad_norm"]) > 0
+    before = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).state_dict()
+    after = trained.model.model.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    data = trained.datamodule
+    assert tokenizer.decode(data.sampler.tokenizer(data.dataset[0], "the first problem").token_ids) == QWEN_MATH
