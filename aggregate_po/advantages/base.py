@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.advantages.scored import filled, with_company
 from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.shapes import bind_shapes, require_shape
 
@@ -39,6 +41,13 @@ class GroupedRewards:
         components: Individual rewards, if `rewards` is their weighted sum; shape `batch component`.
         component_weights: Weights of that sum; None means 1 for each.
         seed: Random seed for estimators that sample; the same on every rank.
+        scored: False for completions without a reward, such as one whose reward function was killed; shape `batch`;
+            None means that all have one.
+
+    A completion without a reward is out of its group: it has advantage 0, and the advantages of the others are those of
+    a smaller group. So are all completions of a group in which fewer than two have a reward, if one has none. Their
+    rewards and components, whatever is passed, become the mean of the others in the group, or in the rollout if the
+    group has no others.
 
     Integer rewards are converted to floating point. Rewards of a group that differ by rounding only, as `0.1 + 0.2` and
     `0.3` do, are equal in `groups`; see `equal_up_to_rounding`.
@@ -54,13 +63,33 @@ class GroupedRewards:
     components: Tensor | None = None
     component_weights: tuple[float, ...] | None = None
     seed: int = 0
+    scored: PerCompletion | None = None
 
     def __post_init__(self) -> None:
+        self._check_shapes()
+        if self.scored is not None:
+            object.__setattr__(self, "scored", with_company(self.scored.bool(), self.group_size))
+        for name in ("rewards", "components"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            values = values if values.is_floating_point() else values.float()
+            if self.scored is not None:
+                values = filled(values, self.scored, self.group_size)
+            if not torch.isfinite(values).all():
+                raise ValueError(f"`{name}` has values that are not finite; pass a finite number for each completion.")
+            object.__setattr__(self, name, values)
+
+    def _check_shapes(self) -> None:
         if isinstance(self.rewards, Tensor) and self.rewards.ndim != 1:
             raise ValueError(
                 f"`rewards` has shape {tuple(self.rewards.shape)}; pass one reward per completion, shape `batch`."
             )
-        optional = {"lengths": (self.lengths, "batch"), "components": (self.components, "batch component")}
+        optional = {
+            "lengths": (self.lengths, "batch"),
+            "components": (self.components, "batch component"),
+            "scored": (self.scored, "batch"),
+        }
         given = {name: pair for name, pair in optional.items() if pair[0] is not None}
         sizes = bind_shapes(rewards=(self.rewards, "batch"), **given)
         if not sizes["batch"]:
@@ -75,13 +104,6 @@ class GroupedRewards:
                 f"`component_weights` is {self.component_weights}, but `components` has {sizes.get('component', 0)} "
                 "rewards; pass one weight for each."
             )
-        for name in ("rewards", "components"):
-            values = getattr(self, name)
-            if values is None:
-                continue
-            if not torch.isfinite(values).all():
-                raise ValueError(f"`{name}` has values that are not finite; pass a finite number for each completion.")
-            object.__setattr__(self, name, values if values.is_floating_point() else values.float())
 
     @property
     def groups(self) -> Grouped:
@@ -91,6 +113,41 @@ class GroupedRewards:
     def grouped(self, values: PerCompletion) -> Grouped:
         """Return per-completion values as `prompt group`, in float64."""
         return rearrange(values.double(), "(prompt group) -> prompt group", group=self.group_size)
+
+    def by_groups(self, function: Callable[[GroupedRewards], Grouped]) -> PerCompletion:
+        """Return a value for each completion that depends on the rewards of its group alone; shape `batch`, float64.
+
+        Args:
+            function: returns the values of a rollout in which all completions have a reward; shape `prompt group`. It
+                is called once for each number of completions with a reward that groups have. Completions without a
+                reward have the value 0.
+        """
+        if self.scored is None:
+            return rearrange(function(self), "prompt group -> (prompt group)")
+        values = self.rewards.new_zeros(self.rewards.shape, dtype=torch.float64)
+        for rows, part in self._complete_parts(self.scored):
+            values[rows] = rearrange(function(part), "prompt group -> (prompt group)")
+        return values
+
+    def _complete_parts(self, scored: Tensor) -> Iterator[tuple[Tensor, GroupedRewards]]:
+        """Yield the groups with the same number of rewards, without other completions, and their rows in the batch."""
+        present = rearrange(scored, "(prompt group) -> prompt group", group=self.group_size)
+        sizes = present.sum(dim=-1)
+        for size in filter(None, sizes.unique().tolist()):
+            rows = (present & (sizes == size).unsqueeze(-1)).flatten().nonzero().squeeze(-1)
+            fields: dict[str, Any] = {
+                name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
+            }
+            yield rows, replace(self, **{**fields, "group_size": size, "scored": None})
+
+    @property
+    def known_rewards(self) -> PerCompletion:
+        """Rewards of the completions that have one; those of all completions, which are 0, if none has."""
+        return self.rewards if self.scored is None or not self.scored.any() else self.rewards[self.scored]
+
+    def counted(self, counts: PerCompletion) -> PerCompletion:
+        """Return counts such as lengths, with 0 for completions without a reward; shape `batch`."""
+        return counts if self.scored is None else torch.where(self.scored, counts, 0)
 
     def rounded(self, advantages: Tensor) -> Tensor:
         """Return advantages in the precision of the rewards, clamped to its finite range."""
@@ -118,6 +175,9 @@ class AdvantageEstimator(ABC):
     - Implement `__call__`. It sees the rollout of all ranks and returns finite advantages, detached, one per completion
       or one per token. Compute in float64, and end with `rollout.rounded`.
     - Return the same advantages for the same `rollout` on every rank. Take randomness from `rollout.seed` only.
+    - Return 0 for completions without a reward, where `rollout.scored` is False, and for all others the advantages of a
+      rollout without them; `rollout.by_groups` and `rollout.counted` help. RolloutDataModule sets the former to 0 in
+      any case. An estimator that does not look at `scored` sees the mean reward of the group in their place.
     - Derive from `GroupAdvantage` instead if only completions of one prompt are compared.
 
     `aggregate_po.testing.check_advantage` checks these requirements.
@@ -141,7 +201,8 @@ class AdvantageEstimator(ABC):
 class GroupAdvantage(AdvantageEstimator):
     """Compares the completions of one prompt with each other; rewards of other prompts have no effect.
 
-    A subclass implements `within_groups`.
+    A subclass implements `within_groups`, which sees complete groups only: where completions have no reward, it is
+    called once for each size of the groups that are left.
     """
 
     @abstractmethod
@@ -150,9 +211,12 @@ class GroupAdvantage(AdvantageEstimator):
 
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion:
+        return rollout.rounded(rollout.by_groups(self._checked))
+
+    def _checked(self, rollout: GroupedRewards) -> Grouped:
         advantages = self.within_groups(rollout)
         require_shape(self, "within_groups", advantages, "`prompt group`", rollout.groups.shape)
-        return rollout.rounded(rearrange(advantages, "prompt group -> (prompt group)"))
+        return advantages
 
 
 def equal_up_to_rounding(groups: Grouped, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -177,27 +241,3 @@ def without_rounding(groups: Grouped, dtype: torch.dtype) -> Grouped:
     """Return the values with those of a group replaced by the first one where they differ by rounding only."""
     equal = rearrange(equal_up_to_rounding(groups, dtype), "prompt -> prompt 1")
     return torch.where(equal, groups[:, :1], groups)
-
-
-def centered(groups: Grouped) -> Grouped:
-    """Subtract the mean of each group; exactly 0 for equal rewards, whatever the mean rounds to."""
-    all_equal = groups.amax(dim=-1, keepdim=True) == groups.amin(dim=-1, keepdim=True)
-    unit = power_of_two(groups)
-    return torch.where(all_equal, 0, groups - (groups / unit).mean(dim=-1, keepdim=True) * unit)
-
-
-def spread(groups: Grouped, ddof: int = 1) -> Tensor:
-    """Return the standard deviation of each group, 0 for a group of one; shape `(prompt, 1)`."""
-    unit = power_of_two(groups)
-    return unit * (groups / unit).std(dim=-1, keepdim=True, correction=ddof if groups.shape[-1] > 1 else 0)
-
-
-def power_of_two(values: Tensor) -> Tensor:
-    """Return a unit for rows whose squares or sums would overflow float64, without rounding; 1 for all others."""
-    huge = values.abs().amax(dim=-1, keepdim=True) > 2.0**400
-    return torch.where(huge, values.new_tensor(2.0**600), values.new_tensor(1.0))
-
-
-def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return the quotient, and 0 for a numerator of 0; equal rewards would give 0/0."""
-    return torch.where(numerator == 0, 0, numerator / denominator)

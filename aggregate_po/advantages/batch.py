@@ -1,6 +1,7 @@
 """Estimators that compare completions of different prompts by statistics of the whole rollout."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -9,13 +10,11 @@ from typing_extensions import override
 
 from aggregate_po.advantages.base import (
     AdvantageEstimator,
+    Grouped,
     GroupedRewards,
-    centered,
-    power_of_two,
-    ratio,
-    spread,
     without_rounding,
 )
+from aggregate_po.advantages.statistics import centered, power_of_two, ratio, spread
 from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerCompletion, PerToken
 
@@ -48,8 +47,8 @@ class BatchScaled(AdvantageEstimator):
 
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion:
-        scale = spread(rearrange(rollout.rewards.double(), "batch -> 1 batch")) + self.delta
-        return rollout.rounded(_flat(ratio(centered(rollout.groups), scale)))
+        scale = spread(rearrange(rollout.known_rewards.double(), "batch -> 1 batch")).squeeze() + self.delta
+        return rollout.rounded(ratio(_centered(rollout), scale))
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class WhitenedCentered(AdvantageEstimator):
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion:
         lengths = rollout.required("lengths", self)
-        return rollout.rounded(_whitened(_flat(centered(rollout.groups)), lengths, self.variance_delta))
+        return rollout.rounded(_whitened(_centered(rollout), rollout.counted(lengths), self.variance_delta))
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,12 @@ class WhitenedReturns(AdvantageEstimator):
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
         lengths = rollout.required("lengths", self)
-        rewards = _flat(
-            without_rounding(rearrange(rollout.rewards.double(), "batch -> 1 batch"), rollout.rewards.dtype)
-        )
+        alone = rearrange(rollout.rewards.double(), "batch -> 1 batch")
+        rewards = rearrange(without_rounding(alone, rollout.rewards.dtype), "1 batch -> batch")
         if self.discount == 1:
-            return rollout.rounded(_whitened(rewards, lengths, self.variance_delta))
+            return rollout.rounded(_whitened(rewards, rollout.counted(lengths), self.variance_delta))
         time = torch.arange(int(lengths.max()), device=lengths.device)
-        tokens_after = rearrange(lengths, "batch -> batch 1") - 1 - time
+        tokens_after = rearrange(rollout.counted(lengths), "batch -> batch 1") - 1 - time
         mask = tokens_after >= 0
         returns = rearrange(rewards, "batch -> batch 1") * self.discount ** tokens_after.clamp(min=0).double()
         return rollout.rounded(_whitened(returns, mask, self.variance_delta))
@@ -165,15 +163,20 @@ class ComponentNormalized(AdvantageEstimator):
                 "`rewards` is not the weighted sum of `components`, but ComponentNormalized reads these alone; leave "
                 "the total as it is, for instance with `kl_in_reward` of 0 and a KL penalty in the objective."
             )
-        columns = [without_rounding(rollout.grouped(column), given[1].dtype) for column in components.unbind(dim=-1)]
+        scores = rollout.by_groups(partial(self._scores, weights))
+        counts = rollout.counted(torch.ones_like(rollout.rewards))
+        return rollout.rounded(_whitened(scores, counts, variance_delta=1e-8))
+
+    def _scores(self, weights: Tensor, rollout: GroupedRewards) -> Grouped:
+        components = rollout.required("components", self)
+        columns = [without_rounding(rollout.grouped(column), components.dtype) for column in components.unbind(dim=-1)]
         groups = torch.stack(columns)
         scores = ratio(centered(groups), spread(groups) + self.delta)
-        summed = (rearrange(weights, "component -> component 1 1") * scores).sum(dim=0)
-        return rollout.rounded(_whitened(_flat(summed), torch.ones_like(rollout.rewards), variance_delta=1e-8))
+        return (rearrange(weights, "component -> component 1 1") * scores).sum(dim=0)
 
 
-def _flat(groups: Tensor) -> PerCompletion:
-    return rearrange(groups, "prompt group -> (prompt group)")
+def _centered(rollout: GroupedRewards) -> PerCompletion:
+    return rollout.by_groups(lambda part: centered(part.groups))
 
 
 def _whitened(values: Tensor, counts: Tensor, variance_delta: float) -> Tensor:

@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.advantages.base import AdvantageEstimator, Grouped, GroupedRewards, centered
+from aggregate_po.advantages.base import AdvantageEstimator, Grouped, GroupedRewards
+from aggregate_po.advantages.statistics import centered
 from aggregate_po.batch import PerCompletion
 
 _MAX_WEIGHT = 1e6
@@ -61,10 +62,11 @@ class BetaNormalized(AdvantageEstimator):
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion:
         groups = self._mapped(rollout.groups)
-        rates = groups.mean(dim=-1)
-        weights = beta_density(rates, *fitted_shape(rates)).reciprocal().clamp(max=_MAX_WEIGHT)
+        rates = groups.mean(dim=-1)  # completions without a reward have the mean of the others
+        counted = rates if rollout.scored is None else rates[rollout.grouped(rollout.scored).any(dim=-1)]
+        weights = beta_density(rates, *fitted_shape(counted)).reciprocal().clamp(max=_MAX_WEIGHT)
         advantages = rearrange(weights, "prompt -> prompt 1") * centered(groups)
-        return rollout.rounded(rearrange(advantages, "prompt group -> (prompt group)"))
+        return rollout.rounded(rollout.counted(rearrange(advantages, "prompt group -> (prompt group)")))
 
     def _mapped(self, groups: Grouped) -> Grouped:
         low, high = groups.min(), groups.max()

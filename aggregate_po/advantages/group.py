@@ -9,10 +9,8 @@ from aggregate_po.advantages.base import (
     GroupAdvantage,
     Grouped,
     GroupedRewards,
-    centered,
-    ratio,
-    spread,
 )
+from aggregate_po.advantages.statistics import centered, ratio, spread
 from aggregate_po.arguments import require_non_negative
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Generator, Tensor
@@ -90,6 +91,22 @@ class AdvantageContract(Contract):
         rows = (torch.arange(len(places)).unsqueeze(-1) * rollout.group_size + places).flatten()
         self._require_permuted("the advantages of permuted completions", rollout, rows)
 
+    @law(rollout=_moderate, generator=generators())
+    def test_completions_without_a_reward(self, rollout: GroupedRewards, generator: Generator) -> None:
+        """Completions without a reward have advantage 0, and the others the advantages of the smaller groups."""
+        size = max(2, int(torch.randint(rollout.group_size, (), generator=generator)))
+        assume(size <= rollout.group_size)
+        chosen = torch.rand(rollout.groups.shape, generator=generator).argsort(dim=-1) < size
+        expected = self.estimator(_with_rows(rollout, chosen.flatten(), group_size=size))
+        rewards = torch.where(chosen.flatten(), rollout.rewards, torch.nan)
+        actual = self.estimator(replace(rollout, rewards=rewards, scored=chosen.flatten()))
+        missing = actual[~chosen.flatten()]
+        require_close("the advantages without a reward", missing, torch.zeros_like(missing))
+        present = actual[chosen.flatten()]
+        if present.ndim > 1:  # the longest completion may have no reward
+            present = present[:, : expected.shape[1]]
+        require_close("the advantages of the others", present, expected, self.rounding * scale(expected))
+
     @law(rollout=_extreme)
     def test_same_every_time(self, rollout: GroupedRewards) -> None:
         """Repeated calls on one rollout give the same advantages; randomness follows `seed`."""
@@ -125,10 +142,16 @@ class AdvantageContract(Contract):
         )
 
     def _require_permuted(self, what: str, rollout: GroupedRewards, rows: Tensor) -> None:
-        per_completion = {name: getattr(rollout, name)[rows] for name in ("rewards", "lengths", "components")}
         expected = self.estimator(rollout)[rows]
-        permuted = self.estimator(replace(rollout, **per_completion))
+        permuted = self.estimator(_with_rows(rollout, rows))
         require_close(what, permuted, expected, self.rounding * scale(expected))
+
+
+def _with_rows(rollout: GroupedRewards, rows: Tensor, **changes: Any) -> GroupedRewards:
+    """Return the rollout with some of its completions, in the given order."""
+    names = ("rewards", "lengths", "components")
+    per_completion: dict[str, Any] = {name: getattr(rollout, name)[rows] for name in names}
+    return replace(rollout, **per_completion, **changes)
 
 
 def _lengths(rollout: GroupedRewards) -> Tensor:

@@ -457,7 +457,7 @@ class AdvantagesInDoublePrecision(BrokenEstimator):
         return self.centered(step).flatten()
 
 
-@broken("finite")
+@broken("finite", "completions_without_a_reward")
 class SquaresRewards(BrokenEstimator):
     def __call__(self, step):
         return step.rewards * step.rewards.abs()
@@ -469,10 +469,20 @@ class LaterPromptsCountMore(BrokenEstimator):
         return super().centered(step) * torch.arange(1, len(step.groups) + 1).unsqueeze(-1)
 
 
-@broken("order_within_a_prompt")
+@broken("order_within_a_prompt", "completions_without_a_reward")
 class LaterCompletionsCountMore(BrokenEstimator):
     def centered(self, step):
         return super().centered(step) * torch.arange(1, step.group_size + 1)
+
+
+@broken("completions_without_a_reward")
+class CountsMissingRewards(GroupAdvantage):
+    def __call__(self, step):
+        return step.rounded(self.within_groups(step).flatten())
+
+    def within_groups(self, step):
+        deviations = step.groups - step.groups.mean(dim=-1, keepdim=True)
+        return deviations / (1 + step.groups.std(dim=-1, keepdim=True, correction=0))
 
 
 @broken("same_every_time", "no_graph")

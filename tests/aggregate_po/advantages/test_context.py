@@ -24,6 +24,35 @@ def test_whole_numbers_become_floating_point_numbers(dtype):
     assert (step.rewards.tolist(), step.components.tolist()) == ([1.0, 0.0], [[1.0], [0.0]])
 
 
+def test_a_missing_reward_is_the_mean_of_the_others():
+    """The mean of the group, or of the rollout if the group has none; a single reward of a group is left out, too."""
+    rewards = torch.tensor([1.0, torch.nan, 4.0, 9.0, 9.0, torch.inf, 9.0, 9.0, 9.0])
+    scored = torch.tensor([True, False, True, True, False, False, False, False, False])
+    step = GroupedRewards(rewards, 3, components=torch.stack([rewards, -rewards], dim=-1), scored=scored)
+    assert step.rewards.tolist() == [1.0, 2.5, 4.0, *[2.5] * 6]
+    assert torch.equal(step.components, torch.stack([step.rewards, -step.rewards], dim=-1))
+    assert step.scored.tolist() == [True, False, True, *[False] * 6]
+    assert step.known_rewards.tolist() == [1.0, 4.0]
+    nothing = GroupedRewards(rewards, 3, scored=torch.zeros(9))
+    assert nothing.rewards.tolist() == nothing.known_rewards.tolist() == [0.0] * 9
+
+
+def test_groups_of_one_need_no_company():
+    step = GroupedRewards(torch.tensor([1.0, 3.0]), 1, scored=torch.tensor([True, False]))
+    assert step.scored.tolist() == [True, False]
+
+
+class WithoutTheMask(AdvantageEstimator):
+    def __call__(self, rollout):
+        return rollout.rounded((rollout.groups - rollout.groups.mean(dim=-1, keepdim=True)).flatten())
+
+
+def test_an_estimator_that_ignores_missing_rewards_has_the_right_mean():
+    scored = torch.tensor([True, False, True, True])
+    step = GroupedRewards(torch.tensor([1.0, 9.0, 0.0, 2.0]), 4, scored=scored)
+    assert WithoutTheMask()(step).tolist() == GroupCentered()(step).tolist() == [0.0, 0.0, -1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -51,6 +80,7 @@ def test_whole_numbers_become_floating_point_numbers(dtype):
             ValueError,
             r"^`component_weights` is \(1.0,\), but `components` has 2 rewards; pass one weight for each",
         ),
+        ({"scored": torch.ones(7)}, ValueError, r"^`scored` has batch=7, but `rewards` has batch=8"),
         ({"component_weights": (1.0,)}, ValueError, r"`components` has 0 rewards"),
     ],
 )

@@ -52,9 +52,10 @@ def for_estimator(estimator, step):
     return replace(step, rewards=step.rewards.abs()) if isinstance(estimator, MeanNormalized) else step
 
 
-def rows_of(step, rows):
+def rows_of(step, rows, **changes):
     """The step of some completions only."""
-    return replace(step, rewards=step.rewards[rows], lengths=step.lengths[rows], components=step.components[rows])
+    per_completion = {name: getattr(step, name)[rows] for name in ("rewards", "lengths", "components")}
+    return replace(step, **per_completion, **changes)
 
 
 def tokens_of(advantages, time):
@@ -62,6 +63,42 @@ def tokens_of(advantages, time):
     if advantages.ndim == 1:
         return advantages.unsqueeze(-1).expand(-1, time)
     return torch.nn.functional.pad(advantages, (0, time - advantages.shape[1]))
+
+
+@every
+@given(step=steps(smallest_group=2), generator=generators())
+def test_completions_without_a_reward_are_absent(estimator, step, generator):
+    """In groups of equal size; the missing completions are at random places and have any values."""
+    step = for_estimator(estimator, step)
+    size = int(torch.randint(2, step.group_size + 1, (), generator=generator))
+    chosen = (torch.rand(step.groups.shape, generator=generator).argsort(dim=-1) < size).flatten()
+    junk = {
+        "rewards": torch.where(chosen, step.rewards, torch.nan),
+        "components": torch.where(chosen.unsqueeze(-1), step.components, torch.inf),
+    }
+    advantages = estimator(replace(step, **junk, scored=chosen))
+    expected = estimator(rows_of(step, chosen, group_size=size))
+    assert not advantages[~chosen].any()
+    assert torch.equal(tokens_of(advantages[chosen], 40), tokens_of(expected, 40)) or torch.allclose(
+        tokens_of(advantages[chosen], 40), tokens_of(expected, 40), rtol=1e-5, atol=1e-6
+    )
+
+
+@every
+@given(step=steps(smallest_group=2), generator=generators())
+def test_groups_may_have_different_numbers_of_rewards(estimator, step, generator):
+    """Also none; a single reward has nothing to be compared with."""
+    step = for_estimator(estimator, step)
+    scored = torch.rand(step.rewards.shape, generator=generator) < 0.5
+    advantages = estimator(replace(step, scored=scored))
+    compared = (step.grouped(scored).sum(dim=-1, keepdim=True) >= 2) & step.grouped(scored).bool()
+    assert torch.isfinite(advantages).all()
+    assert not advantages[~compared.flatten()].any()
+    if estimator in GROUPWISE and not (isinstance(estimator, KalmanBaseline) and estimator.order == "shuffled"):
+        for rows in compared.nonzero()[:, 0].unique().tolist():
+            row = step.group_size * rows + compared[rows].nonzero().squeeze(-1)
+            alone = estimator(rows_of(step, row, group_size=len(row)))
+            torch.testing.assert_close(advantages[row], alone)
 
 
 @every
