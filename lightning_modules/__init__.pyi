@@ -9,11 +9,13 @@ from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, Sha
 from .model.lora import LoRA
 from .policy_module import PolicyModule
 from .prompts import HubDataset, JSONLines, Parquet, PromptDataset
-from .rewards import boxed_answer
+from .rewards import BatchReward, ConcurrentReward, MathReward, ReasoningGymReward, RewardPool, boxed_answer
 from .schedules import CosineDecay, LinearDecay
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BatchReward",
+    "ConcurrentReward",
     "CosineDecay",
     "DraftRefinement",
     "DynamicSampling",
@@ -22,12 +24,15 @@ __all__ = [
     "JSONLines",
     "LinearDecay",
     "LoRA",
+    "MathReward",
     "PackedSequences",
     "PaddedSequences",
     "Parquet",
     "PolicyModule",
     "PromptDataset",
     "RatioDeviationStop",
+    "ReasoningGymReward",
+    "RewardPool",
     "RolloutDataModule",
     "RunCheckpoint",
     "RunReport",

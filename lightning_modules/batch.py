@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from aggregate_po import PerCompletion, PerToken, PolicyBatch
 from lightning_modules.prompts import Example
+from lightning_modules.rewards.verdict import Cause
 from lightning_modules.tally import Tally
 
 
@@ -188,6 +189,8 @@ class Evaluation:
         rewards: total reward of each completion; shape `batch`.
         lengths: number of tokens of each completion, the stop token included; shape `batch`.
         single_rewards: terms of the weighted sum `rewards`, by name; empty if there is only one reward.
+        causes: cause of each failed verdict, which counts as a reward of 0, and None where there is a reward;
+            `causes[completion][component]`; empty if no verdict failed.
     """
 
     name: str
@@ -196,12 +199,25 @@ class Evaluation:
     rewards: PerCompletion
     lengths: PerCompletion
     single_rewards: Mapping[str, PerCompletion] = field(default_factory=dict)
+    causes: Sequence[Sequence[Cause | None]] = ()
+
+    @property
+    def failed(self) -> PerCompletion:
+        """True for completions of which a verdict failed; shape `batch`."""
+        if not self.causes:
+            return torch.zeros(len(self.completions), dtype=torch.bool)
+        return torch.tensor([any(causes) for causes in self.causes], dtype=torch.bool)
 
     @property
     def metrics(self) -> dict[str, PerCompletion]:
         """Metrics of each completion, by the name under which their means are logged."""
         single = {f"rewards/{reward}_{self.name}": values for reward, values in self.single_rewards.items()}
-        return {f"reward_{self.name}": self.rewards, **single, f"mean_length_{self.name}": self.lengths.float()}
+        return {
+            f"reward_{self.name}": self.rewards,
+            **single,
+            f"mean_length_{self.name}": self.lengths.float(),
+            f"{_FAILED}{self.name}": self.failed.double(),
+        }
 
     @property
     def tally(self) -> Tally:
@@ -216,15 +232,18 @@ class Evaluation:
 def evaluation_metrics(tally: Tally) -> dict[str, float]:
     """Return the mean of each metric, from the sum of the tallies of all evaluations.
 
-    Where every reward is 0 or 1, their mean is `pass@1_...` too, the rate of right completions.
+    Where every reward is 0 or 1, their mean is `pass@1_...` too, the rate of right completions. A failed verdict counts
+    as 0; `failed_verdicts_...`, the fraction of completions with one, is left out where it is 0.
     """
     totals = {name: total for name, total in tally.sums.items() if not name.startswith(_count_name(""))}
     means = {name: total / tally.sums[_count_name(name)] for name, total in totals.items()}
+    means = {name: mean for name, mean in means.items() if mean or not name.startswith(_FAILED)}
     prefix = _count_name(_OTHERS)
     judged = [name.removeprefix(prefix) for name, count in tally.sums.items() if name.startswith(prefix) and not count]
     return {f"pass@1_{name}": means[f"reward_{name}"] for name in judged} | means
 
 
+_FAILED = "failed_verdicts_"
 _OTHERS = "rewards other than 0 and 1, "
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning_modules.batch import Evaluation
 from lightning_modules.prompts.base import shown
+from lightning_modules.rewards import Cause
 
 Sample = list[str]  # prompt, completion and notes, all of which a checkpoint holds
 
@@ -32,13 +33,17 @@ def write_samples(samples: dict[str, list[Sample]], path: Path) -> None:
 def _sample(evaluation: Evaluation, row: int) -> Sample:
     example, reward = evaluation.examples[row], float(evaluation.rewards[row])
     single = {name: float(values[row]) for name, values in evaluation.single_rewards.items()}
+    causes = evaluation.causes[row] if evaluation.causes else [None] * max(len(single), 1)
     # The total of several rewards is no verdict, but one of them may be.
-    rewards = [f"reward {name}: {_scored(value)}" for name, value in single.items()]
-    total = f"reward: {reward:.6g}" if single else f"reward: {_scored(reward)}"
+    scored = zip(single.items(), causes, strict=True) if single else ()
+    rewards = [f"reward {name}: {_scored(value, cause)}" for (name, value), cause in scored]
+    total = f"reward: {reward:.6g}" if single else f"reward: {_scored(reward, causes[0])}"
     answer = [f"reference answer: {example['answer']}"] if example.get("answer") is not None else []
     return [shown(example["prompt"]), evaluation.completions[row], *answer, total, *rewards]
 
 
-def _scored(value: float) -> str:
+def _scored(value: float, cause: Cause | None) -> str:
+    if cause is not None:
+        return f"{value:.6g} (the verdict failed: {cause})"
     verdict = {1.0: " (right)", 0.0: " (wrong)"}.get(value, "")
     return f"{value:.6g}{verdict}"

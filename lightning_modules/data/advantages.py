@@ -21,7 +21,7 @@ def advantages(
     seed: int,
     trainer: Trainer,
 ) -> PerCompletion | PerToken:
-    """Return the advantages of the completions of this rank; shape `batch`, or `batch time`.
+    """Return the advantages of the completions of this rank, 0 without a reward; shape `batch`, or `batch time`.
 
     Args:
         estimator: advantage estimator; it receives the rewards of all ranks in prompt order, for any number of ranks.
@@ -36,7 +36,7 @@ def advantages(
     """
     sizes = {"rank": data_parallel_size(trainer), "group": groups.group_size}
     mask = groups.completions.mask
-    columns = {"rewards": rewards, "lengths": mask.sum(dim=-1)}
+    columns = {"rewards": rewards, "lengths": mask.sum(dim=-1), "scored": groups.scored}
     gathered = _gathered_columns({**columns, **_component_columns(groups.components)}, sizes, trainer)
     components = [column for name, column in gathered.items() if name.startswith("component")]
     rollout = GroupedRewards(
@@ -46,11 +46,14 @@ def advantages(
         components=torch.stack(components, dim=-1).to(groups.components.dtype),
         component_weights=weights,
         seed=seed,
+        scored=None if gathered["scored"].all() else gathered["scored"].bool(),
     )
     estimated = estimator(rollout)
     longest = torch.Size([int(gathered["lengths"].max())] if estimated.ndim > 1 else [])
     words = "`batch` or `batch time`, `time` being the longest length"
     require_shape(estimator, "__call__", estimated, words, rollout.rewards.shape + longest)
+    if rollout.scored is not None:  # also for an estimator that does not know of it
+        estimated = torch.where(rollout.scored if estimated.ndim == 1 else rollout.scored.unsqueeze(-1), estimated, 0)
     by_rank = rearrange(estimated, "(prompt rank group) ... -> rank (prompt group) ...", **sizes)
     local = by_rank[data_parallel_rank(trainer)]
     if local.ndim == 1:

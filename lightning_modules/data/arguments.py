@@ -14,7 +14,7 @@ from lightning_modules.data.evaluation import EvaluationName
 from lightning_modules.data.rollout import LogProbSource
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.model.policy import Policy
-from lightning_modules.rewards import TruncationRule
+from lightning_modules.rewards import FailedVerdictRule, TruncationRule
 from lightning_modules.rollouts import RolloutEngine
 from lightning_modules.validation import require_one_of
 
@@ -45,6 +45,7 @@ def require_parts(
     correction: SamplerCorrection | None,
     old_log_probs: str,
     truncated: str,
+    failed_verdicts: str,
     schemes: Sequence[object],
 ) -> None:
     """Check the names of the rules, the types of the estimator and the schemes, and what a correction corrects.
@@ -54,6 +55,7 @@ def require_parts(
         ValueError: a name is unknown, or there is a correction, but the sampler is the behavior policy.
     """
     require_one_of(TruncationRule, truncated=truncated)
+    require_one_of(FailedVerdictRule, failed_verdicts=failed_verdicts)
     require_one_of(LogProbSource, old_log_probs=old_log_probs)
     if correction is not None and old_log_probs == "sampler":
         raise ValueError(

@@ -6,9 +6,11 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning import LightningDataModule, Trainer
 from typing_extensions import override
 
+from lightning_modules.batch import Evaluation, RolloutBatch
 from lightning_modules.data.buffer import RolloutBuffer, saved_position
 from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.loops import continue_run
@@ -53,6 +55,12 @@ class BufferedDataModule(LightningDataModule):
     def train_dataloader(self) -> RolloutLoader:
         """Return the data loader over successive rollouts."""
         return RolloutLoader(self.buffer)
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: RolloutBatch | Evaluation, device: torch.device, dataloader_idx: int
+    ) -> RolloutBatch | Evaluation:
+        return batch.to(device) if isinstance(batch, RolloutBatch) else batch
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, cast
 
 from lightning import Trainer
-from torch import Tensor
 
 from lightning_modules.batch import Evaluation
 from lightning_modules.data.sampler import Sampler
@@ -18,7 +17,7 @@ from lightning_modules.distributed import (
     is_tensor_parallel_leader,
 )
 from lightning_modules.prompts import Prompt
-from lightning_modules.rewards import WeightedRewards
+from lightning_modules.rewards import Scores, WeightedRewards
 from lightning_modules.seeding import derived_seed
 
 EvaluationName = Literal["sampled", "greedy"]
@@ -65,14 +64,15 @@ class EvaluationLoader:
         sampled = self._sampler.sample(prompts or self._prompts[:1], self._temperature, seed)
         examples = [prompt.example for prompt in prompts]
         texts, lengths = sampled.texts[: len(prompts)], sampled.completions.mask.sum(dim=-1)[: len(prompts)]
-        scores = self._rewards.components(texts, examples) if is_tensor_parallel_leader(self._trainer) else None
-        components = cast(Tensor, broadcast_in_tensor_parallel_group(scores, self._trainer))
-        single = dict(zip(self._rewards.names, components.unbind(dim=-1), strict=True))
+        scores = self._rewards.scores(texts, examples) if is_tensor_parallel_leader(self._trainer) else None
+        scores = cast(Scores, broadcast_in_tensor_parallel_group(scores, self._trainer))
+        single = dict(zip(self._rewards.names, scores.components.unbind(dim=-1), strict=True))
         return Evaluation(
             name=self.name,
             examples=examples,
             completions=texts,
-            rewards=self._rewards.total(components),
+            rewards=self._rewards.total(scores.components),
             lengths=lengths,
             single_rewards=single if len(single) > 1 else {},
+            causes=scores.causes,
         )

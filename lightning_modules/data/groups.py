@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aggregate_po import PerCompletion, PerToken
 from aggregate_po.advantages.base import equal_up_to_rounding
+from aggregate_po.advantages.scored import filled
 from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.distributed import (
@@ -21,7 +22,16 @@ from lightning_modules.distributed import (
     is_tensor_parallel_leader,
 )
 from lightning_modules.prompts import Example, Prompt, PromptStream
-from lightning_modules.rewards import TruncationRule, WeightedRewards, trained_tokens, truncated_rewards
+from lightning_modules.rewards import (
+    Cause,
+    FailedVerdictRule,
+    Scores,
+    TruncationRule,
+    WeightedRewards,
+    scored_completions,
+    trained_tokens,
+    truncated_rewards,
+)
 from lightning_modules.rollouts import Completions
 from lightning_modules.seeding import derived_seed
 from lightning_modules.tally import Tally
@@ -40,6 +50,10 @@ class Groups:
         response_mask: True on trained tokens; shape `batch time`.
         policy_step: optimizer step of the policy that sampled the oldest completion.
         metrics: metrics of the engine and of sampling schemes, the same on all ranks.
+        scored: False for completions without a reward, which are out of their group; their rewards and single rewards
+            mean nothing, and none of their tokens is trained; shape `batch`; True for all when None.
+        causes: cause of each failed verdict, None where there is a reward; `causes[completion][component]`; no verdict
+            failed when None.
     """
 
     prompts: Sequence[Prompt]
@@ -50,6 +64,14 @@ class Groups:
     response_mask: PerToken
     policy_step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    scored: PerCompletion = None  # type: ignore[assignment]  # filled in below, so never None to a reader
+    causes: Sequence[Sequence[Cause | None]] = None  # type: ignore[assignment]  # as above
+
+    def __post_init__(self) -> None:
+        if self.scored is None:
+            object.__setattr__(self, "scored", torch.ones(len(self.texts), dtype=torch.bool))
+        if self.causes is None:
+            object.__setattr__(self, "causes", [[None] * self.components.shape[-1] for _ in self.texts])
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -63,9 +85,11 @@ class Groups:
     def have_signal(self) -> Tensor:
         """True for groups whose rewards are not all equal, so that advantages may be nonzero; shape `prompt`.
 
-        Rewards that differ by rounding only are equal, as they are to advantage estimators.
+        Rewards that differ by rounding only are equal, as they are to advantage estimators. Completions without a
+        reward do not count.
         """
-        groups = rearrange(self.rewards, "(prompt group) -> prompt group", group=self.group_size)
+        known = filled(self.rewards, self.scored, self.group_size)
+        groups = rearrange(known, "(prompt group) -> prompt group", group=self.group_size)
         return ~equal_up_to_rounding(groups, self.rewards.dtype)
 
     def select(self, groups: Tensor, metrics: Mapping[str, float] | None = None) -> Groups:
@@ -80,6 +104,8 @@ class Groups:
             response_mask=self.response_mask[rows],
             policy_step=self.policy_step,
             metrics=self.metrics if metrics is None else metrics,
+            scored=self.scored[rows],
+            causes=[self.causes[row] for row in rows.tolist()],
         )
 
     @staticmethod
@@ -99,6 +125,8 @@ class Groups:
             response_mask=torch.cat(masks),
             policy_step=min(part.policy_step for part in parts),
             metrics={name: value for part in parts for name, value in part.metrics.items()},
+            scored=torch.cat([part.scored for part in parts]),
+            causes=[causes for part in parts for causes in part.causes],
         )
 
     def sequences(self, temperature: float) -> Sequences:
@@ -124,6 +152,7 @@ class GroupSampler:
         prompts: prompt stream of this rank.
         rewards: scores the completions.
         truncated: rule for truncated completions.
+        failed_verdicts: rule for completions on which a verdict failed.
         group_size: number of completions per prompt.
         temperature: sampling temperature.
         updates: number of updates that the rollout is split into.
@@ -143,13 +172,15 @@ class GroupSampler:
         prompts: PromptStream,
         rewards: WeightedRewards,
         truncated: TruncationRule,
+        failed_verdicts: FailedVerdictRule,
         group_size: int,
         temperature: float,
         updates: int,
         seeds: tuple[int, ...],
         trainer: Trainer,
     ) -> None:
-        self._sampler, self._prompts, self._rewards, self._truncated = sampler, prompts, rewards, truncated
+        self._sampler, self._prompts, self._rewards = sampler, prompts, rewards
+        self._truncated, self._failed_verdicts = truncated, failed_verdicts
         self.group_size, self.updates = group_size, updates
         self._temperature, self._seeds, self._trainer = temperature, seeds, trainer
         self._calls = 0
@@ -185,18 +216,23 @@ class GroupSampler:
         self._calls += 1
         completions = sampled.completions
         examples = [prompt.example for prompt in prompts for _ in range(size)]
-        scores = self._rewards.components(sampled.texts, examples) if is_tensor_parallel_leader(self._trainer) else None
-        scores = cast(Tensor, broadcast_in_tensor_parallel_group(scores, self._trainer))
-        components = truncated_rewards(self._truncated, scores, completions.finished)
+        scores = self._rewards.scores(sampled.texts, examples) if is_tensor_parallel_leader(self._trainer) else None
+        scores = cast(Scores, broadcast_in_tensor_parallel_group(scores, self._trainer))
+        components = truncated_rewards(self._truncated, scores.components, completions.finished)
+        decided = ~completions.finished & (self._truncated == "zero_reward")
+        scored = scored_completions(self._failed_verdicts, scores, decided)
+        trained = trained_tokens(self._truncated, completions.mask, completions.finished)
         return Groups(
             prompts=prompts,
             completions=completions,
             texts=sampled.texts,
             components=components,
             rewards=self._rewards.total(components),
-            response_mask=trained_tokens(self._truncated, completions.mask, completions.finished),
+            response_mask=trained & scored.unsqueeze(-1),
             policy_step=sampled.policy_step,
             metrics=sampled.metrics,
+            scored=scored,
+            causes=scores.causes,
         )
 
     def prompt_of(self, example: Example) -> Prompt:

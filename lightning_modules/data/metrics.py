@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from einops import rearrange
@@ -12,9 +14,13 @@ from torch import Tensor
 
 from aggregate_po import CorrectionWeights, PerCompletion, PerToken
 from aggregate_po.advantages.base import equal_up_to_rounding
+from aggregate_po.advantages.scored import filled, with_company
 from aggregate_po.corrections import log_mismatch
 from lightning_modules.data.groups import Groups
+from lightning_modules.rewards import Cause
 from lightning_modules.tally import Tally
+
+_FAILED = "/failed/"
 
 
 def rollout_metrics(
@@ -45,35 +51,78 @@ def completion_tally(groups: Groups, rewards: PerCompletion, reward_names: Seque
         rewards: total reward of each completion, the KL penalty included; shape `batch`.
         reward_names: names of the single rewards.
     """
-    by_group = rearrange(rewards.double(), "(prompt group) -> prompt group", group=groups.group_size)
-    single = zip(reward_names, groups.components.double().sum(dim=0), strict=True)
-    return Tally.of(
+    scored, size = groups.scored, groups.group_size
+    counted = torch.where(scored, rewards.double(), 0)
+    by_group = rearrange(filled(rewards.double(), scored, size), "(prompt group) -> prompt group", group=size)
+    compared = rearrange(with_company(scored, size), "(prompt group) -> prompt group", group=size)
+    present = compared.any(dim=-1)
+    single = zip(reward_names, _single_sums(groups), strict=True)
+    tally = Tally.of(
         completions=torch.tensor(rewards.numel()),
-        reward=rewards.double().sum(),
-        squared_reward=rewards.double().square().sum(),
+        scored=scored.sum(),
+        reward=counted.sum(),
+        squared_reward=counted.square().sum(),
         groups=torch.tensor(len(by_group)),
-        group_std=by_group.std(dim=-1).sum(),
-        equal_groups=equal_up_to_rounding(by_group, rewards.dtype).sum(),
+        compared_groups=present.sum(),
+        group_std=_deviations(by_group, compared)[present].sum(),
+        equal_groups=(equal_up_to_rounding(by_group, rewards.dtype) | ~present).sum(),
         tokens=groups.completions.mask.sum(),
         truncated=(~groups.completions.finished).sum(),
         **{f"rewards/{name}": total for name, total in single},
     )
+    return tally + Tally(_failures(groups, reward_names))
+
+
+def _deviations(by_group: Tensor, counted: Tensor) -> Tensor:
+    """Return the unbiased standard deviation of the counted values of each group; shape `prompt`."""
+    deviations = torch.where(counted, by_group - by_group.mean(dim=-1, keepdim=True), 0)
+    return (deviations.square().sum(dim=-1) / (counted.sum(dim=-1) - 1).clamp(min=1)).sqrt()
+
+
+def _single_sums(groups: Groups) -> Tensor:
+    return torch.where(groups.scored.unsqueeze(-1), groups.components.double(), 0).sum(dim=0)
+
+
+def _failures(groups: Groups, reward_names: Sequence[str]) -> dict[str, float]:
+    """Return the number of failed verdicts by reward and cause, with a name for each that there may be."""
+    counts = Counter((number, cause) for row in groups.causes for number, cause in enumerate(row))
+    return {
+        f"rewards/{name}{_FAILED}{cause}": counts[number, cause]
+        for number, name in enumerate(reward_names)
+        for cause in get_args(Cause)
+    }
 
 
 def completion_metrics(tally: Tally) -> dict[str, float]:
-    """Return metrics by name; `reward_std` is over all completions, `reward_group_std` the mean over groups."""
+    """Return metrics by name; `reward_std` is over all completions, `reward_group_std` the mean over groups.
+
+    Rewards are those of the completions that have one. Causes of failed verdicts that did not occur are left out.
+
+    Raises:
+        RuntimeError: no completion has a reward.
+    """
     sums = tally.sums
-    completions, groups = sums["completions"], sums["groups"]
-    mean = sums["reward"] / completions
+    completions, scored = sums["completions"], sums["scored"]
+    failures = {name: count for name, count in sums.items() if _FAILED in name and count}
+    if not scored:
+        raise RuntimeError(
+            f"the verdicts on all {completions:.0f} completions of the rollout failed "
+            f"({', '.join(f'{name}: {count:.0f}' for name, count in failures.items())}), so there is nothing to learn "
+            "from; see the warnings above, and correct the reward before you resume."
+        )
+    mean = sums["reward"] / scored
+    means = {name: total for name, total in sums.items() if name.startswith("rewards/") and _FAILED not in name}
     return {
         "reward": mean,
-        "reward_group_std": sums["group_std"] / groups,
-        "reward_std": math.sqrt(max(sums["squared_reward"] / completions - mean * mean, 0.0)),
-        "frac_reward_zero_std": sums["equal_groups"] / groups,
+        "reward_group_std": sums["group_std"] / max(sums["compared_groups"], 1),
+        "reward_std": math.sqrt(max(sums["squared_reward"] / scored - mean * mean, 0.0)),
+        "frac_reward_zero_std": sums["equal_groups"] / sums["groups"],
         "completions/mean_length": sums["tokens"] / completions,
         "completions/clipped_ratio": sums["truncated"] / completions,
+        "completions/scored_ratio": scored / completions,
         "num_tokens": sums["tokens"],
-        **{f"{name}/mean": total / completions for name, total in sums.items() if name.startswith("rewards/")},
+        **{f"{name}/mean": total / scored for name, total in means.items()},
+        **failures,
     }
 
 

@@ -6,13 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from lightning import Trainer
 from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
 from aggregate_po.advantages import GroupNormalized
-from lightning_modules.batch import Evaluation, RolloutBatch
 from lightning_modules.configuration import described_arguments
 from lightning_modules.data.advantages import advantages
 from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, required_policy
@@ -35,7 +33,7 @@ from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.policy import Policy
 from lightning_modules.prompts import Prompt, PromptDataset, PromptFile, PromptFormat, PromptOrder, PromptStream
 from lightning_modules.prompts.sources import examples_of
-from lightning_modules.rewards import Reward, TruncationRule, WeightedRewards
+from lightning_modules.rewards import AnyReward, FailedVerdictRule, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
 from lightning_modules.seeding import derived_seed
 from lightning_modules.validation import require_at_least
@@ -51,7 +49,8 @@ class RolloutDataModule(BufferedDataModule):
     Args:
         dataset: Training prompts: a `PromptDataset`, a list of mappings with "prompt", or the path of a JSON Lines
             or Parquet file.
-        reward: Reward function, called with a completion and its example, or a list of several.
+        reward: Reward function, called with a completion and its example, or an asynchronous one, or a `BatchReward`
+            such as `RewardPool`; or a list of several.
         reward_weights: Weight of each reward in the total reward; 1 for each when None.
         validation: Held-out prompts for pass@1, in the same forms as `dataset`; nothing is evaluated when None.
         rollouts: Engine that generates the completions; transformers in the training process when None.
@@ -68,6 +67,9 @@ class RolloutDataModule(BufferedDataModule):
             `aggregate_po.advantages`.
         truncated: Rule for truncated completions: "score" keeps their reward, "zero_reward" sets it to 0, and "mask"
             excludes their tokens from training, so that they only count in the baseline of their group.
+        failed_verdicts: Rule for completions on which a verdict failed, such as one that reached the time limit of a
+            `RewardPool`: "mask" takes them out of their group, as if they had not been sampled, "zero" sets the failed
+            reward to 0, and "error" stops the run.
         tokens_per_micro_batch: Maximum number of tokens in a forward pass, including prompts and the padding of the
             layout. Short completions are packed into fewer micro-batches than `accumulate_grad_batches`. When None,
             all micro-batches are used and have about the same size.
@@ -95,7 +97,7 @@ class RolloutDataModule(BufferedDataModule):
     def __init__(
         self,
         dataset: PromptFile | PromptDataset | str,
-        reward: Sequence[Reward] | Reward,  # in this order, or jsonargparse cannot write a list of functions
+        reward: Sequence[AnyReward] | AnyReward,  # in this order, or jsonargparse cannot write a list of functions
         reward_weights: Sequence[float] | None = None,
         validation: PromptFile | PromptDataset | str | None = None,
         rollouts: RolloutEngine | None = None,
@@ -109,6 +111,7 @@ class RolloutDataModule(BufferedDataModule):
         correction: SamplerCorrection | None = None,
         advantages: AdvantageEstimator = GroupNormalized(),
         truncated: TruncationRule = "zero_reward",
+        failed_verdicts: FailedVerdictRule = "mask",
         tokens_per_micro_batch: int | None = None,
         kl_in_reward: float = 0.0,
         overlap: bool = False,
@@ -131,7 +134,7 @@ class RolloutDataModule(BufferedDataModule):
             tokens_per_micro_batch=tokens_per_micro_batch,
         )
         require_sampling(group_size, temperature, kl_in_reward, evaluations)
-        require_parts(advantages, correction, old_log_probs, truncated, schemes)
+        require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes)
         self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = examples_of("dataset", dataset)
         self.validation = None if validation is None else examples_of("validation", validation)
@@ -147,6 +150,7 @@ class RolloutDataModule(BufferedDataModule):
         self.correction = correction
         self.advantages = advantages
         self.truncated = truncated
+        self.failed_verdicts = failed_verdicts
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.kl_in_reward = kl_in_reward
         self.overlap = overlap
@@ -234,13 +238,8 @@ class RolloutDataModule(BufferedDataModule):
         return self._held_out
 
     @override
-    def transfer_batch_to_device(
-        self, batch: RolloutBatch | Evaluation, device: torch.device, dataloader_idx: int
-    ) -> RolloutBatch | Evaluation:
-        return batch.to(device) if isinstance(batch, RolloutBatch) else batch
-
-    @override
     def teardown(self, stage: str) -> None:
+        self.rewards.close()
         if "sampler" in vars(self):  # made by `setup`, which may have failed
             self.sampler.close()
 
@@ -282,9 +281,10 @@ class RolloutDataModule(BufferedDataModule):
             self._group_sampler(number).begin(*sizes)
 
     def _group_sampler(self, number: int) -> GroupSampler:
+        parts = self.sampler, self._prompts, self.rewards, self.truncated, self.failed_verdicts
         sizes = self.group_size, self.temperature, self.updates_per_rollout
         seeds = self.seed, number, data_parallel_rank(self._trainer)
-        return GroupSampler(self.sampler, self._prompts, self.rewards, self.truncated, *sizes, seeds, self._trainer)
+        return GroupSampler(*parts, *sizes, seeds, self._trainer)
 
     @property
     def _prompts_per_rank(self) -> int:

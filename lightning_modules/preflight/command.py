@@ -126,8 +126,8 @@ def preflight(
 
 def _disagreement(trial: TrialRollout, rewards: WeightedRewards, other: Reward) -> Disagreement:
     second = WeightedRewards(other)
-    first = rewards.total(rewards.components(trial.texts, trial.examples))
-    values = second.total(second.components(trial.texts, trial.examples))
+    first = rewards.total(rewards.scores(trial.texts, trial.examples).components)
+    values = second.total(second.scores(trial.texts, trial.examples).components)
     rows = (first != values).nonzero().squeeze(-1).tolist()
     examples = [
         f"{float(first[row]):.3g} and {float(values[row]):.3g}: {shorter(trial.texts[row])!r}" for row in rows[:_SHOWN]

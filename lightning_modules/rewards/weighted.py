@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +13,14 @@ from torch import Tensor
 from aggregate_po import PerCompletion
 from lightning_modules.prompts import Example
 from lightning_modules.rewards.base import Reward
-from lightning_modules.rewards.values import finite_number, shortened
+from lightning_modules.rewards.batch import BatchReward
+from lightning_modules.rewards.calls import SequentialReward, copied, place, verdict_of
+from lightning_modules.rewards.concurrent import AsyncReward, ConcurrentReward, is_async
+from lightning_modules.rewards.names import numbered
+from lightning_modules.rewards.scores import Scores
+from lightning_modules.rewards.verdict import Verdict
+
+AnyReward = Reward | AsyncReward | BatchReward
 
 # Terms that are equal on paper leave no more of their size than this, when one is subtracted from the other.
 _CANCELED = 8 * torch.finfo(torch.double).eps
@@ -24,7 +30,8 @@ class WeightedRewards:
     """Weighted sum of named rewards.
 
     Args:
-        reward: one reward function or several, each called with a completion and its example.
+        reward: one reward or several: functions of a completion and its example, asynchronous ones, or instances of
+            `BatchReward`.
         weights: weight of each reward in the sum; 1 for each when None.
 
     Raises:
@@ -32,40 +39,40 @@ class WeightedRewards:
         ValueError: there is no reward, or `weights` is not one finite number per reward.
     """
 
-    def __init__(self, reward: Reward | Sequence[Reward], weights: Sequence[float] | None = None) -> None:
-        self._rewards = list(reward) if isinstance(reward, Sequence) else [reward]
-        if not self._rewards:
+    def __init__(self, reward: AnyReward | Sequence[AnyReward], weights: Sequence[float] | None = None) -> None:
+        given = list(reward) if isinstance(reward, Sequence) else [reward]
+        if not given:
             raise ValueError("`reward` is empty; pass a function of a completion and its example, or several.")
-        for function in self._rewards:
+        for function in given:
             if not callable(function):
                 raise TypeError(
                     f"`reward` has {function!r}; pass a function of a completion and its example, or several."
                 )
+        self._rewards = [_batch_reward(function) for function in given]
+        self._warned: set[int] = set()
         self.weights = (1.0,) * len(self._rewards) if weights is None else tuple(float(weight) for weight in weights)
         if len(self.weights) != len(self._rewards) or not all(map(math.isfinite, self.weights)):
             raise ValueError(
                 f"`reward_weights` is {weights}, but `reward` has {len(self._rewards)}; pass one finite number for "
                 "each."
             )
-        names = [_name(function) for function in self._rewards]
-        # Equal names are numbered, since metrics are logged by name.
-        self.names = [
-            name if names.count(name) == 1 else f"{name}_{names[: index + 1].count(name)}"
-            for index, name in enumerate(names)
-        ]
+        self.names = numbered([function.name for function in self._rewards])
 
-    def components(self, completions: Sequence[str], examples: Sequence[Example]) -> Tensor:
-        """Return every reward of every completion, given one example per completion; shape `batch component`, float64.
+    def scores(self, completions: Sequence[str], examples: Sequence[Example]) -> Scores:
+        """Return every reward of every completion, given one example per completion.
 
-        Each call of a reward gets a copy of the example, so a reward that changes it changes nothing else.
+        Each call of a reward gets copies of the examples, so a reward that changes one changes nothing else. The first
+        failed verdict of a reward gives a warning.
 
         Raises:
-            ValueError: a reward is not a finite number.
+            ValueError: a reward is not a finite number, or a reward returned another number of values.
             RuntimeError: a reward tried to end the process.
         """
-        pairs = list(zip(completions, examples, strict=True))
-        rows = [[self._value(index, *pair) for index in range(len(self._rewards))] for pair in pairs]
-        return torch.tensor(rows, dtype=torch.double).reshape(len(pairs), len(self._rewards))
+        verdicts = [self._verdicts(index, completions, examples) for index in range(len(self._rewards))]
+        rows = list(zip(*verdicts, strict=True))
+        values = [[0.0 if verdict.value is None else verdict.value for verdict in row] for row in rows]
+        components = torch.tensor(values, dtype=torch.double).reshape(len(completions), len(self._rewards))
+        return Scores(components, [[verdict.cause for verdict in row] for row in rows])
 
     def total(self, components: Tensor) -> PerCompletion:
         """Return the weighted sum of `components`, 0 where only rounding errors are left; shape `batch`, float64."""
@@ -73,30 +80,33 @@ class WeightedRewards:
         total = terms.sum(dim=-1)
         return torch.where(total.abs() <= _CANCELED * terms.abs().sum(dim=-1), 0, total)
 
-    def _value(self, index: int, completion: str, example: Example) -> float:
-        label = "`reward`" if len(self._rewards) == 1 else f"`reward` {self.names[index]}"
-        place = f"for the completion {shortened(completion)} of {shortened(dict(example))}"
-        try:
-            value = self._rewards[index](completion, copy.deepcopy(dict(example)))
-        except Exception as error:
-            error.add_note(f"raised by {label} {place}")
-            raise
-        except KeyboardInterrupt:
-            # An interrupt of the user arrives here too, and ends the run either way.
-            warnings.warn(f"{label} was interrupted {place}.", stacklevel=2)
-            raise
-        except (SystemExit, GeneratorExit) as error:
-            # To Lightning and to the shell, `sys.exit()` would be a run that succeeded.
-            raise RuntimeError(
-                f"{label} raised {error!r} {place}; return a number, and raise an exception where there is none."
-            ) from error
-        try:
-            return finite_number(value)
-        except ValueError as error:
-            raise ValueError(f"{label} gave {error}, {place}; return one finite number.") from None
+    def close(self) -> None:
+        """Release the processes and connections of all rewards."""
+        for reward in self._rewards:
+            reward.close()
+
+    def _verdicts(self, index: int, completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+        name = self.names[index]
+        values = list(self._rewards[index](completions, copied(examples)))
+        if len(values) != len(completions):
+            raise ValueError(
+                f"`reward` {name} gave {len(values)} values for {len(completions)} completions; return one for each, "
+                "in order."
+            )
+        triples = zip(values, completions, examples, strict=True)
+        verdicts = [verdict_of(value, name, completion, example) for value, completion, example in triples]
+        for verdict, completion, example in zip(verdicts, completions, examples, strict=True):
+            if verdict.value is None and index not in self._warned:
+                self._warned.add(index)
+                warnings.warn(
+                    f"`reward` {name} failed {place(completion, example)}: {verdict.cause} {verdict.detail}. This "
+                    "warning is given once; the metrics count failed verdicts by their cause.",
+                    stacklevel=2,
+                )
+        return verdicts
 
 
-def _name(reward: Reward) -> str:
-    while isinstance(reward, functools.partial):
-        reward = reward.func
-    return getattr(reward, "__name__", type(reward).__name__)
+def _batch_reward(reward: AnyReward) -> BatchReward:
+    if isinstance(reward, BatchReward):
+        return reward
+    return ConcurrentReward(cast(AsyncReward, reward)) if is_async(reward) else SequentialReward(cast(Reward, reward))

@@ -25,6 +25,7 @@ from aggregate_po.advantages import (
 )
 from aggregate_po.recipes import dapo
 from lightning_modules import PolicyModule, RolloutDataModule
+from lightning_modules.rewards import Verdict
 from lightning_modules.rollouts import Completions, RolloutEngine
 
 LONGEST, UPDATES = 9, 4
@@ -34,6 +35,7 @@ ESTIMATORS: dict[str, AdvantageEstimator] = {
     "WhitenedReturns per token": WhitenedReturns(discount=0.8),
     "ComponentNormalized": OverlongShaping(ComponentNormalized(), LONGEST, 4),
     "KalmanBaseline shuffled": KalmanBaseline("shuffled"),
+    "BatchScaled, failed verdicts": BatchScaled(),
 }
 
 
@@ -67,6 +69,12 @@ def text_reward(completion, example):
     return zlib.crc32((example["prompt"] + completion).encode()) % 5 / 4
 
 
+def failing_reward(completion, example):
+    """Return the same, and a failed verdict for one completion in four."""
+    failed = zlib.crc32(completion.encode()) % 4 == 0
+    return Verdict(None, "time") if failed else text_reward(completion, example)
+
+
 def length_reward(completion, example):
     """Return a number on another scale."""
     return float(len(completion) % 7)
@@ -84,7 +92,7 @@ def main() -> None:
         )
         data = RolloutDataModule(
             [{"prompt": f"{number} + {number}"} for number in range(8)],
-            [text_reward, length_reward],
+            [failing_reward if "failed" in name else text_reward, length_reward],
             reward_weights=[1.0, 0.1],
             rollouts=PromptedEngine(),
             group_size=3,

@@ -107,7 +107,7 @@ def test_an_adapted_model_is_measured_as_it_was_trained(run, small_fit, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("leaving", "`reward` raised SystemExit"), ("interrupted", "`reward` was interrupted")]
+    ("name", "sentence"), [("leaving", "leaving raised SystemExit"), ("interrupted", "interrupted was interrupted")]
 )
 def test_a_reward_that_ends_the_process_is_no_successful_run(run, small_fit, tmp_path, name, sentence):
     folder = tmp_path / "run"

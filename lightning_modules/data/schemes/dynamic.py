@@ -90,13 +90,13 @@ def _counted(sampled: Groups, size: int) -> Tally:
             "groups/kept": size,
             "groups/without_signal": len(sampled) - with_signal,
             "groups/surplus": max(with_signal - size, 0),
-            "completions": len(sampled.rewards),
-            "reward": float(sampled.rewards.double().sum()),
+            "completions": int(sampled.scored.sum()),
+            "reward": float(sampled.rewards[sampled.scored].double().sum()),
         }
     )
 
 
 def _metrics(counted: Tally, rounds: int) -> dict[str, float]:
     counts = dict(counted.sums)
-    reward = counts.pop("reward") / counts.pop("completions")
+    reward = counts.pop("reward") / max(counts.pop("completions"), 1)
     return {**counts, "groups/reward": reward, "groups/rounds": rounds}

@@ -1,6 +1,5 @@
 """Rewards in processes that can be killed: what a verdict may cost is bounded, and a failure costs one verdict."""
 
 from lightning_modules.rewards.pool.pool import RewardPool
-from lightning_modules.rewards.pool.verdict import Cause, Verdict
 
-__all__ = ["Cause", "RewardPool", "Verdict"]
+__all__ = ["RewardPool"]

@@ -11,15 +11,20 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from typing_extensions import override
+
 from lightning_modules.prompts import Example
 from lightning_modules.rewards.base import Reward
+from lightning_modules.rewards.batch import BatchReward
+from lightning_modules.rewards.concurrent import is_async
+from lightning_modules.rewards.names import reward_name
 from lightning_modules.rewards.pool.process import WorkerProcess
-from lightning_modules.rewards.pool.verdict import Verdict
+from lightning_modules.rewards.verdict import Verdict
 
 _POLL = 0.05  # seconds between two looks at the time limits
 
 
-class RewardPool:
+class RewardPool(BatchReward):
     """Scores completions in worker processes, each verdict within limits of time and memory.
 
     A verdict that hangs, ends its process, raises an exception or uses too much memory fails alone: its worker is
@@ -41,6 +46,11 @@ class RewardPool:
     def __init__(self, reward: Reward, workers: int = 2, limit: float = 5.0, memory: int = 1 << 30) -> None:
         if not callable(reward):
             raise TypeError(f"`reward` is {reward!r}; pass a function of a completion and its example.")
+        if isinstance(reward, BatchReward) or is_async(reward):
+            raise TypeError(
+                f"`reward` is {reward!r}, which scores many completions at a time; pass it without a pool, or a "
+                "function of one completion and its example."
+            )
         if workers < 1:
             raise ValueError(f"`workers` is {workers}; pass 1 or more.")
         if not 0 < limit < float("inf"):
@@ -56,6 +66,7 @@ class RewardPool:
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
+    @override
     def __call__(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
         """Return the verdict on each completion, in order, given one example per completion.
 
@@ -77,6 +88,12 @@ class RewardPool:
     def __exit__(self, *error: Any) -> None:
         self.close()
 
+    @property
+    @override
+    def name(self) -> str:
+        return reward_name(self.reward)
+
+    @override
     def close(self) -> None:
         """End all workers; a later call starts new ones."""
         if self._owner == os.getpid():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.rewards.pool import worker
-from lightning_modules.rewards.pool.verdict import Verdict
+from lightning_modules.rewards.verdict import Verdict
 
 _BACKSTOP = 10  # wall-clock limit, as a multiple of the limit, where waiting for a processor cannot be measured
 

@@ -421,7 +421,7 @@ def test_only_the_stop_token_is_hidden_from_rewards_evaluations_and_samples(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", 1j])
 def test_a_reward_that_is_no_finite_number_is_an_error(tmp_path, model_folder, value):
-    with pytest.raises(ValueError, match=rf"`reward` gave {re.escape(repr(value))}.* which is not .* finite number"):
+    with pytest.raises(ValueError, match=rf"<lambda> gave {re.escape(repr(value))}.* which is not .* finite number"):
         fitted(tmp_path, model_folder, data=small_data(reward=lambda completion, example: value))
 
 
@@ -872,5 +872,5 @@ def test_a_reward_that_raises_says_for_which_completion(tmp_path, model_folder):
     with pytest.raises(RuntimeError, match="no verdict") as raised:
         fitted(tmp_path, model_folder, data=small_data(reward=failing), max_steps=1)
     (note,) = raised.value.__notes__
-    assert "raised by `reward` for the completion" in note
+    assert "raised by `reward` failing for the completion" in note
     assert "'answer'" in note

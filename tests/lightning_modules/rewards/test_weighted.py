@@ -33,7 +33,7 @@ COMPLETIONS, EXAMPLES = ["a", "bcd"], [{"prompt": "1"}, {"prompt": "2"}]
 
 def test_one_reward_is_the_total():
     rewards = WeightedRewards(length)
-    components = rewards.components(COMPLETIONS, EXAMPLES)
+    components = rewards.scores(COMPLETIONS, EXAMPLES).components
     assert components.tolist() == [[1.0], [3.0]]
     assert rewards.total(components).tolist() == [1.0, 3.0]
     assert (rewards.names, rewards.weights) == (["length"], (1.0,))
@@ -43,15 +43,15 @@ def test_one_reward_is_the_total():
 @pytest.mark.parametrize(("weights", "total"), [(None, [1.25, 3.25]), ([2, -1.0], [1.75, 5.75])])
 def test_several_rewards_are_summed_by_their_weights(weights, total):
     rewards = WeightedRewards([length, Constant()], weights)
-    components = rewards.components(COMPLETIONS, EXAMPLES)
+    components = rewards.scores(COMPLETIONS, EXAMPLES).components
     assert components.tolist() == [[1.0, 0.25], [3.0, 0.25]]
     assert rewards.total(components).tolist() == total
 
 
 def test_no_completion_has_no_rewards():
     rewards = WeightedRewards([length, length])
-    assert rewards.components([], []).shape == (0, 2)
-    assert rewards.total(rewards.components([], [])).shape == (0,)
+    assert rewards.scores([], []).components.shape == (0, 2)
+    assert rewards.total(rewards.scores([], []).components).shape == (0,)
 
 
 def test_rewards_are_named_by_their_functions():
@@ -79,7 +79,7 @@ def test_one_of_several_that_is_no_number_is_named():
     rewards = WeightedRewards([length, lambda completion, example: math.nan])
     message = r"^`reward` <lambda> gave nan, which is not finite, for the completion 'a' of \{'prompt': '1'\}; return"
     with pytest.raises(ValueError, match=message):
-        rewards.components(COMPLETIONS, EXAMPLES)
+        rewards.scores(COMPLETIONS, EXAMPLES)
 
 
 def test_one_of_several_that_raises_is_named():
@@ -87,7 +87,7 @@ def test_one_of_several_that_raises_is_named():
         raise RuntimeError("no verdict")
 
     with pytest.raises(RuntimeError, match="no verdict") as raised:
-        WeightedRewards([length, failing]).components(COMPLETIONS, EXAMPLES)
+        WeightedRewards([length, failing]).scores(COMPLETIONS, EXAMPLES)
     assert raised.value.__notes__ == ["raised by `reward` failing for the completion 'a' of {'prompt': '1'}"]
 
 
@@ -124,7 +124,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("value", "expected"), NUMBERS, ids=lambda value: f"{type(value).__name__} {value}"[:40])
 def test_every_finite_real_number_is_taken_in_float64(value, expected):
-    components = WeightedRewards(lambda completion, example: value).components(["x"], [{"prompt": "1"}])
+    components = WeightedRewards(lambda completion, example: value).scores(["x"], [{"prompt": "1"}]).components
     assert components.dtype == torch.float64
     assert components.item() == expected
 
@@ -166,7 +166,7 @@ def test_what_is_no_finite_real_number_is_refused_with_the_reason(value, reason)
         return value
 
     with pytest.raises(ValueError, match=reason) as raised:
-        WeightedRewards([length, graded]).components(["x" * 10_000], [{"prompt": "17 + 25?"}])
+        WeightedRewards([length, graded]).scores(["x" * 10_000], [{"prompt": "17 + 25?"}])
     message = str(raised.value)
     assert message.startswith("`reward` graded gave ")
     assert "17 + 25?" in message
@@ -176,14 +176,14 @@ def test_what_is_no_finite_real_number_is_refused_with_the_reason(value, reason)
 
 def test_differences_that_float32_does_not_have_are_kept():
     rewards = WeightedRewards([lambda completion, example: 1 + 1e-9 * len(completion), Constant()], [1.0, 0.1])
-    total = rewards.total(rewards.components(COMPLETIONS, EXAMPLES))
+    total = rewards.total(rewards.scores(COMPLETIONS, EXAMPLES).components)
     assert total.dtype == torch.float64
     assert float(total[1] - total[0]) == pytest.approx(2e-9, rel=1e-6)
 
 
 def test_terms_that_cancel_leave_no_rounding_error():
     rewards = WeightedRewards([lambda *_: 0.1 + 0.2, lambda *_: 0.3], [1.0, -1.0])
-    assert rewards.total(rewards.components(["a"], EXAMPLES[:1])).tolist() == [0.0]
+    assert rewards.total(rewards.scores(["a"], EXAMPLES[:1]).components).tolist() == [0.0]
 
 
 def test_each_call_gets_its_own_copy_of_the_example():
@@ -198,7 +198,7 @@ def test_each_call_gets_its_own_copy_of_the_example():
     shared = {"prompt": "1", "tests": [1, 2]}
     examples = [shared, shared, MappingProxyType(shared)]
     rewards = WeightedRewards([destructive, destructive])
-    rewards.components(["a", "b", "c"], examples)
+    rewards.scores(["a", "b", "c"], examples)
     assert seen == [("1", [1, 2], False)] * 6
     assert shared == {"prompt": "1", "tests": [1, 2]}
 
@@ -208,9 +208,9 @@ def test_a_reward_that_would_end_the_process_is_an_error(status):
     def leaving(completion, example):
         raise status
 
-    message = rf"^`reward` raised {re.escape(repr(status))} for the completion 'a' of .*; return a number, and raise"
+    message = rf"^`reward` leaving raised {re.escape(repr(status))} for the completion 'a' of .*; return a number, and"
     with pytest.raises(RuntimeError, match=message):
-        WeightedRewards(leaving).components(["a"], EXAMPLES[:1])
+        WeightedRewards(leaving).scores(["a"], EXAMPLES[:1])
 
 
 def test_an_interrupt_names_the_reward_that_it_arrived_in():
@@ -221,4 +221,4 @@ def test_an_interrupt_names_the_reward_that_it_arrived_in():
         pytest.warns(UserWarning, match="^`reward` slow was interrupted for the completion 'a'"),
         pytest.raises(KeyboardInterrupt),
     ):
-        WeightedRewards([length, slow]).components(["a"], EXAMPLES[:1])
+        WeightedRewards([length, slow]).scores(["a"], EXAMPLES[:1])

@@ -1,0 +1,61 @@
+"""Scores of completions: rewards, and the causes of the verdicts that failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aggregate_po import PerCompletion
+from lightning_modules.rewards.verdict import Cause
+
+FailedVerdictRule = Literal["mask", "zero", "error"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Single rewards of completions.
+
+    Args:
+        components: single rewards, 0 where the verdict failed; shape `batch component`; float64.
+        causes: cause of each failed verdict, None where there is a reward; `causes[row][component]`.
+    """
+
+    components: Tensor
+    causes: Sequence[Sequence[Cause | None]]
+
+    @property
+    def failed(self) -> PerCompletion:
+        """True for completions of which a verdict failed; shape `batch`."""
+        return torch.tensor([any(causes) for causes in self.causes], dtype=torch.bool)
+
+
+def scored_completions(rule: FailedVerdictRule, scores: Scores, decided: PerCompletion) -> PerCompletion:
+    """Return True for completions that have a reward, by the rule for failed verdicts; shape `batch`.
+
+    Args:
+        rule: rule for failed verdicts.
+        scores: scores of the completions.
+        decided: True for completions whose reward does not depend on the verdict, such as truncated ones that get 0.
+
+    Raises:
+        RuntimeError: a verdict failed, and the rule is "error".
+    """
+    failed = scores.failed & ~decided
+    if rule == "error" and failed.any():
+        raise RuntimeError(
+            f"the verdicts on {int(failed.sum())} of {len(failed)} completions failed ({causes_text(scores.causes)}), "
+            "and `failed_verdicts` is 'error'; the warnings above have the first of each reward. Pass 'mask' or 'zero' "
+            "to go on without them."
+        )
+    return ~failed if rule == "mask" else torch.ones_like(failed)
+
+
+def causes_text(causes: Sequence[Sequence[Cause | None]]) -> str:
+    """Return the number of failed verdicts by cause, such as "time: 2, exit: 1"."""
+    counts = Counter(cause for row in causes for cause in row if cause is not None)
+    return ", ".join(f"{cause}: {count}" for cause, count in sorted(counts.items())) or "none"
