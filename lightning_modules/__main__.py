@@ -1,6 +1,5 @@
 """Entry point of `aggregate-po` and `python -m lightning_modules`."""
 
-import argparse
 import sys
 
 from lightning_modules.interruption import interruption, listen
@@ -22,13 +21,14 @@ def main() -> None:
 def _dispatch() -> None:
     """Dispatch to `evaluate`, `serve`, `plan` or `preflight`; all other subcommands are those of the Lightning CLI."""
     # These load torch, which takes seconds, in which a signal may arrive.
-    from lightning_modules.cli import evaluate_run, run
+    from lightning_modules.cli import run
+    from lightning_modules.evaluate_command import evaluate_command
     from lightning_modules.planning.command import plan
     from lightning_modules.preflight.command import preflight_command
     from lightning_modules.rollouts.serving.command import serve
 
     if sys.argv[1:2] == ["evaluate"]:
-        evaluate_run(_run_folder(sys.argv[2:3]), *sys.argv[3:])
+        evaluate_command(sys.argv[2:])
     elif sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2:])
     elif sys.argv[1:2] == ["plan"]:
@@ -37,20 +37,6 @@ def _dispatch() -> None:
         preflight_command(sys.argv[2:])
     else:
         run()
-
-
-def _run_folder(arguments: list[str]) -> str:
-    """Return the first argument of `evaluate`; the others are parsed as those of `validate`."""
-    parser = argparse.ArgumentParser(
-        prog="aggregate-po evaluate",
-        usage="aggregate-po evaluate [-h] RUN [options]",
-        description="Evaluate the exported model of a finished run on its held-out prompts, and print the metrics.",
-        epilog="Further options are those of `aggregate-po validate`. They override the configuration of the run, such "
-        "as `--data.rollouts TransformersEngine` or `--data.validation other.jsonl`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", metavar="RUN", help="Folder of the finished run, such as runs/addition.")
-    return str(parser.parse_args(arguments).run)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,14 @@ class Sampler:
             longest = max(map(len, prompts)) + self._max_completion_length
         return longest
 
-    def sample(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int = 1) -> Sampled:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float,
+        seed: int,
+        samples_per_prompt: int = 1,
+        top_p: float = 1.0,
+    ) -> Sampled:
         """Sample completions, or wait for those that a `begin` with the same arguments has started.
 
         Args:
@@ -102,8 +109,9 @@ class Sampler:
             temperature: sampling temperature; 0 means greedy decoding.
             seed: sampling seed.
             samples_per_prompt: number of completions per prompt; those of one prompt are adjacent.
+            top_p: probability of the nucleus to sample from; 1.0 for all tokens.
         """
-        request = self._request(prompts, temperature, seed, samples_per_prompt)
+        request = self._request(prompts, temperature, seed, samples_per_prompt, top_p)
         generated = self._prefetch.take(request) or self._generation(request)()
         completions = cast(Completions, broadcast_in_tensor_parallel_group(generated.completions, self._trainer))
         return Sampled(completions, self._texts(completions), generated.policy_step, generated.metrics)
@@ -118,13 +126,16 @@ class Sampler:
         self._prefetch.close()
         self._engine.close()
 
-    def _request(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int) -> _Request:
+    def _request(
+        self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int, top_p: float = 1.0
+    ) -> _Request:
         parameters = SamplingParameters(
             max_completion_length=self._max_completion_length,
             stop_token_ids=self._policy.stop_token_ids,
             temperature=temperature,
             seed=seed,
             samples_per_prompt=samples_per_prompt,
+            top_p=top_p,
         )
         return _Request([list(prompt.token_ids) for prompt in prompts], parameters)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from typing_extensions import override
 
+from lightning_modules.parquet_files import read_rows, require_pyarrow
 from lightning_modules.prompts.base import Example, StoredPrompts
 from lightning_modules.prompts.json_lines import example_of
 from lightning_modules.prompts.text_files import require_file
@@ -46,16 +45,5 @@ def rows_of_parquet(path: str) -> list[Example]:
         ImportError: pyarrow is not installed.
         ValueError: the file is damaged.
     """
-    if find_spec("pyarrow") is None:
-        raise ImportError(
-            f"{path}: a Parquet file needs `pyarrow`, which is not installed; pip install 'aggregate-po[parquet]', "
-            "or write the prompts as JSON Lines."
-        )
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    try:
-        # Without memory mapping and dataset discovery: a path is a path.
-        return parquet.ParquetFile(path).read().to_pylist()
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again.") from None
+    require_pyarrow(f"{path}: a Parquet file", "write the prompts as JSON Lines")
+    return [*read_rows(path)]

@@ -128,6 +128,15 @@ def test_every_option_of_a_command_is_explained(command, capsys):
         assert re.match(r"[A-Z].*\.", sentence), f"{name}: {sentence}"
 
 
+def test_every_option_of_an_evaluation_is_explained(capsys):
+    options = re.split(r"\n +(?=--)", printed(capsys, "evaluate", "--help").partition("\noptions:")[2])[1:]
+    texts = dict(re.match(r"--([\w.]+)[^\n]*?(?:\n| {2,})(.*)", option, re.DOTALL).groups() for option in options)
+    assert {"model", "benchmarks", "output", "samples", "temperature", "top_p", "reward", "rollouts"} < texts.keys()
+    for name, text in texts.items():
+        sentence = " ".join(re.split(r"\((?:required|type|default)\b", text)[0].split())
+        assert name.endswith("help") or re.match(r"[A-Z].*\.", sentence), f"{name}: {sentence}"
+
+
 def test_evaluate_has_help(capsys):
     text = printed(capsys, "evaluate", "--help")
     assert "Evaluate the exported model of a finished run" in text

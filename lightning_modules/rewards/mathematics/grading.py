@@ -33,7 +33,7 @@ def same_answer(answer: str, reference: str, evaluate: bool = False) -> bool:
     found, expected = normalized(answer), normalized(reference)
     if not found or not expected:
         return False
-    if _folded(found) == _folded(expected):
+    if folded(found) == folded(expected):
         return True
     expected_number = plain_number(expected)
     found_number = plain_number(found)
@@ -48,7 +48,7 @@ def same_answer(answer: str, reference: str, evaluate: bool = False) -> bool:
     return _verified(found, expected)
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """Return the text without blanks; words in lower case, variables as they are."""
     bare = text.replace(" ", "")
     return bare.casefold() if len(bare) > 1 and bare.isalpha() else bare

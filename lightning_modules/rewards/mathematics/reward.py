@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
-from lightning_modules.rewards.mathematics.grading import same_answer
+from lightning_modules.rewards.mathematics.grading import folded, same_answer
+from lightning_modules.rewards.mathematics.normalization import normalized
+from lightning_modules.rewards.mathematics.numbers import plain_number
 
 if TYPE_CHECKING:  # a worker of a pool loads no torch for it
     from lightning_modules.prompts import Example
+
+_LONGEST = 1000  # characters; a longer answer counts as it is written
 
 
 class MathReward:
@@ -42,3 +46,12 @@ class MathReward:
         answer = final_answer(completion, self.answer_forms)
         reference = str(example[self.answer_field])
         return float(answer is not None and same_answer(answer, reference, self.evaluate))
+
+    def answer(self, completion: str) -> str | None:
+        """Return the final answer of a completion in one spelling, None without one; equal numbers are equal texts."""
+        found = final_answer(completion, self.answer_forms)
+        if found is None:
+            return None
+        text = normalized(found) if len(found) <= _LONGEST else found
+        number = plain_number(text)
+        return str(number) if number is not None else folded(text) or None

@@ -243,7 +243,7 @@ def test_invalid_text_and_a_cut_end_of_a_parquet_file_are_refused(parquet, tmp_p
 def test_without_pyarrow_a_parquet_file_is_refused_with_the_remedy(written, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "lightning_modules.prompts.parquet.find_spec", lambda name: None if name == "pyarrow" else find_spec(name)
+        "lightning_modules.parquet_files.find_spec", lambda name: None if name == "pyarrow" else find_spec(name)
     )
     with pytest.raises(ImportError, match=r"needs `pyarrow`.*; pip install 'aggregate-po\[parquet\]', or write"):
         examples_of("dataset", written(b"PAR1"))

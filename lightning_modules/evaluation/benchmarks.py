@@ -1,0 +1,173 @@
+"""Benchmarks: problems with reference answers, from a file, or by a name that `benchmarks.json` knows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from lightning_modules.prompts.base import StoredPrompts, require_prompt, short
+from lightning_modules.prompts.columns import value_at
+from lightning_modules.prompts.loading import rows_of
+from lightning_modules.prompts.rows import Row
+from lightning_modules.rewards.mathematics import AnswerForm, final_answer
+
+_NAMED = Path(__file__).with_name("benchmarks.json")
+_PROMPTS = ("prompt", "problem", "question")
+_SAMPLES = 4  # of a file without a name
+
+
+class Problems(StoredPrompts):
+    """Problems of a benchmark, each with a prompt under "prompt" and a reference answer under "answer".
+
+    Args:
+        rows: rows of a data set.
+        prompt: column of the prompt; the first of "prompt", "problem" and "question" that a row has when None.
+        answer: column of the reference answer.
+        answer_forms: forms in which the column states the answer; the column is the answer itself when empty.
+
+    Raises:
+        ValueError: a row has no prompt or no answer; the message names its place.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        prompt: str | None = None,
+        answer: str = "answer",
+        answer_forms: Sequence[AnswerForm] = (),
+    ) -> None:
+        self._places = [row.place for row in rows]
+        self._examples = [
+            {**row.values, "prompt": _prompt(row, prompt), "answer": _answer(row, answer, answer_forms)} for row in rows
+        ]
+
+    @override
+    def location(self, index: int) -> str:
+        return self._places[index]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Problems under a name, with the number of completions to sample for each.
+
+    Args:
+        name: name of the benchmark.
+        problems: problems with their reference answers.
+        samples: number of completions of a problem.
+    """
+
+    name: str
+    problems: Problems
+    samples: int
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the problems by their content, by which two evaluations are compared."""
+        keys: list[str] = []
+        for example in self.problems:
+            text = json.dumps([example["prompt"], example["answer"]])
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            repeated = sum(other.startswith(key) for other in keys)
+            keys.append(f"{key}-{repeated}" if repeated else key)
+        return keys
+
+
+def benchmarks_of(
+    benchmarks: str | Sequence[str],
+    samples: int | None = None,
+    prompt_field: str | None = None,
+    answer_field: str = "answer",
+) -> list[Benchmark]:
+    """Return the benchmarks with these names or files.
+
+    Args:
+        benchmarks: names, files, or `NAME=FILE`, as a list or separated by commas.
+        samples: number of completions of each problem; that of the benchmark when None.
+        prompt_field: field of the prompt in files; the first of "prompt", "problem" and "question" when None.
+        answer_field: field of the reference answer in files.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: there are no benchmarks, a name is unknown or used twice, or a problem has no prompt or answer.
+    """
+    asked = [text.strip() for text in benchmarks.split(",")] if isinstance(benchmarks, str) else list(benchmarks)
+    found = [_benchmark(text, samples, prompt_field, answer_field) for text in asked if text]
+    names = [one.name for one in found]
+    if not names or len({*names}) < len(names):
+        raise ValueError(
+            f"`benchmarks` is {benchmarks!r}; pass one or more of {', '.join(_named())}, or files, each under another "
+            "name, such as aime24,mine=problems.jsonl."
+        )
+    return found
+
+
+def _named() -> dict[str, dict[str, Any]]:
+    """Return the benchmarks that have a name: source, fields and number of completions."""
+    named: dict[str, dict[str, Any]] = json.loads(_NAMED.read_text(encoding="utf-8"))
+    return named
+
+
+def _benchmark(text: str, samples: int | None, prompt_field: str | None, answer_field: str) -> Benchmark:
+    name, _, path = text.rpartition("=")
+    if not name and text in _named():
+        return _from_hub(text, samples)
+    name = name or Path(path).name.partition(".")[0]
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"`benchmarks` has {text!r}, which is neither one of {', '.join(_named())} nor a file; pass the path of a "
+            "JSON Lines, CSV or Parquet file, or NAME=FILE."
+        )
+    number = samples or _named().get(name, {}).get("samples", _SAMPLES)
+    return Benchmark(name, Problems(rows_of(path, None, None, None), prompt_field, answer_field), number)
+
+
+def _from_hub(name: str, samples: int | None) -> Benchmark:
+    entry = _named()[name]
+    try:
+        rows = rows_of(entry["source"], entry["subset"], entry["split"], None)
+    except OSError as error:  # no network, or no such data set
+        raise type(error)(
+            f"`benchmarks` has {name!r}, which is {entry['source']} on the hub: {str(error).rstrip('.')}; with a local "
+            f"copy of its split {entry['split']!r}, pass {name}=FILE."
+        ) from None
+    problems = Problems(rows, entry["prompt"], entry["answer"], entry["answer_forms"])
+    return Benchmark(name, problems, samples or entry["samples"])
+
+
+def _prompt(row: Row, column: str | None) -> Any:
+    columns = _PROMPTS if column is None else (column,)
+    found = next((value for name in columns if (value := _value(row, name)) is not None), None)
+    if found is None:
+        raise ValueError(
+            f"{row.place}: no field {' or '.join(map(repr, columns))}, found {short(sorted(map(str, row.values)))}; "
+            "name the field of the problem by `prompt_field`."
+        )
+    require_prompt({"prompt": found}, row.place)
+    return found
+
+
+def _answer(row: Row, column: str, forms: Sequence[AnswerForm]) -> str:
+    value = _value(row, column)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    answer = final_answer(text, forms) if forms else text
+    if value is None or answer is None or not answer.strip():
+        raise ValueError(
+            f"{row.place}: the answer {column!r} is {short(value)}; name the field of the reference answer by "
+            "`answer_field`, or leave out the problem."
+        )
+    return answer.strip()
+
+
+def _value(row: Row, column: str) -> Any:
+    try:
+        return value_at(row.values, column)
+    except KeyError:
+        return None

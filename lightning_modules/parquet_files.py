@@ -1,0 +1,57 @@
+"""Parquet files of rows, by pyarrow, which is optional."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.atomic import replacing
+
+
+def has_pyarrow() -> bool:
+    """Return whether pyarrow is installed."""
+    return find_spec("pyarrow") is not None
+
+
+def require_pyarrow(purpose: str, alternative: str) -> None:
+    """Check that pyarrow is installed.
+
+    Args:
+        purpose: words for what needs it, the subject of the error message.
+        alternative: words for what to do without it.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    if not has_pyarrow():
+        raise ImportError(
+            f"{purpose} needs `pyarrow`, which is not installed; pip install 'aggregate-po[parquet]', or {alternative}."
+        )
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a Parquet file.
+
+    Raises:
+        ValueError: the file is damaged, or is no Parquet file.
+    """
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        # Without memory mapping and dataset discovery: a path is a path.
+        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read().to_pylist()
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again.") from None
+    return rows
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows to a Parquet file atomically; the columns are those of the first row."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    with replacing(path) as scratch:
+        parquet.write_table(arrow.Table.from_pylist(list(rows)), scratch, compression="zstd")

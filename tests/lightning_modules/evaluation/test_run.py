@@ -1,0 +1,188 @@
+"""Evaluations of the tiny model: what is sampled, graded, recorded and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_modules.evaluation import evaluate, read_results
+from lightning_modules.evaluation.records import EvaluationFolder, GradedCompletion
+from lightning_modules.rewards.mathematics import MathReward
+from lightning_modules.rollouts import TransformersEngine
+from tests.lightning_modules.evaluation import graders
+from tests.lightning_modules.training import RecordingEngine
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    path = tmp_path_factory.mktemp("problems") / "sums.jsonl"
+    path.write_text("".join(json.dumps({"question": f"What is {n} + 1?", "answer": n + 1}) + "\n" for n in range(5)))
+    return str(path)
+
+
+def evaluated(model_folder, problems, output, **options):
+    defaults = {
+        "samples": 3,
+        "max_completion_length": 6,
+        "problems_per_batch": 2,
+        "reward": graders.parity,
+        "workers": 1,
+        "accelerator": "cpu",
+    }
+    return evaluate(model_folder, problems, str(output), **{**defaults, **options})
+
+
+def records(output, name="sums"):
+    return list(EvaluationFolder(Path(output), json.loads((Path(output) / "settings.json").read_text())).read(name))
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, problems, tmp_path_factory):
+    """An evaluation with its output folder and its engine."""
+    output, engine = tmp_path_factory.mktemp("finished"), RecordingEngine()
+    return evaluated(model_folder, problems, output, rollouts=engine), output, engine
+
+
+def test_completions_are_those_of_the_engine(finished, tokenizer):
+    (result,), output, engine = finished
+    asked = [(one.temperature, one.top_p, one.samples_per_prompt) for one in engine.sampling]
+    assert asked == [(0.6, 0.95, 3), (0.0, 1.0, 1)] * 3
+    assert len({one.seed for one in engine.sampling}) == 3  # of the batches
+    sampled = [one for one in records(output) if not one.greedy]
+    assert [one.problem for one in sampled] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    lengths = torch.cat([one.mask.sum(-1) for one in engine.generated[::2]]).tolist()
+    assert [one.length for one in sampled] == lengths
+    assert [one.truncated for one in sampled] == [not done for one in engine.generated[::2] for done in one.finished]
+    assert result.truncated["sampled"] == sum(one.truncated for one in sampled) / 15
+    for one in records(output):
+        assert one.value == graders.parity(one.completion, {"prompt": f"What is {one.problem} + 1?"})
+    assert 0 < result.metrics["avg@3"].value < 1
+    assert engine.prompts[0] == [tokenizer.encode("What is 0 + 1?"), tokenizer.encode("What is 1 + 1?")]
+
+
+def test_the_results_are_in_the_folder(finished):
+    results, output, _ = finished
+    assert read_results(output) == results
+    assert "| sums " in (output / "results.md").read_text()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = parquet.read_table(output / "completions.parquet").to_pylist()
+    assert len(rows) == 5 * 4
+    assert [row["completion"] for row in rows] == [one.completion for one in records(output)]
+    last = {name: rows[-1][name] for name in ("benchmark", "prompt", "reference", "problem", "sample", "greedy")}
+    expected = {"prompt": "What is 4 + 1?", "reference": "5", "problem": 4, "sample": 0, "greedy": True}
+    assert last == {"benchmark": "sums", **expected}
+
+
+def test_a_finished_evaluation_is_read_and_a_missing_batch_is_repeated(finished, model_folder, problems):
+    results, output, engine = finished
+    calls, before = len(engine.generated), records(output)
+    assert evaluated(model_folder, problems, output, rollouts=engine) == results
+    assert len(engine.generated) == calls
+    (output / "batches" / "sums" / "000002.jsonl").unlink()
+    (output / "batches" / "sums" / ".new-000002.jsonl").write_text("{half of a li")  # of a kill while it was written
+    assert evaluated(model_folder, problems, output, rollouts=engine) == results
+    assert len(engine.generated) == calls + 2
+    assert records(output) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.7}, r"`temperature` was 0\.6 and is 0\.7"),
+        ({"samples": 2}, r"`benchmarks\.sums\.samples` was 3 and is 2"),
+        ({"reward": MathReward()}, r"`reward` was 'tests\..*parity' and is .*MathReward"),
+        ({"problems_per_batch": 3}, r"`problems_per_batch` was 2 and is 3"),
+    ],
+)
+def test_other_settings_are_refused(finished, model_folder, problems, options, message):
+    _, output, engine = finished
+    with pytest.raises(ValueError, match=rf"has an evaluation with other settings: .*{message}.*; pass those"):
+        evaluated(model_folder, problems, output, **{"rollouts": engine, **options})
+
+
+def test_other_problems_and_another_model_are_refused(finished, model_folder, problems, tiny_model, tmp_path):
+    _, output, engine = finished
+    other = tmp_path / "sums.jsonl"
+    other.write_text('{"prompt": "What is 1 + 1?", "answer": "2"}\n')
+    with pytest.raises(ValueError, match=r"`benchmarks\.sums\.problems"):
+        evaluated(model_folder, str(other), output, rollouts=engine)
+    with pytest.raises(ValueError, match=r"`model, generation_config\.json` was"):
+        evaluated(str(tiny_model), problems, output, rollouts=engine)
+
+
+def test_the_arguments_of_an_engine_may_change(model_folder, problems, tmp_path):
+    first = evaluated(model_folder, problems, tmp_path, rollouts=TransformersEngine())
+    assert evaluated(model_folder, problems, tmp_path, rollouts=TransformersEngine(max_sequences=7)) == first
+
+
+def test_failed_verdicts_are_counted_by_cause_and_count_as_wrong(model_folder, problems, tmp_path):
+    (result,) = evaluated(model_folder, problems, tmp_path, reward=graders.hostile, greedy=False)
+    assert sum(result.failed.values()) == 3
+    assert result.failed.keys() <= {"exit", "exception"}
+    assert [sum(scores) for scores in result.scores["sampled"].values()] == [3, 0, 3, 3, 3]
+    assert "maj@3" not in result.metrics
+    assert "greedy" not in result.metrics
+
+
+def test_answers_vote_where_the_reward_reads_them(model_folder, problems, tmp_path):
+    (result,) = evaluated(model_folder, problems, tmp_path, reward=MathReward(answer_forms=["last_number"]))
+    assert {one.answer for one in records(tmp_path)} > {None}
+    assert result.metrics["maj@3"].value <= result.metrics["pass@3"].value
+
+
+def test_the_folder_of_a_run_stands_for_its_model(finished, model_folder, problems, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    (run / "model").symlink_to(model_folder)
+    results, *_ = finished
+    assert evaluated(str(run), problems, tmp_path / "evaluation") == results
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, r"`temperature` is 0\.0; pass a positive number"),
+        ({"top_p": 0.0}, r"`top_p` is 0\.0; pass a probability above 0"),
+        ({"top_p": 1.1}, r"`top_p` is 1\.1"),
+        ({"samples": 0}, r"`samples` is 0; pass 1 or more"),
+        ({"system_prompt": "Be brief."}, r"`system_prompt` is 'Be brief\.', but `chat_template` is False"),
+        ({"reward": graders.excessive}, r"`reward` gave 2\.0; pass a reward from 0 to 1"),
+    ],
+)
+def test_what_is_refused(model_folder, problems, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluated(model_folder, problems, tmp_path, **options)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_continues_with_the_results_it_would_have_had(model_folder, problems, tmp_path):
+    options = {"problems_per_batch": 1, "reward": graders.slow_parity}
+    whole = evaluated(model_folder, problems, tmp_path / "whole", **options)
+    output = tmp_path / "killed"
+    program = (
+        "from tests.lightning_modules.evaluation import graders, test_run as tests\n"
+        f"tests.evaluated({model_folder!r}, {problems!r}, {str(output)!r}, problems_per_batch=1,"
+        " reward=graders.slow_parity)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    batches = output / "batches" / "sums"
+    while not (batches / "000000.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = len(list(batches.glob("[0-9]*.jsonl")))
+    assert 1 <= left < 5
+    assert not (output / "results.json").exists()
+    assert evaluated(model_folder, problems, output, **options) == whole
+    assert records(output) == records(tmp_path / "whole")
+    assert all(isinstance(one, GradedCompletion) for one in records(output))
