@@ -1,8 +1,11 @@
 from .callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from .callbacks.completion_rows import read_completions
+from .callbacks.completions_file import CompletionsFile
 from .callbacks.progress import TrainingProgressBar
 from .callbacks.ratio_deviation import RatioDeviationStop
 from .callbacks.report import RunReport
 from .data.module import RolloutDataModule
+from .data.observers import RolloutObserver
 from .data.schemes import DraftRefinement, DynamicSampling, SamplingScheme
 from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
@@ -15,6 +18,7 @@ from .schedules import CosineDecay, LinearDecay
 __all__ = [
     "AtomicCheckpointIO",
     "BatchReward",
+    "CompletionsFile",
     "ConcurrentReward",
     "CosineDecay",
     "DraftRefinement",
@@ -34,6 +38,7 @@ __all__ = [
     "ReasoningGymReward",
     "RewardPool",
     "RolloutDataModule",
+    "RolloutObserver",
     "RunCheckpoint",
     "RunReport",
     "SamplingScheme",
@@ -41,4 +46,5 @@ __all__ = [
     "SharedPrompts",
     "TrainingProgressBar",
     "boxed_answer",
+    "read_completions",
 ]

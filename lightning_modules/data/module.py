@@ -22,6 +22,7 @@ from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.data.metrics import rollout_metrics
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
 from lightning_modules.data.notices import Notices
+from lightning_modules.data.observers import observe
 from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
@@ -262,6 +263,7 @@ class RolloutDataModule(BufferedDataModule):
         metrics = rollout_metrics(groups, rewards, self.rewards.names, log_probs.mismatch, self._trainer)
         self._notices.after_rollout(metrics)
         rollout = Rollout(groups, sequences, log_probs, weighted(self.schemes, estimated, groups), metrics)
+        observe(self._trainer, rollout)
         # Penalties have a gradient on completions without advantage too.
         keeps_all = bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)
         batches, trained = updates(rollout, plan, keeps_all, self._trainer)

@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 from safetensors.torch import save_file
 
 from aggregate_po.recipes import grpo
-from lightning_modules import AtomicCheckpointIO, PolicyModule, RolloutDataModule, RunCheckpoint
+from lightning_modules import AtomicCheckpointIO, CompletionsFile, PolicyModule, RolloutDataModule, RunCheckpoint
 from lightning_modules.data.schemes import DynamicSampling
 from lightning_modules.distributed import rank
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine
@@ -88,7 +88,11 @@ def train(model, folder, devices, stop_at=None, resume=False):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[trained, RunCheckpoint(str(folder / "checkpoints"), every_n_train_steps=1)],
+        callbacks=[
+            trained,
+            RunCheckpoint(str(folder / "checkpoints"), every_n_train_steps=1),
+            CompletionsFile(show_every_n_rollouts=0),
+        ],
         plugins=[AtomicCheckpointIO()],
     )
     last = folder / "checkpoints" / "last.ckpt"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from lightning_modules import read_completions
 from lightning_modules.prompts import PromptOrder
 from tests.distributed.dynamic_rollouts import PER_RANK, PROMPTS, SEED, STEPS, is_live
 
@@ -76,6 +77,18 @@ def test_a_stop_between_two_rounds_changes_nothing(runs, devices, call):
         assert 0 < len(mine["trained"]) < STEPS
         assert mine["trained"] == other["trained"][-len(mine["trained"]) :]
         assert mine["held_out"] == other["held_out"]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_files_of_completions_have_those_of_all_ranks_after_a_stop_too(runs, devices):
+    undisturbed = runs[devices] / "undisturbed"
+    for step in range(STEPS):
+        rows = read_completions(undisturbed, step=step + 1)
+        assert [(row["group"], row["sample"]) for row in rows] == [divmod(n, 3) for n in range(3 * PER_RANK * devices)]
+        for rank, note in enumerate(notes(undisturbed, devices)):
+            assert [row["prompt"] for row in rows[3 * rank :: 3 * devices]] == note["trained"][step]
+    for call in STOP_AT:
+        assert read_completions(runs[devices] / f"stopped_{call}") == read_completions(undisturbed)
 
 
 def test_held_out_metrics_are_those_of_all_prompts_on_every_rank(runs):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import aggregate_po as core
-from lightning_modules import PromptDataset, SamplingScheme, SequenceLayout
+from lightning_modules import PromptDataset, RolloutObserver, SamplingScheme, SequenceLayout
 from lightning_modules.model.policy import ModelSource
 from lightning_modules.rollouts import RolloutEngine
 from lightning_modules.rollouts.servers.weight_channels import WeightChannel
@@ -23,6 +23,7 @@ DOCUMENTED = [
     SequenceLayout,
     PromptDataset,
     SamplingScheme,
+    RolloutObserver,
     ModelSource,
     RolloutEngine,
     WeightChannel,
