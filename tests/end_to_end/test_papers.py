@@ -17,13 +17,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from aggregate_po import PolicyBatch, StepTotals
 from aggregate_po.advantages import GroupedRewards
 from lightning_modules.cli import run
+from lightning_modules.evaluate_command import evaluate_command
+from lightning_modules.evaluation import read_results
+from lightning_modules.schedules import scheduled
 from tests.end_to_end.test_configs import CONFIGS, ResolvingCLI
 from tests.lightning_modules.architectures import small_model
 
 FOLDER = CONFIGS / "paper"
 SETUP = FOLDER / "math.yaml"
 PAGE = (CONFIGS.parents[1] / "docs" / "papers.md").read_text(encoding="utf-8")
-ROWS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path != SETUP)
+EVALUATION = FOLDER / "evaluation.yaml"
+ROWS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {SETUP.stem, EVALUATION.stem})
 CHAT_ML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
@@ -67,6 +71,7 @@ def arithmetic(low, high):
 GRPO = arithmetic(0.8, 1.2)
 WORTH = {
     "grpo": GRPO,
+    "igrpo": GRPO,
     "dr-grpo": tuple(4 * worth / 3000 for worth in GRPO),
     "dapo": arithmetic(0.8, 1.28),
     "gspo": (1.0004, geometric(*LOG_RATIO)),
@@ -107,17 +112,27 @@ class Expected:
     prompts: int = 128
     updates: int = 8
     length: int = 3000
+    temperature: float = 1.0
     truncated: str = "zero_reward"
     penalties: tuple[tuple[str, float], ...] = ()
     # Of rewards 1, 0, 0, 0 for lengths of 10, 20, 30 and 40 tokens: less 1/4, over the deviation 1/2 of the sample.
     advantages: tuple[float, ...] = (1.5, -0.5, -0.5, -0.5)
     schemes: tuple[str, ...] = ()
+    constant_learning_rate: bool = True
 
 
 COMMON = Expected()
 EXPECTED = {
     "dr-grpo": replace(COMMON, advantages=(0.75, -0.25, -0.25, -0.25)),
     "dapo": replace(COMMON, truncated="score", schemes=("DynamicSampling",)),
+    "igrpo": replace(
+        COMMON,
+        group_size=4,
+        length=4096,
+        temperature=0.7,
+        schemes=("DraftRefinement",),
+        constant_learning_rate=False,
+    ),
     "grpo-deepseek-math-7b": replace(
         COMMON, group_size=64, prompts=16, updates=1, length=1024, penalties=(("K3Penalty", 0.04),)
     ),
@@ -141,7 +156,9 @@ def repository(tmp_path_factory):
     problems = Dataset.from_list([{"problem": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(2, 18)])
     for name in ("math_lvl3to5_8k", "math_12k"):
         DatasetDict(train=problems).save_to_disk(path / "datasets" / "train" / name)
-    DatasetDict(aime=problems, math=problems.select([0, 1])).save_to_disk(path / "datasets" / "evaluation_suite")
+    names = ("aime", "amc", "math", "minerva", "olympiad_bench")
+    suite = DatasetDict({name: problems.select([number, 8]) for number, name in enumerate(names)})
+    suite.save_to_disk(path / "datasets" / "evaluation_suite")
     return path
 
 
@@ -215,7 +232,8 @@ def test_a_row_has_the_objective_and_the_sizes_of_its_paper(row, folder):
         expected.updates,
         1,
     )
-    assert (data.max_completion_length, data.temperature, data.truncated) == (expected.length, 1.0, expected.truncated)
+    assert (data.max_completion_length, data.temperature) == (expected.length, expected.temperature)
+    assert data.truncated == expected.truncated
     assert (data.old_log_probs, data.kl_in_reward) == ("trainer", 0.0)
     assert [(type(p).__name__, p.coefficient) for p in policy.objective.penalties] == list(expected.penalties)
     assert tuple(type(scheme).__name__ for scheme in data.schemes) == expected.schemes
@@ -223,7 +241,7 @@ def test_a_row_has_the_objective_and_the_sizes_of_its_paper(row, folder):
     assert data.advantages(rewards).tolist() == pytest.approx(expected.advantages, abs=1e-5)
     settings = policy.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
     assert (settings["lr"], settings["betas"], settings["weight_decay"]) == (1e-6, (0.9, 0.95), 0)
-    assert (policy.warmup_steps, policy.lr_scheduler) == (0, None)
+    assert (policy.warmup_steps == 0 and policy.lr_scheduler is None) == expected.constant_learning_rate
     assert config.trainer.default_root_dir == f"runs/{row}"
     assert (config.trainer.precision, config.trainer.gradient_clip_val) == ("bf16-mixed", 1.0)
 
@@ -233,15 +251,51 @@ def test_the_length_penalty_of_dapo_begins_at_four_fifths_of_the_limit(folder):
     assert shaping.reward_change(torch.tensor([2400, 2700, 3000])).tolist() == [0, -0.5, -1]
 
 
+def test_the_learning_rate_of_igrpo_rises_for_a_tenth_of_the_run_and_decays_to_a_tenth(folder):
+    resolved = run(arguments("igrpo-r1-7b"), ResolvingCLI)
+    policy, steps = resolved.model, resolved.config.fit.trainer.max_steps
+    optimizer = policy.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    decay = policy.lr_scheduler(optimizer)
+    decay.end_with(steps - policy.warmup_steps)
+    schedule = scheduled(optimizer, policy.warmup_steps, decay)["scheduler"]
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(range(steps), key=rates.__getitem__) == pytest.approx(steps / 10, abs=2)
+    assert (max(rates), rates[-1]) == pytest.approx((1e-6, 1e-7), rel=1e-3)
+
+
 def test_a_constant_exponent_is_an_option(folder):
     constant = run(arguments("holder-po-7b", "--model.objective.exponent=2.0"), ResolvingCLI).model.objective
     for progress in (0.0, 1.0):
         assert worth(constant, -1.0, progress) == pytest.approx(mean(RATIO, 2.0))
 
 
+def test_answers_are_graded(folder):
+    rewards = run(arguments("gmpo-7b"), ResolvingCLI).datamodule.rewards
+    try:
+        scores = rewards.scores([r"\boxed{\frac{24}{2}}", r"\boxed{12.0}"], [{"answer": "12"}] * 2)
+    finally:
+        rewards.close()
+    assert scores.components.tolist() == [[0.0], [1.0]]
+
+
+@pytest.mark.slow
+def test_a_model_is_evaluated_on_the_benchmarks_of_the_papers(folder, small_models):
+    sizes = "--samples=1", "--max_completion_length=6"
+    here = "--rollouts=TransformersEngine", "--accelerator=cpu", "--workers=1"
+    model = f"--model={small_models('qwen2')}"
+    evaluate_command([f"--config={EVALUATION}", model, "--output=evaluated", *sizes, *here])
+    results = read_results("evaluated")
+    assert [one.name for one in results] == ["aime24", "amc", "math500", "minerva", "olympiad"]
+    assert all(one.problems == 2 for one in results)
+
+
 def test_the_page_names_every_row():
     named = set(re.findall(r"`([a-z0-9.-]+)\.yaml`", PAGE))
-    assert named == {*ROWS, SETUP.stem}
+    assert named == {*ROWS, SETUP.stem, EVALUATION.stem}
 
 
 def without_model(row):
