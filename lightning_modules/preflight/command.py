@@ -11,15 +11,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lightning_modules.cli import PolicyCLI, run
-from lightning_modules.data.notices import Notices
-from lightning_modules.distributed import data_parallel_size
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.memory import GIB
 from lightning_modules.planning.job import job_plan
 from lightning_modules.planning.settings import TrainerSettings
-from lightning_modules.preflight.findings import Disagreement, Findings, shorter
+from lightning_modules.preflight.check import preflight
 from lightning_modules.preflight.trial_rollout import TrialData, TrialRollout
-from lightning_modules.rewards import Reward, WeightedRewards
+from lightning_modules.rewards import Reward
 
 _DESCRIPTION = (
     "Sample completions from the start model of a `fit` with the same arguments, and say whether it can learn: pass "
@@ -31,7 +29,6 @@ _OTHER_REWARD = (
     "Second reward function, such as lightning_modules.rewards.MathReward, to compare with `data.reward` on the same "
     "completions."
 )
-_SHOWN = 5  # completions on which the graders differ
 
 
 class PreflightCLI(PolicyCLI):
@@ -93,46 +90,6 @@ class PreflightCLI(PolicyCLI):
             f"memory:       {plan.memory.peak / GIB:.2f} GiB at the peak, in the {plan.memory.peak_phase} phase, of "
             f"{device / GIB:.2f} GiB ({origin})"
         )
-
-
-def preflight(
-    trainer: Trainer, module: Any, data: TrialData, completions: int = 256, other_reward: Reward | None = None
-) -> Findings:
-    """Sample completions of training prompts from the start model, and return what they say about a run.
-
-    Args:
-        trainer: trainer of the run.
-        module: module of the run; its model is not changed.
-        data: data of the run.
-        completions: number of completions, rounded up to whole groups on each rank.
-        other_reward: second reward function, to compare with that of the run.
-
-    Raises:
-        ValueError: `completions` is less than 1.
-    """
-    if completions < 1:
-        raise ValueError(f"`completions` is {completions}; pass 1 or more.")
-    ranks = data_parallel_size(trainer)
-    data.prompts_of_trial = -(-completions // (data.group_size * ranks)) * ranks
-    trainer.validate(module, data, verbose=False)
-    assert data.trial is not None
-    plan = data.update_plan(data.policy.layout, trainer.accumulate_grad_batches)
-    Notices(data.max_completion_length, data.truncated).before_training(
-        plan, data.overlap and data.old_log_probs == "sampler"
-    )
-    other = None if other_reward is None else _disagreement(data.trial, data.rewards, other_reward)
-    return Findings.of(data.trial, other)
-
-
-def _disagreement(trial: TrialRollout, rewards: WeightedRewards, other: Reward) -> Disagreement:
-    second = WeightedRewards(other)
-    first = rewards.total(rewards.scores(trial.texts, trial.examples).components)
-    values = second.total(second.scores(trial.texts, trial.examples).components)
-    rows = (first != values).nonzero().squeeze(-1).tolist()
-    examples = [
-        f"{float(first[row]):.3g} and {float(values[row]):.3g}: {shorter(trial.texts[row])!r}" for row in rows[:_SHOWN]
-    ]
-    return Disagreement(second.names[0], len(rows), len(trial.texts), examples)
 
 
 def _times(trial: TrialRollout, data: TrialData, trainer: Trainer) -> list[str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from aggregate_po.advantages.base import equal_up_to_rounding
 from lightning_modules.evaluation import Estimate, avg_at_k
 from lightning_modules.preflight.signal import PassRates
 from lightning_modules.preflight.trial_rollout import TrialRollout
@@ -44,7 +43,8 @@ class Findings:
     Args:
         prompts: number of prompts.
         group_size: number of completions per prompt.
-        reward: mean reward.
+        reward: mean reward, NaN if every verdict failed.
+        failed: number of completions whose verdict failed; they are out of their group.
         pass_rate: pass rate with its 95 % interval over prompts; None where a reward is neither 0 nor 1.
         pass_rates: distribution of the pass rate over prompts; None where `pass_rate` is.
         signal: share of the sampled groups whose rewards differ.
@@ -57,6 +57,7 @@ class Findings:
     prompts: int
     group_size: int
     reward: float
+    failed: int
     pass_rate: Estimate | None
     pass_rates: PassRates | None
     signal: float
@@ -68,17 +69,19 @@ class Findings:
     @classmethod
     def of(cls, trial: TrialRollout, disagreement: Disagreement | None = None) -> Findings:
         """Compute the metrics of a trial rollout."""
-        rewards = trial.rewards
-        prompts, group_size = rewards.shape
-        is_verdict = bool(((rewards == 0) | (rewards == 1)).all())
-        right = [int(count) for count in rewards.sum(dim=-1).tolist()]
+        prompts, group_size = trial.rewards.shape
+        rewards = trial.rewards[trial.scored]
+        groups = [row[known].tolist() for row, known in zip(trial.rewards, trial.scored, strict=True)]
+        groups = [group for group in groups if len(group) > 1]
+        is_verdict = bool(groups) and bool(((rewards == 0) | (rewards == 1)).all())
         return cls(
             prompts=prompts,
             group_size=group_size,
-            reward=float(rewards.mean()),
-            pass_rate=avg_at_k(rewards.tolist()) if is_verdict else None,
-            pass_rates=PassRates.of(right, group_size) if is_verdict else None,
-            signal=_mean(~equal_up_to_rounding(rewards, rewards.dtype)),
+            reward=_mean(rewards),
+            failed=int((~trial.scored).sum()),
+            pass_rate=avg_at_k(groups) if is_verdict else None,
+            pass_rates=PassRates.of(groups) if is_verdict else None,
+            signal=_mean(trial.have_signal),
             truncated=_mean(~trial.finished),
             mean_length=_mean(trial.lengths),
             trial=trial,
@@ -98,6 +101,7 @@ class Findings:
             ]
         lines += [f"with signal:  {self.signal:.1%} of the groups sampled here"]
         lines += self._expected()
+        lines += [f"failed:       {self.failed:,} verdicts, not counted above"] if self.failed else []
         lines += [f"truncated:    {self.truncated:.1%}; mean length {self.mean_length:.1f} tokens"]
         return lines + self._graders() + self._samples()
 
@@ -108,6 +112,11 @@ class Findings:
             sentences.append(
                 f"{self.truncated:.0%} of the completions are truncated: raise `data.max_completion_length`, or see "
                 "whether the chat template and the stop tokens are those of the model."
+            )
+        if self.failed:
+            sentences.append(
+                f"{self.failed:,} verdicts failed: the warning above shows the first one. Correct the reward, or raise "
+                "its time limit."
             )
         if self.disagreement is not None and self.disagreement.count:
             share = self.disagreement.count / self.disagreement.completions
@@ -157,10 +166,11 @@ class Findings:
 
     def _samples(self) -> list[str]:
         rows = range(0, len(self.trial.texts), self.group_size)[:_SAMPLES]
-        rewards = self.trial.rewards.flatten()
+        rewards, scored = self.trial.rewards.flatten(), self.trial.scored.flatten()
         return [
             f"sample:       {shorter(shown(self.trial.examples[row]['prompt']))!r} -> "
-            f"{shorter(self.trial.texts[row])!r}, reward {float(rewards[row]):.3g}"
+            f"{shorter(self.trial.texts[row])!r}, "
+            + (f"reward {float(rewards[row]):.3g}" if scored[row] else "verdict failed")
             for row in rows
         ]
 

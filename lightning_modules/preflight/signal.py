@@ -35,21 +35,21 @@ class PassRates:
             raise ValueError(f"`variance` is {self.variance}; pass a number from 0 to {self._largest_variance}.")
 
     @classmethod
-    def of(cls, right: Sequence[int], group_size: int) -> Self:
+    def of(cls, groups: Sequence[Sequence[float]]) -> Self:
         """Estimate the distribution from groups, without the spread that the sampling of completions adds.
 
         Args:
-            right: number of right completions of each group.
-            group_size: number of completions of each group, at least 2.
+            groups: reward of each completion of each group, 0 or 1; at least 2 completions in a group.
 
         Raises:
-            ValueError: there is no group, or `group_size` is less than 2.
+            ValueError: there is no group, or one has fewer than 2 completions.
         """
-        if not right or group_size < 2:
-            raise ValueError(f"`right` has {len(right)} groups of {group_size}; pass one or more, of 2 or more.")
-        mean = fmean(right) / group_size
+        if not groups or min(map(len, groups)) < 2:
+            sizes = [len(group) for group in groups]
+            raise ValueError(f"`groups` has groups of {sizes} completions; pass one or more, each of 2 or more.")
+        mean = fmean(map(fmean, groups))
         # Unbiased for the mean of p^2: of all pairs of a group's completions, those of two right ones.
-        square = fmean(count * (count - 1) for count in right) / (group_size * (group_size - 1))
+        square = fmean(_pairs(sum(group)) / _pairs(len(group)) for group in groups)
         return cls(mean, min(max(square - mean**2, 0.0), mean * (1 - mean)))
 
     @property
@@ -68,6 +68,10 @@ class PassRates:
         if total <= 0:  # each prompt is solved always, or never
             return 0.0
         return 1 - sum(_moment(mean * total, total, group_size) for mean in (self.mean, 1 - self.mean))
+
+
+def _pairs(count: float) -> float:
+    return count * (count - 1)
 
 
 def _moment(alpha: float, total: float, order: int) -> float:

@@ -27,6 +27,8 @@ class TrialRollout:
 
     Args:
         rewards: total rewards; shape `prompt group`; float64.
+        scored: False for completions whose verdict failed; their rewards mean nothing; shape `prompt group`.
+        have_signal: True for groups whose rewards are not all equal; shape `prompt`.
         lengths: number of tokens of each completion; shape `prompt group`.
         finished: False for truncated completions; shape `prompt group`.
         texts: completions of the groups of this rank; those of a group are adjacent.
@@ -36,6 +38,8 @@ class TrialRollout:
     """
 
     rewards: Tensor
+    scored: Tensor
+    have_signal: Tensor
     lengths: Tensor
     finished: Tensor
     texts: Sequence[str]
@@ -115,14 +119,18 @@ def _wait_for(policy: Policy) -> None:
 
 def _trial(groups: Groups, sampling_seconds: float, pass_seconds: float, trainer: Trainer) -> TrialRollout:
     lengths, finished = groups.completions.mask.sum(dim=-1), groups.completions.finished
-    table = torch.stack([groups.rewards, lengths.double(), finished.double()], dim=-1)
+    signal = groups.have_signal.repeat_interleave(groups.group_size)
+    columns = groups.rewards, groups.scored, signal, lengths, finished
+    table = torch.stack([column.double() for column in columns], dim=-1)
     by_group = rearrange(
         gathered_over_ranks(table, trainer), "(prompt group) column -> column prompt group", group=groups.group_size
     )
     return TrialRollout(
         rewards=by_group[0],
-        lengths=by_group[1],
-        finished=by_group[2].bool(),
+        scored=by_group[1].bool(),
+        have_signal=by_group[2, :, 0].bool(),
+        lengths=by_group[3],
+        finished=by_group[4].bool(),
         texts=groups.texts,
         examples=[prompt.example for prompt in groups.prompts for _ in range(groups.group_size)],
         sampling_seconds=sampling_seconds,

@@ -8,8 +8,8 @@ from lightning_modules import DynamicSampling, PolicyModule
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.cli import run
 from lightning_modules.model.lora import LoRA
-from lightning_modules.preflight.command import PreflightCLI, preflight, preflight_command
-from lightning_modules.preflight.trial_rollout import TrialData
+from lightning_modules.preflight import TrialData, preflight
+from lightning_modules.preflight.command import PreflightCLI, preflight_command
 from tests.lightning_modules.command_line import arguments
 from tests.lightning_modules.training import quiet_trainer
 

@@ -7,12 +7,18 @@ from lightning_modules.preflight import TrialRollout
 from lightning_modules.preflight.findings import Disagreement, Findings
 
 
-def findings(rewards, finished=1.0, disagreement=None):
+def findings(rewards, finished=1.0, disagreement=None, failed=()):
     rewards = torch.tensor(rewards, dtype=torch.double)
+    scored = torch.ones_like(rewards, dtype=torch.bool)
+    for prompt, completion in failed:
+        scored[prompt, completion] = False
+    known = [row[kept].tolist() for row, kept in zip(rewards, scored, strict=True)]
     count = rewards.numel()
     return Findings.of(
         TrialRollout(
             rewards=rewards,
+            scored=scored,
+            have_signal=torch.tensor([len(set(row)) > 1 for row in known]),
             lengths=torch.full_like(rewards, 10.0),
             finished=torch.full_like(rewards, finished).bool(),
             texts=["A" * 500] * count,
@@ -35,6 +41,26 @@ def test_figures():
     assert "with signal:  50.0%" in text
     assert "AAAA ... AAAA" in text
     assert found.verdict() == ["This run can learn: 50.0% of the groups have signal."]
+
+
+def test_failed_verdicts_are_counted_and_out_of_the_metrics():
+    found = findings([[1, 0, 0, 0], [1, 1, 0, 0]], failed=[(0, 0), (1, 3)])
+    assert found.failed == 2
+    assert found.reward == 1 / 3
+    assert found.pass_rate.value == pytest.approx((0 + 2 / 3) / 2)
+    assert found.signal == 0.5
+    text = "\n".join(found.lines())
+    assert "failed:       2 verdicts" in text
+    assert "verdict failed" in text
+    assert "2 verdicts failed" in found.verdict()[1]
+
+
+def test_a_group_with_one_verdict_says_nothing_about_the_pass_rate():
+    found = findings([[1, 0], [1, 1]], failed=[(0, 0)])
+    assert found.pass_rate.value == 1
+    everything = findings([[1, 0]], failed=[(0, 0), (0, 1)])
+    assert everything.pass_rate is None
+    assert "would not learn" in everything.verdict()[0]
 
 
 def test_rewards_other_than_0_and_1_have_no_pass_rate():
