@@ -11,7 +11,7 @@ from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
 from .policy_module import PolicyModule
-from .prompts import HubDataset, JSONLines, Parquet, PromptDataset
+from .prompts import HubDataset, JSONLines, Parquet, PromptDataset, ReasoningGym
 from .rewards import BatchReward, ConcurrentReward, MathReward, ReasoningGymReward, RewardPool, boxed_answer
 from .schedules import CosineDecay, LinearDecay
 
@@ -35,6 +35,7 @@ __all__ = [
     "PolicyModule",
     "PromptDataset",
     "RatioDeviationStop",
+    "ReasoningGym",
     "ReasoningGymReward",
     "RewardPool",
     "RolloutDataModule",

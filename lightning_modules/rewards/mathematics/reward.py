@@ -14,16 +14,18 @@ if TYPE_CHECKING:  # a worker of a pool loads no torch for it
     from lightning_modules.prompts import Example
 
 _LONGEST = 1000  # characters; a longer answer counts as it is written
+_ENDS_OF_SOLUTIONS: tuple[AnswerForm, ...] = ("boxed", "hashes")
 
 
 class MathReward:
     r"""Reward of 1 for a final answer that equals the reference answer, and 0 otherwise.
 
     Answers are compared as text in one spelling, then as exact numbers, then by `math-verify`. Where the reference is
-    a number, a number is asked for: `\boxed{17 + 1}` is wrong for 18.
+    a number, a number is asked for: `\boxed{17 + 1}` is wrong for 18. A reference that is a whole solution, as in the
+    rows of GSM8K (`... #### 18`) and MATH (`... \boxed{18}.`), counts by its final answer.
 
     Args:
-        answer_field: Name of the example's field that holds the reference answer, a text or a number.
+        answer_field: Name of the example's field that holds the reference answer or solution, a text or a number.
         answer_forms: Forms of a final answer to look for, in this order.
         evaluate: Whether an expression that evaluates to the reference number is right, too.
 
@@ -45,6 +47,7 @@ class MathReward:
         """Return the reward of one completion."""
         answer = final_answer(completion, self.answer_forms)
         reference = str(example[self.answer_field])
+        reference = final_answer(reference, _ENDS_OF_SOLUTIONS) or reference
         return float(answer is not None and same_answer(answer, reference, self.evaluate))
 
     def answer(self, completion: str) -> str | None:

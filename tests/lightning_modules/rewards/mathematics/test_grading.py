@@ -174,6 +174,22 @@ def test_the_reward_reads_the_field_and_the_forms():
         MathReward("gold")(r"\boxed{42}", example)
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "6 * 3 = <<6*3=18>>18 apples are left.\n#### 18",
+        r"There are $6 \cdot 3 = \boxed{18}$ apples.",
+        r"First \boxed{3}, so \boxed{18}.",
+        "18",
+        r"$18$",
+    ],
+)
+def test_a_solution_as_the_reference_counts_by_its_final_answer(reference):
+    assert MathReward()(r"\boxed{18}", {"answer": reference}) == 1
+    assert MathReward()(r"\boxed{3}", {"answer": reference}) == 0
+    assert MathReward()(r"\boxed{6}", {"answer": reference}) == 0
+
+
 def read(name):
     path = SHARED / name
     if not path.exists():
