@@ -11,9 +11,11 @@ from lightning import LightningDataModule, Trainer
 from typing_extensions import override
 
 from lightning_modules.batch import Evaluation, RolloutBatch
+from lightning_modules.data.arguments import required_policy
 from lightning_modules.data.buffer import RolloutBuffer, saved_position
 from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.loops import continue_run
+from lightning_modules.model.policy import Policy
 
 
 class BufferedDataModule(LightningDataModule):
@@ -25,6 +27,17 @@ class BufferedDataModule(LightningDataModule):
     def __init__(self) -> None:
         super().__init__()
         self._buffer: RolloutBuffer | None = None
+
+    @property
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("the data module has no trainer; pass it to Trainer.fit or Trainer.validate.")
+        return self.trainer
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the trainer's module; an error if there is none."""
+        return required_policy(self._trainer)
 
     @abstractmethod
     def new_buffer(self, trainer: Trainer) -> RolloutBuffer:

@@ -13,7 +13,7 @@ from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.configuration import described_arguments
 from lightning_modules.data.advantages import advantages
-from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, required_policy
+from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
 from lightning_modules.data.buffered import BufferedDataModule
 from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
@@ -31,8 +31,7 @@ from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.model.layouts import SequenceLayout
-from lightning_modules.model.policy import Policy
-from lightning_modules.prompts import Prompt, PromptDataset, PromptFile, PromptFormat, PromptOrder, PromptStream
+from lightning_modules.prompts import Prompt, PromptFormat, PromptOrder, PromptSource, PromptStream, PromptTemplate
 from lightning_modules.prompts.sources import examples_of
 from lightning_modules.rewards import AnyReward, FailedVerdictRule, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
@@ -82,6 +81,11 @@ class RolloutDataModule(BufferedDataModule):
             a list of messages as they are.
         chat_template_kwargs: Arguments of the chat template, such as `enable_thinking`.
         system_prompt: Text of a system message before each prompt that has none; it requires `chat_template`.
+        prompt_template: Text with `{prompt}` in the place of a prompt, or a function from the text of a prompt to that
+            of the formatted one, such as `lightning_modules.prompts.qwen_math`. With `chat_template`, the result is the
+            user message.
+        max_prompt_length: Maximum number of tokens of a prompt, with its template; longer prompts are left out of both
+            data sets, and the log says how many. No prompt is left out when None.
         skip_special_tokens: Whether to remove all special tokens from the text that rewards see. Otherwise only the
             stop token that ended a completion is removed.
         schemes: Sampling schemes, which select the groups of a rollout; the first one is innermost.
@@ -97,10 +101,10 @@ class RolloutDataModule(BufferedDataModule):
 
     def __init__(
         self,
-        dataset: PromptFile | PromptDataset | str,
+        dataset: PromptSource,
         reward: Sequence[AnyReward] | AnyReward,  # in this order, or jsonargparse cannot write a list of functions
         reward_weights: Sequence[float] | None = None,
-        validation: PromptFile | PromptDataset | str | None = None,
+        validation: PromptSource | None = None,
         rollouts: RolloutEngine | None = None,
         group_size: int = 8,
         prompts_per_rollout: int = 16,
@@ -119,6 +123,8 @@ class RolloutDataModule(BufferedDataModule):
         chat_template: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         system_prompt: str | None = None,
+        prompt_template: PromptTemplate | None = None,
+        max_prompt_length: int | None = None,
         skip_special_tokens: bool = False,
         schemes: Sequence[SamplingScheme] = (),
         evaluations: Sequence[EvaluationName] = ("sampled", "greedy"),
@@ -133,6 +139,7 @@ class RolloutDataModule(BufferedDataModule):
             epochs_per_rollout=epochs_per_rollout,
             max_completion_length=max_completion_length,
             tokens_per_micro_batch=tokens_per_micro_batch,
+            max_prompt_length=max_prompt_length,
         )
         require_sampling(group_size, temperature, kl_in_reward, evaluations)
         require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes)
@@ -155,24 +162,12 @@ class RolloutDataModule(BufferedDataModule):
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.kl_in_reward = kl_in_reward
         self.overlap = overlap
-        self.prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {})
+        self.prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {}, prompt_template)
+        self.max_prompt_length = max_prompt_length
         self.skip_special_tokens = skip_special_tokens
         self.schemes = tuple(schemes)
         self.evaluations = tuple(evaluations)
         self.seed = seed
-
-    # Trainer and policy
-
-    @property
-    def _trainer(self) -> Trainer:
-        if self.trainer is None:
-            raise RuntimeError("the data module has no trainer; pass it to Trainer.fit or Trainer.validate.")
-        return self.trainer
-
-    @property
-    def policy(self) -> Policy:
-        """The policy of the trainer's module; an error if there is none."""
-        return required_policy(self._trainer)
 
     @property
     def needs_reference(self) -> bool:
@@ -189,7 +184,7 @@ class RolloutDataModule(BufferedDataModule):
     @override
     def setup(self, stage: str) -> None:
         """Check the split of a rollout, request a reference if the rewards need one, and create sampler and buffer."""
-        texts = self.max_completion_length, self.prompt_format, self.skip_special_tokens
+        texts = self.max_completion_length, self.prompt_format, self.skip_special_tokens, self.max_prompt_length
         self.sampler = Sampler(self.rollouts, self.policy, self._trainer, *texts)
         self._held_out: list[Prompt] | None = None
         if stage == "fit":
@@ -216,10 +211,15 @@ class RolloutDataModule(BufferedDataModule):
     @override
     def train_dataloader(self) -> RolloutLoader:
         """Return the data loader over successive rollouts, after a check of all prompts and of the layout."""
-        self.sampler.tokenizer.check("dataset", self.dataset)
+        self.check_prompts()
         self._held_out_prompts()
         self.policy.choose_layout()
         return super().train_dataloader()
+
+    def check_prompts(self) -> None:
+        """Check the training prompts, and leave those above `max_prompt_length` out of their order."""
+        kept = self.sampler.tokenizer.checked("dataset", self.dataset)
+        self._prompts.use(kept, PromptOrder(len(kept), self.seed))
 
     @override
     def val_dataloader(self) -> list[EvaluationLoader]:
@@ -234,7 +234,7 @@ class RolloutDataModule(BufferedDataModule):
 
     def _held_out_prompts(self) -> list[Prompt]:
         if self._held_out is None:
-            self.sampler.fix_lengths(self.dataset, self.validation)
+            self.sampler.fix_lengths(dataset=self.dataset, validation=self.validation)
             self._held_out = list(self.sampler.tokenizer.prompts("validation", self.validation or []))
         return self._held_out
 

@@ -47,6 +47,7 @@ class Sampler:
         max_completion_length: maximum number of tokens of a completion.
         prompt_format: format of the prompts.
         skip_special_tokens: whether to remove all special tokens from the texts, not only the stop token at the end.
+        max_prompt_length: maximum number of tokens of a prompt; None for no limit.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Sampler:
         max_completion_length: int,
         prompt_format: PromptFormat = PromptFormat(),
         skip_special_tokens: bool = False,
+        max_prompt_length: int | None = None,
     ) -> None:
         self._engine, self._policy, self._trainer = engine, policy, trainer
         self._max_completion_length, self._prompt_format = max_completion_length, prompt_format
-        self._skip_special_tokens = skip_special_tokens
+        self._skip_special_tokens, self._max_prompt_length = skip_special_tokens, max_prompt_length
         self._prefetch = _Prefetch()
 
     @cached_property
@@ -68,30 +70,32 @@ class Sampler:
         """Tokenizer of prompts, which refuses those that the model or the engine cannot hold."""
         engine_limit = self._engine.max_model_length
         limits = limits_of(self._policy.model).shortened(engine_limit, "`max_model_length` of the rollout engine is")
-        ends = self._policy.stop_token_ids
-        return PromptTokenizer(self._policy.tokenizer, self._prompt_format, limits, self._max_completion_length, ends)
+        lengths = self._max_completion_length, self._policy.stop_token_ids, self._max_prompt_length
+        return PromptTokenizer(self._policy.tokenizer, self._prompt_format, limits, *lengths)
 
     def prompt_of(self, example: Example) -> Prompt:
         """Tokenize the prompt of an example."""
         return self.tokenizer(example)
 
-    def fix_lengths(self, *datasets: Sequence[Example] | None) -> None:
+    def fix_lengths(self, **datasets: Sequence[Example] | None) -> None:
         """Fix positions that would depend on the longest row of a call, as under LongRoPE; see `fix_rope`.
 
         The longest row of the run is the limit of the engine, or else the longest prompt of the given data sets plus
         `max_completion_length`; all prompts are tokenized for it.
+
+        Args:
+            datasets: data sets by the arguments that they are passed as; None for none.
         """
         if depends_on_length(self._policy.model):
             longest = self._longest_row(datasets)
             for model in filter(None, (self._policy.model, self._policy.reference)):
                 fix_rope(model, longest)
 
-    def _longest_row(self, datasets: Sequence[Sequence[Example] | None]) -> int:
+    def _longest_row(self, datasets: Mapping[str, Sequence[Example] | None]) -> int:
         longest = self._engine.max_model_length
         if longest is None:
-            examples = (dataset[index] for dataset in datasets if dataset is not None for index in range(len(dataset)))
-            prompts = (self.prompt_of(example).token_ids for example in examples)
-            longest = max(map(len, prompts)) + self._max_completion_length
+            prompts = (self.tokenizer.prompts(name, dataset or ()) for name, dataset in datasets.items())
+            longest = max(len(prompt.token_ids) for found in prompts for prompt in found) + self._max_completion_length
         return longest
 
     def sample(

@@ -23,7 +23,7 @@ from lightning_modules.evaluation.tables import write_results
 from lightning_modules.model.policy import ModelSource
 from lightning_modules.parquet_files import has_pyarrow, write_rows
 from lightning_modules.progress import progress_bar
-from lightning_modules.prompts import PromptFormat
+from lightning_modules.prompts import PromptFormat, PromptTemplate
 from lightning_modules.prompts.base import shown
 from lightning_modules.rewards import MathReward, Reward
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
@@ -49,6 +49,7 @@ def evaluate(
     chat_template: bool = False,
     chat_template_kwargs: dict[str, Any] | None = None,
     system_prompt: str | None = None,
+    prompt_template: PromptTemplate | None = None,
     prompt_field: str | None = None,
     answer_field: str = "answer",
     problems_per_batch: int = 16,
@@ -78,6 +79,8 @@ def evaluate(
         chat_template: Whether to format problems with the chat template of the tokenizer.
         chat_template_kwargs: Arguments of the chat template, such as `enable_thinking`.
         system_prompt: Text of a system message before each problem; it requires `chat_template`.
+        prompt_template: Text with `{prompt}` in the place of a problem, or a function from the text of a problem to
+            that of the prompt, such as `lightning_modules.prompts.qwen_math`.
         prompt_field: Field of the problem in files; the first of prompt, problem and question when None.
         answer_field: Field of the reference answer in files.
         problems_per_batch: Number of problems that are sampled and graded together, and lost together by a kill.
@@ -97,7 +100,7 @@ def evaluate(
     require_at_least(1, samples=samples, max_completion_length=max_completion_length)
     require_at_least(1, problems_per_batch=problems_per_batch)
     _require_distribution(temperature, top_p)
-    prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {})
+    prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {}, prompt_template)
     reward = MathReward() if reward is None else reward
     engine = TransformersEngine() if rollouts is None else rollouts
     model = exported_model(model)

@@ -52,7 +52,7 @@ class ProblemSampler:
         trainer.precision_plugin.convert_module(policy.model).to(trainer.strategy.root_device)
         self._sampler = Sampler(engine, policy, trainer, max_completion_length, prompt_format)
         problems = {one.name: one.problems for one in benchmarks}
-        self._sampler.fix_lengths(*problems.values())
+        self._sampler.fix_lengths(**problems)
         self._prompts = {
             name: list(self._sampler.tokenizer.prompts("benchmarks", examples)) for name, examples in problems.items()
         }

@@ -61,12 +61,15 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
 
 def longest_prompt(data: RolloutDataModule, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, str]:
     """Return the tokens of the longest prompt, and a note of how they are known."""
+    limit, room = data.max_prompt_length, data.rollouts.max_model_length
     if tokenizer is not None:
         count = min(len(data.dataset), _PROMPTS_READ)
-        tokenized = PromptTokenizer(tokenizer, data.prompt_format)
-        lengths = [len(tokenized(data.dataset[index]).token_ids) for index in range(count)]
-        return max(lengths), f"the longest of {'all' if count == len(data.dataset) else 'the first'} {count:,}"
-    room = data.rollouts.max_model_length
+        tokenized = PromptTokenizer(tokenizer, data.prompt_format, max_prompt_length=limit)
+        lengths = [len(prompt.token_ids) for prompt in tokenized.prompts("dataset", data.dataset, count)]
+        longest = max(lengths, default=limit or 0)
+        return longest, f"the longest of {'all' if count == len(data.dataset) else 'the first'} {count:,}"
+    if limit is not None:
+        return limit, "`max_prompt_length`; there is no tokenizer"
     if room is not None and room > data.max_completion_length:
         return room - data.max_completion_length, "what `max_model_length` leaves; there is no tokenizer"
     return _ASSUMED_PROMPT, "assumed, because there is no tokenizer; pass --prompt_length"

@@ -60,10 +60,10 @@ class TrialData(RolloutDataModule):
     @override
     def val_dataloader(self) -> list[_TrialLoader]:  # type: ignore[override]
         """Return a loader that samples the groups of the trial."""
-        self.sampler.tokenizer.check("dataset", self.dataset)
-        self.sampler.fix_lengths(self.dataset)
-        self.policy.choose_layout()
         self.new_buffer(self._trainer)  # makes the stream of prompts
+        self.check_prompts()
+        self.sampler.fix_lengths(dataset=self.dataset)
+        self.policy.choose_layout()
         return [_TrialLoader(self, self._group_sampler(0), self._trainer)]
 
     def completions_of_pass(self) -> int:

@@ -7,6 +7,8 @@ from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 Example = Mapping[str, Any]
 
 _MAX_CHARACTERS = 4_000_000  # about a million tokens
@@ -45,6 +47,28 @@ class StoredPrompts(PromptDataset):
         return self._examples[index]
 
 
+class SelectedPrompts(PromptDataset):
+    """Some of the examples of another data set.
+
+    Args:
+        dataset: Data set to select from.
+        indices: Indices of the examples, in order.
+    """
+
+    def __init__(self, dataset: Sequence[Example], indices: Sequence[int]) -> None:
+        self._dataset, self._indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
+        return self._dataset[self._indices[index]]
+
+    @override
+    def location(self, index: int) -> str:
+        return location_of(self._dataset, self._indices[index])
+
+
 def numbered(index: int, size: int) -> str:
     """Return the number of a prompt in words, for error messages."""
     return f"prompt {index} (of 0 to {size - 1})"
@@ -52,8 +76,13 @@ def numbered(index: int, size: int) -> str:
 
 def location_in(name: str, dataset: Sequence[Example], index: int) -> str:
     """Return the place of an example in the data set that is passed as the argument `name`, for error messages."""
+    return f"`{name}`, {location_of(dataset, index)}"
+
+
+def location_of(dataset: Sequence[Example], index: int) -> str:
+    """Return the place of an example in a data set or a list, for error messages."""
     location = getattr(dataset, "location", None)  # a list has none
-    return f"`{name}`, {location(index) if location else numbered(index, len(dataset))}"
+    return str(location(index)) if location else numbered(index, len(dataset))
 
 
 def require_prompt(example: object, location: str) -> None:

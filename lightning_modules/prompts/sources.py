@@ -39,6 +39,8 @@ def _path(value: Any) -> str:
 
 register_type(PromptFile, serializer=_path, deserializer=_path)
 
+PromptSource = PromptFile | PromptDataset | str
+
 
 def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example]:
     """Return the examples of the argument `name`: a data set, a list, or the path of a JSON Lines or Parquet file.

@@ -47,6 +47,10 @@ class PromptStream:
         self._upcoming: list[Prompt] = []  # already tokenized
         self.position: int | None = None  # prompts that all ranks together have taken; None before the first
 
+    def use(self, dataset: Sequence[Example], order: PromptOrder) -> None:
+        """Take the prompts of another data set, such as one without long prompts; the position stays."""
+        self._dataset, self._order = dataset, order
+
     def begin_at(self, position: int) -> None:
         """Set the position, unless prompts have been taken or a position has been restored."""
         if self.position is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_modules.progress import progress_bar
-from lightning_modules.prompts.base import Example, location_in, require_prompt, short
+from lightning_modules.prompts.base import Example, SelectedPrompts, location_in, require_prompt, short
 from lightning_modules.prompts.format import PromptFormat
 from lightning_modules.prompts.limits import SequenceLimits
 from lightning_modules.prompts.stream import Prompt
@@ -17,8 +18,45 @@ _CHUNK = 1024
 _CHECKED = 200_000  # prompts of a data set that are checked at once; later ones when they are used
 
 
+@dataclass
+class _Found:
+    """Messages of the prompts that are refused, and lengths of those that are left out.
+
+    Args:
+        name: argument that the data set is passed as.
+        count: number of prompts that are read.
+        size: number of prompts of the data set.
+    """
+
+    name: str
+    count: int
+    size: int
+    refused: list[str] = field(default_factory=list)
+    too_long: list[int] = field(default_factory=list)
+
+    def require_prompts(self, limit: int | None) -> None:
+        """Check that no prompt is refused, and that some are not too long."""
+        if self.refused:
+            number = len(self.refused)
+            others = f" {number:,} of {self.count:,} prompts are refused." if number > 1 else ""
+            raise ValueError(self.refused[0] + others)
+        if len(self.too_long) == self.count == self.size:
+            raise ValueError(
+                f"`max_prompt_length` is {limit:,}, but all {self.count:,} prompts of `{self.name}` are longer; raise "
+                f"it to at least {min(self.too_long):,}."
+            )
+
+    def left_out(self, limit: int | None) -> str:
+        """Return a line that says how many prompts are left out."""
+        of = f"{self.count:,} prompts" if self.count == self.size else f"the first {self.count:,} prompts"
+        return (
+            f"`{self.name}`: {len(self.too_long):,} of {of} ({len(self.too_long) / self.count:.2%}) have more than "
+            f"`max_prompt_length` = {limit:,} tokens and are left out; the longest has {max(self.too_long):,}."
+        )
+
+
 class PromptTokenizer:
-    """Tokenizes prompts, and refuses those that the model cannot hold.
+    """Tokenizes prompts, leaves out those above a maximum length, and refuses those that the model cannot hold.
 
     An end token that the tokenizer appends to each text is removed, since it would end the prompt.
 
@@ -28,6 +66,7 @@ class PromptTokenizer:
         limits: limits of the model and the engine.
         max_completion_length: maximum number of tokens of a completion.
         end_token_ids: ids of tokens that end a text, besides the end-of-sequence token of the tokenizer.
+        max_prompt_length: maximum number of tokens of a prompt; a data set is used without longer ones.
 
     Raises:
         ValueError: the format needs a chat template, which the tokenizer lacks or which ignores an option, or the model
@@ -41,6 +80,7 @@ class PromptTokenizer:
         limits: SequenceLimits = SequenceLimits(),
         max_completion_length: int = 0,
         end_token_ids: Sequence[int] = (),
+        max_prompt_length: int | None = None,
     ) -> None:
         form.require_template(tokenizer)
         rows = limits.vocabulary_size
@@ -52,7 +92,8 @@ class PromptTokenizer:
                     "the tokenizer."
                 )
         self._tokenizer, self._form, self._limits = tokenizer, form, limits
-        self._max_completion_length = max_completion_length
+        self._max_completion_length, self._max_prompt_length = max_completion_length, max_prompt_length
+        self._reported: set[str] = set()  # data sets of which it was said how many prompts are left out
         self._warned_of_length = False
         # The text of a chat template has its special tokens.
         self._prefix, self._suffix = ((), ()) if form.chat_template else _added_tokens(tokenizer)
@@ -76,53 +117,81 @@ class PromptTokenizer:
             ValueError: there is no prompt, or the model cannot hold it with its completion.
         """
         text = self._text(example, location)
-        return self._checked(example, self._tokenizer.encode(text, add_special_tokens=self._adds), location)
+        token_ids = self._without_suffix(self._tokenizer.encode(text, add_special_tokens=self._adds))
+        if self._is_too_long(token_ids):
+            raise ValueError(
+                f"{location}: the prompt has {len(token_ids):,} tokens, but `max_prompt_length` is "
+                f"{self._max_prompt_length:,}; shorten it, or raise `max_prompt_length`."
+            )
+        return self._checked(example, token_ids, location)
 
-    def check(self, name: str, dataset: Sequence[Example]) -> None:
-        """Check the first 200,000 prompts of the argument `name`; later ones are checked when they are used.
+    def checked(self, name: str, dataset: Sequence[Example]) -> Sequence[Example]:
+        """Return the argument `name` without prompts above the maximum length, after a check of the others.
+
+        All prompts are tokenized if there is a maximum length; otherwise the first 200,000, and later ones are checked
+        when they are used. A line in the log says how many are left out.
 
         Raises:
-            ValueError: a prompt is refused; the message has its number, and how many are refused.
+            ValueError: a prompt is refused, or all are too long; the message has its number, and how many are refused.
         """
-        for _ in self.prompts(name, dataset, _CHECKED):
-            pass
+        most = _CHECKED if self._max_prompt_length is None else None
+        kept = [index for index, _ in self._tokenized(name, dataset, most)]
+        return (
+            dataset if self._max_prompt_length is None or len(kept) == len(dataset) else SelectedPrompts(dataset, kept)
+        )
 
     def prompts(self, name: str, dataset: Sequence[Example], most: int | None = None) -> Iterator[Prompt]:
-        """Yield the prompts of the argument `name`, at most the given number, with a progress bar.
+        """Yield the prompts of the argument `name`, without those above the maximum length, with a progress bar.
+
+        Args:
+            name: argument that the data set is passed as.
+            dataset: data set.
+            most: number of prompts to read; all when None.
 
         Raises:
-            ValueError: a prompt is refused; the message has its number, and how many are refused.
+            ValueError: a prompt is refused, or all are too long; the message has its number, and how many are refused.
         """
-        count, refused = min(len(dataset), most or len(dataset)), list[str]()
+        for _, prompt in self._tokenized(name, dataset, most):
+            yield prompt
+
+    def _tokenized(self, name: str, dataset: Sequence[Example], most: int | None) -> Iterator[tuple[int, Prompt]]:
+        """Yield the prompts that are not too long, with their indices."""
+        count = min(len(dataset), most or len(dataset))
+        found = _Found(name, count, len(dataset))
         with progress_bar(total=count, desc="checking prompts", unit="prompt", leave=False, delay=2.0) as progress:
             for start in range(0, count, _CHUNK):
                 indices = range(start, min(start + _CHUNK, count))
-                for prompt in self._chunk(name, dataset, indices, refused):
-                    if not refused:
-                        yield prompt
+                for index, prompt in self._chunk(name, dataset, indices, found):
+                    if not found.refused:
+                        yield index, prompt
                 progress.update(len(indices))
-        if refused:
-            others = f" {len(refused):,} of {count:,} prompts are refused." if len(refused) > 1 else ""
-            raise ValueError(refused[0] + others)
+        if count:
+            found.require_prompts(self._max_prompt_length)
+        if found.too_long and name not in self._reported:
+            self._reported.add(name)
+            rank_zero_info(found.left_out(self._max_prompt_length))
 
     def _chunk(
-        self, name: str, dataset: Sequence[Example], indices: Sequence[int], refused: list[str]
-    ) -> Iterator[Prompt]:
-        """Yield the prompts of some examples, tokenized together; collect the messages of those that are refused."""
-        found = []
+        self, name: str, dataset: Sequence[Example], indices: Sequence[int], found: _Found
+    ) -> Iterator[tuple[int, Prompt]]:
+        """Yield the prompts of some examples, tokenized together; note those that are refused or too long."""
+        texts = []
         for index in indices:
             example, location = dataset[index], location_in(name, dataset, index)
             try:
-                found.append((example, self._text(example, location), location))
+                texts.append((index, example, self._text(example, location), location))
             except ValueError as error:
-                refused.append(str(error))
-        texts = [text for _, text, _ in found]
-        rows = self._rows(texts) if texts else []
-        for (example, _, location), token_ids in zip(found, rows, strict=True):
+                found.refused.append(str(error))
+        rows = self._rows([text for _, _, text, _ in texts]) if texts else []
+        for (index, example, _, location), row in zip(texts, rows, strict=True):
+            token_ids = self._without_suffix(row)
+            if self._is_too_long(token_ids):
+                found.too_long.append(len(token_ids))
+                continue
             try:
-                yield self._checked(example, token_ids, location)
+                yield index, self._checked(example, token_ids, location)
             except ValueError as error:
-                refused.append(str(error))
+                found.refused.append(str(error))
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         needless = {"return_attention_mask": False, "return_token_type_ids": False}
@@ -140,10 +209,14 @@ class PromptTokenizer:
         except ValueError as error:
             raise ValueError(f"{location}: {error}") from None
 
-    def _checked(self, example: Example, token_ids: Sequence[int], location: str) -> Prompt:
+    def _without_suffix(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         ids = tuple(token_ids)
-        if self._suffix and ids[-len(self._suffix) :] == self._suffix:
-            ids = ids[: -len(self._suffix)]
+        return ids[: -len(self._suffix)] if self._suffix and ids[-len(self._suffix) :] == self._suffix else ids
+
+    def _is_too_long(self, token_ids: Sequence[int]) -> bool:
+        return self._max_prompt_length is not None and len(token_ids) > self._max_prompt_length
+
+    def _checked(self, example: Example, ids: tuple[int, ...], location: str) -> Prompt:
         if len(ids) <= len(self._prefix):
             raise ValueError(
                 f"{location}: the prompt {short(example['prompt'])} has no tokens; write another, or none."

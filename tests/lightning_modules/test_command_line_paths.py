@@ -8,7 +8,7 @@ import yaml
 
 from lightning_modules import JSONLines
 from lightning_modules.addition import AdditionProblems
-from lightning_modules.prompts import PromptFormat
+from lightning_modules.prompts import PromptFormat, qwen_math
 from tests.end_to_end.test_configs import CONFIGS, ResolvingCLI, run
 
 pytestmark = pytest.mark.slow  # each command line takes a second to be understood
@@ -157,6 +157,27 @@ def test_options_of_a_chat_template_are_set_and_written(folder):
     assert (data["system_prompt"], data["chat_template_kwargs"]["enable_thinking"]) == ("no: yes", False)
     with pytest.raises(SystemExit, match="`system_prompt` is 'a', but `chat_template` is False"):
         resolved("--data.system_prompt=a")
+
+
+@pytest.mark.parametrize(
+    "template", ["Q: {prompt}\nA:", "Put it in \\boxed{}. {prompt}", "lightning_modules.prompts.qwen_math"]
+)
+def test_a_prompt_template_is_a_text_or_the_path_of_a_function(folder, template):
+    cli = resolved(f"--data.prompt_template={template}", "--data.max_prompt_length=9")
+    form = cli.datamodule.prompt_format
+    assert form.prompt_template == (qwen_math if template.startswith("lightning") else template)
+    assert cli.datamodule.max_prompt_length == 9
+    cli.parser.save(cli.config, "saved.yaml", skip_none=False, multifile=False)
+    saved = yaml.safe_load((folder / "saved.yaml").read_text())["fit"]["data"]["prompt_template"]
+    (folder / "again.yaml").write_text(yaml.safe_dump({"data": {"prompt_template": saved}}))
+    assert resolved("--config=again.yaml").datamodule.prompt_format == form
+
+
+def test_a_prompt_template_without_a_place_for_the_prompt_is_refused(folder):
+    with pytest.raises(
+        SystemExit, match=r"`prompt_template` is 'lightning_modules\.prompts\.qwen', which has no {prompt}"
+    ):
+        resolved("--data.prompt_template=lightning_modules.prompts.qwen")
 
 
 def test_a_data_file_is_written_into_the_configuration_as_its_path(folder):

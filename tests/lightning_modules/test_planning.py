@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo
@@ -33,6 +33,7 @@ from lightning_modules.planning import ModelSizes, PassSizes, Sharding, memory_p
 from lightning_modules.planning.job import job_plan
 from lightning_modules.planning.memory_plan import MemoryPlan, OptimizerSizes
 from lightning_modules.planning.settings import TrainerSettings
+from lightning_modules.planning.source import longest_prompt
 from lightning_modules.planning.traces import (
     PassShape,
     model_sizes,
@@ -629,6 +630,22 @@ def test_the_longest_prompt_is_found_without_a_model(folder, monkeypatch, tmp_pa
     assert not (tmp_path / "cache").exists()
     assert "assumed" in job(folder).prompt_length_from
     assert job(folder, {"rollouts": VLLM(max_model_length=100)}).micro_batch.prompt_length == 90
+
+
+def test_the_longest_prompt_is_not_above_the_maximum_length(tiny_model):
+    problems, tokenizer = AdditionProblems(16), AutoTokenizer.from_pretrained(tiny_model)
+    longest = max(len(problem["prompt"]) for problem in problems)
+
+    def found(tokenizer, **options):
+        return longest_prompt(RolloutDataModule(problems, text_reward, **options), tokenizer)
+
+    whole = found(tokenizer)
+    doubled = found(tokenizer, prompt_template="{prompt}{prompt}")
+    short = found(tokenizer, max_prompt_length=whole[0] - 1)
+    assert doubled[0] > whole[0] > short[0]
+    assert longest >= whole[0]
+    assert {origin for _, origin in (whole, doubled, short)} == {"the longest of all 16"}
+    assert found(None, max_prompt_length=64) == (64, "`max_prompt_length`; there is no tokenizer")
 
 
 def test_an_engine_of_ones_own_says_what_it_takes(folder):

@@ -65,6 +65,8 @@ CHANGES = {
     "updates": ({"data": {"updates_per_rollout": 1}}, "`data.updates_per_rollout` was 2 and is 1"),
     "epochs": ({"data": {"epochs_per_rollout": 2}}, "`data.epochs_per_rollout` was 1 and is 2"),
     "length": ({"data": {"max_completion_length": 5}}, "`data.max_completion_length` was 6 and is 5"),
+    "prompt length": ({"data": {"max_prompt_length": 12}}, "`data.max_prompt_length` was None and is 12"),
+    "template": ({"data": {"prompt_template": "Q: {prompt}"}}, "`data.prompt_template` was None and is 'Q: {prompt}'"),
     "temperature": ({"data": {"temperature": 0.5}}, "`data.temperature` was 1.0 and is 0.5"),
     "seed": ({"data": {"seed": 1}}, "`data.seed` was 0 and is 1"),
     "reward": ({"data": {"reward": other_reward}}, "`data.reward` was .*text_reward' and is .*other_reward'"),

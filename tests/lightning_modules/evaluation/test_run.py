@@ -51,6 +51,14 @@ def finished(model_folder, problems, tmp_path_factory):
     return evaluated(model_folder, problems, output, rollouts=engine), output, engine
 
 
+def test_a_template_formats_the_problems(model_folder, problems, tmp_path, tokenizer):
+    engine = RecordingEngine()
+    evaluated(model_folder, problems, tmp_path, rollouts=engine, prompt_template="Q: {prompt} A:", greedy=False)
+    assert engine.prompts[0] == [tokenizer.encode(f"Q: What is {number} + 1? A:") for number in range(2)]
+    with pytest.raises(ValueError, match="prompt_template"):
+        evaluated(model_folder, problems, tmp_path, rollouts=engine, greedy=False)
+
+
 def test_completions_are_those_of_the_engine(finished, tokenizer):
     (result,), output, engine = finished
     asked = [(one.temperature, one.top_p, one.samples_per_prompt) for one in engine.sampling]

@@ -1,6 +1,11 @@
 """Token ids of prompts: chat templates, end tokens, and prompts that a model cannot hold."""
 
+import logging
+import re
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -170,6 +175,146 @@ def test_a_prompt_that_the_template_refuses_is_named():
         list(encode.prompts("dataset", rows))
 
 
+# Prompt templates
+
+
+def shouted(prompt):
+    return f"{prompt.upper()}!"
+
+
+def failing(prompt):
+    raise KeyError(prompt)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (None, "{prompt}?"),
+        ("{prompt}", "{prompt}?"),
+        (r"\boxed{}: {prompt} {0} {x}", r"\boxed{}: {prompt}? {0} {x}"),
+        ("{prompt}, {prompt}", "{prompt}?, {prompt}?"),
+        (shouted, "{PROMPT}?!"),
+    ],
+)
+def test_a_template_formats_the_text_of_a_prompt(template, expected):
+    assert text(PromptTokenizer(tokenizer(), PromptFormat(prompt_template=template)), "{prompt}?") == expected
+    chat = PromptTokenizer(tokenizer(template=TEMPLATE), PromptFormat(True, "Be brief.", {}, template))
+    assert text(chat, "{prompt}?") == f"<bos><system>Be brief.<user>{expected}<assistant><off>"
+
+
+def test_a_template_without_a_place_for_the_prompt_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`prompt_template` is 'Think\.', which has no {prompt} and is no function; pass"
+    ):
+        PromptFormat(prompt_template="Think.")
+
+
+@pytest.mark.parametrize("template", ["<bos>{prompt}", lambda prompt: f"{prompt}<end>"])
+def test_marks_of_a_chat_in_a_template_are_refused_with_a_chat_template(template):
+    made = tokenizer(template=TEMPLATE)
+    made.add_special_tokens({"extra_special_tokens": ["<end>"]})
+    with pytest.raises(ValueError, match=r"is .*, which adds the special token '<\w+>', but `chat_template` is True"):
+        PromptTokenizer(made, PromptFormat(True, prompt_template=template))({"prompt": "a"})
+    assert PromptFormat(prompt_template=template).formatted(made, "a") in ("<bos>a", "a<end>")
+    of_the_prompt = PromptTokenizer(made, PromptFormat(True, prompt_template="{prompt}"))
+    assert text(of_the_prompt, "a<end>b") == "<bos><user>a<end>b<assistant><off>"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "message"),
+    [
+        (failing, "a", "`prompt_template` is failing, which raised KeyError: 'a'; correct it for this prompt"),
+        (lambda prompt: None, "a", "which returned None; return a text that is not empty"),
+        (lambda prompt: " ", "a", "which returned ' '; return a text"),
+        (
+            "Q: {prompt}",
+            [{"role": "user", "content": "a"}],
+            "is a list of messages, but `prompt_template` is 'Q: {prompt}'",
+        ),
+    ],
+)
+def test_a_prompt_that_a_template_does_not_format_is_named(template, prompt, message):
+    encode = PromptTokenizer(tokenizer(template=TEMPLATE), PromptFormat(True, prompt_template=template))
+    with pytest.raises(ValueError, match=rf"^`dataset`, prompt 0 \(of 0 to 0\): .*{re.escape(message)}"):
+        encode.checked("dataset", [{"prompt": prompt}])
+
+
+# Maximum length
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
+    return lambda: caplog.messages
+
+
+@pytest.mark.parametrize("ends", ["$A", "<bos> $A", "<bos> $A <eos>"])
+@pytest.mark.filterwarnings("ignore:the tokenizer")
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), limit=st.integers(1, 10))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_prompts_above_the_maximum_length_are_left_out(made_tokenizers, ends, lengths, limit):
+    encode = PromptTokenizer(made_tokenizers[ends], max_prompt_length=limit)
+    rows = [{"prompt": "x" * length} for length in lengths]
+    room = limit - ends.count("<bos>")
+    expected = [row for row in rows if len(row["prompt"]) <= room]
+    if not expected:
+        with pytest.raises(
+            ValueError, match=rf"is {limit}, but all {len(rows)} prompts of `dataset` are longer; raise"
+        ):
+            encode.checked("dataset", rows)
+        return
+    assert list(encode.checked("dataset", rows)) == expected
+    assert [prompt.example for prompt in encode.prompts("dataset", rows)] == expected
+    assert max(len(prompt.token_ids) for prompt in encode.prompts("dataset", rows)) <= limit
+
+
+@pytest.fixture(scope="module")
+def made_tokenizers():
+    return {ends: tokenizer(ends) for ends in ("$A", "<bos> $A", "<bos> $A <eos>")}
+
+
+def test_what_is_left_out_is_counted_and_said_once_with_the_template_counted(said):
+    encode = PromptTokenizer(tokenizer(), PromptFormat(prompt_template="Q{prompt}"), max_prompt_length=3)
+    rows = [{"prompt": "a" * length} for length in (1, 5, 2, 3, 1)]
+    kept = encode.checked("dataset", rows)
+    assert [encode(row).token_ids for row in kept] == [prompt.token_ids for prompt in encode.prompts("dataset", rows)]
+    line = (
+        "`dataset`: 2 of 5 prompts (40.00%) have more than `max_prompt_length` = 3 tokens and are left out; the "
+        "longest has 6."
+    )
+    assert said() == [line]
+    assert kept.location(1) == "prompt 2 (of 0 to 4)"
+    with pytest.raises(
+        ValueError, match=r"^a prompt: the prompt has 4 tokens, but `max_prompt_length` is 3; shorten it"
+    ):
+        encode(rows[3])
+
+
+def test_a_long_prompt_is_left_out_before_the_limit_of_the_model_refuses_it(said):
+    limits = SequenceLimits(max_length=10, limited_by="the model holds")
+    rows = [{"prompt": "1"}, {"prompt": "1" * 9}]
+    with pytest.raises(ValueError, match="the model holds 10"):
+        PromptTokenizer(tokenizer(), limits=limits, max_completion_length=4).checked("dataset", rows)
+    encode = PromptTokenizer(tokenizer(), limits=limits, max_completion_length=4, max_prompt_length=6)
+    assert list(encode.checked("dataset", rows)) == rows[:1]
+
+
+def test_without_a_maximum_length_a_data_set_is_used_as_it_is(said):
+    rows = [{"prompt": "1"}, {"prompt": "1" * 9}]
+    assert PromptTokenizer(tokenizer()).checked("dataset", rows) is rows
+    assert PromptTokenizer(tokenizer(), max_prompt_length=9).checked("dataset", rows) is rows
+    assert said() == []
+
+
+def test_each_prompt_is_tokenized_once_by_the_check(monkeypatch):
+    encode = PromptTokenizer(tokenizer(), max_prompt_length=2)
+    tokenized = []
+    rows_of = encode._rows
+    monkeypatch.setattr(encode, "_rows", lambda texts: tokenized.extend(texts) or rows_of(texts))
+    encode.checked("dataset", [{"prompt": "1"}, {"prompt": "22"}, {"prompt": "333"}])
+    assert tokenized == ["1", "22", "333"]
+
+
 # Limits
 
 
@@ -180,10 +325,10 @@ def test_tokens_without_an_embedding_are_refused_by_the_number_of_the_prompt():
     encode = PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows))
     prompts = [{"prompt": "a"}, {"prompt": "use <tool> now"}, {"prompt": "<tool>"}]
     with pytest.raises(ValueError, match=r"^`dataset`, prompt 1 \(of 0 to 2\): .* token '<tool>' with id 260, but the"):
-        encode.check("dataset", prompts)
+        encode.checked("dataset", prompts)
     with pytest.raises(ValueError, match=r"embeddings for 260 tokens; .* 2 of 3 prompts are refused\.$"):
-        encode.check("dataset", prompts)
-    PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows + 1)).check("dataset", prompts)
+        encode.checked("dataset", prompts)
+    PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows + 1)).checked("dataset", prompts)
 
 
 @pytest.mark.parametrize("token_id", [260, 10_000, -1])
@@ -218,7 +363,7 @@ def test_the_smaller_limit_counts():
 
 def test_a_length_that_is_only_declared_is_warned_of_once(recwarn):
     encode = PromptTokenizer(tokenizer(), limits=SequenceLimits(trained_length=8), max_completion_length=4)
-    encode.check("dataset", [{"prompt": "1234"}, {"prompt": "12345"}, {"prompt": "123456"}])
+    encode.checked("dataset", [{"prompt": "1234"}, {"prompt": "12345"}, {"prompt": "123456"}])
     (said,) = [str(warning.message) for warning in recwarn if "the model is made for 8" in str(warning.message)]
     assert said.startswith("`dataset`, prompt 1 (of 0 to 2): the prompt has 5 tokens, with `max_completion_length` 9,")
 
@@ -241,6 +386,6 @@ def test_a_data_set_is_checked_as_far_as_that_is_quick(monkeypatch):
     monkeypatch.setattr("lightning_modules.prompts.tokenization._CHECKED", 3)
     rows = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": ""}]
     encode = PromptTokenizer(tokenizer())
-    encode.check("dataset", rows)
+    encode.checked("dataset", rows)
     with pytest.raises(ValueError, match="the prompt is ''"):
         list(encode.prompts("dataset", rows))
