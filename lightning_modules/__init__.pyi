@@ -12,7 +12,15 @@ from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, Sha
 from .model.lora import LoRA
 from .policy_module import PolicyModule
 from .prompts import HubDataset, JSONLines, Parquet, PromptDataset, ReasoningGym
-from .rewards import BatchReward, ConcurrentReward, MathReward, ReasoningGymReward, RewardPool, boxed_answer
+from .rewards import (
+    BatchReward,
+    ConcurrentReward,
+    MathReward,
+    ReasoningGymReward,
+    RemoteReward,
+    RewardPool,
+    boxed_answer,
+)
 from .schedules import CosineDecay, LinearDecay
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     "RatioDeviationStop",
     "ReasoningGym",
     "ReasoningGymReward",
+    "RemoteReward",
     "RewardPool",
     "RolloutDataModule",
     "RolloutObserver",

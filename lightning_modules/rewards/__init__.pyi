@@ -5,6 +5,7 @@ from .concurrent import AsyncReward, ConcurrentReward
 from .mathematics import MathReward
 from .pool import RewardPool
 from .reasoning_gym import ReasoningGymReward
+from .remote import RemoteReward
 from .scores import FailedVerdictRule, Scores, scored_completions
 from .truncation import TruncationRule, trained_tokens, truncated_rewards
 from .verdict import Cause, Verdict
@@ -19,6 +20,7 @@ __all__ = [
     "FailedVerdictRule",
     "MathReward",
     "ReasoningGymReward",
+    "RemoteReward",
     "Reward",
     "RewardPool",
     "Scores",

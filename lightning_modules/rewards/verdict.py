@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Cause = Literal["time", "memory", "exit", "exception", "value"]
+Cause = Literal["time", "memory", "exit", "exception", "value", "connection"]
 """Cause of a failed verdict.
 
 - `time`: the reward reached its time limit and was killed;
 - `memory`: the reward reached its memory limit;
 - `exit`: the process ended, by a signal or by an exit;
 - `exception`: the reward raised an exception;
-- `value`: the reward returned something other than a finite number.
+- `value`: the reward returned something other than a finite number;
+- `connection`: a server could not be reached, or did not answer.
 """
 
 

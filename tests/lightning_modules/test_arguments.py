@@ -17,6 +17,7 @@ REQUIRED = {
     "objective": gmpo(),
     "dataset": AdditionProblems(2),
     "reward": boxed_answer,
+    "url": "http://localhost:8000",
     "urls": ["http://localhost:8000"],
     "weights": None,
     "optimizer": torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))]),
@@ -26,6 +27,7 @@ RECORDS = (
     *("Sequences", "RolloutBatch", "EvaluationLoader", "Groups", "GroupSampler", "PreparedRollout", "Rollout"),
     *("Sampled", "Sharding", "SamplingParameters", "ServerClient", "Fleet", "Completion", "Tally"),
     *("Estimate", "Tolerance", "Deviation", "Verdict", "WorkerProcess"),
+    *("Findings", "PassRates", "TrialRollout", "Grader", "GradedCompletion", "BenchmarkResult"),
 )
 ARGUMENTS = numeric_arguments(lightning_modules, REQUIRED, RECORDS)
 

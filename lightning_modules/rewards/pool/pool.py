@@ -114,7 +114,7 @@ class RewardPool(BatchReward):
         try:
             while call.open:
                 missing = min(self.workers, call.open) - len(self._processes)
-                settings = {**self._settings, "path": sys.path}
+                settings = {**self._settings, "path": sys.path, "parent": os.getpid()}
                 self._processes += [WorkerProcess(settings, self.limit) for _ in range(missing)]
                 self._assign(call)
                 self._collect(call)

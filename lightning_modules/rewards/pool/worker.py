@@ -14,9 +14,11 @@ import signal
 import struct
 import sys
 import threading
+import time
 from typing import IO, Any
 
 HEADER = struct.Struct("!Q")
+_LOOK_AT_PARENT = 1.0  # seconds between two looks
 
 
 def main() -> None:
@@ -31,6 +33,7 @@ def main() -> None:
     reward = pickle.loads(settings["reward"])
     _limit_memory(settings["memory"])
     threading.Thread(target=_receive, args=(stream, tasks), daemon=True).start()
+    threading.Thread(target=_end_with, args=(settings["parent"],), daemon=True).start()
     _say(answers, {"ready": True})
     while True:
         completion, example = pickle.loads(tasks.get())
@@ -44,6 +47,7 @@ def main() -> None:
 
 def _verdict(reward: Any, completion: str, example: dict[str, Any]) -> dict[str, Any]:
     from lightning_modules.rewards.values import finite_number  # found on the module search path of the parent
+    from lightning_modules.rewards.verdict import Verdict
 
     try:
         value = reward(completion, example)
@@ -53,8 +57,10 @@ def _verdict(reward: Any, completion: str, example: dict[str, Any]) -> dict[str,
         return {"cause": "exit", "detail": repr(error)[:500]}
     except BaseException as error:
         return {"cause": "exception", "detail": repr(error)[:500]}
+    if isinstance(value, Verdict) and value.value is None and value.cause is not None:
+        return {"cause": value.cause, "detail": value.detail[:500]}
     try:
-        return {"value": finite_number(value)}
+        return {"value": finite_number(value.value if isinstance(value, Verdict) else value)}
     except ValueError as error:
         return {"cause": "value", "detail": str(error)}
 
@@ -67,6 +73,13 @@ def _receive(stream: IO[bytes], tasks: "queue.SimpleQueue[bytes]") -> None:
     """Put tasks into the queue; the end of the stream is the end of the parent, and of this process's group."""
     while (message := _message(stream)) is not None:
         tasks.put(message)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_with(parent: int) -> None:
+    """End this process's group when its parent has ended, also if a process that the parent forked lives on."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AT_PARENT)
     os.killpg(0, signal.SIGKILL)
 
 

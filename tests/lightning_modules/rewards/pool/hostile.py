@@ -61,3 +61,10 @@ def grow():
     blocks = []
     while True:
         blocks.append(bytearray(1 << 24))
+
+
+def own_verdict(completion, example):
+    """Return a verdict, without a value for one text."""
+    from lightning_modules.rewards.verdict import Verdict
+
+    return Verdict(None, "connection", "no judge") if completion == "none" else Verdict(float(len(completion)))

@@ -128,23 +128,31 @@ from tests.lightning_modules.rewards.pool import hostile
 pool = RewardPool(hostile.reward, workers=2, limit={limit})
 pool(["a", "b"], [{{}}] * 2)
 print(*[process._process.pid for process in pool._processes], flush=True)
+if {fork} and os.fork() == 0:  # it has a copy of the pipes
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+    os._exit(0)
 pool({last!r}, [{{}}] * 2)
 """
 
 
-@pytest.mark.parametrize(("last", "limit"), [(["sleep", "sleep"], 1000), (["loop", "loop"], 3)])
-def test_no_worker_outlives_a_killed_parent(last, limit):
+@pytest.mark.parametrize(("last", "limit", "fork"), [(["sleep"] * 2, 1000, True), (["loop"] * 2, 3, False)])
+def test_no_worker_outlives_a_killed_parent(last, limit, fork):
     root = Path(__file__).resolve().parents[4]
-    script = SCRIPT.format(last=last, limit=limit)
+    script = SCRIPT.format(last=last, limit=limit, fork=fork)
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root)
     assert parent.stdout is not None
     workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2
+    forked = [psutil.Process(int(parent.stdout.readline()))] if fork else []
     time.sleep(0.5)
     parent.kill()
     parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
+    for process in forked:
+        assert process.is_running()
+        process.kill()
 
 
 def test_a_fork_has_workers_of_its_own(pool):
@@ -234,3 +242,10 @@ def test_a_reward_that_no_worker_can_load_is_an_error():
 def test_bad_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         RewardPool(**{"reward": hostile.reward, **arguments})
+
+
+def test_a_reward_may_say_itself_that_it_failed():
+    with RewardPool(hostile.own_verdict, workers=1) as pool:
+        first, second = scored(pool, ["none", "ab"])
+    assert (first.value, first.cause, first.detail) == (None, "connection", "no judge")
+    assert second.value == 2
