@@ -99,6 +99,7 @@ MODELS = {
     "r1-7b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
     "qwen3-4b": "Qwen/Qwen3-4B-Base",
     "qwen3-8b": "Qwen/Qwen3-8B-Base",
+    "32b": "Qwen/Qwen2.5-32B",
     "deepseek-math-7b": "deepseek-ai/deepseek-math-7b-instruct",
 }
 NAME = re.compile(rf"(?P<method>[a-z-]+?)-(?P<model>{'|'.join(sorted(MODELS, key=len, reverse=True))})(?P<change>-.*)?")
@@ -125,6 +126,15 @@ COMMON = Expected()
 EXPECTED = {
     "dr-grpo": replace(COMMON, advantages=(0.75, -0.25, -0.25, -0.25)),
     "dapo": replace(COMMON, truncated="score", schemes=("DynamicSampling",)),
+    "dapo-32b": replace(
+        COMMON,
+        group_size=16,
+        prompts=512,
+        updates=16,
+        length=20480,
+        truncated="score",
+        schemes=("DynamicSampling",),
+    ),
     "igrpo": replace(
         COMMON,
         group_size=4,
@@ -162,10 +172,25 @@ def repository(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory):
+    """A data set of the hub, with a configuration `all`, as a folder."""
+    path = tmp_path_factory.mktemp("open-r1") / "DAPO-Math-17k-Processed"
+    (path / "all").mkdir(parents=True)
+    problems = [json.dumps({"prompt": f"What is {n} + 3?", "solution": str(n + 3)}) for n in range(2, 18)]
+    (path / "all" / "train-0.jsonl").write_text("\n".join(problems))
+    (path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: all\n  data_files:\n  - split: train\n    path: all/train-*\n---\n"
+    )
+    return path
+
+
 @pytest.fixture
-def folder(repository, tmp_path, monkeypatch):
-    """A working folder with the repository."""
+def folder(repository, hub_folder, tmp_path, monkeypatch):
+    """A working folder with the data."""
     (tmp_path / "understand-r1-zero").symlink_to(repository)
+    (tmp_path / "open-r1").mkdir()
+    (tmp_path / "open-r1" / hub_folder.name).symlink_to(hub_folder)
     monkeypatch.chdir(tmp_path)
 
 
@@ -246,9 +271,47 @@ def test_a_row_has_the_objective_and_the_sizes_of_its_paper(row, folder):
     assert (config.trainer.precision, config.trainer.gradient_clip_val) == ("bf16-mixed", 1.0)
 
 
-def test_the_length_penalty_of_dapo_begins_at_four_fifths_of_the_limit(folder):
-    shaping = run(arguments("dapo-qwen3-4b"), ResolvingCLI).datamodule.advantages
-    assert shaping.reward_change(torch.tensor([2400, 2700, 3000])).tolist() == [0, -0.5, -1]
+@pytest.mark.parametrize(
+    ("row", "lengths"), [("dapo-qwen3-4b", [2400, 2700, 3000]), ("dapo-32b", [16384, 18432, 20480])]
+)
+def test_the_length_penalty_of_dapo_begins_at_four_fifths_of_the_limit(row, lengths, folder):
+    """At the limit it is half of the difference between a right answer and a wrong one."""
+    shaping = run(arguments(row), ResolvingCLI).datamodule.advantages
+    assert shaping.reward_change(torch.tensor(lengths)).tolist() == [0, -0.25, -0.5]
+
+
+# The rows of DAPO's table from the last to the first, each by one more option.
+WITHOUT = (
+    (["--data.schemes=[]"], arithmetic(0.8, 1.28), "TokenMean", "score", "OverlongShaping"),
+    (
+        ["--model.objective=aggregate_po.recipes.grpo", "--model.objective.clip_high=0.28"],
+        arithmetic(0.8, 1.28),
+        "SequenceMean",
+        "score",
+        "OverlongShaping",
+    ),
+    (
+        ["--data.advantages=GroupNormalized", "--data.truncated=mask"],
+        arithmetic(0.8, 1.28),
+        "SequenceMean",
+        "mask",
+        "GroupNormalized",
+    ),
+    (["--model.objective.clip_high=0.2"], GRPO, "SequenceMean", "mask", "GroupNormalized"),
+    (["--data.truncated=score"], GRPO, "SequenceMean", "score", "GroupNormalized"),
+)
+
+
+def test_the_rows_of_dapo_are_options_of_one_file(folder):
+    options = []
+    for further, expected, normalizer, truncated, advantages in WITHOUT:
+        options += further
+        resolved = run(arguments("dapo-32b", *options), ResolvingCLI)
+        objective, data = resolved.model.objective, resolved.datamodule
+        assert [worth(objective, advantage, 0.0) for advantage in (1.0, -1.0)] == pytest.approx(expected)
+        assert (type(objective.normalizer).__name__, data.truncated) == (normalizer, truncated)
+        assert (type(data.advantages).__name__, data.schemes) == (advantages, ())
+        assert all(option in PAGE for option in (text.partition("=")[0] for text in further))
 
 
 def test_the_learning_rate_of_igrpo_rises_for_a_tenth_of_the_run_and_decays_to_a_tenth(folder):
