@@ -28,14 +28,16 @@ SETUP = FOLDER / "math.yaml"
 PAGE = (CONFIGS.parents[1] / "docs" / "papers.md").read_text(encoding="utf-8")
 EVALUATION = FOLDER / "evaluation.yaml"
 ROWS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {SETUP.stem, EVALUATION.stem})
+# The template of the test's tokenizer.
 CHAT_ML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
+QUESTION, INSTRUCTION = "What is 2 + 3?", "Please reason step by step, and put your final answer within \\boxed{}."
 QWEN_MATH = (
-    "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
-    "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+    f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 )
+PROMPTS = {"grpo-deepseek-math-7b": f"<|im_start|>user\n{QUESTION}\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"}
 LOG_RATIO = (1.0, -0.7, 0.3, 0.1)
 RATIO = [math.exp(x) for x in LOG_RATIO]
 
@@ -112,6 +114,7 @@ class Expected:
     group_size: int = 8
     prompts: int = 128
     updates: int = 8
+    prompt_length: int = 1024
     length: int = 3000
     temperature: float = 1.0
     truncated: str = "zero_reward"
@@ -131,6 +134,7 @@ EXPECTED = {
         group_size=16,
         prompts=512,
         updates=16,
+        prompt_length=2048,
         length=20480,
         truncated="score",
         schemes=("DynamicSampling",),
@@ -138,6 +142,7 @@ EXPECTED = {
     "igrpo": replace(
         COMMON,
         group_size=4,
+        prompt_length=1024 + 4096 + 384,  # the prompt of the second stage has a draft, and says what it is
         length=4096,
         temperature=0.7,
         schemes=("DraftRefinement",),
@@ -257,7 +262,9 @@ def test_a_row_has_the_objective_and_the_sizes_of_its_paper(row, folder):
         expected.updates,
         1,
     )
-    assert (data.max_completion_length, data.temperature) == (expected.length, expected.temperature)
+    assert (data.max_prompt_length, data.max_completion_length) == (expected.prompt_length, expected.length)
+    assert data.temperature == expected.temperature
+    assert data.rollouts.max_model_length >= expected.prompt_length + expected.length
     assert data.truncated == expected.truncated
     assert (data.old_log_probs, data.kl_in_reward) == ("trainer", 0.0)
     assert [(type(p).__name__, p.coefficient) for p in policy.objective.penalties] == list(expected.penalties)
@@ -402,4 +409,6 @@ def test_a_row_trains_a_small_model_of_its_architecture(row, folder, small_model
     after = trained.model.model.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     data = trained.datamodule
-    assert tokenizer.decode(data.sampler.tokenizer(data.dataset[0], "the first problem").token_ids) == QWEN_MATH
+    prompt = data.sampler.tokenizer(data.dataset[0], "the first problem")
+    assert tokenizer.decode(prompt.token_ids) == PROMPTS.get(row, QWEN_MATH)
+    assert float(steps[0].get("drafts/left_out") or 0) == 0
