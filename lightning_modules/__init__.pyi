@@ -6,7 +6,7 @@ from .callbacks.ratio_deviation import RatioDeviationStop
 from .callbacks.report import RunReport
 from .data.module import RolloutDataModule
 from .data.observers import RolloutObserver
-from .data.schemes import DraftRefinement, DynamicSampling, SamplingScheme
+from .data.schemes import Curriculum, DraftRefinement, DynamicSampling, SamplingScheme
 from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
@@ -29,6 +29,7 @@ __all__ = [
     "CompletionsFile",
     "ConcurrentReward",
     "CosineDecay",
+    "Curriculum",
     "DraftRefinement",
     "DynamicSampling",
     "GradientWeightMetrics",

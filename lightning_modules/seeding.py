@@ -21,6 +21,11 @@ def derived_seed(*parts: int) -> int:
     return seed % 2**63
 
 
+def uniform_number(*parts: int) -> float:
+    """Return a number from 0 to below 1 that is uniform over parts, and the same on every machine."""
+    return (derived_seed(*parts) >> 10) / 2**53
+
+
 def random_state() -> dict[str, Any]:
     """Return the states of the random generators of torch, Python and NumPy, as tensors, numbers and strings only."""
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002, the global generator, which other libraries use

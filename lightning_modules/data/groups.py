@@ -19,6 +19,7 @@ from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.distributed import (
     broadcast_in_tensor_parallel_group,
+    gathered_over_ranks,
     is_tensor_parallel_leader,
 )
 from lightning_modules.prompts import Example, Prompt, PromptStream
@@ -82,15 +83,24 @@ class Groups:
         return len(self.texts) // len(self.prompts)
 
     @property
+    def weights(self) -> Tensor:
+        """Importance weights of the prompts, by which advantages are multiplied; shape `prompt`; float64."""
+        return torch.tensor([prompt.weight for prompt in self.prompts], dtype=torch.double)
+
+    @property
     def have_signal(self) -> Tensor:
         """True for groups whose rewards are not all equal, so that advantages may be nonzero; shape `prompt`.
 
         Rewards that differ by rounding only are equal, as they are to advantage estimators. Completions without a
         reward do not count.
         """
+        return ~equal_up_to_rounding(self.by_prompt, self.rewards.dtype)
+
+    @property
+    def by_prompt(self) -> Tensor:
+        """Rewards by group, the mean of the others in place of a missing one; shape `prompt group`."""
         known = filled(self.rewards, self.scored, self.group_size)
-        groups = rearrange(known, "(prompt group) -> prompt group", group=self.group_size)
-        return ~equal_up_to_rounding(groups, self.rewards.dtype)
+        return rearrange(known, "(prompt group) -> prompt group", group=self.group_size)
 
     def select(self, groups: Tensor, metrics: Mapping[str, float] | None = None) -> Groups:
         """Return the groups with the given indices, and replace the metrics unless None is given."""
@@ -183,7 +193,7 @@ class GroupSampler:
         self._truncated, self._failed_verdicts = truncated, failed_verdicts
         self.group_size, self.updates = group_size, updates
         self._temperature, self._seeds, self._trainer = temperature, seeds, trainer
-        self._calls = 0
+        self._calls, self._skipped_before = 0, prompts.skipped
         # Calls of the engine have the numbers from 1 in this place, or none.
         self.generator = torch.Generator().manual_seed(derived_seed(*seeds, 0))
 
@@ -238,6 +248,15 @@ class GroupSampler:
     def prompt_of(self, example: Example) -> Prompt:
         """Tokenize the prompt of an example that a scheme has created."""
         return self._sampler.prompt_of(example)
+
+    @property
+    def skipped(self) -> int:
+        """Number of prompts of the order that schemes have skipped in this rollout so far, over all ranks."""
+        return self._prompts.skipped - self._skipped_before
+
+    def gathered(self, table: Tensor) -> Tensor:
+        """Return the rows of all ranks, those of rank 0 first; every rank must pass the same number of rows."""
+        return gathered_over_ranks(table, self._trainer)
 
     def over_ranks(self, tally: Tally) -> Tally:
         """Reduce a tally over the data-parallel ranks; every rank must call it."""

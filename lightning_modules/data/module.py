@@ -26,12 +26,12 @@ from lightning_modules.data.observers import observe
 from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
-from lightning_modules.data.schemes.base import first_count, first_group_size, groups_of_rollout, weighted
+from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.model.layouts import SequenceLayout
-from lightning_modules.prompts import Prompt, PromptFormat, PromptOrder, PromptSource, PromptStream, PromptTemplate
+from lightning_modules.prompts import Prompt, PromptFormat, PromptOrder, PromptSource, PromptTemplate
 from lightning_modules.prompts.sources import examples_of
 from lightning_modules.rewards import AnyReward, FailedVerdictRule, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
@@ -166,6 +166,7 @@ class RolloutDataModule(BufferedDataModule):
         self.max_prompt_length = max_prompt_length
         self.skip_special_tokens = skip_special_tokens
         self.schemes = tuple(schemes)
+        self._stack = SchemeStack(self.schemes, seed)
         self.evaluations = tuple(evaluations)
         self.seed = seed
 
@@ -200,10 +201,11 @@ class RolloutDataModule(BufferedDataModule):
     @override
     def new_buffer(self, trainer: Trainer) -> RolloutBuffer:
         shard = data_parallel_rank(trainer), data_parallel_size(trainer)
-        order = PromptOrder(len(self.dataset), self.seed)
-        self._prompts = PromptStream(self.dataset, order, lambda *example: self.sampler.tokenizer(*example), *shard)
-        stages: dict[str, Stateful] = {"prompts": self._prompts}
-        stages |= {f"scheme_{number}": scheme for number, scheme in enumerate(self.schemes)}
+        self._stack.reset()
+        self._prompts = self._stack.stream(
+            self.dataset, lambda *example: self.sampler.tokenizer(*example), *shard, self.updates_per_rollout
+        )
+        stages: dict[str, Stateful] = {"prompts": self._prompts, **self._stack.stages}
         updates, micro_batches = self.updates_per_rollout * self.epochs_per_rollout, trainer.accumulate_grad_batches
         sizes = updates * micro_batches, self.epochs_per_rollout, micro_batches
         return RolloutBuffer(self._rollout, *sizes, shard, stages, lambda: trainer.global_step)
@@ -262,7 +264,8 @@ class RolloutDataModule(BufferedDataModule):
         estimated = advantages(self.advantages, groups, rewards, self.rewards.weights, seed, self._trainer)
         metrics = rollout_metrics(groups, rewards, self.rewards.names, log_probs.mismatch, self._trainer)
         self._notices.after_rollout(metrics)
-        rollout = Rollout(groups, sequences, log_probs, weighted(self.schemes, estimated, groups), metrics)
+        weighted = self._stack.weighted(estimated, groups, number, data_parallel_rank(self._trainer))
+        rollout = Rollout(groups, sequences, log_probs, weighted, metrics)
         observe(self._trainer, rollout)
         # Penalties have a gradient on completions without advantage too.
         keeps_all = bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)
@@ -274,13 +277,12 @@ class RolloutDataModule(BufferedDataModule):
     def _groups(self, number: int) -> Groups:
         """Sample and score the groups of a rollout on this rank, with the sampling schemes applied."""
         self._prompts.begin_at(number * self.prompts_per_rollout)
-        return groups_of_rollout(self.schemes, self._group_sampler(number), self._prompts_per_rank)
+        return self._stack.groups(self._group_sampler(number), self._prompts_per_rank)
 
     def _begin(self, number: int, step: int) -> None:
         """Start sampling the next rollout in the background if `overlap` is set and training continues after `step`."""
         if self.overlap and step < self._trainer.estimated_stepping_batches:
-            sizes = first_count(self.schemes, self._prompts_per_rank), first_group_size(self.schemes, self.group_size)
-            self._group_sampler(number).begin(*sizes)
+            self._group_sampler(number).begin(*self._stack.first_sizes(self._prompts_per_rank, self.group_size))
 
     def _group_sampler(self, number: int) -> GroupSampler:
         parts = self.sampler, self._prompts, self.rewards, self.truncated, self.failed_verdicts

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
-from einops import rearrange, reduce
 from lightning import Trainer
 from torch import Tensor
 
@@ -13,11 +14,14 @@ from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.rollout import Rollout
 from lightning_modules.tally import Tally
 
+_NAMES, _KINDS = ("completions", "tokens"), ("", "weighted_")
+
 
 def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Trainer) -> tuple[list[RolloutBatch], float]:
     """Return the micro-batches of all optimizer steps in order, and the fraction of completions in them.
 
-    Completions without gradient are left out of the forward pass, but are included in the totals of their step.
+    Completions without gradient are left out of the forward pass, but are included in the totals of their step. These
+    are all whose advantages are 0: in groups without signal, or because a sampling scheme has set them to 0.
 
     Args:
         rollout: rollout of this rank.
@@ -28,13 +32,15 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
     mask = rollout.groups.response_mask
     contributes = mask.any(dim=-1)
     if not keeps_all:
-        contributes = contributes & _in_groups_with_gradient(rollout)
+        contributes = contributes & _has_gradient(rollout.advantages)
+    weights = rollout.groups.weights.repeat_interleave(rollout.groups.group_size)
     steps = torch.arange(len(mask)).tensor_split(plan.updates)
-    counts = [_counted(mask[rows], contributes[rows]).over_ranks(trainer) for rows in steps]
+    counts = [_counted(mask[rows], contributes[rows], weights[rows]).over_ranks(trainer) for rows in steps]
+    scales = _scales(counts)
     batches = []
     for number in range(plan.updates * plan.epochs):
         rows, counted = steps[number % plan.updates], counts[number % plan.updates]
-        step = _step(rollout, rows, _totals(counted, rollout, number, trainer))
+        step = _step(rollout, rows, _totals(counted, scales, rollout, number, trainer))
         split = plan.rows(step, contributes[rows].nonzero().squeeze(-1), plan.micro_batches)
         # A micro-batch without completions would skip the backward pass, and other ranks would wait.
         parts = [step.select(part) if len(part) else inert(step.select(torch.arange(1))) for part in split]
@@ -66,29 +72,38 @@ def _in_precision(dtype: torch.dtype, advantages: Tensor) -> Tensor:
     return advantages.clamp(limits.min, limits.max).to(dtype)
 
 
-def _counted(mask: Tensor, contributes: Tensor) -> Tally:
-    """Return the counts of completions and tokens of one optimizer step on this rank."""
+def _counted(mask: Tensor, contributes: Tensor, weights: Tensor) -> Tally:
+    """Return the counts of completions and tokens of one optimizer step on this rank, plain and weighted."""
     return Tally.of(
         completions=mask.any(dim=-1).sum(),
         tokens=mask.sum(),
+        weighted_completions=(weights * mask.any(dim=-1)).sum(),
+        weighted_tokens=(weights * mask.sum(dim=-1)).sum(),
         contributing=contributes.sum(),
         all=torch.tensor(len(mask)),
     )
 
 
-def _totals(counted: Tally, rollout: Rollout, number: int, trainer: Trainer) -> StepTotals:
+def _scales(counts: Sequence[Tally]) -> dict[str, float]:
+    """Return the factors by which totals grow if prompts were skipped that others are weighted for.
+
+    They are those of the full rollout. The weights of a single step may add up to another number than its share of the
+    prompts, and would scale its gradient by chance.
+    """
+    plain, weighted = ([sum(counted.sums[f"{kind}{name}"] for counted in counts) for name in _NAMES] for kind in _KINDS)
+    return {name: new / old if old else 1.0 for name, old, new in zip(_NAMES, plain, weighted, strict=True)}
+
+
+def _totals(counted: Tally, scales: Mapping[str, float], rollout: Rollout, number: int, trainer: Trainer) -> StepTotals:
     return StepTotals(
-        completions=counted.sums["completions"],
-        tokens=counted.sums["tokens"],
+        completions=counted.sums["completions"] * scales["completions"],
+        tokens=counted.sums["tokens"] * scales["tokens"],
         progress=min((trainer.global_step + number) / trainer.estimated_stepping_batches, 1.0),
         reward_mean=rollout.metrics["reward"],
         reward_std=rollout.metrics["reward_std"],
     )
 
 
-def _in_groups_with_gradient(rollout: Rollout) -> Tensor:
-    """Return a mask of the completions whose group has a nonzero advantage."""
-    advantages, group_size = rollout.advantages, rollout.groups.group_size
-    differs = advantages != 0 if advantages.ndim == 1 else (advantages != 0).any(dim=-1)
-    groups = rearrange(differs, "(prompt group) -> prompt group", group=group_size)
-    return reduce(groups, "prompt group -> prompt", "max").repeat_interleave(group_size)
+def _has_gradient(advantages: Tensor) -> Tensor:
+    """Return a mask of the completions with an advantage other than 0; shape `batch`."""
+    return advantages != 0 if advantages.ndim == 1 else (advantages != 0).any(dim=-1)

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 
 from lightning_modules.seeding import derived_seed
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt that may be sampled, before it is tokenized.
+
+    Args:
+        index: index of the example in the data set.
+        position: position in the order, which no other candidate of the run has.
+        weight: importance weight of the prompt's group, by which its advantages are multiplied.
+    """
+
+    index: int
+    position: int
+    weight: float = 1.0
+
+
+CandidateStage = Callable[[int], Sequence[Candidate]]  # returns about this number of the next candidates of all ranks
 
 
 class PromptOrder:

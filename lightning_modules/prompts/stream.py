@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_modules.prompts.base import Example, PromptDataset, location_in
-from lightning_modules.prompts.order import PromptOrder
+from lightning_modules.prompts.order import Candidate, CandidateStage, PromptOrder
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,17 @@ class Prompt:
     Args:
         example: mapping with "prompt" and the fields that the reward reads.
         token_ids: token ids of the prompt, with the chat template if there is one.
+        index: index of the example in the data set; None if it is none of the data set.
+        weight: importance weight of the prompt's group, by which its advantages are multiplied.
     """
 
     example: Example
     token_ids: tuple[int, ...]
+    index: int | None = None
+    weight: float = 1.0
+
+
+CandidateChoice = Callable[[int, CandidateStage], Sequence[Candidate]]
 
 
 class PromptStream:
@@ -32,6 +39,8 @@ class PromptStream:
         prompt_of: tokenizes the prompt of an example, given the example and its place for error messages.
         rank: data-parallel rank.
         ranks: number of data-parallel ranks.
+        choose: chooses prompts for all ranks, given their number and the stage that has the next ones; the same on
+            every rank, and the same when it is called again. All prompts are taken when None.
     """
 
     def __init__(
@@ -41,11 +50,13 @@ class PromptStream:
         prompt_of: Callable[[Example, str], Prompt],
         rank: int = 0,
         ranks: int = 1,
+        choose: CandidateChoice | None = None,
     ) -> None:
         self._dataset, self._order, self._prompt_of = dataset, order, prompt_of
-        self._rank, self._ranks = rank, ranks
-        self._upcoming: list[Prompt] = []  # already tokenized
-        self.position: int | None = None  # prompts that all ranks together have taken; None before the first
+        self._rank, self._ranks, self._choose = rank, ranks, choose
+        self._tokenized: dict[int, Prompt] = {}  # by position, ahead of their turn
+        self.position: int | None = None  # prompts that all ranks together have taken or skipped; None before the first
+        self.skipped = 0  # prompts that all ranks together have skipped since the beginning or the resume
 
     def use(self, dataset: Sequence[Example], order: PromptOrder) -> None:
         """Take the prompts of another data set, such as one without long prompts; the position stays."""
@@ -57,22 +68,46 @@ class PromptStream:
             self.position = position
 
     def peek(self, count: int) -> list[Prompt]:
-        """Return the next prompts of this rank without taking them."""
-        self.begin_at(0)
-        assert self.position is not None
-        first = self.position + len(self._upcoming) * self._ranks
-        indices = self._order.slice(first, self.position + count * self._ranks)
-        for index in indices[self._rank :: self._ranks]:
-            location = location_in("dataset", self._dataset, index)
-            self._upcoming.append(self._prompt_of(self._dataset[index], location))
-        return self._upcoming[:count]
+        """Return the prompts of this rank that `take` with the same number would return, without taking them."""
+        candidates = self._next(count)[0]
+        prompts = [self._prompt(candidate) for candidate in candidates]
+        self._tokenized |= {one.position: prompt for one, prompt in zip(candidates, prompts, strict=True)}
+        return prompts
 
     def take(self, count: int) -> list[Prompt]:
-        """Return the next prompts of this rank and advance the position; all ranks must take the same number."""
-        taken = self.peek(count)
-        self._upcoming = self._upcoming[count:]
-        self.position = (self.position or 0) + count * self._ranks
+        """Return the next prompts of this rank and advance the position; all ranks must take the same number.
+
+        Raises:
+            ValueError: `choose` returned a number of prompts that does not divide among the ranks.
+        """
+        candidates, end, skipped = self._next(count)
+        taken = [self._prompt(candidate) for candidate in candidates]
+        for candidate in candidates:
+            self._tokenized.pop(candidate.position, None)
+        self.position = end
+        self.skipped += skipped
         return taken
+
+    def _next(self, count: int) -> tuple[Sequence[Candidate], int, int]:
+        """Return the next candidates of this rank, the position after them, and how many were skipped."""
+        self.begin_at(0)
+        assert self.position is not None
+        walk = _Walk(self._order, self.position)
+        chosen = walk(count * self._ranks) if self._choose is None else self._choose(count * self._ranks, walk)
+        if count and (not chosen or len(chosen) % self._ranks):
+            raise ValueError(
+                f"the sampling schemes chose {len(chosen)} prompts for {self._ranks} data-parallel ranks; return a "
+                "positive multiple of the number of ranks."
+            )
+        skipped = walk.position - self.position - len(chosen)
+        return chosen[self._rank :: self._ranks], walk.position, skipped
+
+    def _prompt(self, candidate: Candidate) -> Prompt:
+        index = candidate.index
+        prompt = self._tokenized.get(candidate.position)
+        if prompt is None:
+            prompt = self._prompt_of(self._dataset[index], location_in("dataset", self._dataset, index))
+        return replace(prompt, index=index, weight=candidate.weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position."""
@@ -80,4 +115,16 @@ class PromptStream:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the position of `state_dict`."""
-        self.position, self._upcoming = state["position"], []
+        self.position, self._tokenized = state["position"], {}
+
+
+class _Walk:
+    """The stage of candidates below all others: the order itself, from a position."""
+
+    def __init__(self, order: PromptOrder, position: int) -> None:
+        self._order, self.position = order, position
+
+    def __call__(self, count: int) -> list[Candidate]:
+        start, self.position = self.position, self.position + count
+        indices = self._order.slice(start, self.position)
+        return [Candidate(index, position) for position, index in enumerate(indices, start)]

@@ -10,13 +10,23 @@ from lightning import Callback, Trainer
 from safetensors.torch import save_file
 
 from aggregate_po.recipes import grpo
-from lightning_modules import AtomicCheckpointIO, DraftRefinement, PolicyModule, RolloutDataModule, RunCheckpoint
+from lightning_modules import (
+    AtomicCheckpointIO,
+    Curriculum,
+    DraftRefinement,
+    PolicyModule,
+    RolloutDataModule,
+    RunCheckpoint,
+)
 from lightning_modules.distributed import rank
 from tests.distributed.dynamic_rollouts import Stopped, StoppingEngine, reward_of_live_prompts
 from tests.distributed.shared_rollouts import LONGEST
 
 PROMPTS, PER_RANK, STEPS, SEED = 12, 4, 6, 5
-SCHEMES = {"drafts": lambda: DraftRefinement(drafts=2, template="{question} {draft}")}
+SCHEMES = {
+    "curriculum": lambda: Curriculum(low=0.45, high=0.65, exploration=0.3),
+    "drafts": lambda: DraftRefinement(drafts=2, template="{question} {draft}"),
+}
 
 
 class Noted(Callback):

@@ -1,7 +1,8 @@
 """Sampling schemes, which select the scored groups of a rollout."""
 
 from lightning_modules.data.schemes.base import SamplingScheme, Stage
+from lightning_modules.data.schemes.curriculum import Curriculum
 from lightning_modules.data.schemes.drafts import DraftRefinement
 from lightning_modules.data.schemes.dynamic import DynamicSampling
 
-__all__ = ["DraftRefinement", "DynamicSampling", "SamplingScheme", "Stage"]
+__all__ = ["Curriculum", "DraftRefinement", "DynamicSampling", "SamplingScheme", "Stage"]

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from aggregate_po import PerCompletion, PerToken
 from lightning_modules.data.groups import Groups, GroupSampler
-from lightning_modules.tally import Tally
+from lightning_modules.prompts import Candidate, CandidateStage
 
 Stage = Callable[[int], Groups]  # returns this number of scored groups of this rank
 Advantages = PerCompletion | PerToken
+
+
+@dataclass(frozen=True)
+class CandidateContext:
+    """Numbers and the seed of a choice of prompts.
+
+    Args:
+        multiple: number that a rollout's number of prompts, over all ranks, must be a multiple of.
+        size: number of prompts of the data set.
+        seed: seed of the scheme's choices; that of the run and of the scheme's place among the schemes. A choice at
+            random has a seed derived from this one and from the position of the candidate, so that it is made again
+            alike.
+    """
+
+    multiple: int
+    size: int
+    seed: int
 
 
 class SamplingScheme(ABC):
@@ -25,7 +42,9 @@ class SamplingScheme(ABC):
       that `rollout.over_ranks` has reduced.
     - Override `first_count` if the first call of the stage below asks for another number than `count`, and
       `first_group_size` if it asks for groups of another size.
-    - May override `weighted` to weight completions after their advantages are known.
+    - May override `candidates` to skip prompts before anything is sampled for them.
+    - May override `weighted` to weight completions after their advantages are known. Completions whose advantages
+      become 0 are left out of the forward pass, unless the objective has penalties, and still count in its totals.
     - Override `state_dict` and `load_state_dict` if the scheme remembers anything between rollouts. Within a rollout
       nothing is saved, because a resumed run repeats the rollout.
 
@@ -52,12 +71,28 @@ class SamplingScheme(ABC):
         """Return the size of the groups that the first call of the stage below samples."""
         return group_size
 
-    def weighted(self, advantages: Advantages, groups: Groups) -> Advantages:
-        """Return reweighted advantages, for example by the inverse probability that a group is kept.
+    def candidates(self, count: int, below: CandidateStage, context: CandidateContext) -> Sequence[Candidate]:
+        """Return the prompts of all ranks to sample next; all of them unless a subclass skips some.
+
+        It runs on every rank, must return the same there, and returns the same when it is called again with the same
+        state. So it sees prompts by their index alone, and what it knows of them comes from all ranks.
 
         Args:
-            advantages: advantages, estimated from the groups that `groups` returned; shape `batch` or `batch time`.
+            count: number of prompts that the ranks together ask for. Fewer make the rollout smaller: the number must be
+                a multiple of the number of ranks, and that of a full rollout of `context.multiple`.
+            below: stage below, which returns the next candidates.
+            context: numbers and the seed of the choice.
+        """
+        return below(count)
+
+    def weighted(self, advantages: Advantages, groups: Groups, seed: int) -> Advantages:
+        """Return reweighted advantages, for example by the inverse probability that a completion is kept.
+
+        Args:
+            advantages: advantages, estimated from the groups that `groups` returned and multiplied by their weights;
+                shape `batch` or `batch time`.
             groups: groups of this rank.
+            seed: seed of random choices; different for each rollout, rank and scheme.
         """
         return advantages
 
@@ -67,50 +102,3 @@ class SamplingScheme(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027, most schemes have no state
         """Restore what `state_dict` returned."""
-
-
-def first_count(schemes: Sequence[SamplingScheme], count: int) -> int:
-    """Return the number of groups that the first call of the innermost stage requests."""
-    for scheme in reversed(schemes):
-        count = scheme.first_count(count)
-    return count
-
-
-def first_group_size(schemes: Sequence[SamplingScheme], group_size: int) -> int:
-    """Return the size of the groups that the first call of the innermost stage samples."""
-    for scheme in reversed(schemes):
-        group_size = scheme.first_group_size(group_size)
-    return group_size
-
-
-def groups_of_rollout(schemes: Sequence[SamplingScheme], rollout: GroupSampler, count: int) -> Groups:
-    """Return the groups of a rollout on this rank, with the schemes applied; the first scheme is innermost.
-
-    Raises:
-        ValueError: the number of groups differs between ranks, or is not a multiple of the number of updates.
-    """
-    stage: Stage = rollout
-    for scheme in schemes:
-        stage = partial(scheme.groups, below=stage, rollout=rollout)
-    groups = stage(count)
-    if schemes:
-        _check_number(len(groups), rollout, schemes)
-    return groups
-
-
-def _check_number(number: int, rollout: GroupSampler, schemes: Sequence[SamplingScheme]) -> None:
-    reduced = rollout.over_ranks(Tally(minima={"groups": number}, maxima={"groups": number}))
-    minimum, maximum = int(reduced.minima["groups"]), int(reduced.maxima["groups"])
-    if minimum != maximum or number % rollout.updates or not number:
-        found = f"{number} groups" if minimum == maximum else f"from {minimum} to {maximum} groups, by rank"
-        raise ValueError(
-            f"`schemes` {schemes!r} gave {found}; return the same number on each rank, a positive multiple of the "
-            f"{rollout.updates} updates of a rollout."
-        )
-
-
-def weighted(schemes: Sequence[SamplingScheme], advantages: Advantages, groups: Groups) -> Advantages:
-    """Return the advantages, reweighted by all schemes."""
-    for scheme in schemes:
-        advantages = scheme.weighted(advantages, groups)
-    return advantages

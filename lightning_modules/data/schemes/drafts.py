@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +78,8 @@ class DraftRefinement(SamplingScheme):
     def groups(self, count: int, below: Stage, rollout: GroupSampler) -> Groups:
         with rollout.sized(self.drafts):
             drafts = below(count)
-        chosen = _chosen(_by_prompt(drafts), self.choice, rollout.generator)
+        scored = rearrange(drafts.scored, "(prompt group) -> prompt group", group=drafts.group_size)
+        chosen = _chosen(drafts.by_prompt, scored, self.choice, rollout.generator)
         texts = [drafts.texts[row] for row in (torch.arange(len(drafts)) * drafts.group_size + chosen).tolist()]
         prompts = [self._with_draft(*pair, rollout) for pair in zip(drafts.prompts, texts, strict=True)]
         left_out = sum(new is old for new, old in zip(prompts, drafts.prompts, strict=True))
@@ -89,9 +91,10 @@ class DraftRefinement(SamplingScheme):
         """Return the prompt with a draft, or the prompt itself if the longer one is refused."""
         example = {**prompt.example, "prompt": _filled(self.template, prompt.example["prompt"], draft)}
         try:
-            return rollout.prompt_of(example)
+            longer = rollout.prompt_of(example)
         except ValueError:
             return prompt
+        return replace(longer, index=prompt.index, weight=prompt.weight)
 
 
 def _filled(template: str, prompt: str | Sequence[Mapping[str, str]], draft: str) -> str | list[Mapping[str, str]]:
@@ -107,24 +110,23 @@ def _text(template: str, question: str, draft: str) -> str:
     return re.sub(r"\{question\}|\{draft\}", lambda field: texts[field[0]], template)
 
 
-def _by_prompt(groups: Groups) -> Tensor:
-    """Return the rewards of the groups; shape `prompt group`."""
-    return rearrange(groups.rewards.double(), "(prompt group) -> prompt group", group=groups.group_size)
+def _chosen(rewards: Tensor, scored: Tensor, choice: DraftChoice, generator: torch.Generator) -> Tensor:
+    """Return the number of the chosen draft of each prompt, at random among equal ones; shape `prompt`.
 
-
-def _chosen(rewards: Tensor, choice: DraftChoice, generator: torch.Generator) -> Tensor:
-    """Return the number of the chosen draft of each prompt, at random among equal ones; shape `prompt`."""
+    A draft without a reward is chosen only where no other has one.
+    """
+    known = scored | ~scored.any(dim=-1, keepdim=True)
     candidates = {
-        "best": rewards == rewards.amax(dim=-1, keepdim=True),
-        "worst": rewards == rewards.amin(dim=-1, keepdim=True),
-        "random": torch.ones_like(rewards, dtype=torch.bool),
+        "best": rewards == rewards.masked_fill(~known, -math.inf).amax(dim=-1, keepdim=True),
+        "worst": rewards == rewards.masked_fill(~known, math.inf).amin(dim=-1, keepdim=True),
+        "random": known,
     }[choice]
     ranking = torch.rand(rewards.shape, generator=generator, dtype=torch.double)
-    return torch.where(candidates, ranking, -1.0).argmax(dim=-1)
+    return torch.where(candidates & known, ranking, -1.0).argmax(dim=-1)
 
 
 def _counted(drafts: Groups, chosen: Tensor, left_out: int) -> Tally:
-    rewards = _by_prompt(drafts)
+    rewards = drafts.by_prompt.double()
     return Tally(
         sums={
             "prompts": len(drafts),

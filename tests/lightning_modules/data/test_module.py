@@ -433,13 +433,15 @@ def test_truth_values_and_integers_are_rewards(tmp_path, model_folder, value):
 
 @pytest.mark.parametrize("estimator", [GroupNormalized(), GroupCentered(), NotedAdvantages(lambda step: step.rewards)])
 def test_the_estimator_of_advantages_is_pluggable(tmp_path, model_folder, estimator):
-    rewards = [1.0, 0.0, 0.0, 0.5, 2.0, 1.0, 0.0, 0.0]
+    rewards = [1.0, 0.0, 0.0, 0.5, 2.0, 1.0, 0.25, 0.25]
     engine = ScriptedEngine([2] * 8)
     data = small_data(
         reward=listed_rewards(rewards), rollouts=engine, prompts_per_rollout=2, group_size=4, advantages=estimator
     )
     (batch,) = rollout_of(tmp_path, model_folder, data=data).batches
-    assert torch.allclose(batch.policy.advantages, estimator(GroupedRewards(torch.tensor(rewards), 4)))
+    expected = estimator(GroupedRewards(torch.tensor(rewards), 4))
+    assert torch.allclose(batch.policy.advantages, expected[expected != 0])
+    assert batch.policy.totals.completions == 8
 
 
 LENGTHS = [2, 3, 3, 1, 3, 2, 3, 3]

@@ -13,7 +13,7 @@ from lightning_modules import PolicyModule
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.data.groups import Groups
 from lightning_modules.data.schemes import DynamicSampling, SamplingScheme
-from lightning_modules.data.schemes.base import first_count, groups_of_rollout
+from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.prompts import Prompt
 from lightning_modules.rollouts import Completions
 from lightning_modules.tally import Tally
@@ -183,7 +183,9 @@ def test_only_groups_with_signal_are_trained_on(tmp_path, model_folder):
     prompts = prompts_of(recorder.batches, run.module.policy.tokenizer)
     assert all(is_live({"prompt": prompt}) for prompt in prompts)
     assert len(prompts) == 8
-    assert sum(len(batch.completion_ids) for batch in recorder.batches) == 2 * 16
+    # A completion whose reward is the mean of its group has no gradient either.
+    trained = [round(metrics["completions/trained_ratio"] * 16) for metrics in recorder.metrics[::2]]
+    assert sum(len(batch.completion_ids) for batch in recorder.batches) == sum(trained) > 24
     assert all(batch.policy.totals.completions == 8 for batch in recorder.batches)
     metrics = recorder.metrics[0]
     assert metrics["frac_reward_zero_std"] == 0
@@ -276,7 +278,7 @@ class Halved(SamplingScheme):
     def first_count(self, count):
         return 2 * count
 
-    def weighted(self, advantages, groups):
+    def weighted(self, advantages, groups, seed):
         return 2 * advantages
 
 
@@ -346,7 +348,14 @@ def test_schemes_wrap_each_other(tmp_path, model_folder):
     assert all(is_live({"prompt": prompt}) for prompt in prompts_of(recorder.batches, run.module.policy.tokenizer))
     metrics = recorder.metrics[0]
     assert sum(map(len, engine.prompts)) == 2 * metrics["groups/sampled"]
-    assert first_count(data.schemes, 4) == 8
+    assert SchemeStack(data.schemes, 0).first_sizes(4, 2) == (8, 2)
+
+
+def test_a_new_run_begins_with_what_a_scheme_knew_at_first(tmp_path, model_folder):
+    data = small_data(schemes=[Counting()])
+    for folder in ("first", "second"):
+        fitted(tmp_path / folder, model_folder, data=data, max_steps=2)
+        assert data.schemes[0].seen == 8
 
 
 def test_what_a_scheme_remembers_is_part_of_the_checkpoint(tmp_path, model_folder):
@@ -380,7 +389,7 @@ def test_ranks_with_different_numbers_of_groups_are_an_error():
             return tally + Tally(minima={"groups": 2}, maxima={"groups": 2})
 
     with pytest.raises(ValueError, match="gave from 2 to 4 groups, by rank"):
-        groups_of_rollout([Halved()], TwoRanks((True,) * 8), 4)
+        SchemeStack([Halved()], 0).groups(TwoRanks((True,) * 8), 4)
 
 
 class Tokenized(Callback):

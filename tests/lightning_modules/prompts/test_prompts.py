@@ -1,6 +1,7 @@
 """Files of prompts, and the order in which prompts come."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def test_an_empty_prompt_is_named_by_its_line(tmp_path):
         JSONLines(str(path))
 
 
-def stream(rank=0, ranks=1, size=7):
+def stream(rank=0, ranks=1, choose=None, size=7):
     """Prompts that are their own numbers; notes which were tokenized."""
     tokenized = []
 
@@ -155,7 +156,7 @@ def stream(rank=0, ranks=1, size=7):
         return Prompt(example, (example["prompt"],))
 
     dataset = [{"prompt": number} for number in range(size)]
-    return PromptStream(dataset, PromptOrder(size, seed=3), prompt_of, rank, ranks), tokenized
+    return PromptStream(dataset, PromptOrder(size, seed=3), prompt_of, rank, ranks, choose), tokenized
 
 
 def taken(prompts):
@@ -192,3 +193,38 @@ def test_a_position_is_restored_also_with_another_number_of_ranks():
     other.load_state_dict(prompts.state_dict())
     other.begin_at(0)  # without effect, since there is a position
     assert taken(other.take(2)) == PromptOrder(7, seed=3).slice(6, 12)[2::3]
+
+
+def every_other(count, below):
+    """The candidates at even positions, with a weight of 2."""
+    chosen = []
+    while len(chosen) < count:
+        chosen += [replace(one, weight=2.0) for one in below(count - len(chosen)) if one.position % 2 == 0]
+    return chosen
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=8), st.integers(1, 3))
+def test_chosen_prompts_are_those_of_one_order_for_any_number_of_ranks(calls, ranks):
+    expected = PromptOrder(7, seed=3).slice(0, 400)[::2]
+    for rank in range(ranks):
+        prompts, tokenized = stream(rank, ranks, every_other)
+        found = []
+        for ahead, count in calls:
+            some = (prompts.peek if ahead else prompts.take)(count)
+            start = len(found) * ranks
+            assert taken(some) == expected[start : start + count * ranks][rank::ranks]
+            assert [(prompt.index, prompt.weight) for prompt in some] == [(index, 2.0) for index in taken(some)]
+            found += [] if ahead else taken(some)
+        assert tokenized[: len(found)] == found
+        if found:
+            assert prompts.skipped == prompts.position - len(found) * ranks
+            resumed, _ = stream(rank, ranks, every_other)
+            resumed.load_state_dict(prompts.state_dict())
+            assert taken(resumed.take(3)) == taken(prompts.take(3))
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_choice_that_does_not_divide_among_the_ranks_is_an_error(number):
+    prompts, _ = stream(0, 2, lambda count, below: below(number))
+    with pytest.raises(ValueError, match=f"chose {number} prompts for 2 data-parallel ranks; return a positive mult"):
+        prompts.take(2)

@@ -20,11 +20,22 @@ def iterative_data(engine, scheme=DraftRefinement(drafts=3, template=TEMPLATE), 
 @pytest.mark.parametrize(("choice", "expected"), [("best", {1, 2}), ("worst", {0, 3}), ("random", {0, 1, 2, 3})])
 def test_a_draft_is_chosen_by_its_reward_and_at_random_among_equal_ones(choice, expected):
     rewards = torch.tensor([[0.0, 2.0, 2.0, 0.0]]).expand(4000, 4)
-    chosen = _chosen(rewards, choice, torch.Generator().manual_seed(0))
+    scored = torch.tensor([True, True, True, True]).expand(4000, 4)
+    chosen = _chosen(rewards, scored, choice, torch.Generator().manual_seed(0))
     counts = torch.bincount(chosen, minlength=4)
     assert {number for number in range(4) if counts[number]} == expected
     assert all(abs(counts[number] / 4000 - 1 / len(expected)) < 0.05 for number in expected)
-    assert torch.equal(chosen, _chosen(rewards, choice, torch.Generator().manual_seed(0)))
+    assert torch.equal(chosen, _chosen(rewards, scored, choice, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("choice", ["best", "worst", "random"])
+def test_a_draft_without_a_reward_is_the_last_choice(choice):
+    rewards, scored = (
+        torch.tensor([[9.0, 1.0, -9.0], [2.0, 2.0, 2.0]]),
+        torch.tensor([[False, True, False], [False] * 3]),
+    )
+    chosen = {tuple(_chosen(rewards, scored, choice, torch.Generator().manual_seed(n)).tolist()) for n in range(50)}
+    assert chosen == {(1, 0), (1, 1), (1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +46,7 @@ def test_expected_reward_of_the_chosen_draft(choice, closed_form):
     """Over all patterns of four right and wrong drafts; "random" is an average over many choices."""
     patterns = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)), dtype=torch.double)
     repeated = patterns.repeat_interleave(2000, dim=0)
-    chosen = _chosen(repeated, choice, torch.Generator().manual_seed(1))
+    chosen = _chosen(repeated, torch.ones_like(repeated, dtype=torch.bool), choice, torch.Generator().manual_seed(1))
     rewards = repeated.gather(-1, chosen.unsqueeze(-1)).view(16, 2000).mean(dim=-1)
     for rate in (0.1, 0.5, 0.8):
         weights = torch.tensor([math.prod(rate if right else 1 - rate for right in row) for row in patterns.tolist()])
