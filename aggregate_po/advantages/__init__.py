@@ -12,7 +12,7 @@ from aggregate_po.advantages.group import (
     MeanNormalized,
 )
 from aggregate_po.advantages.kalman import KalmanBaseline
-from aggregate_po.advantages.shaping import LengthCorrected, OverlongShaping
+from aggregate_po.advantages.shaping import LengthCorrected, LengthPenalty, OverlongShaping
 
 __all__ = [
     "AdvantageEstimator",
@@ -27,6 +27,7 @@ __all__ = [
     "KalmanBaseline",
     "LeaveOneOut",
     "LengthCorrected",
+    "LengthPenalty",
     "LengthWeightedCentered",
     "MeanNormalized",
     "OverlongShaping",

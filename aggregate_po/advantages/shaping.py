@@ -60,19 +60,51 @@ class OverlongShaping(AdvantageEstimator):
 
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
-        change = self.reward_change(rollout.required("lengths", self)).to(rollout.rewards.dtype)
-        changes: dict[str, Any] = {"rewards": rollout.rewards + change}
-        if rollout.components is not None:
-            components = (rollout.components, rearrange(change, "batch -> batch 1"))
-            changes["components"] = torch.cat(components, dim=-1)
-            if rollout.component_weights is not None:
-                changes["component_weights"] = (*rollout.component_weights, 1.0)
-        return self.estimator(replace(rollout, **changes))
+        return self.estimator(_changed(rollout, self.reward_change(rollout.required("lengths", self))))
 
     def reward_change(self, lengths: PerCompletion) -> Tensor:
         """Return the change of the reward of completions of these lengths, 0 or negative; shape `batch`."""
         left = self.max_completion_length - lengths.double()
         return self.penalty * (left / self.cache_length - 1).clamp(-1, 0)
+
+
+@dataclass(frozen=True)
+class LengthPenalty(AdvantageEstimator):
+    r"""Subtracts $c$ times the distance of the length to a target: $R_i - c\,\mathrm{abs}(n_i - n^*)$, not $R_i$.
+
+    With several rewards, the penalty becomes a further component of weight 1. It makes short wrong answers better than
+    long ones, too, so choose $c$ such that a right answer of any length is worth more than a wrong one.
+
+    Args:
+        estimator: Estimator that receives the penalized rewards.
+        per_token: Penalty $c$ of a token.
+        target_length: Number of tokens $n^*$ that costs nothing.
+
+    Raises:
+        TypeError: `estimator` is not an AdvantageEstimator.
+        ValueError: a number is negative; when called, if `lengths` are missing.
+
+    Example:
+        >>> from aggregate_po.advantages import GroupCentered
+        >>> rewards, lengths = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([10, 20, 10, 20])
+        >>> LengthPenalty(GroupCentered(), per_token=0.01)(GroupedRewards(rewards, 4, lengths))
+        tensor([ 0.5500,  0.4500, -0.4500, -0.5500])
+
+    Reference: LCPO-Exact of L1, arXiv:2503.04697, where `per_token` is 0.0003 and each prompt has its target.
+    """
+
+    estimator: AdvantageEstimator
+    per_token: float
+    target_length: int = 0
+
+    def __post_init__(self) -> None:
+        _require_estimator(self.estimator)
+        require_non_negative(per_token=self.per_token, target_length=self.target_length)
+
+    @override
+    def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
+        distance = (rollout.required("lengths", self).double() - self.target_length).abs()
+        return self.estimator(_changed(rollout, -self.per_token * distance))
 
 
 @dataclass(frozen=True)
@@ -109,6 +141,18 @@ class LengthCorrected(AdvantageEstimator):
         if components is not None:
             components = components / rearrange(lengths, "batch -> batch 1")
         return self.estimator(replace(rollout, rewards=rollout.rewards / lengths, components=components))
+
+
+def _changed(rollout: GroupedRewards, change: Tensor) -> GroupedRewards:
+    """Return the rollout with a further reward of weight 1, of shape `batch`, added to the total."""
+    change = change.to(rollout.rewards.dtype)
+    changes: dict[str, Any] = {"rewards": rollout.rewards + change}
+    if rollout.components is not None:
+        components = (rollout.components, rearrange(change, "batch -> batch 1"))
+        changes["components"] = torch.cat(components, dim=-1)
+        if rollout.component_weights is not None:
+            changes["component_weights"] = (*rollout.component_weights, 1.0)
+    return replace(rollout, **changes)
 
 
 def _require_estimator(estimator: object) -> None:

@@ -1,8 +1,12 @@
 from .base import Reward
 from .batch import BatchReward
 from .boxed import boxed_answer, last_boxed
+from .code import CodeReward, last_code_block
 from .concurrent import AsyncReward, ConcurrentReward
+from .exact import ExactMatch
+from .form import FormatReward
 from .mathematics import MathReward
+from .numeric import NumericAnswer
 from .pool import RewardPool
 from .reasoning_gym import ReasoningGymReward
 from .remote import RemoteReward
@@ -16,9 +20,13 @@ __all__ = [
     "AsyncReward",
     "BatchReward",
     "Cause",
+    "CodeReward",
     "ConcurrentReward",
+    "ExactMatch",
     "FailedVerdictRule",
+    "FormatReward",
     "MathReward",
+    "NumericAnswer",
     "ReasoningGymReward",
     "RemoteReward",
     "Reward",
@@ -29,6 +37,7 @@ __all__ = [
     "WeightedRewards",
     "boxed_answer",
     "last_boxed",
+    "last_code_block",
     "scored_completions",
     "trained_tokens",
     "truncated_rewards",

@@ -13,6 +13,7 @@ from aggregate_po.advantages import (
     KalmanBaseline,
     LeaveOneOut,
     LengthCorrected,
+    LengthPenalty,
     LengthWeightedCentered,
     MeanNormalized,
     OverlongShaping,
@@ -44,7 +45,13 @@ CENTERED_IN_GROUPS = [
 KALMAN = [KalmanBaseline(), KalmanBaseline("shuffled"), KalmanBaseline("two_pass")]
 
 # Each group by itself.
-GROUPWISE = [*CENTERED_IN_GROUPS, *KALMAN, OverlongShaping(GroupNormalized(), 40, 20), LengthCorrected(LeaveOneOut())]
+GROUPWISE = [
+    *CENTERED_IN_GROUPS,
+    *KALMAN,
+    OverlongShaping(GroupNormalized(), 40, 20),
+    LengthPenalty(GroupCentered(), 0.125),
+    LengthCorrected(LeaveOneOut()),
+]
 
 # A group of equal rewards has exactly no advantage, whatever the other groups are.
 ZERO_WHERE_EQUAL = [*CENTERED_IN_GROUPS, BatchScaled(), BatchScaled(delta=0.0), BetaNormalized()]

@@ -10,6 +10,7 @@ from aggregate_po.advantages import (
     GroupedRewards,
     GroupNormalized,
     LengthCorrected,
+    LengthPenalty,
     OverlongShaping,
     WhitenedReturns,
 )
@@ -94,3 +95,23 @@ def test_errors_name_argument_value_and_remedy(arguments, error, message):
 def test_the_wrapped_estimator_must_be_one():
     with pytest.raises(TypeError, match=r"^`estimator` is <built-in function sum>; pass an instance of a subclass of"):
         LengthCorrected(sum)
+
+
+def test_each_token_costs_the_same():
+    """Rewards (1, 0, 0, 0) of lengths 10, 20, 30, 40 become (0.9, -0.2, -0.3, -0.4), of mean 0."""
+    close(LengthPenalty(GroupCentered(), per_token=0.01)(FIXTURE), [0.9, -0.2, -0.3, -0.4])
+    # Distances from 20 are 10, 0, 10, 20, so the rewards are (0.9, 0, -0.1, -0.2), of mean 0.15.
+    close(LengthPenalty(GroupCentered(), 0.01, target_length=20)(FIXTURE), [0.75, -0.15, -0.25, -0.35])
+
+
+def test_the_length_penalty_is_a_reward_of_its_own():
+    step = GroupedRewards(FIXTURE.rewards, 4, LENGTHS, components=FIXTURE.rewards.unsqueeze(-1))
+    costs = -0.01 * LENGTHS.double()
+    components = torch.stack([FIXTURE.rewards, costs], dim=-1)
+    explicit = GroupedRewards(FIXTURE.rewards + costs, 4, LENGTHS, components)
+    close(LengthPenalty(ComponentNormalized(), 0.01)(step), ComponentNormalized()(explicit))
+
+
+def test_a_length_penalty_is_no_bonus():
+    with pytest.raises(ValueError, match=r"^`per_token` is -0.1"):
+        LengthPenalty(GroupCentered(), -0.1)

@@ -1,0 +1,29 @@
+"""Exact match: what is equal, where the answer is read, and what the example holds."""
+
+import pytest
+
+from lightning_modules.rewards import ExactMatch
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward"),
+    [
+        ("<answer>Paris</answer>", "Paris", 1.0),
+        ("<answer>\n New\t York </answer>", "New York", 1.0),
+        ("<answer>paris</answer>", "Paris", 0.0),
+        ("<answer>Paris</answer> <answer>Rome</answer>", "Paris", 0.0),
+        (r"\boxed{12}", 12, 1.0),
+        (r"\boxed{12.0}", 12, 0.0),
+        ("Paris", "Paris", 0.0),
+        ("<answer>Rome</answer>", ["Roma", "Rome"], 1.0),
+        ("<answer></answer>", "", 1.0),
+    ],
+)
+def test_equal_texts_are_right(completion, answer, reward):
+    assert ExactMatch()(completion, {"answer": answer}) == reward
+
+
+def test_options():
+    assert ExactMatch("city", (), ignore_case=True)(" PARIS\n", {"city": "Paris"}) == 1.0
+    with pytest.raises(KeyError, match="answer"):
+        ExactMatch()("<answer>a</answer>", {})
