@@ -11,7 +11,7 @@ from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
 from .policy_module import PolicyModule
-from .prompts import HubDataset, JSONLines, Parquet, PromptDataset, ReasoningGym
+from .prompts import HubDataset, JSONLines, Mixture, Parquet, PromptDataset, ReasoningGym
 from .rewards import (
     BatchReward,
     ConcurrentReward,
@@ -38,6 +38,7 @@ __all__ = [
     "LinearDecay",
     "LoRA",
     "MathReward",
+    "Mixture",
     "PackedSequences",
     "PaddedSequences",
     "Parquet",

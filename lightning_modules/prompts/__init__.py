@@ -5,6 +5,7 @@ from lightning_modules.prompts.format import PromptFormat, PromptTemplate
 from lightning_modules.prompts.hub import HubDataset
 from lightning_modules.prompts.json_lines import JSONLines
 from lightning_modules.prompts.limits import SequenceLimits
+from lightning_modules.prompts.mixture import Mixture
 from lightning_modules.prompts.order import Candidate, CandidateStage, PromptOrder
 from lightning_modules.prompts.parquet import Parquet
 from lightning_modules.prompts.reasoning_gym import ReasoningGym
@@ -19,6 +20,7 @@ __all__ = [
     "Example",
     "HubDataset",
     "JSONLines",
+    "Mixture",
     "Parquet",
     "Prompt",
     "PromptDataset",

@@ -68,9 +68,22 @@ def test_the_commands_run_one_after_another(prepared, monkeypatch, capsys):
             assert "peak:" in output
         if arguments[0] == "preflight":
             assert "completions:  64 = 8 prompts x 8" in output
-    assert ran == ["plan", "preflight", "validate", "fit", "fit", "fit", "evaluate", "fit", "fit", "fit", "evaluate"]
+    assert ran == [
+        "plan",
+        "preflight",
+        "validate",
+        "fit",
+        "fit",
+        "fit",
+        "evaluate",
+        "fit",
+        "fit",
+        "fit",
+        "fit",
+        "evaluate",
+    ]
     runs = {path.name for path in Path("runs").iterdir()}
-    assert runs >= {"trial", "mine", "brief", "renamed", "nested"}
+    assert runs >= {"trial", "mine", "brief", "renamed", "nested", "mixture"}
     assert (prepared / "runs" / "mine" / "model" / "config.json").is_file()
     assert json.loads((prepared / "runs" / "mine" / "summary.json").read_text())["steps"] == 2
     assert "## Before training" in (prepared / "runs" / "trial" / "samples.md").read_text()

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from aggregate_po.recipes import gmpo
-from lightning_modules import PolicyModule, RolloutDataModule
+from lightning_modules import Mixture, PolicyModule, RolloutDataModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.prompts import PromptOrder
 from tests.lightning_modules.training import RecordingEngine, copied, fitted, quiet_trainer, small_data
@@ -38,6 +38,15 @@ def test_a_run_takes_the_short_prompts_in_their_order_and_goes_on_in_it(tmp_path
     assert all(
         torch.equal(found, copied(alone.module.model)[name]) for name, found in copied(made.module.model).items()
     )
+
+
+def test_a_mixture_goes_on_after_a_resume_where_it_was(tmp_path, model_folder):
+    mixed = Mixture([SHORT[:4], SHORT[4:6]], [1, 1])
+    expected = [mixed[index]["prompt"] for index in PromptOrder(8, 0).slice(0, 12)]
+    _, prompts = run(tmp_path, model_folder, Mixture([SHORT[:4], SHORT[4:6]], [1, 1]))
+    assert prompts == expected[:8]
+    _, prompts = run(tmp_path, model_folder, mixed, ckpt_path="last", max_steps=5)
+    assert prompts == expected[8:]
 
 
 def test_held_out_prompts_are_left_out_too(tmp_path, model_folder, caplog):
