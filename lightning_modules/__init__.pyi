@@ -4,6 +4,7 @@ from .callbacks.completions_file import CompletionsFile
 from .callbacks.progress import TrainingProgressBar
 from .callbacks.ratio_deviation import RatioDeviationStop
 from .callbacks.report import RunReport
+from .data.held_out import HeldOutSet
 from .data.module import RolloutDataModule
 from .data.observers import RolloutObserver
 from .data.schemes import Curriculum, DraftRefinement, DynamicSampling, SamplingScheme
@@ -33,6 +34,7 @@ __all__ = [
     "DraftRefinement",
     "DynamicSampling",
     "GradientWeightMetrics",
+    "HeldOutSet",
     "HubDataset",
     "JSONLines",
     "LinearDecay",

@@ -184,13 +184,14 @@ class Evaluation:
 
     Args:
         name: way of generating, "sampled" or "greedy".
-        examples: examples of the prompts.
-        completions: one text per prompt.
+        examples: example of each completion.
+        completions: texts, those of one prompt next to each other.
         rewards: total reward of each completion; shape `batch`.
         lengths: number of tokens of each completion, the stop token included; shape `batch`.
         single_rewards: terms of the weighted sum `rewards`, by name; empty if there is only one reward.
         causes: cause of each failed verdict, which counts as a reward of 0, and None where there is a reward;
             `causes[completion][component]`; empty if no verdict failed.
+        held_out_set: name of the held-out set; empty if there is only one, without a name.
     """
 
     name: str
@@ -200,6 +201,7 @@ class Evaluation:
     lengths: PerCompletion
     single_rewards: Mapping[str, PerCompletion] = field(default_factory=dict)
     causes: Sequence[Sequence[Cause | None]] = ()
+    held_out_set: str = ""
 
     @property
     def failed(self) -> PerCompletion:
@@ -211,13 +213,16 @@ class Evaluation:
     @property
     def metrics(self) -> dict[str, PerCompletion]:
         """Metrics of each completion, by the name under which their means are logged."""
-        single = {f"rewards/{reward}_{self.name}": values for reward, values in self.single_rewards.items()}
-        return {
-            f"reward_{self.name}": self.rewards,
-            **single,
-            f"mean_length_{self.name}": self.lengths.float(),
-            f"{_FAILED}{self.name}": self.failed.double(),
+        values = {
+            _REWARD: self.rewards,
+            **{f"rewards/{reward}_": values for reward, values in self.single_rewards.items()},
+            "mean_length_": self.lengths.float(),
+            _FAILED: self.failed.double(),
         }
+        return {self._named(metric): value for metric, value in values.items()}
+
+    def _named(self, metric: str) -> str:
+        return f"{self.held_out_set}/{metric}{self.name}" if self.held_out_set else f"{metric}{self.name}"
 
     @property
     def tally(self) -> Tally:
@@ -225,7 +230,7 @@ class Evaluation:
         count = torch.tensor(len(self.completions))
         sums = {name: values.double().sum() for name, values in self.metrics.items()}
         others = ((self.rewards != 0) & (self.rewards != 1)).sum()
-        counts = {_count_name(name): count for name in sums} | {f"{_count_name(_OTHERS)}{self.name}": others}
+        counts = {f"{_COUNT}{name}": count for name in sums} | {f"{_OTHERS}{self._named(_REWARD)}": others}
         return Tally.of(**sums, **counts)
 
 
@@ -235,20 +240,16 @@ def evaluation_metrics(tally: Tally) -> dict[str, float]:
     Where every reward is 0 or 1, their mean is `pass@1_...` too, the rate of right completions. A failed verdict counts
     as 0; `failed_verdicts_...`, the fraction of completions with one, is left out where it is 0.
     """
-    totals = {name: total for name, total in tally.sums.items() if not name.startswith(_count_name(""))}
-    means = {name: total / tally.sums[_count_name(name)] for name, total in totals.items()}
-    means = {name: mean for name, mean in means.items() if mean or not name.startswith(_FAILED)}
-    prefix = _count_name(_OTHERS)
-    judged = [name.removeprefix(prefix) for name, count in tally.sums.items() if name.startswith(prefix) and not count]
-    return {f"pass@1_{name}": means[f"reward_{name}"] for name in judged} | means
+    others = {name: count for name, count in tally.sums.items() if name.startswith(_OTHERS)}
+    totals = {name: total for name, total in tally.sums.items() if not name.startswith((_COUNT, _OTHERS))}
+    means = {name: total / tally.sums[f"{_COUNT}{name}"] for name, total in totals.items()}
+    means = {name: mean for name, mean in means.items() if mean or _FAILED not in name}
+    judged = [name.removeprefix(_OTHERS) for name, count in others.items() if not count]
+    return {"pass@1_".join(name.rsplit(_REWARD, 1)): means[name] for name in judged} | means
 
 
-_FAILED = "failed_verdicts_"
-_OTHERS = "rewards other than 0 and 1, "
-
-
-def _count_name(metric: str) -> str:
-    return f"count of {metric}"
+_REWARD, _FAILED = "reward_", "failed_verdicts_"
+_COUNT, _OTHERS = "count of ", "rewards other than 0 and 1, "
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:

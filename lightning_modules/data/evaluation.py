@@ -33,6 +33,9 @@ class EvaluationLoader:
         rewards: scores the completions.
         temperature: sampling temperature; 0 means greedy decoding.
         trainer: trainer, for its data-parallel ranks.
+        held_out_set: name of the held-out set; empty if there is only one, without a name.
+        samples: number of completions of each prompt.
+        top_p: probability of the nucleus to sample from.
     """
 
     _prompts_per_batch = 256  # over all ranks
@@ -45,8 +48,12 @@ class EvaluationLoader:
         rewards: WeightedRewards,
         temperature: float,
         trainer: Trainer,
+        held_out_set: str = "",
+        samples: int = 1,
+        top_p: float = 1.0,
     ) -> None:
         self.name, self._prompts = name, prompts
+        self._held_out_set, self._samples, self._top_p = held_out_set, samples, top_p
         self._sampler, self._rewards, self._temperature, self._trainer = sampler, rewards, temperature, trainer
 
     def __len__(self) -> int:
@@ -61,9 +68,10 @@ class EvaluationLoader:
 
     def _evaluation(self, prompts: list[Prompt], seed: int) -> Evaluation:
         # All ranks must call the engine equally often; a rank without prompts completes one and drops the result.
-        sampled = self._sampler.sample(prompts or self._prompts[:1], self._temperature, seed)
-        examples = [prompt.example for prompt in prompts]
-        texts, lengths = sampled.texts[: len(prompts)], sampled.completions.mask.sum(dim=-1)[: len(prompts)]
+        asked = prompts or self._prompts[:1]
+        sampled = self._sampler.sample(asked, self._temperature, seed, self._samples, self._top_p)
+        examples = [prompt.example for prompt in prompts for _ in range(self._samples)]
+        texts, lengths = sampled.texts[: len(examples)], sampled.completions.mask.sum(dim=-1)[: len(examples)]
         scores = self._rewards.scores(texts, examples) if is_tensor_parallel_leader(self._trainer) else None
         scores = cast(Scores, broadcast_in_tensor_parallel_group(scores, self._trainer))
         single = dict(zip(self._rewards.names, scores.components.unbind(dim=-1), strict=True))
@@ -75,4 +83,5 @@ class EvaluationLoader:
             lengths=lengths,
             single_rewards=single if len(single) > 1 else {},
             causes=scores.causes,
+            held_out_set=self._held_out_set,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from lightning import Trainer
@@ -18,6 +18,7 @@ from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Statef
 from lightning_modules.data.buffered import BufferedDataModule
 from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
 from lightning_modules.data.groups import Groups, GroupSampler
+from lightning_modules.data.held_out import HeldOutSet, held_out_prompts, held_out_sets
 from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.data.metrics import rollout_metrics
 from lightning_modules.data.micro_batches import UpdatePlan, require_division
@@ -52,7 +53,8 @@ class RolloutDataModule(BufferedDataModule):
         reward: Reward function, called with a completion and its example, or an asynchronous one, or a `BatchReward`
             such as `RewardPool`; or a list of several.
         reward_weights: Weight of each reward in the total reward; 1 for each when None.
-        validation: Held-out prompts for pass@1, in the same forms as `dataset`; nothing is evaluated when None.
+        validation: Held-out prompts for pass@1, in the same forms as `dataset`; or several `HeldOutSet` by name, each
+            with its own sampling; nothing is evaluated when None.
         rollouts: Engine that generates the completions; transformers in the training process when None.
         group_size: Number of completions per prompt, at least 2.
         prompts_per_rollout: Number of prompts of a rollout, over all ranks.
@@ -104,7 +106,7 @@ class RolloutDataModule(BufferedDataModule):
         dataset: PromptSource,
         reward: Sequence[AnyReward] | AnyReward,  # in this order, or jsonargparse cannot write a list of functions
         reward_weights: Sequence[float] | None = None,
-        validation: PromptSource | None = None,
+        validation: PromptSource | Mapping[str, HeldOutSet] | None = None,
         rollouts: RolloutEngine | None = None,
         group_size: int = 8,
         prompts_per_rollout: int = 16,
@@ -145,7 +147,7 @@ class RolloutDataModule(BufferedDataModule):
         require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes)
         self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = examples_of("dataset", dataset)
-        self.validation = None if validation is None else examples_of("validation", validation)
+        self.validation = None if validation is None else held_out_sets(validation)
         self.rollouts = TransformersEngine() if rollouts is None else rollouts
         require_concurrent(self.rollouts, overlap)
         self.group_size = group_size
@@ -187,7 +189,7 @@ class RolloutDataModule(BufferedDataModule):
         """Check the split of a rollout, request a reference if the rewards need one, and create sampler and buffer."""
         texts = self.max_completion_length, self.prompt_format, self.skip_special_tokens, self.max_prompt_length
         self.sampler = Sampler(self.rollouts, self.policy, self._trainer, *texts)
-        self._held_out: list[Prompt] | None = None
+        self._held_out: dict[str, list[Prompt]] | None = None
         if stage == "fit":
             plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
             require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
@@ -228,16 +230,16 @@ class RolloutDataModule(BufferedDataModule):
         """Return the evaluations of the held-out prompts."""
         if self.validation is None:
             return []
-        prompts, temperatures = self._held_out_prompts(), {"sampled": self.temperature, "greedy": 0.0}
+        prompts, sampling = self._held_out_prompts(), (self.sampler, self.rewards, self.temperature, self._trainer)
         return [
-            EvaluationLoader(name, prompts, self.sampler, self.rewards, temperatures[name], self._trainer)
-            for name in self.evaluations
+            held_out.loader(name, prompts[name], evaluation, *sampling)
+            for name, held_out in self.validation.items()
+            for evaluation in self.evaluations
         ]
 
-    def _held_out_prompts(self) -> list[Prompt]:
+    def _held_out_prompts(self) -> dict[str, list[Prompt]]:
         if self._held_out is None:
-            self.sampler.fix_lengths(dataset=self.dataset, validation=self.validation)
-            self._held_out = list(self.sampler.tokenizer.prompts("validation", self.validation or []))
+            self._held_out = held_out_prompts(self.validation or {}, self.dataset, self.sampler)
         return self._held_out
 
     @override

@@ -99,7 +99,8 @@ def test_a_file_is_not_read_as_the_configuration_of_a_part(folder, class_path, p
 def test_a_data_file_beside_a_module_of_its_name_does_not_import_it(folder, option, name):
     """As an import path, `trap.jsonl` would be the name `jsonl` of the module `trap`."""
     (folder / name).write_text('{"prompt": "1 + 1?"}\n')
-    examples = getattr(resolved(f"--data.{option}={name}").datamodule, option)
+    data = resolved(f"--data.{option}={name}").datamodule
+    examples = data.dataset if option == "dataset" else data.validation[""].dataset
     assert isinstance(examples, JSONLines)
     assert not (folder / "imported").exists()
 
