@@ -19,8 +19,9 @@ def main() -> None:
 
 
 def _dispatch() -> None:
-    """Dispatch to `evaluate`, `serve`, `plan` or `preflight`; all other subcommands are those of the Lightning CLI."""
+    """Dispatch to the subcommands of this library; all other subcommands are those of the Lightning CLI."""
     # These load torch, which takes seconds, in which a signal may arrive.
+    from lightning_modules.audit.command import audit_command
     from lightning_modules.cli import run
     from lightning_modules.evaluate_command import evaluate_command
     from lightning_modules.planning.command import plan
@@ -35,6 +36,8 @@ def _dispatch() -> None:
         plan(sys.argv[2:])
     elif sys.argv[1:2] == ["preflight"]:
         preflight_command(sys.argv[2:])
+    elif sys.argv[1:2] == ["audit-reward"]:
+        audit_command(sys.argv[2:])
     else:
         run()
 

@@ -38,7 +38,7 @@ TRAINING_LAYERS = [
     ["__init__"],
     ["run_config"],
     ["cli"],
-    ["planning", "evaluate_command"],
+    ["planning", "evaluate_command", "audit"],
     ["preflight"],
     ["__main__"],
 ]

@@ -9,21 +9,22 @@ from typing import Self, cast
 from lightning_modules.data.sampler import Sampled
 from lightning_modules.evaluation.records import GradedCompletion
 from lightning_modules.prompts import Example
-from lightning_modules.rewards import Reward, RewardPool
+from lightning_modules.rewards import Reward, WeightedRewards
+from lightning_modules.rewards.killable import killable
 
 
 class Grader:
     """Grades completions of benchmark problems by a reward.
 
     Args:
-        reward: reward function, importable by its module and name; 1 for a right completion. If it has a method
-            `answer`, as `MathReward` has, its results are the answers for a majority vote.
+        reward: reward function, importable by its module and name, or a `BatchReward`; 1 for a right completion. If it
+            has a method `answer`, as `MathReward` has, its results are the answers for a majority vote.
         workers: number of worker processes.
         limit: time limit of a verdict in seconds.
     """
 
     def __init__(self, reward: Reward, workers: int, limit: float) -> None:
-        self._pool = RewardPool(reward, workers, limit)
+        self._rewards = WeightedRewards(killable(reward, workers, limit))
         self._answer = answer_reader(reward)
 
     def __enter__(self) -> Self:
@@ -32,7 +33,7 @@ class Grader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.close()
+        self._rewards.close()
 
     def __call__(
         self, sampled: Sampled, problems: range, examples: Sequence[Example], greedy: bool
@@ -49,7 +50,8 @@ class Grader:
             ValueError: a score is not in [0, 1].
         """
         samples = len(sampled.texts) // len(problems)
-        verdicts = self._pool(sampled.texts, [example for example in examples for _ in range(samples)])
+        repeated = [example for example in examples for _ in range(samples)]
+        (verdicts,) = self._rewards.verdicts(sampled.texts, repeated)
         for verdict in verdicts:
             if verdict.value is not None and not 0 <= verdict.value <= 1:
                 raise ValueError(

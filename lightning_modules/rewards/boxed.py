@@ -6,9 +6,10 @@ import math
 import re
 from decimal import Decimal, InvalidOperation
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_modules.prompts import Example
+if TYPE_CHECKING:  # a worker of a pool loads no torch for it
+    from lightning_modules.prompts import Example
 
 _BOX = r"\boxed{"
 _BRACES = re.compile(r"\\boxed\{|[{}]")

@@ -68,11 +68,14 @@ class WeightedRewards:
             ValueError: a reward is not a finite number, or a reward returned another number of values.
             RuntimeError: a reward tried to end the process.
         """
-        verdicts = [self._verdicts(index, completions, examples) for index in range(len(self._rewards))]
-        rows = list(zip(*verdicts, strict=True))
+        rows = list(zip(*self.verdicts(completions, examples), strict=True))
         values = [[0.0 if verdict.value is None else verdict.value for verdict in row] for row in rows]
         components = torch.tensor(values, dtype=torch.double).reshape(len(completions), len(self._rewards))
         return Scores(components, [[verdict.cause for verdict in row] for row in rows])
+
+    def verdicts(self, completions: Sequence[str], examples: Sequence[Example]) -> list[list[Verdict]]:
+        """Return the verdicts of each reward on all completions; see `scores`."""
+        return [self._verdicts(index, completions, examples) for index in range(len(self._rewards))]
 
     def total(self, components: Tensor) -> PerCompletion:
         """Return the weighted sum of `components`, 0 where only rounding errors are left; shape `batch`, float64."""

@@ -28,6 +28,7 @@ RECORDS = (
     *("Sampled", "Sharding", "SamplingParameters", "ServerClient", "Fleet", "Completion", "Tally"),
     *("Estimate", "Tolerance", "Deviation", "Verdict", "WorkerProcess"),
     *("Findings", "PassRates", "TrialRollout", "Grader", "GradedCompletion", "BenchmarkResult"),
+    *("Grades", "Audit"),
 )
 ARGUMENTS = numeric_arguments(lightning_modules, REQUIRED, RECORDS)
 

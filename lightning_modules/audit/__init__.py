@@ -1,0 +1,6 @@
+"""`aggregate-po audit-reward`: two graders on the same completions, and where they differ."""
+
+from lightning_modules.audit.audit import Audit, BadRow, Difference, Grades, audit_rewards
+from lightning_modules.audit.tables import audit_json, audit_table
+
+__all__ = ["Audit", "BadRow", "Difference", "Grades", "audit_json", "audit_rewards", "audit_table"]
