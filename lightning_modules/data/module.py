@@ -222,8 +222,7 @@ class RolloutDataModule(BufferedDataModule):
 
     def check_prompts(self) -> None:
         """Check the training prompts, and leave those above `max_prompt_length` out of their order."""
-        kept = self.sampler.tokenizer.checked("dataset", self.dataset)
-        self._prompts.use(kept, PromptOrder(len(kept), self.seed))
+        self._prompts.order = PromptOrder(self.sampler.tokenizer.check("dataset", self.dataset), self.seed)
 
     @override
     def val_dataloader(self) -> list[EvaluationLoader]:

@@ -7,8 +7,6 @@ from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from typing_extensions import override
-
 Example = Mapping[str, Any]
 
 _MAX_CHARACTERS = 4_000_000  # about a million tokens
@@ -45,28 +43,6 @@ class StoredPrompts(PromptDataset):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
         return self._examples[index]
-
-
-class SelectedPrompts(PromptDataset):
-    """Some of the examples of another data set.
-
-    Args:
-        dataset: Data set to select from.
-        indices: Indices of the examples, in order.
-    """
-
-    def __init__(self, dataset: Sequence[Example], indices: Sequence[int]) -> None:
-        self._dataset, self._indices = dataset, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's overloads say nothing here
-        return self._dataset[self._indices[index]]
-
-    @override
-    def location(self, index: int) -> str:
-        return location_of(self._dataset, self._indices[index])
 
 
 def numbered(index: int, size: int) -> str:

@@ -34,22 +34,27 @@ class PromptOrder:
     The order is a function of the position, so a checkpoint saves only the position.
 
     Args:
-        size: number of examples.
+        indices: indices of the examples, or the number of examples if all are in the order.
         seed: seed of the permutations.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
+    def __init__(self, indices: int | Sequence[int], seed: int) -> None:
+        self._indices = range(indices) if isinstance(indices, int) else indices
+        self._seed = seed
         self._pass = -1
         self._permutation: list[int] = []
+
+    def __len__(self) -> int:
+        """Return the number of examples in a pass."""
+        return len(self._indices)
 
     def slice(self, start: int, stop: int) -> list[int]:
         """Return the indices of the examples at positions `start` (included) to `stop` (excluded)."""
         return [self._at(position) for position in range(start, stop)]
 
     def _at(self, position: int) -> int:
-        number, offset = divmod(position, self._size)
+        number, offset = divmod(position, len(self))
         if number != self._pass:
             generator = torch.Generator().manual_seed(derived_seed(self._seed, number))
-            self._pass, self._permutation = number, torch.randperm(self._size, generator=generator).tolist()
-        return self._permutation[offset]
+            self._pass, self._permutation = number, torch.randperm(len(self), generator=generator).tolist()
+        return self._indices[self._permutation[offset]]

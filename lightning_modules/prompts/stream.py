@@ -41,6 +41,11 @@ class PromptStream:
         ranks: number of data-parallel ranks.
         choose: chooses prompts for all ranks, given their number and the stage that has the next ones; the same on
             every rank, and the same when it is called again. All prompts are taken when None.
+
+    Attributes:
+        order: order of the examples; another one, without some of them, may take its place before the first prompt.
+        position: number of prompts that all ranks together have taken or skipped; None before the first.
+        skipped: number of prompts that all ranks together have skipped since the beginning or the resume.
     """
 
     def __init__(
@@ -52,15 +57,11 @@ class PromptStream:
         ranks: int = 1,
         choose: CandidateChoice | None = None,
     ) -> None:
-        self._dataset, self._order, self._prompt_of = dataset, order, prompt_of
+        self._dataset, self.order, self._prompt_of = dataset, order, prompt_of
         self._rank, self._ranks, self._choose = rank, ranks, choose
         self._tokenized: dict[int, Prompt] = {}  # by position, ahead of their turn
-        self.position: int | None = None  # prompts that all ranks together have taken or skipped; None before the first
-        self.skipped = 0  # prompts that all ranks together have skipped since the beginning or the resume
-
-    def use(self, dataset: Sequence[Example], order: PromptOrder) -> None:
-        """Take the prompts of another data set, such as one without long prompts; the position stays."""
-        self._dataset, self._order = dataset, order
+        self.position: int | None = None
+        self.skipped = 0
 
     def begin_at(self, position: int) -> None:
         """Set the position, unless prompts have been taken or a position has been restored."""
@@ -92,7 +93,7 @@ class PromptStream:
         """Return the next candidates of this rank, the position after them, and how many were skipped."""
         self.begin_at(0)
         assert self.position is not None
-        walk = _Walk(self._order, self.position)
+        walk = _Walk(self.order, self.position)
         chosen = walk(count * self._ranks) if self._choose is None else self._choose(count * self._ranks, walk)
         if count and (not chosen or len(chosen) % self._ranks):
             raise ValueError(

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_modules.progress import progress_bar
-from lightning_modules.prompts.base import Example, SelectedPrompts, location_in, require_prompt, short
+from lightning_modules.prompts.base import Example, location_in, require_prompt, short
 from lightning_modules.prompts.format import PromptFormat
 from lightning_modules.prompts.limits import SequenceLimits
 from lightning_modules.prompts.stream import Prompt
@@ -107,7 +107,7 @@ class PromptTokenizer:
             )
 
     def __call__(self, example: Example, location: str = "a prompt") -> Prompt:
-        """Tokenize the prompt of an example.
+        """Tokenize the prompt of an example, which may be above the maximum length of a data set's prompts.
 
         Args:
             example: mapping with "prompt".
@@ -117,16 +117,11 @@ class PromptTokenizer:
             ValueError: there is no prompt, or the model cannot hold it with its completion.
         """
         text = self._text(example, location)
-        token_ids = self._without_suffix(self._tokenizer.encode(text, add_special_tokens=self._adds))
-        if self._is_too_long(token_ids):
-            raise ValueError(
-                f"{location}: the prompt has {len(token_ids):,} tokens, but `max_prompt_length` is "
-                f"{self._max_prompt_length:,}; shorten it, or raise `max_prompt_length`."
-            )
-        return self._checked(example, token_ids, location)
+        token_ids = self._tokenizer.encode(text, add_special_tokens=self._adds)
+        return self._checked(example, self._without_suffix(token_ids), location)
 
-    def checked(self, name: str, dataset: Sequence[Example]) -> Sequence[Example]:
-        """Return the argument `name` without prompts above the maximum length, after a check of the others.
+    def check(self, name: str, dataset: Sequence[Example]) -> Sequence[int]:
+        """Check the prompts of the argument `name`, and return the indices of those that are not too long.
 
         All prompts are tokenized if there is a maximum length; otherwise the first 200,000, and later ones are checked
         when they are used. A line in the log says how many are left out.
@@ -136,9 +131,7 @@ class PromptTokenizer:
         """
         most = _CHECKED if self._max_prompt_length is None else None
         kept = [index for index, _ in self._tokenized(name, dataset, most)]
-        return (
-            dataset if self._max_prompt_length is None or len(kept) == len(dataset) else SelectedPrompts(dataset, kept)
-        )
+        return range(len(dataset)) if self._max_prompt_length is None else kept
 
     def prompts(self, name: str, dataset: Sequence[Example], most: int | None = None) -> Iterator[Prompt]:
         """Yield the prompts of the argument `name`, without those above the maximum length, with a progress bar.

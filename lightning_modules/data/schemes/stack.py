@@ -68,8 +68,12 @@ class SchemeStack:
             ranks: number of data-parallel ranks.
             updates: number of updates of a rollout.
         """
-        choose = partial(self.candidates, multiple=ranks * updates, size=len(dataset))
-        return PromptStream(dataset, PromptOrder(len(dataset), self._seed), prompt_of, rank, ranks, choose)
+
+        def choose(count: int, below: CandidateStage) -> Sequence[Candidate]:
+            return self.candidates(count, below, multiple=ranks * updates, size=len(stream.order))
+
+        stream = PromptStream(dataset, PromptOrder(len(dataset), self._seed), prompt_of, rank, ranks, choose)
+        return stream
 
     def candidates(self, count: int, below: CandidateStage, multiple: int, size: int) -> Sequence[Candidate]:
         """Return the prompts of all ranks to sample next; `multiple` and `size` are those of `CandidateContext`."""

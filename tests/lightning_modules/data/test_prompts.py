@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from aggregate_po.recipes import gmpo
 from lightning_modules import Mixture, PolicyModule, RolloutDataModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.prompts import PromptOrder
 from tests.lightning_modules.training import RecordingEngine, copied, fitted, quiet_trainer, small_data
 
@@ -47,6 +48,27 @@ def test_a_mixture_goes_on_after_a_resume_where_it_was(tmp_path, model_folder):
     assert prompts == expected[:8]
     _, prompts = run(tmp_path, model_folder, mixed, ckpt_path="last", max_steps=5)
     assert prompts == expected[8:]
+
+
+def test_sampling_schemes_know_the_indices_and_the_number_of_short_prompts(tmp_path, model_folder):
+    """They may make a prompt longer than those of the data set."""
+    seen = []
+
+    class Noted(SamplingScheme):
+        def candidates(self, count, below, context):
+            assert context.size == len(SHORT)
+            return below(count)
+
+        def groups(self, count, below, rollout):
+            groups = below(count)
+            seen.extend(prompt.index for prompt in groups.prompts)
+            example = groups.prompts[0].example
+            assert rollout.prompt_of({**example, "prompt": example["prompt"] * 9}).token_ids
+            return groups
+
+    run(tmp_path, model_folder, schemes=[Noted()], max_steps=3)
+    indices = [EXAMPLES.index(example) for example in SHORT]
+    assert seen == PromptOrder(indices, 0).slice(0, 8)
 
 
 def test_held_out_prompts_are_left_out_too(tmp_path, model_folder, caplog):

@@ -146,6 +146,13 @@ def test_an_empty_prompt_is_named_by_its_line(tmp_path):
         JSONLines(str(path))
 
 
+def test_an_order_without_some_examples_is_that_of_the_others():
+    indices = [0, 3, 4, 9]
+    order = PromptOrder(indices, seed=3)
+    assert len(order) == 4
+    assert order.slice(0, 13) == [indices[place] for place in PromptOrder(4, seed=3).slice(0, 13)]
+
+
 def stream(rank=0, ranks=1, choose=None, size=7):
     """Prompts that are their own numbers; notes which were tokenized."""
     tokenized = []

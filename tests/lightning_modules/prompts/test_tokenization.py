@@ -236,7 +236,7 @@ def test_marks_of_a_chat_in_a_template_are_refused_with_a_chat_template(template
 def test_a_prompt_that_a_template_does_not_format_is_named(template, prompt, message):
     encode = PromptTokenizer(tokenizer(template=TEMPLATE), PromptFormat(True, prompt_template=template))
     with pytest.raises(ValueError, match=rf"^`dataset`, prompt 0 \(of 0 to 0\): .*{re.escape(message)}"):
-        encode.checked("dataset", [{"prompt": prompt}])
+        encode.check("dataset", [{"prompt": prompt}])
 
 
 # Maximum length
@@ -261,9 +261,9 @@ def test_prompts_above_the_maximum_length_are_left_out(made_tokenizers, ends, le
         with pytest.raises(
             ValueError, match=rf"is {limit}, but all {len(rows)} prompts of `dataset` are longer; raise"
         ):
-            encode.checked("dataset", rows)
+            encode.check("dataset", rows)
         return
-    assert list(encode.checked("dataset", rows)) == expected
+    assert [rows[index] for index in encode.check("dataset", rows)] == expected
     assert [prompt.example for prompt in encode.prompts("dataset", rows)] == expected
     assert max(len(prompt.token_ids) for prompt in encode.prompts("dataset", rows)) <= limit
 
@@ -276,33 +276,30 @@ def made_tokenizers():
 def test_what_is_left_out_is_counted_and_said_once_with_the_template_counted(said):
     encode = PromptTokenizer(tokenizer(), PromptFormat(prompt_template="Q{prompt}"), max_prompt_length=3)
     rows = [{"prompt": "a" * length} for length in (1, 5, 2, 3, 1)]
-    kept = encode.checked("dataset", rows)
-    assert [encode(row).token_ids for row in kept] == [prompt.token_ids for prompt in encode.prompts("dataset", rows)]
+    kept = encode.check("dataset", rows)
+    assert kept == [0, 2, 4]
+    assert [encode(rows[index]) for index in kept] == list(encode.prompts("dataset", rows))
     line = (
         "`dataset`: 2 of 5 prompts (40.00%) have more than `max_prompt_length` = 3 tokens and are left out; the "
         "longest has 6."
     )
     assert said() == [line]
-    assert kept.location(1) == "prompt 2 (of 0 to 4)"
-    with pytest.raises(
-        ValueError, match=r"^a prompt: the prompt has 4 tokens, but `max_prompt_length` is 3; shorten it"
-    ):
-        encode(rows[3])
+    assert len(encode(rows[3]).token_ids) == 4  # such as a prompt that a sampling scheme has made longer
 
 
 def test_a_long_prompt_is_left_out_before_the_limit_of_the_model_refuses_it(said):
     limits = SequenceLimits(max_length=10, limited_by="the model holds")
     rows = [{"prompt": "1"}, {"prompt": "1" * 9}]
     with pytest.raises(ValueError, match="the model holds 10"):
-        PromptTokenizer(tokenizer(), limits=limits, max_completion_length=4).checked("dataset", rows)
+        PromptTokenizer(tokenizer(), limits=limits, max_completion_length=4).check("dataset", rows)
     encode = PromptTokenizer(tokenizer(), limits=limits, max_completion_length=4, max_prompt_length=6)
-    assert list(encode.checked("dataset", rows)) == rows[:1]
+    assert encode.check("dataset", rows) == [0]
 
 
 def test_without_a_maximum_length_a_data_set_is_used_as_it_is(said):
     rows = [{"prompt": "1"}, {"prompt": "1" * 9}]
-    assert PromptTokenizer(tokenizer()).checked("dataset", rows) is rows
-    assert PromptTokenizer(tokenizer(), max_prompt_length=9).checked("dataset", rows) is rows
+    assert [*PromptTokenizer(tokenizer()).check("dataset", rows)] == [0, 1]
+    assert PromptTokenizer(tokenizer(), max_prompt_length=9).check("dataset", rows) == [0, 1]
     assert said() == []
 
 
@@ -311,7 +308,7 @@ def test_each_prompt_is_tokenized_once_by_the_check(monkeypatch):
     tokenized = []
     rows_of = encode._rows
     monkeypatch.setattr(encode, "_rows", lambda texts: tokenized.extend(texts) or rows_of(texts))
-    encode.checked("dataset", [{"prompt": "1"}, {"prompt": "22"}, {"prompt": "333"}])
+    encode.check("dataset", [{"prompt": "1"}, {"prompt": "22"}, {"prompt": "333"}])
     assert tokenized == ["1", "22", "333"]
 
 
@@ -325,10 +322,10 @@ def test_tokens_without_an_embedding_are_refused_by_the_number_of_the_prompt():
     encode = PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows))
     prompts = [{"prompt": "a"}, {"prompt": "use <tool> now"}, {"prompt": "<tool>"}]
     with pytest.raises(ValueError, match=r"^`dataset`, prompt 1 \(of 0 to 2\): .* token '<tool>' with id 260, but the"):
-        encode.checked("dataset", prompts)
+        encode.check("dataset", prompts)
     with pytest.raises(ValueError, match=r"embeddings for 260 tokens; .* 2 of 3 prompts are refused\.$"):
-        encode.checked("dataset", prompts)
-    PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows + 1)).checked("dataset", prompts)
+        encode.check("dataset", prompts)
+    PromptTokenizer(added, limits=SequenceLimits(vocabulary_size=rows + 1)).check("dataset", prompts)
 
 
 @pytest.mark.parametrize("token_id", [260, 10_000, -1])
@@ -363,7 +360,7 @@ def test_the_smaller_limit_counts():
 
 def test_a_length_that_is_only_declared_is_warned_of_once(recwarn):
     encode = PromptTokenizer(tokenizer(), limits=SequenceLimits(trained_length=8), max_completion_length=4)
-    encode.checked("dataset", [{"prompt": "1234"}, {"prompt": "12345"}, {"prompt": "123456"}])
+    encode.check("dataset", [{"prompt": "1234"}, {"prompt": "12345"}, {"prompt": "123456"}])
     (said,) = [str(warning.message) for warning in recwarn if "the model is made for 8" in str(warning.message)]
     assert said.startswith("`dataset`, prompt 1 (of 0 to 2): the prompt has 5 tokens, with `max_completion_length` 9,")
 
@@ -386,6 +383,6 @@ def test_a_data_set_is_checked_as_far_as_that_is_quick(monkeypatch):
     monkeypatch.setattr("lightning_modules.prompts.tokenization._CHECKED", 3)
     rows = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": ""}]
     encode = PromptTokenizer(tokenizer())
-    encode.checked("dataset", rows)
+    encode.check("dataset", rows)
     with pytest.raises(ValueError, match="the prompt is ''"):
         list(encode.prompts("dataset", rows))
