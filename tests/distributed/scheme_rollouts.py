@@ -1,4 +1,4 @@
-"""Trains with a sampling scheme on any number of ranks, undisturbed and stopped once; started by the tests."""
+"""Trains with sampling schemes on any number of ranks, undisturbed and stopped once; started by the tests."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from lightning_modules import (
     AtomicCheckpointIO,
     Curriculum,
     DraftRefinement,
+    DynamicPruning,
     PolicyModule,
     RolloutDataModule,
     RunCheckpoint,
@@ -23,10 +24,15 @@ from tests.distributed.dynamic_rollouts import Stopped, StoppingEngine, reward_o
 from tests.distributed.shared_rollouts import LONGEST
 
 PROMPTS, PER_RANK, STEPS, SEED = 12, 4, 6, 5
-SCHEMES = {
-    "curriculum": lambda: Curriculum(low=0.45, high=0.65, exploration=0.3),
-    "drafts": lambda: DraftRefinement(drafts=2, template="{question} {draft}"),
-}
+
+
+def stacked():
+    """All schemes around each other, which takes one run for all of them."""
+    return [
+        Curriculum(low=0.3, high=0.8, exploration=0.5),
+        DynamicPruning(prompt_rate=0.6, prompt_threshold=1.5),
+        DraftRefinement(drafts=2, template="{question} {draft}"),
+    ]
 
 
 class Noted(Callback):
@@ -41,7 +47,7 @@ class Noted(Callback):
         self.trained.append([len(batch.completion_ids), batch.policy.totals.completions, batch.policy.totals.tokens])
 
 
-def train(scheme, model, folder, devices, stop_at=None, resume=False):
+def train(model, folder, devices, stop_at=None, resume=False):
     """Train into a folder, or resume from its checkpoint."""
     module, noted = PolicyModule(model, grpo(), learning_rate=1e-3, warmup_steps=0), Noted()
     engine = StoppingEngine(stop_at)
@@ -53,7 +59,7 @@ def train(scheme, model, folder, devices, stop_at=None, resume=False):
         prompts_per_rollout=PER_RANK * devices,
         max_completion_length=LONGEST,
         truncated="score",
-        schemes=[SCHEMES[scheme]()],
+        schemes=stacked(),
         seed=SEED,
     )
     trainer = Trainer(
@@ -89,11 +95,10 @@ def main() -> None:
     parser.add_argument("--stop_at", type=int, required=True)
     arguments = parser.parse_args()
     torch.use_deterministic_algorithms(True)
-    for scheme in SCHEMES:
-        folder = arguments.output / scheme
-        train(scheme, arguments.model, folder / "undisturbed", arguments.devices)
-        train(scheme, arguments.model, folder / "stopped", arguments.devices, stop_at=arguments.stop_at)
-        train(scheme, arguments.model, folder / "stopped", arguments.devices, resume=True)
+    folder = arguments.output
+    train(arguments.model, folder / "undisturbed", arguments.devices)
+    train(arguments.model, folder / "stopped", arguments.devices, stop_at=arguments.stop_at)
+    train(arguments.model, folder / "stopped", arguments.devices, resume=True)
 
 
 if __name__ == "__main__":

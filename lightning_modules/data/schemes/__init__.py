@@ -4,5 +4,6 @@ from lightning_modules.data.schemes.base import SamplingScheme, Stage
 from lightning_modules.data.schemes.curriculum import Curriculum
 from lightning_modules.data.schemes.drafts import DraftRefinement
 from lightning_modules.data.schemes.dynamic import DynamicSampling
+from lightning_modules.data.schemes.pruning import DynamicPruning
 
-__all__ = ["Curriculum", "DraftRefinement", "DynamicSampling", "SamplingScheme", "Stage"]
+__all__ = ["Curriculum", "DraftRefinement", "DynamicPruning", "DynamicSampling", "SamplingScheme", "Stage"]
