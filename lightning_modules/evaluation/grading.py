@@ -9,7 +9,7 @@ from typing import Self, cast
 from lightning_modules.data.sampler import Sampled
 from lightning_modules.evaluation.records import GradedCompletion
 from lightning_modules.prompts import Example
-from lightning_modules.rewards import Reward, WeightedRewards
+from lightning_modules.rewards import AnyReward, RewardPool, WeightedRewards
 from lightning_modules.rewards.killable import killable
 
 
@@ -17,13 +17,14 @@ class Grader:
     """Grades completions of benchmark problems by a reward.
 
     Args:
-        reward: reward function, importable by its module and name, or a `BatchReward`; 1 for a right completion. If it
-            has a method `answer`, as `MathReward` has, its results are the answers for a majority vote.
+        reward: reward, 1 for a right completion. A function runs in worker processes, and must be importable by its
+            module and name; a `BatchReward` or an asynchronous function runs as it does in training. If the reward has
+            a method `answer`, as `MathReward` has, its results are the answers for a majority vote.
         workers: number of worker processes.
         limit: time limit of a verdict in seconds.
     """
 
-    def __init__(self, reward: Reward, workers: int, limit: float) -> None:
+    def __init__(self, reward: AnyReward, workers: int, limit: float) -> None:
         self._rewards = WeightedRewards(killable(reward, workers, limit))
         self._answer = answer_reader(reward)
 
@@ -73,6 +74,7 @@ class Grader:
         ]
 
 
-def answer_reader(reward: Reward) -> Callable[[str], str | None] | None:
+def answer_reader(reward: AnyReward) -> Callable[[str], str | None] | None:
     """Return the method of a reward that reads the answer of a completion, or None if it has none."""
-    return cast(Callable[[str], str | None] | None, getattr(reward, "answer", None))
+    inner = reward.reward if isinstance(reward, RewardPool) else reward
+    return cast(Callable[[str], str | None] | None, getattr(inner, "answer", None))

@@ -25,7 +25,7 @@ from lightning_modules.parquet_files import has_pyarrow, write_rows
 from lightning_modules.progress import progress_bar
 from lightning_modules.prompts import PromptFormat, PromptTemplate
 from lightning_modules.prompts.base import shown
-from lightning_modules.rewards import MathReward, Reward
+from lightning_modules.rewards import AnyReward, MathReward
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
 from lightning_modules.seeding import derived_seed
 from lightning_modules.validation import require_at_least
@@ -42,7 +42,7 @@ def evaluate(
     top_p: float = 0.95,
     greedy: bool = True,
     max_completion_length: int = 3000,
-    reward: Reward | None = None,
+    reward: AnyReward | None = None,
     workers: int = 2,
     verdict_limit: float = 5.0,
     rollouts: RolloutEngine | None = None,
@@ -71,8 +71,8 @@ def evaluate(
         top_p: Probability of the nucleus to sample tokens from; 1.0 for all tokens.
         greedy: Whether to generate a greedy completion of each problem as well.
         max_completion_length: Maximum number of tokens of a completion.
-        reward: Reward function that grades completions, from 0 to 1, with 1 for a right one; `MathReward` when None.
-            It must be importable by its module and name.
+        reward: Reward that grades completions, from 0 to 1, with 1 for a right one; `MathReward` when None. A function
+            runs in other processes, and must be importable by its module and name.
         workers: Number of processes that grade completions.
         verdict_limit: Time limit of a verdict in seconds; the completion of a failed verdict counts as wrong.
         rollouts: Engine that generates the completions; transformers in this process when None.

@@ -1,4 +1,4 @@
-"""Rewards for tests of evaluations, importable by worker processes."""
+"""Rewards for tests of evaluations, importable by worker processes, which load nothing else."""
 
 import os
 import time

@@ -13,7 +13,7 @@ import torch
 
 from lightning_modules.evaluation import evaluate, read_results
 from lightning_modules.evaluation.records import EvaluationFolder, GradedCompletion
-from lightning_modules.rewards.mathematics import MathReward
+from lightning_modules.rewards import BatchReward, MathReward, RewardPool
 from lightning_modules.rollouts import TransformersEngine
 from tests.lightning_modules.evaluation import graders
 from tests.lightning_modules.training import RecordingEngine
@@ -131,6 +131,24 @@ def test_the_arguments_of_an_engine_may_change(model_folder, problems, tmp_path)
     assert evaluated(model_folder, problems, tmp_path, rollouts=TransformersEngine(max_sequences=7)) == first
 
 
+class Parity(BatchReward):
+    """`graders.parity`, for several completions at once."""
+
+    def __call__(self, completions, examples):
+        return [graders.parity(*pair) for pair in zip(completions, examples, strict=True)]
+
+
+async def parity_from_afar(completion, example):
+    return graders.parity(completion, example)
+
+
+def test_rewards_of_several_completions_and_asynchronous_ones_grade_too(finished, model_folder, problems, tmp_path):
+    results, *_ = finished
+    for number, reward in enumerate((Parity(), parity_from_afar, RewardPool(graders.parity))):
+        assert evaluated(model_folder, problems, tmp_path / str(number), reward=reward) == results
+
+
+@pytest.mark.filterwarnings("ignore:.reward. hostile failed")
 def test_failed_verdicts_are_counted_by_cause_and_count_as_wrong(model_folder, problems, tmp_path):
     (result,) = evaluated(model_folder, problems, tmp_path, reward=graders.hostile, greedy=False)
     assert sum(result.failed.values()) == 3

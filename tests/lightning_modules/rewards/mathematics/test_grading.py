@@ -164,6 +164,30 @@ def test_any_text_has_a_verdict(answer, reference):
     assert same_answer(answer, reference) in (False, True)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (r"\boxed{0.50}", r"\boxed{\frac12}"),
+        (r"\boxed{1{,}000}", "<answer>1e3</answer>"),
+        (r"\boxed{x + 1}", r"first \boxed{2}, then \boxed{x+1}"),
+        (r"\boxed{Evelyn}", r"\boxed{\text{evelyn}}"),
+        (r"\boxed{18\text{ dollars}}", "#### 18"),
+    ],
+)
+def test_equal_answers_vote_for_the_same_text(first, second):
+    vote = MathReward().answer(first)
+    assert vote is not None
+    assert vote == MathReward().answer(second)
+
+
+def test_other_answers_vote_otherwise_and_none_not_at_all():
+    votes = [MathReward().answer(rf"\boxed{{{text}}}") for text in ("1", "2", "x", "X", "1" * 1001)]
+    assert len({*votes}) == 5
+    assert MathReward().answer("There is none: 18.") is None
+    assert MathReward(answer_forms=["last_number"]).answer("There is none: 18.") == "18"
+    assert MathReward().answer(r"\boxed{ }") is None
+
+
 def test_the_reward_reads_the_field_and_the_forms():
     example = {"prompt": "6 * 7?", "answer": 42.0, "solution": "43"}
     assert MathReward()(r"\boxed{42}", example) == 1
