@@ -48,8 +48,8 @@ class RolloutDataModule(BufferedDataModule):
     method `_rollout` shows the data flow, with one stage per line.
 
     Args:
-        dataset: Training prompts: a `PromptDataset`, a list of mappings with "prompt", or the path of a JSON Lines
-            or Parquet file.
+        dataset: Training prompts: a `PromptDataset`, a list of mappings with "prompt", or the path of a JSON
+            Lines, Parquet, CSV or Arrow file.
         reward: Reward function, called with a completion and its example, or an asynchronous one, or a `BatchReward`
             such as `RewardPool`; or a list of several.
         reward_weights: Weight of each reward in the total reward; 1 for each when None.

@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_modules.progress import progress_bar
 from lightning_modules.prompts.base import Example, require_prompt, short
 from lightning_modules.prompts.rows import Row
 
 IncompleteRows = Literal["refuse", "skip"]
+
+ABSENT = object()  # value of a column that a row does not have
 
 _NAMED = 40  # columns that an error lists
 _READ_FOR_NAMES = 100
@@ -20,19 +23,19 @@ _READ_FOR_NAMES = 100
 def value_at(row: Mapping[str, Any], column: str) -> Any:
     """Return the value of a column, such as `answer`, or of a nested one, such as `extra_info.answer` or `turns.0`.
 
-    Raises:
-        KeyError: the row has no such column.
+    Returns:
+        The value, or `ABSENT` if the row has no such column.
     """
     if column in row:
         return row[column]
     found: Any = row
     for part in column.split("."):
-        if isinstance(found, Mapping) and part in found:
+        if isinstance(found, dict) and part in found:
             found = found[part]
         elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
             found = found[int(part)]
         else:
-            raise KeyError(column)
+            return ABSENT
     return found
 
 
@@ -65,7 +68,11 @@ class ColumnChoice:
         if any("answer" in row.values for row in rows):
             columns.setdefault("answer", "answer")
         left_out: Counter[str] = Counter()
-        found = [(example, row.place) for row in rows if (example := self._example(row, columns, left_out)) is not None]
+        found = []
+        for row in progress_bar(iterable=rows, desc=source, unit="row", leave=False, delay=2.0):
+            example = self._example(row, columns, left_out)
+            if example is not None:
+                found.append((example, row.place))
         if left_out:
             reasons = " and ".join(f"{count:,} {reason}" for reason, count in left_out.items())
             said = f"{source}: {left_out.total():,} of {len(rows):,} rows are left out, {reasons}"
@@ -104,7 +111,7 @@ class ColumnChoice:
 
     def _require_columns(self, source: str, rows: Sequence[Row]) -> None:
         for field, column in self._columns.items():
-            if not any(_has(row.values, column) for row in rows):
+            if all(value_at(row.values, column) is ABSENT for row in rows):
                 known = sorted({name for row in rows[:_READ_FOR_NAMES] for name in _names(row.values)})
                 option = "prompt" if field == "prompt" else "columns"
                 raise ValueError(
@@ -113,18 +120,10 @@ class ColumnChoice:
                 )
 
 
-def _has(row: Mapping[str, Any], column: str) -> bool:
-    try:
-        value_at(row, column)
-    except KeyError:
-        return False
-    return True
-
-
 def _present(row: Mapping[str, Any], column: str) -> Any:
     """Return the value of a column, None if it is missing, None or a blank text."""
-    value = value_at(row, column) if _has(row, column) else None
-    return None if isinstance(value, str) and not value.strip() else value
+    value = value_at(row, column)
+    return None if value is ABSENT or (isinstance(value, str) and not value.strip()) else value
 
 
 def _names(row: Mapping[str, Any]) -> Iterator[str]:

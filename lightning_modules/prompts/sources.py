@@ -11,8 +11,10 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.prompts.base import Example, PromptDataset, StoredPrompts, location_in, require_prompt
+from lightning_modules.prompts.hub import HubDataset
 from lightning_modules.prompts.json_lines import JSONLines
 from lightning_modules.prompts.parquet import MAGIC, Parquet
+from lightning_modules.prompts.rows import file_type
 from lightning_modules.prompts.text_files import first_bytes, require_file
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".bz2", ".xz", ".zst", ".txt", ".csv", ".tsv", ".arrow")
@@ -43,7 +45,9 @@ PromptSource = PromptFile | PromptDataset | str
 
 
 def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example]:
-    """Return the examples of the argument `name`: a data set, a list, or the path of a JSON Lines or Parquet file.
+    """Return the examples of the argument `name`: a data set, a list, or the path of a file.
+
+    Files of JSON Lines, Parquet, CSV, TSV and Arrow are read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -55,7 +59,7 @@ def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example
     elif isinstance(dataset, Mapping) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
             f'`{name}` is of type {type(dataset).__name__}; pass a PromptDataset, a list of mappings with "prompt", '
-            "or the path of a JSON Lines or Parquet file."
+            "or the path of a JSON Lines, Parquet, CSV or Arrow file."
         )
     else:
         examples = dataset
@@ -84,4 +88,6 @@ def _report(name: str, examples: Sequence[Example]) -> None:
 
 def _read(name: str, path: str) -> PromptDataset:
     require_file(name, path)
+    if file_type(path) in (".csv", ".tsv", ".arrow"):
+        return HubDataset(path)
     return Parquet(path) if first_bytes(path, len(MAGIC)) == MAGIC else JSONLines(path)

@@ -57,8 +57,8 @@ def require_file(name: str, path: str) -> None:
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "not a file"
         raise FileNotFoundError(
-            f"`{name}` is {path!r}, which is {found}; pass a JSON Lines or Parquet file, or "
-            "lightning_modules.HubDataset for other files, folders and data sets of the hub."
+            f"`{name}` is {path!r}, which is {found}; pass a JSON Lines, Parquet, CSV or Arrow "
+            "file, or lightning_modules.HubDataset for folders and data sets of the hub."
         )
 
 

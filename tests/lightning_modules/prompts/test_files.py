@@ -217,6 +217,7 @@ def test_messages_and_other_columns_of_a_parquet_file(parquet):
     ("columns", "message"),
     [
         ({"prompt": ["a", None]}, r"row 1 \(from 0\): the prompt is None; write a text"),
+        ({"prompt": ["a", " "]}, r"row 1 \(from 0\): the prompt is ' '; write a text"),
         ({"prompt": [1]}, r"row 0 \(from 0\): the prompt is 1; write a text"),
         (
             {"question": ["a"]},

@@ -18,7 +18,7 @@ from pyarrow import parquet  # noqa: E402
 
 from lightning_modules import HubDataset  # noqa: E402
 from lightning_modules.prompts import examples_of  # noqa: E402
-from lightning_modules.prompts.columns import value_at  # noqa: E402
+from lightning_modules.prompts.columns import ABSENT, value_at  # noqa: E402
 from lightning_modules.prompts.loading import _split_of  # noqa: E402
 
 ROWS = [{"prompt": "1 + 1?", "answer": "2"}, {"prompt": "¿2 + 3?\n😀", "answer": "005"}]
@@ -35,8 +35,12 @@ def csv_of(rows):
     return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\r\n" for line in cells).encode()
 
 
+def table_of(rows):
+    return rows if isinstance(rows, arrow.Table) else arrow.Table.from_pylist(rows)
+
+
 def arrow_of(rows, new=arrow.ipc.new_file):
-    buffer, table = arrow.BufferOutputStream(), arrow.Table.from_pylist(rows)
+    buffer, table = arrow.BufferOutputStream(), table_of(rows)
     with new(buffer, table.schema) as writer:
         writer.write_table(table)
     return buffer.getvalue().to_pybytes()
@@ -44,10 +48,11 @@ def arrow_of(rows, new=arrow.ipc.new_file):
 
 def parquet_of(rows):
     buffer = arrow.BufferOutputStream()
-    parquet.write_table(arrow.Table.from_pylist(rows), buffer)
+    parquet.write_table(table_of(rows), buffer)
     return buffer.getvalue().to_pybytes()
 
 
+INVALID = arrow.table({"prompt": arrow.array([b"a", b"\xff"]).view(arrow.string())})
 FORMS = {
     "jsonl": json_lines(ROWS),
     "json": json.dumps(ROWS, indent=1).encode(),
@@ -84,6 +89,12 @@ def said(caplog):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_file_gives_the_same_examples(read, form):
     assert list(read(FORMS[form], f"rows.{form}")) == ROWS
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "csv", "csv.xz", "tsv.bz2", "parquet", "arrow"])
+def test_a_path_alone_is_read_by_its_form(tmp_path, form):
+    (tmp_path / f"rows.{form}").write_bytes(FORMS[form])
+    assert list(examples_of("dataset", str(tmp_path / f"rows.{form}"))) == ROWS
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "arrow"])
@@ -165,9 +176,7 @@ def test_nested_columns_become_fields(read):
 def test_a_column_is_found_by_its_own_name_first_and_in_lists():
     row = {"a.b": 1, "a": {"b": 2, "c": [3, {"d": 4}]}}
     assert [value_at(row, name) for name in ("a.b", "a.c.0", "a.c.1.d")] == [1, 3, 4]
-    for name in ("b", "a.x", "a.c.2", "a.c.x", "a.c.-1", "a.b.c"):
-        with pytest.raises(KeyError):
-            value_at(row, name)
+    assert all(value_at(row, name) is ABSENT for name in ("b", "a.x", "a.c.2", "a.c.x", "a.c.-1", "a.b.c"))
 
 
 @pytest.mark.parametrize("write", [json_lines, parquet_of], ids=["jsonl", "parquet"])
@@ -252,6 +261,9 @@ def test_an_answer_is_only_asked_for_where_there_are_answers(read):
         ("r.csv.xz", FORMS["csv.xz"][:-12], "damaged or incomplete compressed file"),
         ("r.parquet", FORMS["parquet"][:-30], "not a readable Parquet file .*; write it again"),
         ("r.parquet", parquet_of([{"prompt": 1}]), r"row 0 \(from 0\): the prompt is 1; write a text"),
+        ("r.parquet", parquet_of(INVALID), "not a readable Parquet file .*0xff"),
+        ("r.arrow", arrow_of(INVALID), "cannot be read .*Invalid UTF8 sequence .*; write the file again"),
+        ("r.arrow", FORMS["arrow"][:-40], "cannot be read .*; write the file again"),
         ("r.arrow", FORMS["stream.arrow"][:200], "cannot be read .*; write the file again"),
         ("r.arrow", arrow_of([{"prompt": 1.5}]), r"row 0 \(from 0\): the prompt is 1.5; write a text"),
     ],
@@ -259,6 +271,14 @@ def test_an_answer_is_only_asked_for_where_there_are_answers(read):
 def test_a_damaged_file_is_refused_with_file_row_and_remedy(read, name, content, message):
     with pytest.raises(ValueError, match=rf"(?s)r\.\w+.*{message}"):
         read(content, name)
+
+
+def test_a_damaged_saved_data_set_is_refused_by_its_folder(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"saved: cannot be read \(.*\); write the file again\."):
+        HubDataset(str(tmp_path / "saved"))
 
 
 def test_options_that_a_file_does_not_have_are_refused(read):
@@ -317,6 +337,10 @@ def test_duplicate_prompts_are_counted(tmp_path, said, source):
     assert said().count("`dataset`: 1 of 4 prompts are duplicates of others.") == 1
 
 
-def test_examples_without_the_answer_that_others_have_are_warned_of():
+@pytest.mark.parametrize("form", ["list", "jsonl", "parquet"])
+def test_examples_without_the_answer_that_others_have_are_warned_of(tmp_path, form):
+    rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None}]
+    path = tmp_path / f"rows.{form}"
+    path.write_bytes(parquet_of(rows) if form == "parquet" else json_lines(rows))
     with pytest.warns(UserWarning, match='`dataset`: 1 of 2 examples have no "answer", which the others have'):
-        examples_of("dataset", [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None}])
+        assert list(examples_of("dataset", rows if form == "list" else str(path))) == rows

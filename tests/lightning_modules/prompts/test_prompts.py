@@ -61,10 +61,10 @@ def test_lines_may_end_as_on_windows(tmp_path):
 def test_missing_file(tmp_path):
     path = str(tmp_path / "none.jsonl")
     with pytest.raises(
-        FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a JSON Lines or Parquet"
+        FileNotFoundError, match=r"`path` is '.*none\.jsonl', which is not a file; pass a JSON Lines, Parquet, CSV"
     ):
         JSONLines(path)
-    with pytest.raises(FileNotFoundError, match="which is a folder; pass a JSON Lines or Parquet file"):
+    with pytest.raises(FileNotFoundError, match="which is a folder; pass a JSON Lines, Parquet, CSV or"):
         JSONLines(str(tmp_path))
 
 
