@@ -8,7 +8,14 @@ QUESTION, INSTRUCTION = "What is 2 + 3?", "Please reason step by step, and put y
 QWEN_MATH = (
     f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 )
-PROMPTS = {"grpo-deepseek-math-7b": f"<|im_start|>user\n{QUESTION}\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"}
+TAGS = (
+    "Think about the problem between <think> and </think>. Then give the final answer, in \\boxed{}, between <answer> "
+    "and </answer>."
+)
+PROMPTS = {
+    "grpo-deepseek-math-7b": f"<|im_start|>user\n{QUESTION}\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n",
+    "igrpo-r1-7b": QWEN_MATH.replace(INSTRUCTION, TAGS),
+}
 LOG_RATIO = (1.0, -0.7, 0.3, 0.1)
 RATIO = [math.exp(x) for x in LOG_RATIO]
 

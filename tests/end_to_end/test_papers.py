@@ -259,6 +259,17 @@ def test_answers_are_graded(folder):
     assert scores.components.tolist() == [[0.0], [1.0]]
 
 
+def test_igrpo_rewards_the_answer_and_the_tags(folder):
+    data = run(arguments("igrpo-r1-7b"), ResolvingCLI).datamodule
+    tagged, continued = "<think>5 + 7</think>\n<answer>\\boxed{12}</answer>", "5 + 7</think><answer>13</answer>"
+    try:
+        scores = data.rewards.scores([tagged, continued, "so \\boxed{12}"], [{"answer": "12"}] * 3)
+    finally:
+        data.rewards.close()
+    assert scores.components.tolist() == [[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+    assert data.rewards.total(scores.components).tolist() == [2.0, 1.0, 1.0]
+
+
 @pytest.mark.slow
 def test_a_model_is_evaluated_on_the_benchmarks_of_the_papers(folder, small_models):
     sizes = "--samples=1", "--max_completion_length=6"
