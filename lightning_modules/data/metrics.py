@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -17,49 +16,50 @@ from aggregate_po.advantages.base import equal_up_to_rounding
 from aggregate_po.advantages.scored import filled, with_company
 from aggregate_po.corrections import log_mismatch
 from lightning_modules.data.groups import Groups
-from lightning_modules.rewards import Cause
+from lightning_modules.rewards import Cause, WeightedRewards
 from lightning_modules.tally import Tally
 
 _FAILED = "/failed/"
 
 
 def rollout_metrics(
-    groups: Groups, rewards: PerCompletion, reward_names: Sequence[str], mismatch: Tally, trainer: Trainer
+    groups: Groups, rewards: PerCompletion, functions: WeightedRewards, mismatch: Tally, trainer: Trainer
 ) -> dict[str, float]:
     """Return the metrics of a rollout over all ranks, by name.
 
     Args:
         groups: groups of this rank.
         rewards: total reward of each completion, the KL penalty included; shape `batch`.
-        reward_names: names of the single rewards.
+        functions: the single rewards.
         mismatch: mismatch between sampler and trainer, counted on this rank.
         trainer: trainer, for collectives over ranks and the current step.
     """
     return {
-        **completion_metrics(completion_tally(groups, rewards, reward_names).over_ranks(trainer)),
+        **completion_metrics(completion_tally(groups, rewards, functions).over_ranks(trainer)),
         **mismatch_metrics(mismatch.over_ranks(trainer)),
         **groups.metrics,
         "rollout/staleness": trainer.global_step - groups.policy_step,
     }
 
 
-def completion_tally(groups: Groups, rewards: PerCompletion, reward_names: Sequence[str]) -> Tally:
+def completion_tally(groups: Groups, rewards: PerCompletion, functions: WeightedRewards) -> Tally:
     """Return the sums over the completions of this rank that `completion_metrics` needs.
 
     Args:
         groups: groups of this rank.
         rewards: total reward of each completion, the KL penalty included; shape `batch`.
-        reward_names: names of the single rewards.
+        functions: the single rewards.
     """
     scored, size = groups.scored, groups.group_size
     counted = torch.where(scored, rewards.double(), 0)
     by_group = rearrange(filled(rewards.double(), scored, size), "(prompt group) -> prompt group", group=size)
     compared = rearrange(with_company(scored, size), "(prompt group) -> prompt group", group=size)
     present = compared.any(dim=-1)
-    single = zip(reward_names, _single_sums(groups), strict=True)
+    single = zip(functions.names, _single_sums(groups), strict=True)
     tally = Tally.of(
         completions=torch.tensor(rewards.numel()),
         scored=scored.sum(),
+        failed=torch.tensor(sum(any(causes) for causes in groups.causes)),
         reward=counted.sum(),
         squared_reward=counted.square().sum(),
         groups=torch.tensor(len(by_group)),
@@ -70,7 +70,7 @@ def completion_tally(groups: Groups, rewards: PerCompletion, reward_names: Seque
         truncated=(~groups.completions.finished).sum(),
         **{f"rewards/{name}": total for name, total in single},
     )
-    return tally + Tally(_failures(groups, reward_names))
+    return tally + Tally(_failures(groups, functions))
 
 
 def _deviations(by_group: Tensor, counted: Tensor) -> Tensor:
@@ -83,12 +83,13 @@ def _single_sums(groups: Groups) -> Tensor:
     return torch.where(groups.scored.unsqueeze(-1), groups.components.double(), 0).sum(dim=0)
 
 
-def _failures(groups: Groups, reward_names: Sequence[str]) -> dict[str, float]:
-    """Return the number of failed verdicts by reward and cause, with a name for each that there may be."""
+def _failures(groups: Groups, functions: WeightedRewards) -> dict[str, float]:
+    """Return the number of failed verdicts by reward and cause, for each reward whose verdicts may fail."""
     counts = Counter((number, cause) for row in groups.causes for number, cause in enumerate(row))
     return {
         f"rewards/{name}{_FAILED}{cause}": counts[number, cause]
-        for number, name in enumerate(reward_names)
+        for number, name in enumerate(functions.names)
+        if functions.may_fail[number]
         for cause in get_args(Cause)
     }
 
@@ -96,19 +97,19 @@ def _failures(groups: Groups, reward_names: Sequence[str]) -> dict[str, float]:
 def completion_metrics(tally: Tally) -> dict[str, float]:
     """Return metrics by name; `reward_std` is over all completions, `reward_group_std` the mean over groups.
 
-    Rewards are those of the completions that have one. Causes of failed verdicts that did not occur are left out.
+    Rewards are those of the completions that have one.
 
     Raises:
         RuntimeError: no completion has a reward.
     """
     sums = tally.sums
     completions, scored = sums["completions"], sums["scored"]
-    failures = {name: count for name, count in sums.items() if _FAILED in name and count}
+    failures = {name: count for name, count in sums.items() if _FAILED in name}
     if not scored:
         raise RuntimeError(
             f"the verdicts on all {completions:.0f} completions of the rollout failed "
-            f"({', '.join(f'{name}: {count:.0f}' for name, count in failures.items())}), so there is nothing to learn "
-            "from; see the warnings above, and correct the reward before you resume."
+            f"({', '.join(f'{name}: {count:.0f}' for name, count in failures.items() if count)}), so there is nothing "
+            "to learn from; see the warnings above, and correct the reward before you resume."
         )
     mean = sums["reward"] / scored
     means = {name: total for name, total in sums.items() if name.startswith("rewards/") and _FAILED not in name}
@@ -119,7 +120,7 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
         "frac_reward_zero_std": sums["equal_groups"] / sums["groups"],
         "completions/mean_length": sums["tokens"] / completions,
         "completions/clipped_ratio": sums["truncated"] / completions,
-        "completions/scored_ratio": scored / completions,
+        "completions/failed_ratio": sums["failed"] / completions,
         "num_tokens": sums["tokens"],
         **{f"{name}/mean": total / scored for name, total in means.items()},
         **failures,

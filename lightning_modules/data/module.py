@@ -263,7 +263,7 @@ class RolloutDataModule(BufferedDataModule):
         rewards = penalized_rewards(groups, log_probs, self.kl_in_reward)
         seed = derived_seed(self.seed, number)
         estimated = advantages(self.advantages, groups, rewards, self.rewards.weights, seed, self._trainer)
-        metrics = rollout_metrics(groups, rewards, self.rewards.names, log_probs.mismatch, self._trainer)
+        metrics = rollout_metrics(groups, rewards, self.rewards, log_probs.mismatch, self._trainer)
         self._notices.after_rollout(metrics)
         weighted = self._stack.weighted(estimated, groups, number, data_parallel_rank(self._trainer))
         rollout = Rollout(groups, sequences, log_probs, weighted, metrics)

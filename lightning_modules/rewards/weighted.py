@@ -34,6 +34,11 @@ class WeightedRewards:
             `BatchReward`.
         weights: weight of each reward in the sum; 1 for each when None.
 
+    Attributes:
+        names: name of each reward, in metrics.
+        may_fail: for each reward, whether metrics count its failed verdicts by cause: not for a plain function, which
+            is called in this process.
+
     Raises:
         TypeError: a reward is not callable.
         ValueError: there is no reward, or `weights` is not one finite number per reward.
@@ -49,6 +54,8 @@ class WeightedRewards:
                     f"`reward` has {function!r}; pass a function of a completion and its example, or several."
                 )
         self._rewards = [_batch_reward(function) for function in given]
+        # Of a function that is called here and may return a failed verdict, the fraction and a warning are enough.
+        self.may_fail = [not isinstance(function, SequentialReward) for function in self._rewards]
         self._warned: set[int] = set()
         self.weights = (1.0,) * len(self._rewards) if weights is None else tuple(float(weight) for weight in weights)
         if len(self.weights) != len(self._rewards) or not all(map(math.isfinite, self.weights)):

@@ -18,9 +18,9 @@ from lightning_modules.rollouts import Completions
 from tests.lightning_modules.data.test_module import LENGTHS, ScriptedEngine, rollout_of
 from tests.lightning_modules.training import NotedAdvantages, fitted, small_data, text_reward
 
-REWARDS = [1.0, None, 0.0, 0.5, None, 1.0, None, None]
+REWARDS = [1.0, None, 0.0, 0.25, None, 1.0, None, None]
 FAILED = [reward is None for reward in REWARDS]
-KNOWN = [1.0, 0.0, 0.5]  # of the first group
+KNOWN = [1.0, 0.0, 0.25]  # of the first group
 
 
 @dataclass
@@ -68,9 +68,9 @@ def test_metrics_are_those_of_the_verdicts(tmp_path, model_folder):
     assert metrics["reward_std"] == pytest.approx(float(known.std(correction=0)))
     assert metrics["reward_group_std"] == pytest.approx(float(torch.tensor(KNOWN).std()))
     assert metrics["frac_reward_zero_std"] == 0.5
-    assert metrics["completions/scored_ratio"] == 0.5
+    assert metrics["completions/failed_ratio"] == 0.5
     assert metrics["rewards/Scripted/failed/time"] == 4
-    assert "rewards/Scripted/failed/exit" not in metrics
+    assert metrics["rewards/Scripted/failed/exit"] == 0
     assert metrics["completions/mean_length"] == pytest.approx(sum(LENGTHS) / 8)
     assert all(map(math.isfinite, metrics.values()))
     totals = run.batches[0].policy.totals
@@ -98,17 +98,17 @@ def test_a_rollout_without_any_verdict_stops_the_run(tmp_path, model_folder):
         scripted(tmp_path, model_folder, [None] * 8)
 
 
-@pytest.mark.parametrize(("rule", "scored"), [("zero_reward", 6), ("score", 4), ("mask", 4)])
-def test_truncated_completions_of_reward_0_need_no_verdict(tmp_path, model_folder, rule, scored):
+@pytest.mark.parametrize(("rule", "mean"), [("zero_reward", 2.25 / 6), ("score", 2.25 / 4), ("mask", 2.25 / 4)])
+def test_truncated_completions_of_reward_0_need_no_verdict(tmp_path, model_folder, rule, mean):
     finished = [True, False, True, True, False, True, True, True]
     run = scripted(tmp_path, model_folder, truncated=rule, finished=finished)
-    assert run.metrics["completions/scored_ratio"] == scored / 8
-    assert run.metrics["rewards/Scripted/failed/time"] == 4
+    assert run.metrics["reward"] == pytest.approx(mean)
+    assert run.metrics["completions/failed_ratio"] == 0.5
 
 
 def test_one_failed_reward_of_several_is_enough(tmp_path, model_folder):
     run = scripted(tmp_path, model_folder, reward=[Scripted([1.0] * 8), Scripted(REWARDS, "memory")])
-    assert run.metrics["completions/scored_ratio"] == 0.5
+    assert run.metrics["completions/failed_ratio"] == 0.5
     assert run.metrics["rewards/Scripted_1/mean"] == 1
     assert run.metrics["rewards/Scripted_2/failed/memory"] == 4
 

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+import zlib
 
 
 def reward(completion, example):
@@ -68,3 +69,17 @@ def own_verdict(completion, example):
     from lightning_modules.rewards.verdict import Verdict
 
     return Verdict(None, "connection", "no judge") if completion == "none" else Verdict(float(len(completion)))
+
+
+def moody(completion, example):
+    """Return a number that depends on the text, or fail by it; a prompt may say to write its process and sleep."""
+    if "file" in example:
+        with open(example["file"], "a", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(1000)
+    value = zlib.crc32((example["prompt"] + completion).encode()) % 5
+    if value == 1:
+        raise ArithmeticError
+    if value == 2:
+        os._exit(3)
+    return value / 4
