@@ -7,7 +7,7 @@ from .callbacks.report import RunReport
 from .data.held_out import HeldOutSet
 from .data.module import RolloutDataModule
 from .data.observers import RolloutObserver
-from .data.schemes import Curriculum, DraftRefinement, DynamicPruning, DynamicSampling, SamplingScheme
+from .data.schemes import Curriculum, DraftRefinement, DynamicPruning, DynamicSampling, Replay, SamplingScheme
 from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
@@ -51,6 +51,7 @@ __all__ = [
     "ReasoningGym",
     "ReasoningGymReward",
     "RemoteReward",
+    "Replay",
     "RewardPool",
     "RolloutDataModule",
     "RolloutObserver",

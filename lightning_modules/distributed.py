@@ -108,6 +108,15 @@ def summed_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
     return torch.as_tensor(reduced).cpu()
 
 
+def gathered_values(value: Any, trainer: Trainer) -> list[Any]:
+    """Return the values of all data-parallel ranks, in rank order, on every rank; values are pickled."""
+    if trainer.world_size == 1:
+        return [value]
+    gathered = [None] * trainer.world_size
+    dist.all_gather_object(gathered, value)
+    return gathered[:: tensor_parallel_size(trainer)]
+
+
 def gathered_over_ranks(values: Tensor, trainer: Trainer) -> Tensor:
     """Return the rows of all data-parallel ranks, concatenated in rank order, on every rank and on the CPU."""
     if trainer.world_size == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -19,7 +19,9 @@ from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.distributed import (
     broadcast_in_tensor_parallel_group,
+    data_parallel_rank,
     gathered_over_ranks,
+    gathered_values,
     is_tensor_parallel_leader,
 )
 from lightning_modules.prompts import Example, Prompt, PromptStream
@@ -172,6 +174,7 @@ class GroupSampler:
     Attributes:
         group_size: number of completions per prompt.
         updates: number of updates that the rollout is split into.
+        rank: data-parallel rank.
         generator: random generator for the choices of schemes; seeded for the rollout and the rank, so that a resumed
             run repeats them.
     """
@@ -193,6 +196,7 @@ class GroupSampler:
         self._truncated, self._failed_verdicts = truncated, failed_verdicts
         self.group_size, self.updates = group_size, updates
         self._temperature, self._seeds, self._trainer = temperature, seeds, trainer
+        self.rank = data_parallel_rank(trainer)
         self._calls, self._skipped_before = 0, prompts.skipped
         # Calls of the engine have the numbers from 1 in this place, or none.
         self.generator = torch.Generator().manual_seed(derived_seed(*seeds, 0))
@@ -257,6 +261,10 @@ class GroupSampler:
     def gathered(self, table: Tensor) -> Tensor:
         """Return the rows of all ranks, those of rank 0 first; every rank must pass the same number of rows."""
         return gathered_over_ranks(table, self._trainer)
+
+    def gathered_values(self, value: Any) -> list[Any]:
+        """Return a value of each rank, such as lists of different lengths, that of rank 0 first."""
+        return gathered_values(value, self._trainer)
 
     def over_ranks(self, tally: Tally) -> Tally:
         """Reduce a tally over the data-parallel ranks; every rank must call it."""

@@ -16,6 +16,7 @@ from lightning_modules import (
     DraftRefinement,
     DynamicPruning,
     PolicyModule,
+    Replay,
     RolloutDataModule,
     RunCheckpoint,
 )
@@ -32,6 +33,7 @@ def stacked():
         Curriculum(low=0.3, high=0.8, exploration=0.5),
         DynamicPruning(prompt_rate=0.6, prompt_threshold=1.5),
         DraftRefinement(drafts=2, template="{question} {draft}"),
+        Replay(max_age=3),
     ]
 
 

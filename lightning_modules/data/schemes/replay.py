@@ -1,0 +1,117 @@
+"""Replay of groups with signal in place of groups without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from lightning_modules.data.groups import Groups, GroupSampler
+from lightning_modules.data.schemes.base import SamplingScheme, Stage
+from lightning_modules.data.schemes.stored import restored, stored
+from lightning_modules.tally import Tally
+from lightning_modules.validation import require_at_least
+
+Stored = Mapping[str, Any]  # a group as `stored` returns it
+
+
+@dataclass(eq=False)
+class Replay(SamplingScheme):
+    """Puts recent groups with signal in the place of groups without, so that no completion is sampled for nothing.
+
+    A buffer has the latest groups of all ranks whose rewards are not all equal. The newest ones come first; each is
+    replayed at most once, and only within `max_age` optimizer steps of its policy. Where the buffer has too few, groups
+    without signal remain.
+
+    Replayed groups are off-policy. With `data.old_log_probs: sampler` they keep the log-probabilities of the policy
+    that sampled them, so that their ratios say how far the policy has moved, and the clip acts on them. With `trainer`
+    these are computed from the policy before the update, and ratios begin with 1; what the policy has moved before is
+    then a mismatch of sampler and trainer, which `data.correction` corrects.
+
+    The scheme logs `replay/groups`, the number of replayed groups over all ranks, `replay/age`, the mean number of
+    optimizer steps since they were sampled, `replay/buffer`, the number of groups left in the buffer, `replay/reward`,
+    the mean reward of all sampled completions, and `replay/without_signal`, the fraction of sampled groups without
+    signal. `rollout/staleness` is that of the oldest group.
+
+    Args:
+        capacity: Maximum number of groups in the buffer.
+        max_age: Maximum number of optimizer steps between the policy that sampled a group and the one that it trains.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    capacity: int = 64
+    max_age: int = 8
+
+    def __post_init__(self) -> None:
+        require_at_least(1, capacity=self.capacity, max_age=self.max_age)
+        self._buffer: list[Stored] = []  # the oldest first, the same on every rank
+
+    @override
+    def groups(self, count: int, below: Stage, rollout: GroupSampler) -> Groups:
+        fresh = below(count)
+        signal = fresh.have_signal
+        missing = (~signal).nonzero().squeeze(-1)
+        taken = self._taken(rollout.gathered(torch.tensor([[len(missing)]])).flatten().tolist(), fresh)
+        mine = taken[rollout.rank]
+        order = torch.arange(len(fresh))
+        order[missing[: len(mine)]] = torch.arange(len(fresh), len(fresh) + len(mine))
+        everyones = [state for states in taken for state in states]
+        filled = Groups.joined([fresh, *map(restored, mine)]).select(order)
+        self._remember(fresh, signal, rollout)
+        metrics = {**fresh.metrics, **self._metrics(fresh, everyones, rollout)}
+        oldest = min([fresh.policy_step, *(state["policy_step"] for state in everyones)])
+        return replace(filled, policy_step=oldest, metrics=metrics)
+
+    def _taken(self, missing: list[int], fresh: Groups) -> list[list[Stored]]:
+        """Take groups from the buffer for each rank, the newest first; drop those that are too old."""
+        self._buffer = [state for state in self._buffer if fresh.policy_step - state["policy_step"] <= self.max_age]
+        # Those of this rollout, from an earlier call, are in it already.
+        usable = [
+            state
+            for state in reversed(self._buffer)
+            if state["policy_step"] < fresh.policy_step and len(state["texts"]) == fresh.group_size
+        ]
+        # In turn, so that no rank gets them all.
+        places = sorted((number, rank) for rank, count in enumerate(missing) for number in range(count))
+        taken: list[list[Stored]] = [[] for _ in missing]
+        for (_, rank), state in zip(places, usable, strict=False):
+            taken[rank].append(state)
+        used = {id(state) for states in taken for state in states}
+        self._buffer = [state for state in self._buffer if id(state) not in used]
+        return taken
+
+    def _remember(self, fresh: Groups, signal: torch.Tensor, rollout: GroupSampler) -> None:
+        mine = [stored(fresh, number) for number in signal.nonzero().squeeze(-1).tolist()]
+        self._buffer += [state for states in rollout.gathered_values(mine) for state in states]
+        self._buffer = self._buffer[-self.capacity :]
+
+    def _metrics(self, fresh: Groups, replayed: list[Stored], rollout: GroupSampler) -> dict[str, float]:
+        sums = rollout.over_ranks(
+            Tally.of(
+                groups=torch.tensor(len(fresh)),
+                without=(~fresh.have_signal).sum(),
+                scored=fresh.scored.sum(),
+                reward=torch.where(fresh.scored, fresh.rewards.double(), 0).sum(),
+            )
+        ).sums
+        ages = [fresh.policy_step - state["policy_step"] for state in replayed]
+        return {
+            "replay/groups": len(replayed),
+            "replay/age": sum(ages) / max(len(ages), 1),
+            "replay/buffer": len(self._buffer),
+            "replay/reward": sums["reward"] / max(sums["scored"], 1),
+            "replay/without_signal": sums["without"] / sums["groups"],
+        }
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"groups": [dict(state) for state in self._buffer]}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._buffer = list(state["groups"])

@@ -1,0 +1,52 @@
+"""Groups as plain values, for checkpoints and for other ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_modules.data.groups import Groups
+from lightning_modules.prompts import Prompt
+from lightning_modules.rollouts import Completions
+
+
+def stored(groups: Groups, number: int) -> dict[str, Any]:
+    """Return one of the groups as tensors, numbers, texts and lists of them; its example is JSON.
+
+    A value in the example that JSON does not have becomes its `repr`.
+    """
+    one = groups.select(torch.tensor([number]))
+    prompt, completions = one.prompts[0], one.completions
+    longest = max(int(completions.mask.sum(dim=-1).max()), 1)
+    # Clones, because a tensor that is a part of a larger one is saved with all of it.
+    by_token = {name: getattr(completions, name)[:, :longest].clone() for name in ("token_ids", "mask", "log_probs")}
+    return {
+        "example": json.dumps(prompt.example, default=repr),
+        "prompt_ids": list(prompt.token_ids),
+        "index": prompt.index,
+        "weight": prompt.weight,
+        **by_token,
+        "response_mask": one.response_mask[:, :longest].clone(),
+        "finished": completions.finished,
+        "texts": list(one.texts),
+        "components": one.components,
+        "rewards": one.rewards,
+        "scored": one.scored,
+        "causes": [list(causes) for causes in one.causes],
+        "policy_step": one.policy_step,
+    }
+
+
+def restored(state: Mapping[str, Any]) -> Groups:
+    """Return the group of which `stored` has made plain values."""
+    example = json.loads(state["example"])
+    completions = Completions(**{name: state[name] for name in ("token_ids", "mask", "log_probs", "finished")})
+    names = ("texts", "components", "rewards", "response_mask", "policy_step", "scored", "causes")
+    return Groups(
+        prompts=[Prompt(example, tuple(state["prompt_ids"]), state["index"], state["weight"])],
+        completions=completions,
+        **{name: state[name] for name in names},
+    )
