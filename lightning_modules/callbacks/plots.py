@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 Columns = dict[str, list[float | None]]
+
+
+# Metrics of a held-out set, which may have a name; `val/rewards/NAME_...` are single rewards.
+_HELD_OUT = re.compile(r"val/(?:(?!rewards/)(?P<set>[^/]+)/)?(?P<measure>pass@1|reward)_(?P<evaluation>sampled|greedy)")
 
 
 def read_metrics(path: str | Path) -> Columns:
@@ -34,15 +39,7 @@ def plot_run(metrics: str | Path, path: str | Path) -> None:
     figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
     reward, accuracy, length, entropy, ratio, clipped = panels.flat
     _curve(reward, columns, "reward", "mean reward of training completions", smooth=True)
-    rewards_only = not any("pass@1" in name for name in columns) and any("val/reward_" in name for name in columns)
-    measure = "reward" if rewards_only else "pass@1"
-    for label in ("sampled", "greedy"):
-        _points(accuracy, columns, f"val/{measure}_{label}", label)
-    accuracy.set_ylabel(f"held-out {measure}")
-    if measure == "pass@1":
-        accuracy.set_ylim(0, 1)
-    if accuracy.lines:
-        accuracy.legend()
+    _held_out(accuracy, columns)
     _curve(length, columns, "completions/mean_length", "completion length (tokens)", smooth=True)
     _curve(entropy, columns, "entropy", "entropy (nats per token)", smooth=True)
     _band(ratio, columns, "ratio/min", "ratio/max")
@@ -75,6 +72,22 @@ def _curve(panel: Axes, columns: Columns, name: str, label: str, smooth: bool) -
     if smooth and values:
         panel.plot(steps, _running_mean(values), color="C0", linewidth=2)
     panel.set_ylabel(label)
+
+
+def _held_out(panel: Axes, columns: Columns) -> None:
+    """Plot the pass rates of the held-out sets, or their rewards where there are no pass rates."""
+    has_rates = any("pass@1" in name for name in columns)
+    found = {name: match for name in columns if (match := _HELD_OUT.fullmatch(name))}
+    measure = "reward" if found and not has_rates else "pass@1"
+    for evaluation in ("sampled", "greedy"):
+        for name, match in found.items():
+            if (match["measure"], match["evaluation"]) == (measure, evaluation):
+                _points(panel, columns, name, " ".join(filter(None, (match["set"], evaluation))))
+    panel.set_ylabel(f"held-out {measure}")
+    if measure == "pass@1":
+        panel.set_ylim(0, 1)
+    if panel.lines:
+        panel.legend()
 
 
 def _points(panel: Axes, columns: Columns, name: str, label: str) -> None:

@@ -93,10 +93,10 @@ def held_out_sets(validation: PromptSource | Mapping[str, HeldOutSet]) -> dict[s
         return {"": HeldOutSet(cast(PromptSource, examples_of("validation", validation)))}
     sets = {}
     for name, held_out in validation.items():
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or name == "rewards":  # single rewards are `val/rewards/...`
             raise ValueError(
-                f"`validation` has the name {name!r}; pass letters, digits, dots, hyphens and underscores, since it is "
-                "part of the names of metrics."
+                f"`validation` has the name {name!r}; pass letters, digits, dots, hyphens and underscores, and not "
+                "'rewards', since it is part of the names of metrics."
             )
         sets[name] = replace(held_out, dataset=cast(PromptSource, examples_of(f"validation.{name}", held_out.dataset)))
     if not sets:

@@ -96,6 +96,16 @@ def test_held_out_points_stand_at_their_steps(plotted):
     assert list(panels[0].lines[0].get_xdata()) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("measure", ["pass@1", "reward"])
+def test_named_held_out_sets_have_a_curve_each_and_single_rewards_none(plotted, measure):
+    names = [f"val/{name}{measure}_{kind}" for name in ("easy/", "hard/", "rewards/") for kind in ("sampled", "greedy")]
+    _, panels = plotted(table([[0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], ["step", *names]))
+    shown = [text.get_text() for text in panels[1].get_legend().get_texts()]
+    assert shown == ["easy sampled", "hard sampled", "easy greedy", "hard greedy"]
+    assert [float(line.get_ydata()[0]) for line in panels[1].lines] == [0.1, 0.3, 0.2, 0.4]
+    assert panels[1].get_ylabel() == f"held-out {measure}"
+
+
 @pytest.mark.parametrize("names", [NAMES, ["step", "reward"], ["step"]], ids=len)
 def test_a_single_row_is_enough(plotted, names):
     picture, panels = plotted(table([row[: len(names)] for row in run_of(1)], names))

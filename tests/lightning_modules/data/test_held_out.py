@@ -95,6 +95,7 @@ def test_the_command_line_names_sets_in_its_configuration(tmp_path, model_folder
         (lambda: HeldOutSet(HARD, top_p=1.5), r"`top_p` is 1\.5; pass a probability"),
         (lambda: held_out_sets({}), r"`validation` is \{\}; pass at least one"),
         (lambda: held_out_sets({"a/b": HeldOutSet(HARD)}), "`validation` has the name 'a/b'; pass letters"),
+        (lambda: held_out_sets({"rewards": HeldOutSet(HARD)}), "`validation` has the name 'rewards'; pass letters"),
         (lambda: held_out_sets({"a": HeldOutSet([])}), r"`validation\.a` is \[\], which has no prompts"),
     ],
 )
