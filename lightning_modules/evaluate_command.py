@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile
 
 from lightning_modules.cli import PolicyArgumentParser, evaluate_run
+from lightning_modules.configuration import described
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.evaluation import comparison_table, evaluate, results_table
 from lightning_modules.interruption import interrupt_from_here
 from lightning_modules.option_help import help_of_import_path
+from lightning_modules.run_config import newest_config
 
 _DESCRIPTION = (
     "Evaluate the exported model of a finished run on its held-out prompts, and print the metrics. RUN: Folder of the "
@@ -52,11 +57,28 @@ def _on_benchmarks(arguments: Sequence[str]) -> None:
         parser.error("the following arguments are required: RUN, or --model, or A and B; see `--help`")
     with ended_by_its_message(instantiating=True):
         options = vars(parser.instantiate(parser.parse_args(list(arguments))))
+    _warn_of_other_format(options)
     interrupt_from_here()
     transformers.utils.logging.disable_progress_bar()
     with ended_by_its_message():
         results = evaluate(**{name: value for name, value in options.items() if name != "config"})
     print(f"\n{results_table(results)}\n\nresults: {options['output']}")
+
+
+def _warn_of_other_format(options: Mapping[str, Any]) -> None:
+    """Warn if the model is that of a run which was trained with other prompts; its configuration says with which."""
+    run = Path(str(options["model"]))
+    if not isinstance(options["model"], str) or not (run / "config.yaml").exists():
+        return
+    trained = (yaml.safe_load(newest_config(run).read_text(encoding="utf-8")) or {}).get("data", {})
+    for name in ("chat_template", "chat_template_kwargs", "system_prompt", "prompt_template"):
+        passed = described(options[name])
+        if (trained.get(name) or None) != (passed or None):
+            warnings.warn(
+                f"`{name}` is {passed!r}, but the run {str(run)!r} was trained with {trained.get(name)!r}; its model "
+                f"may do worse with other prompts. Pass `--{name}` as in {newest_config(run)}.",
+                stacklevel=2,
+            )
 
 
 def _parser() -> PolicyArgumentParser:

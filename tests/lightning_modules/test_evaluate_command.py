@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 
 import pytest
 
@@ -45,6 +46,18 @@ def test_options_may_be_in_a_file(model_folder, problems):
     )
     evaluate_command(["--config", "evaluation.yaml", "--samples", "2"])
     assert read_results(problems / "out")[0].samples == 2
+
+
+def test_other_prompts_than_those_of_the_run_are_warned_of(model_folder, problems):
+    run = problems / "run"
+    run.mkdir()
+    (run / "model").symlink_to(model_folder)
+    (run / "config.yaml").write_text("data: {system_prompt: null, prompt_template: 'Q: {prompt}'}")
+    with pytest.warns(UserWarning, match=r"`prompt_template` is None, but the run 'run' was trained with 'Q: "):
+        evaluate_command(on_benchmarks("run", "other"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was trained with")
+        evaluate_command(on_benchmarks("run", "same", "--prompt_template=Q: {prompt}"))
 
 
 def test_the_folder_of_a_run_is_evaluated_as_before(monkeypatch):
