@@ -12,7 +12,7 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_modules.prompts.base import StoredPrompts, require_prompt, short
-from lightning_modules.prompts.columns import value_at
+from lightning_modules.prompts.columns import ABSENT, value_at
 from lightning_modules.prompts.loading import rows_of
 from lightning_modules.prompts.rows import Row
 from lightning_modules.rewards.mathematics import AnswerForm, final_answer
@@ -167,7 +167,5 @@ def _answer(row: Row, column: str, forms: Sequence[AnswerForm]) -> str:
 
 
 def _value(row: Row, column: str) -> Any:
-    try:
-        return value_at(row.values, column)
-    except KeyError:
-        return None
+    found = value_at(row.values, column)
+    return None if found is ABSENT else found
