@@ -318,10 +318,10 @@ def test_files_of_known_benchmarks_are_read(name):
     path = SHARED / f"{name}.jsonl"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-    column = next(column for column in ("prompt", "question", "problem") if column in first)
+    lines = path.read_text(encoding="utf-8").strip("\n").split("\n")
+    column = next(column for column in ("prompt", "question", "problem") if column in json.loads(lines[0]))
     examples = HubDataset(str(path), prompt=column)
-    assert len(examples) == sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line)
+    assert len(examples) == len(lines)
     assert {"prompt", "answer"} <= examples[0].keys()
 
 
