@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.rewards import TruncationRule
 
+_MANY_FAILED = 0.1  # fraction of the completions of a rollout on which a verdict failed
 _ROLLOUTS_WITHOUT_SIGNAL = 2  # one rollout of few prompts may have no signal by chance
 
 _EFFECT_OF_TRUNCATION: dict[TruncationRule, str] = {
@@ -30,6 +31,7 @@ class Notices:
         self._max_completion_length, self._truncated = max_completion_length, truncated
         self._rollouts = 0
         self._without_signal = True
+        self._many_failed = False
 
     def before_training(self, plan: UpdatePlan, old_policy_samples: bool) -> None:
         """Notify if the policy of every update is the one that its data came from.
@@ -46,8 +48,18 @@ class Notices:
             )
 
     def after_rollout(self, metrics: Mapping[str, float]) -> None:
-        """Notify if no group of the first rollouts has signal, or if all completions of the first are truncated."""
+        """Notify if the first rollouts have no signal, all completions of the first are truncated, or verdicts fail."""
         self._rollouts += 1
+        if not self._many_failed and metrics["completions/failed_ratio"] > _MANY_FAILED:
+            self._many_failed = True
+            causes = {name: count for name, count in metrics.items() if "/failed/" in name and count}
+            counts = "; " + ", ".join(f"{name}: {count:.0f}" for name, count in causes.items()) if causes else ""
+            share = metrics["completions/failed_ratio"]
+            rank_zero_warn(
+                f"Verdicts failed on {share:.0%} of the completions of a rollout{counts}. "
+                "Those completions may be the hard ones, and without them the run trains on the others: raise the "
+                "limit of the reward, or correct it."
+            )
         if self._rollouts == 1 and metrics["completions/clipped_ratio"] == 1:
             rank_zero_warn(
                 "All completions of the first rollout were truncated at `max_completion_length`="

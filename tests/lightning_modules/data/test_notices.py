@@ -12,7 +12,9 @@ from lightning_modules.data.notices import Notices
 from lightning_modules.rollouts import TransformersEngine
 from tests.lightning_modules.training import fitted, small_data
 
-SIGNAL, NONE = {"frac_reward_zero_std": 0.5, "reward": 0.5}, {"frac_reward_zero_std": 1.0, "reward": 0.0}
+VERDICTS = {"completions/failed_ratio": 0.0}
+SIGNAL = {"frac_reward_zero_std": 0.5, "reward": 0.5, **VERDICTS}
+NONE = {"frac_reward_zero_std": 1.0, "reward": 0.0, **VERDICTS}
 FINISHED, TRUNCATED = {"completions/clipped_ratio": 0.5}, {"completions/clipped_ratio": 1.0}
 
 
@@ -53,6 +55,18 @@ def test_truncation_of_everything_is_told_once_with_its_effect(rule, effect):
         f"All completions of the first rollout were truncated at `max_completion_length`=12, so {effect}"
     )
     assert said(SIGNAL | FINISHED, SIGNAL | TRUNCATED) == []
+
+
+def test_many_failed_verdicts_are_told_once():
+    few = SIGNAL | FINISHED | {"completions/failed_ratio": 0.1, "rewards/a/failed/time": 4}
+    many = (
+        SIGNAL | FINISHED | {"completions/failed_ratio": 0.25, "rewards/a/failed/time": 10, "rewards/a/failed/exit": 0}
+    )
+    assert said(few) == []
+    (notice,) = said(few, many, many)
+    beginning = "Verdicts failed on 25% of the completions of a rollout; rewards/a/failed/time: 10. Those completions"
+    assert notice.startswith(beginning)
+    assert "a rollout. Those" in said(SIGNAL | FINISHED | {"completions/failed_ratio": 1.0})[0]
 
 
 def test_one_update_of_the_policys_own_data_is_told_at_the_start():
