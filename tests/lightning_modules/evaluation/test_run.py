@@ -95,7 +95,7 @@ def test_a_finished_evaluation_is_read_and_a_missing_batch_is_repeated(finished,
     assert evaluated(model_folder, problems, output, rollouts=engine) == results
     assert len(engine.generated) == calls
     (output / "batches" / "sums" / "000002.jsonl").unlink()
-    (output / "batches" / "sums" / ".new-000002.jsonl").write_text("{half of a li")  # of a kill while it was written
+    (output / "batches" / "sums" / ".new-000004.jsonl").write_text("{half of a li")  # of a kill while it was written
     assert evaluated(model_folder, problems, output, rollouts=engine) == results
     assert len(engine.generated) == calls + 2
     assert records(output) == before
@@ -162,6 +162,14 @@ def test_answers_vote_where_the_reward_reads_them(model_folder, problems, tmp_pa
     (result,) = evaluated(model_folder, problems, tmp_path, reward=MathReward(answer_forms=["last_number"]))
     assert {one.answer for one in records(tmp_path)} > {None}
     assert result.metrics["maj@3"].value <= result.metrics["pass@3"].value
+
+
+def test_without_pyarrow_the_completions_are_in_the_batches(finished, model_folder, problems, tmp_path, monkeypatch):
+    results, *_ = finished
+    monkeypatch.setattr("lightning_modules.evaluation.run.has_pyarrow", lambda: False)
+    with pytest.warns(UserWarning, match=r"completions\.parquet is not written: pyarrow is not installed; pip install"):
+        assert evaluated(model_folder, problems, tmp_path) == results
+    assert not (tmp_path / "completions.parquet").exists()
 
 
 def test_the_folder_of_a_run_stands_for_its_model(finished, model_folder, problems, tmp_path):
