@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_modules.batch import Extent, Sequences
 from lightning_modules.model.layouts import SequenceLayout
 
+_WINDOWS = (1, 8)  # numbers of latest micro-batches that a completion may be put into; beyond 8 little is gained
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -28,7 +30,10 @@ def micro_batches(
     """Return the rows of each micro-batch, such that the largest micro-batch is as small as possible.
 
     The size of a micro-batch is its number of tokens in the layout. Completions are either sorted by length, for little
-    padding, or grouped by prompt, so that fewer prompts are processed, whichever gives the smaller size.
+    padding, or grouped by prompt, so that fewer prompts are processed. In this order each is put into the last
+    micro-batch, or into the first of the last eight that has room for it (first-fit decreasing), which wastes less room
+    in a packed layout. Of these splits the one with the smallest largest size is returned, up to the token budget, and
+    among equals the one with the fewest tokens, and then the fewest micro-batches.
 
     Args:
         sequences: prompts and completions.
@@ -54,8 +59,9 @@ def micro_batches(
         sorted(table, key=lambda row: (-row.length, row.prompt)),
         sorted(table, key=lambda row: (-longest[row.prompt], row.prompt, -row.length)),
     ]
-    splits = [_balanced_split(order, max_count, layout, token_budget or 0) for order in orders]
-    best = min(splits, key=lambda split: (max(sizes := [layout.size(part.extent) for part in split]), sum(sizes)))
+    budget = token_budget or 0
+    splits = [_balanced_split(order, max_count, layout, budget, window) for window in _WINDOWS for order in orders]
+    best = min(splits, key=lambda split: _cost(split, layout, budget))
     return [torch.tensor(sorted(row.number for row in part.rows), device=rows.device) for part in best]
 
 
@@ -135,7 +141,15 @@ class _MicroBatch:
         self._prompts.add(row.prompt)
 
 
-def _balanced_split(order: Sequence[_Row], max_count: int, layout: SequenceLayout, budget: int) -> list[_MicroBatch]:
+def _cost(split: Sequence[_MicroBatch], layout: SequenceLayout, budget: int) -> tuple[int, int, int]:
+    """Return the largest size or the budget, the number of tokens, and the number of micro-batches."""
+    sizes = [layout.size(part.extent) for part in split]
+    return max([*sizes, budget]), sum(sizes), len(sizes)
+
+
+def _balanced_split(
+    order: Sequence[_Row], max_count: int, layout: SequenceLayout, budget: int, window: int
+) -> list[_MicroBatch]:
     """Split the rows into at most `max_count` micro-batches of the smallest sufficient size, or of the budget."""
     largest_row = max(layout.size(_MicroBatch().extent_with(row)) for row in order)
     together = _MicroBatch()
@@ -144,18 +158,24 @@ def _balanced_split(order: Sequence[_Row], max_count: int, layout: SequenceLayou
     too_small, enough = max(budget, largest_row) - 1, max(budget, layout.size(together.extent))
     while enough - too_small > 1:
         middle = (enough + too_small) // 2
-        if len(_greedy_split(order, layout, middle)) <= max_count:
+        if len(_greedy_split(order, layout, middle, window)) <= max_count:
             enough = middle
         else:
             too_small = middle
-    return _greedy_split(order, layout, enough)
+    return _greedy_split(order, layout, enough, window)
 
 
-def _greedy_split(order: Sequence[_Row], layout: SequenceLayout, budget: int) -> list[_MicroBatch]:
-    """Fill micro-batches up to the budget in the given order; a row that exceeds it is a micro-batch of its own."""
+def _greedy_split(order: Sequence[_Row], layout: SequenceLayout, budget: int, window: int) -> list[_MicroBatch]:
+    """Put each row in the given order into the first micro-batch with room for it, or else into a new one.
+
+    Only the last `window` micro-batches are tried. A row that exceeds the budget is a micro-batch of its own.
+    """
     parts: list[_MicroBatch] = []
     for row in order:
-        if not parts or layout.size(parts[-1].extent_with(row)) > budget:
-            parts.append(_MicroBatch())
-        parts[-1].add(row)
+        fitting = (part for part in parts[-window:] if layout.size(part.extent_with(row)) <= budget)
+        part = next(fitting, None)
+        if part is None:
+            part = _MicroBatch()
+            parts.append(part)
+        part.add(row)
     return parts
