@@ -18,6 +18,7 @@ REQUIRED = {
     "dataset": AdditionProblems(2),
     "reward": boxed_answer,
     "url": "http://localhost:8000",
+    "sources": [AdditionProblems(2)],
     "urls": ["http://localhost:8000"],
     "weights": None,
     "optimizer": torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))]),
@@ -28,7 +29,7 @@ RECORDS = (
     *("Sampled", "Sharding", "SamplingParameters", "ServerClient", "Fleet", "Completion", "Tally"),
     *("Estimate", "Tolerance", "Deviation", "Verdict", "WorkerProcess"),
     *("Findings", "PassRates", "TrialRollout", "Grader", "GradedCompletion", "BenchmarkResult"),
-    *("Grades", "Audit"),
+    *("Grades", "Audit", "PromptHistory", "Candidate", "Prompt"),
 )
 ARGUMENTS = numeric_arguments(lightning_modules, REQUIRED, RECORDS)
 
