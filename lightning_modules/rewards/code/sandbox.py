@@ -24,10 +24,9 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     isolated = _isolate()
     os.write(answers, b"+" if isolated else b"-")
-    if isolated and (child := os.fork()):  # the child is the first process of its namespace; if it ends, all end
-        os.waitpid(child, 0)
-        os._exit(0)
-    _end_with_parent()
+    if isolated:
+        _go_on_in_child()  # the first process of the namespace: if it ends, all end
+        _go_on_in_child()  # to which signals from within the namespace do nothing, so that another runs the code
     _limit(settings)
     names: dict[str, Any] = {"__name__": "solution"}
     for number, text in enumerate([settings["code"], *settings["tests"]]):
@@ -42,6 +41,14 @@ def _isolate() -> bool:
         return bool(ctypes.CDLL(None).unshare(_NEW_USER | _NEW_PROCESSES | _NEW_NETWORK) == 0)
     except (AttributeError, OSError):  # not on Linux
         return False
+
+
+def _go_on_in_child() -> None:
+    """Return in a child of this process, which ends with it."""
+    if child := os.fork():
+        os.waitpid(child, 0)
+        os._exit(0)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:
