@@ -1,6 +1,9 @@
 """Entry point of `aggregate-po` and `python -m lightning_modules`."""
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning_modules.interruption import interruption, listen
 
@@ -21,12 +24,13 @@ def main() -> None:
 def _dispatch() -> None:
     """Dispatch to the subcommands of this library; all other subcommands are those of the Lightning CLI."""
     # These load torch, which takes seconds, in which a signal may arrive.
-    from lightning_modules.audit.command import audit_command
-    from lightning_modules.cli import run
-    from lightning_modules.evaluate_command import evaluate_command
-    from lightning_modules.planning.command import plan
-    from lightning_modules.preflight.command import preflight_command
-    from lightning_modules.rollouts.serving.command import serve
+    with _kept_for_good():
+        from lightning_modules.audit.command import audit_command
+        from lightning_modules.cli import run
+        from lightning_modules.evaluate_command import evaluate_command
+        from lightning_modules.planning.command import plan
+        from lightning_modules.preflight.command import preflight_command
+        from lightning_modules.rollouts.serving.command import serve
 
     if sys.argv[1:2] == ["evaluate"]:
         evaluate_command(sys.argv[2:])
@@ -40,6 +44,24 @@ def _dispatch() -> None:
         audit_command(sys.argv[2:])
     else:
         run()
+
+
+@contextmanager
+def _kept_for_good() -> Iterator[None]:
+    """Exempt the modules that are imported in the context from garbage collection.
+
+    They last until the process ends. Collections while they are loaded, and the one at the exit, would take as long as
+    the loading itself.
+    """
+    if "torch" in sys.modules:  # called from a process that has loaded them, and has objects of its own by now
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 if __name__ == "__main__":
