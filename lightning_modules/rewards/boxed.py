@@ -25,8 +25,13 @@ def boxed_answer(completion: str, example: Example) -> float:
     infinite has no right box.
 
     Raises:
-        KeyError: the example has no "answer".
+        ValueError: the example has no "answer".
     """
+    if "answer" not in example:
+        raise ValueError(
+            f"the example has no field 'answer'; its fields are {', '.join(map(repr, example))}. Use `MathReward`, "
+            "whose `answer_field` names the field of the answer."
+        )
     expected: Any = example["answer"]
     found = last_boxed(completion)
     return float(found is not None and _same(found.strip(), expected))

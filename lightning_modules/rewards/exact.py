@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_modules.rewards.fields import field_of
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
 
 if TYPE_CHECKING:  # a worker of a pool loads no torch for it
@@ -22,7 +23,7 @@ class ExactMatch:
         ignore_case: Whether upper and lower case are equal.
 
     Raises:
-        KeyError: when called, if an example has no such field.
+        ValueError: when called, if an example has no such field.
 
     Example:
         >>> ExactMatch(ignore_case=True)("<answer> new  york</answer>", {"answer": "New York"})
@@ -42,7 +43,7 @@ class ExactMatch:
     def __call__(self, completion: str, example: Example) -> float:
         """Return the reward of one completion."""
         answer = final_answer(completion, self.answer_forms) if self.answer_forms else completion
-        expected = example[self.answer_field]
+        expected = field_of(example, "answer_field", self.answer_field)
         right = expected if isinstance(expected, (list, tuple)) else [expected]
         return float(answer is not None and self._text(answer) in map(self._text, right))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from lightning_modules.rewards.fields import field_of
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
 from lightning_modules.rewards.mathematics.normalization import normalized
 from lightning_modules.rewards.mathematics.numbers import plain_number
@@ -28,8 +29,7 @@ class NumericAnswer:
         answer_forms: Forms of a final answer to look for, in this order.
 
     Raises:
-        ValueError: a tolerance is negative or not finite; when called, if the reference answer is no number.
-        KeyError: when called, if an example has no such field.
+        ValueError: a tolerance is negative or not finite; when called, if the example has no such field, or no number in it.
 
     Example:
         >>> NumericAnswer(relative=0.01)(r"about \boxed{3.14}", {"answer": 3.14159})
@@ -53,10 +53,11 @@ class NumericAnswer:
 
     def __call__(self, completion: str, example: Example) -> float:
         """Return the reward of one completion."""
-        expected = _number(str(example[self.answer_field]))
+        reference = field_of(example, "answer_field", self.answer_field)
+        expected = _number(str(reference))
         if expected is None:
             raise ValueError(
-                f"`{self.answer_field}` of the example is {example[self.answer_field]!r}, which is no number; use "
+                f"`{self.answer_field}` of the example is {reference!r}, which is no number; use "
                 "another reward for such examples, such as MathReward."
             )
         answer = final_answer(completion, self.answer_forms)

@@ -22,6 +22,7 @@ from typing_extensions import override
 from lightning_modules.prompts import Example
 from lightning_modules.rewards.batch import BatchReward
 from lightning_modules.rewards.code import sandbox
+from lightning_modules.rewards.fields import field_of
 from lightning_modules.validation import require_at_least
 
 _BLOCK = re.compile(r"^```(?:python3?|py)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -45,8 +46,7 @@ class CodeReward(BatchReward):
         memory: Memory of a process in bytes.
 
     Raises:
-        ValueError: a number is out of its range.
-        KeyError: when called, if an example has no such field.
+        ValueError: a number is out of its range; or, when called, an example has no such field.
         RuntimeError: when called, if the process cannot be started.
     """
 
@@ -68,7 +68,7 @@ class CodeReward(BatchReward):
             return list(threads.map(self._reward, completions, examples))
 
     def _reward(self, completion: str, example: Example) -> float:
-        tests = example[self.tests_field]
+        tests = field_of(example, "tests_field", self.tests_field)
         code = last_code_block(completion)
         if code is None:
             return 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_modules.rewards.fields import field_of
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
 from lightning_modules.rewards.mathematics.grading import folded, same_answer
 from lightning_modules.rewards.mathematics.normalization import normalized
@@ -30,7 +31,7 @@ class MathReward:
         evaluate: Whether an expression that evaluates to the reference number is right, too.
 
     Raises:
-        KeyError: an example has no such field.
+        ValueError: an example has no such field.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class MathReward:
     def __call__(self, completion: str, example: Example) -> float:
         """Return the reward of one completion."""
         answer = final_answer(completion, self.answer_forms)
-        reference = str(example[self.answer_field])
+        reference = str(field_of(example, "answer_field", self.answer_field))
         reference = final_answer(reference, _ENDS_OF_SOLUTIONS) or reference
         return float(answer is not None and same_answer(answer, reference, self.evaluate))
 

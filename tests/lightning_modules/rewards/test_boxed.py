@@ -55,7 +55,7 @@ def test_the_reward_is_a_float():
 
 
 def test_an_example_without_answer_is_an_error():
-    with pytest.raises(KeyError, match="answer"):
+    with pytest.raises(ValueError, match="no field 'answer'; its fields are"):
         boxed_answer(r"\boxed{12}", {"prompt": "7 + 5"})
 
 

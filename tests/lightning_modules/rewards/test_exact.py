@@ -25,5 +25,5 @@ def test_equal_texts_are_right(completion, answer, reward):
 
 def test_options():
     assert ExactMatch("city", (), ignore_case=True)(" PARIS\n", {"city": "Paris"}) == 1.0
-    with pytest.raises(KeyError, match="answer"):
+    with pytest.raises(ValueError, match=r"`answer_field` is .*which the example lacks; its fields are"):
         ExactMatch()("<answer>a</answer>", {})

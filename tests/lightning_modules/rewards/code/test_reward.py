@@ -116,7 +116,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 def test_it_is_a_reward_of_a_run():
     scores = WeightedRewards(CodeReward()).scores([block(RIGHT), "x"], [{"tests": TESTS}] * 2)
     assert scores.components.tolist() == [[1.0], [0.0]]
-    with pytest.raises(KeyError, match="tests"):
+    with pytest.raises(ValueError, match="`tests_field` is 'tests', which the example lacks"):
         CodeReward()([block(RIGHT)], [{}])
 
 

@@ -194,7 +194,7 @@ def test_the_reward_reads_the_field_and_the_forms():
     assert MathReward("solution")(r"\boxed{42}", example) == 0
     assert MathReward(answer_forms=["answer_tags"])(r"\boxed{42}", example) == 0
     assert MathReward()("42", example) == 0
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="`answer_field` is 'gold', which the example lacks"):
         MathReward("gold")(r"\boxed{42}", example)
 
 
