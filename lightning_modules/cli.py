@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -26,6 +25,7 @@ from lightning_modules.callbacks.selection import act_when_measured, selected_ca
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.interruption import interrupt_from_here
+from lightning_modules.option_errors import explained
 from lightning_modules.option_help import help_of_import_path
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.recorded_config import require_recordable
@@ -57,11 +57,6 @@ _FIT = (
 )
 _VALIDATE = "Evaluate the policy that the configuration describes on the held-out prompts, without training."
 
-_REMEDY = (
-    "Pass the import path of a class or function, such as aggregate_po.recipes.gmpo; your own file must be in the "
-    "working folder or be installed."
-)
-
 
 class PolicyArgumentParser(LightningArgumentParser):
     """Argument parser that reads configuration from `--config` alone, and whose errors name the remedy.
@@ -81,16 +76,8 @@ class PolicyArgumentParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add a remedy to the error of an unknown option or of an import path that does not exist."""
-        if re.fullmatch("Option '[^']*' is not accepted", message):
-            # Each class or function has its own parser, which knows the accepted options.
-            options = [action.dest for action in self._actions if action.dest.split(".")[-1] != "help"]
-            message += f"; pass one of {', '.join(options)}" if options else "; there are no options"
-        if any(text in message for text in ("No module named", "has no attribute", "Expected a dot import path")):
-            # The parser of an outer class repeats the message of an inner one.
-            lines = [line for line in message.splitlines() if line.strip() != _REMEDY]
-            message = "\n".join([*lines, _REMEDY])
-        super().error(message, ex)
+        """Add a remedy to the error, and leave out what does not concern the value."""
+        super().error(explained(message, self), ex)
 
 
 class PolicyCLI(LightningCLI):

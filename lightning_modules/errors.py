@@ -13,6 +13,8 @@ from types import FrameType
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_modules.option_errors import concerning_the_value
+
 _REFUSALS = (ValueError, TypeError, OSError, RuntimeError, ImportError, MisconfigurationException)
 _REFUSALS_IN_TRAINING = (ValueError, RuntimeError, ArithmeticError, MisconfigurationException)
 _TRAINING = ("lightning.pytorch.loops.training_epoch_loop", "lightning.pytorch.loops.evaluation_loop")
@@ -42,7 +44,7 @@ def ended_by_its_message(*, instantiating: bool = False) -> Iterator[None]:
             raise
         if _rank_zero_says_it():
             raise SystemExit(1) from error
-        text = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        text = "\n".join([concerning_the_value(str(error)), *getattr(error, "__notes__", [])])
         raise SystemExit(f"error: {text}") from error
 
 

@@ -23,7 +23,17 @@ CORE_LAYERS = [
 
 # Each may import those before it, and those beside it where that makes no circle.
 TRAINING_LAYERS = [
-    ["distributed", "seeding", "progress", "run_folder", "interruption", "validation", "option_help", "loops"],
+    [
+        "distributed",
+        "seeding",
+        "progress",
+        "run_folder",
+        "interruption",
+        "validation",
+        "option_help",
+        "option_errors",
+        "loops",
+    ],
     ["atomic", "parquet_files", "configuration", "errors", "optimizer"],
     ["tally", "resumption", "recorded_config", "schedules"],
     ["metrics", "prompts"],
