@@ -255,7 +255,10 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
     run_folder = Path(folder)
     for name in ("config.yaml", "model"):
         if not (run_folder / name).exists():
-            raise SystemExit(f"error: RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run.")
+            raise SystemExit(
+                f"error: RUN is {folder!r}, which has no {name!r}; pass the folder of a finished run, or two folders "
+                "of evaluations to compare."
+            )
     config, model = newest_config(run_folder), run_folder / "model"
     # The exported model includes its adapters. An evaluation samples nothing ahead, and not every engine could.
     model_options = [f"--model.model_name={model}", "--model.lora=null"]

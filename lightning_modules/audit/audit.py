@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from lightning_modules.audit.rows import BadRow, GivenCompletion, rows_of
 from lightning_modules.progress import progress_bar
-from lightning_modules.prompts.json_lines import parsed
-from lightning_modules.prompts.text_files import lines, require_file
+from lightning_modules.prompts.text_files import require_file
 from lightning_modules.rewards import AnyReward, Verdict, WeightedRewards
 from lightning_modules.rewards.killable import killable
 from lightning_modules.rewards.names import numbered
@@ -19,26 +19,13 @@ _CHUNK = 1000  # completions that are graded in one call
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A line of the file without a completion.
-
-    Args:
-        line: number of the line, from 1.
-        reason: description of the error.
-    """
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class Difference:
     """A completion on which two graders differ.
 
     Args:
-        line: number of its line in the file, from 1.
+        line: number of its line, or of its row in a Parquet file, from 1.
         completion: text of the completion.
-        example: other fields of the line.
+        example: other fields of the line or row.
         verdict: verdict of the first grader.
         other: verdict of the second grader.
     """
@@ -109,7 +96,8 @@ def audit_rewards(
     Functions run in a pool of processes, so that a hang or a crash costs one verdict.
 
     Args:
-        file: JSON Lines file, plain or compressed, with a completion and the fields of its example in each line.
+        file: JSON Lines file, plain or compressed, with a completion and the fields of its example in each line; or a
+            Parquet file with such rows, as an evaluation and `CompletionsFile` write it.
         reward: First grader.
         other: Second grader.
         workers: Number of worker processes of each grader.
@@ -126,7 +114,7 @@ def audit_rewards(
     audit = Audit(Grades(names[0]), Grades(names[1]))
     try:
         with progress_bar(desc="grading", unit="completion", leave=False) as progress:
-            rows = _rows(file, completion, audit.bad_rows)
+            rows = rows_of(file, completion, audit.bad_rows)
             while chunk := list(islice(rows, _CHUNK)):
                 _grade(chunk, graders, audit)
                 progress.update(len(chunk))
@@ -139,23 +127,7 @@ def audit_rewards(
     return audit
 
 
-def _rows(file: str, completion: str, bad_rows: list[BadRow]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield line, completion and example of each row, and collect the others."""
-    for number, line in lines(file):
-        try:
-            row = parsed(line, f"line {number}")
-        except ValueError as error:
-            bad_rows.append(BadRow(number, str(error).partition(": ")[2]))
-            continue
-        if not isinstance(row, dict):
-            bad_rows.append(BadRow(number, f"not a JSON object but {type(row).__name__}"))
-        elif not isinstance(row.get(completion), str):
-            bad_rows.append(BadRow(number, f'no text under "{completion}"'))
-        else:
-            yield number, row[completion], {name: value for name, value in row.items() if name != completion}
-
-
-def _grade(chunk: Sequence[tuple[int, str, dict[str, Any]]], graders: Sequence[WeightedRewards], audit: Audit) -> None:
+def _grade(chunk: Sequence[GivenCompletion], graders: Sequence[WeightedRewards], audit: Audit) -> None:
     texts, examples = [row[1] for row in chunk], [row[2] for row in chunk]
     verdicts = [grader.verdicts(texts, examples)[0] for grader in graders]
     for (line, text, example), verdict, other in zip(chunk, *verdicts, strict=True):

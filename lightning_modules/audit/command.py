@@ -15,8 +15,8 @@ from lightning_modules.interruption import interrupt_from_here
 from lightning_modules.option_help import help_of_import_path
 
 _DESCRIPTION = (
-    "Grade the completions of a JSON Lines file with two graders, and print how often and where they differ. Each line "
-    'has a "completion" and the fields of its example, such as "answer".'
+    "Grade the completions of a JSON Lines or Parquet file with two graders, and print how often and where they "
+    'differ. Each row has a "completion" and the fields of its example, such as "answer".'
 )
 
 

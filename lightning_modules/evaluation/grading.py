@@ -66,7 +66,7 @@ class Grader:
                 completion=text,
                 value=verdict.value,
                 cause=verdict.cause,
-                answer=self._answer(text) if self._answer else None,
+                extracted=self._answer(text) if self._answer else None,
                 length=lengths[row],
                 truncated=not sampled.completions.finished[row],
             )

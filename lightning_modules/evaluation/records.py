@@ -26,7 +26,7 @@ class GradedCompletion:
         completion: text of the completion.
         value: value of the verdict; None if it failed.
         cause: cause of the failure; None if there is a value.
-        answer: final answer in one spelling, for the majority vote; None if there is none.
+        extracted: final answer of the completion in one spelling, for the majority vote; None if there is none.
         length: number of tokens, the stop token included.
         truncated: whether the completion reached its maximum length.
     """
@@ -36,7 +36,7 @@ class GradedCompletion:
     completion: str
     value: float | None
     cause: Cause | None
-    answer: str | None
+    extracted: str | None
     length: int
     truncated: bool
 

@@ -93,7 +93,7 @@ def _metrics(by_kind: Mapping[str, list[list[GradedCompletion]]], samples: int, 
     powers = [2**exponent for exponent in range(1, samples.bit_length()) if 2**exponent < samples]
     metrics |= {f"pass@{k}": pass_at_k(scores, k) for k in [*powers, samples]}
     if votes:
-        metrics[f"maj@{samples}"] = maj_at_k([[one.answer for one in problem] for problem in problems], scores)
+        metrics[f"maj@{samples}"] = maj_at_k([[one.extracted for one in problem] for problem in problems], scores)
     return metrics
 
 

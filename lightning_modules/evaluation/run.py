@@ -188,7 +188,7 @@ def _rows(benchmark: Benchmark, graded: Sequence[GradedCompletion]) -> Iterator[
         example = benchmark.problems[one.problem]
         sample = counts[one.problem, one.greedy]
         counts[one.problem, one.greedy] += 1
-        about = {"prompt": shown(example["prompt"]), "reference": example["answer"], "sample": sample}
+        about = {"prompt": shown(example["prompt"]), "answer": example["answer"], "sample": sample}
         yield {"benchmark": benchmark.name, **about, **asdict(one)}
 
 

@@ -15,6 +15,7 @@ from lightning_modules.prompts.base import shown
 _GROUP_SIZES = (4, 8, 16, 32)
 _FEW = 0.1  # share of groups with signal below which nearly all of the sampling is for nothing
 _MANY_TRUNCATED = 0.5
+_RELIABLE = 8  # groups; the share of fewer says little
 _SAMPLES = 3  # completions that are shown, of different prompts
 _LONGEST = 160  # characters of a text that is shown
 
@@ -142,7 +143,8 @@ class Findings:
                 f"This run can hardly learn: {self.signal:.1%} of the groups have signal, the others are sampled for "
                 "nothing. Use prompts of another difficulty, a larger `data.group_size`, or dynamic sampling."
             )
-        return f"This run can learn: {self.signal:.1%} of the groups have signal."
+        few = f" These are only {self.prompts} groups; raise --completions." if self.prompts < _RELIABLE else ""
+        return f"This run can learn: {self.signal:.1%} of the groups have signal.{few}"
 
     def _expected(self) -> list[str]:
         if self.pass_rates is None:

@@ -29,7 +29,8 @@ class NumericAnswer:
         answer_forms: Forms of a final answer to look for, in this order.
 
     Raises:
-        ValueError: a tolerance is negative or not finite; when called, if the example has no such field, or no number in it.
+        ValueError: a tolerance is negative or not finite; when called, if the example has no such field, or no number
+            in it.
 
     Example:
         >>> NumericAnswer(relative=0.01)(r"about \boxed{3.14}", {"answer": 3.14159})

@@ -84,8 +84,8 @@ def test_the_results_are_in_the_folder(finished):
     rows = parquet.read_table(output / "completions.parquet").to_pylist()
     assert len(rows) == 5 * 4
     assert [row["completion"] for row in rows] == [one.completion for one in records(output)]
-    last = {name: rows[-1][name] for name in ("benchmark", "prompt", "reference", "problem", "sample", "greedy")}
-    expected = {"prompt": "What is 4 + 1?", "reference": "5", "problem": 4, "sample": 0, "greedy": True}
+    last = {name: rows[-1][name] for name in ("benchmark", "prompt", "answer", "problem", "sample", "greedy")}
+    expected = {"prompt": "What is 4 + 1?", "answer": "5", "problem": 4, "sample": 0, "greedy": True}
     assert last == {"benchmark": "sums", **expected}
 
 
@@ -160,7 +160,7 @@ def test_failed_verdicts_are_counted_by_cause_and_count_as_wrong(model_folder, p
 
 def test_answers_vote_where_the_reward_reads_them(model_folder, problems, tmp_path):
     (result,) = evaluated(model_folder, problems, tmp_path, reward=MathReward(answer_forms=["last_number"]))
-    assert {one.answer for one in records(tmp_path)} > {None}
+    assert {one.extracted for one in records(tmp_path)} > {None}
     assert result.metrics["maj@3"].value <= result.metrics["pass@3"].value
 
 

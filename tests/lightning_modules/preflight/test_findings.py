@@ -40,7 +40,10 @@ def test_figures():
     assert "pass rate:    0.438 (95 % interval" in text
     assert "with signal:  50.0%" in text
     assert "AAAA ... AAAA" in text
-    assert found.verdict() == ["This run can learn: 50.0% of the groups have signal."]
+    (verdict,) = found.verdict()
+    assert (
+        verdict == "This run can learn: 50.0% of the groups have signal. These are only 4 groups; raise --completions."
+    )
 
 
 def test_failed_verdicts_are_counted_and_out_of_the_metrics():
@@ -78,7 +81,7 @@ def test_rewards_other_than_0_and_1_have_no_pass_rate():
         ([[1, 1], [0, 0]], "would not learn: the completions of each prompt all have the same reward"),
         ([[1, 1], [1, 1]], "would not learn: the completions of each prompt all have the same reward"),
         ([[0, 1]] + [[0, 0]] * 19, "can hardly learn: 5.0% of the groups"),
-        ([[0, 1]] + [[0, 0]] * 9, "can learn: 10.0% of the groups"),
+        ([[0, 1]] + [[0, 0]] * 9, "can learn: 10.0% of the groups have signal."),
     ],
 )
 def test_the_verdict_follows_the_signal(rewards, words):

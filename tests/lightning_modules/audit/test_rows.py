@@ -1,0 +1,32 @@
+"""Rows of files of completions."""
+
+import json
+
+from lightning_modules.audit.rows import BadRow, rows_of
+from lightning_modules.parquet_files import write_rows
+
+
+def test_lines(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"completion": "a", "answer": 1}\n\n[1]\n{"answer": 2}\nnot JSON\n{"completion": "b"}\n')
+    bad_rows = []
+    assert list(rows_of(str(file), "completion", bad_rows)) == [(1, "a", {"answer": 1}), (6, "b", {})]
+    assert [row.line for row in bad_rows] == [3, 4, 5]
+    assert bad_rows[1] == BadRow(4, 'no text under "completion"')
+
+
+def test_rows_of_an_evaluation(tmp_path):
+    """Their answer is the reference answer, not the one that was read from the completion."""
+    rows = [{"completion": "It is 3.", "prompt": "1 + 1?", "answer": "2", "extracted": "3"}, {"completion": None}]
+    write_rows(rows, tmp_path / "completions.parquet")
+    bad_rows = []
+    ((number, text, example),) = rows_of(str(tmp_path / "completions.parquet"), "completion", bad_rows)
+    assert (number, text, example["answer"]) == (1, "It is 3.", "2")
+    assert [row.line for row in bad_rows] == [2]
+
+
+def test_rows_of_a_run_have_the_fields_of_their_example(tmp_path):
+    row = {"step": 1, "completion": "2", "example": json.dumps({"answer": "2", "level": 4}), "reward": 1.0}
+    write_rows([row], tmp_path / "step-000001.parquet")
+    ((_, text, example),) = rows_of(str(tmp_path / "step-000001.parquet"), "completion", [])
+    assert (text, example["answer"], example["level"], example["reward"]) == ("2", "2", 4, 1.0)
