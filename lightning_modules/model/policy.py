@@ -64,11 +64,8 @@ class Policy:
         lora: LoRA | None = None,
         attn_implementation: str | None = None,
     ) -> None:
-        if isinstance(source, str) and _is_path(source) and not Path(source).is_dir():
-            raise ValueError(
-                f"`model_name` is {source!r}, which is not a folder; pass one that `from_pretrained` loads, or a "
-                "hub id such as Qwen/Qwen2.5-0.5B."
-            )
+        if isinstance(source, str):
+            _require_model(source)
         self.source = source
         self.asked_layout = layout
         self.layout = SharedPrompts() if layout is None else layout
@@ -254,6 +251,21 @@ class Policy:
         with self._forward_context():
             log_probs, _ = log_probs_and_entropy(self.reference, sequences, self.layout)
         return log_probs
+
+
+def _require_model(source: str) -> None:
+    """Check that a path is a folder with a model or with adapters; a hub id is found out when it is loaded."""
+    folder = Path(source)
+    if _is_path(source) and not folder.is_dir():
+        found = "is not a folder"
+    elif folder.is_dir() and not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        found = "is a folder without a config.json"
+    else:
+        return
+    raise ValueError(
+        f"`model_name` is {source!r}, which {found}; pass one that `from_pretrained` loads, or a hub id such as "
+        "Qwen/Qwen2.5-0.5B."
+    )
 
 
 def _is_path(model_name: str) -> bool:

@@ -437,6 +437,7 @@ def test_an_update_without_tokens_has_no_metrics_and_a_loss_of_zero(tmp_path, mo
     ("arguments", "error", "message"),
     [
         ({"model_name": "/not/there"}, ValueError, "`model_name` is '/not/there', which is not a folder; pass one"),
+        ({"model_name": "tests"}, ValueError, "`model_name` is 'tests', which is a folder without a config.json"),
         ({"model_name": "runs/a/model"}, ValueError, "`model_name` is 'runs/a/model', which is not a folder"),
         ({"objective": "gmpo"}, TypeError, "`objective` is 'gmpo'; pass a PolicyObjective"),
         ({"objective": gmpo}, TypeError, "`objective` is <function gmpo.*pass a PolicyObjective"),
