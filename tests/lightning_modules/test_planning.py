@@ -692,8 +692,8 @@ def test_models_that_cannot_be_described_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"`model_name` is .*Source.* has no `describe`.* pass the folder"):
         job(Source())
+    (tmp_path / "config.json").write_text("{}")  # of no architecture
     with pytest.raises(ValueError, match=r"`model_name` is '.*', whose config.json was not found.* pass a folder"):
-        (tmp_path / "config.json").write_text("{}")  # of no architecture
         job(str(tmp_path))
     with pytest.raises(ValueError, match=r"`model_name` is 'nobody/nothing', whose config.json .*hub id that can be"):
         job("nobody/nothing")
