@@ -1,7 +1,11 @@
 """Hypothesis profiles (`pytest --hypothesis-profile thorough` for the long run), markers, and a model for runs."""
 
+import os
 import signal
 from pathlib import Path
+
+# Nothing is fetched. Without a network, a name that is not found would be asked for again and again, for a minute.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch

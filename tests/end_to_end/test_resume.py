@@ -123,6 +123,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(run, small_fi
     content = bytearray((checkpoints / "step-4.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (checkpoints / "step-4.ckpt").write_bytes(content)
+    (tmp_path / "config.json").write_text("{}")  # of no model that could be loaded
     for path in ("last", checkpoints / "step-4.ckpt"):
         status, output = run([*arguments, f"--ckpt_path={path}", f"--model.model_name={tmp_path}"])
         assert status == 1

@@ -119,12 +119,12 @@ def test_advantages_per_token_reach_the_batch(tmp_path, model_folder):
     assert run.metrics["grad_norm"].item() > 0
 
 
-def test_a_group_counts_if_one_token_of_it_has_an_advantage(tmp_path, model_folder):
+def test_a_completion_is_trained_if_one_token_of_it_has_an_advantage(tmp_path, model_folder):
     advantages = torch.zeros(8, 3)
     advantages[5, 1] = 0.5
     run, _ = scripted(tmp_path, model_folder, advantages=lambda step: advantages)
-    assert sum(len(batch.completion_ids) for batch in run.batches) == 4
-    assert torch.equal(torch.cat([batch.policy.advantages for batch in run.batches]), advantages[4:])
+    assert sum(len(batch.completion_ids) for batch in run.batches) == 1
+    assert torch.equal(torch.cat([batch.policy.advantages for batch in run.batches]), advantages[5:6, :2])
 
 
 class WideEngine(ScriptedEngine):
