@@ -25,7 +25,7 @@ DATA = ["--data.dataset=lightning_modules.addition.AdditionProblems", "--data.re
         ),
         (["--data.schemes.max_rounds=4"], ["SamplingScheme is abstract", "Name a class first"]),
         (["--data.max_completion_lenght=16"], ["did you mean --data.max_completion_length?"]),
-        (["--data.dataset.sise=16"], ["Option 'sise' is not accepted; pass one of size, held_out, seed"]),
+        (["--data.dataset.sizes=16"], ["Option 'sizes' is not accepted; pass one of size, held_out, seed"]),
     ],
 )
 def test_the_error_names_value_and_remedy(options, words, capsys):
