@@ -410,7 +410,7 @@ class NotedServers(VLLMServers):
 
     def generate(self, prompts, sampling):
         if len(self.sampled) + 1 == self.fatal_rollout:
-            threading.Timer(0.3, self.victim.kill).start()
+            threading.Timer(0.05, self.victim.kill).start()  # long before the completions are finished
         sampled = super().generate(prompts, sampling)
         self.sampled.append((prompts, sampled))
         self.lost_after.append(list(self.lost_servers))
