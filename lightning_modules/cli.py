@@ -26,7 +26,7 @@ from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.interruption import interrupt_from_here
 from lightning_modules.option_errors import explained
-from lightning_modules.option_help import help_of_import_path
+from lightning_modules.option_help import prepare_import_paths
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.recorded_config import require_recordable
 from lightning_modules.resumption import accepted_changes, run_configuration, saved_configuration
@@ -213,12 +213,7 @@ def run(
     data: type[RolloutDataModule] = RolloutDataModule,
 ) -> PolicyCLI:
     """Run the command line with the given arguments, or with those of the process when None."""
-    # A user's aggregator is named by its import path, and its file is usually in the working folder.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    if text := help_of_import_path(sys.argv[1:] if arguments is None else arguments):
-        print(text)
-        sys.exit()
+    prepare_import_paths(sys.argv[1:] if arguments is None else arguments)
     transformers.utils.logging.disable_progress_bar()
     # The policy is in eval mode: dropout would make its log-probabilities differ from those of the sampler.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")

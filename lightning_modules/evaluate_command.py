@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from lightning_modules.configuration import described
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.evaluation import comparison_table, evaluate, results_table
 from lightning_modules.interruption import interrupt_from_here
-from lightning_modules.option_help import help_of_import_path
+from lightning_modules.option_help import prepare_import_paths
 from lightning_modules.run_config import newest_config
 
 _DESCRIPTION = (
@@ -47,11 +46,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
 
 
 def _on_benchmarks(arguments: Sequence[str]) -> None:
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # for a reward of the user
-    if text := help_of_import_path(arguments):
-        print(text)
-        return
+    prepare_import_paths(arguments)
     parser = _parser()
     if not {text.partition("=")[0] for text in arguments} & {"-h", "--help", "-c", "--config", "--model"}:
         parser.error("the following arguments are required: RUN, or --model, or A and B; see `--help`")

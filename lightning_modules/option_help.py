@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from types import FunctionType
 from typing import TypeGuard
 
 from lightning.pytorch.cli import LightningArgumentParser
+
+
+def prepare_import_paths(arguments: Sequence[str]) -> None:
+    """Let import paths name modules of the working folder; if the arguments ask for help on one, print it and exit.
+
+    A user's aggregator or reward is named by its import path, and its file is usually in the working folder.
+
+    Args:
+        arguments: arguments of the command line.
+
+    Raises:
+        SystemExit: help was printed.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    if text := help_of_import_path(arguments):
+        print(text)
+        sys.exit()
 
 
 def help_of_import_path(arguments: Sequence[str]) -> str | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from lightning_modules.audit.audit import audit_rewards
@@ -12,7 +10,7 @@ from lightning_modules.audit.tables import audit_json, audit_table
 from lightning_modules.cli import PolicyArgumentParser
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.interruption import interrupt_from_here
-from lightning_modules.option_help import help_of_import_path
+from lightning_modules.option_help import prepare_import_paths
 
 _DESCRIPTION = (
     "Grade the completions of a JSON Lines or Parquet file with two graders, and print how often and where they "
@@ -22,11 +20,7 @@ _DESCRIPTION = (
 
 def audit_command(arguments: Sequence[str]) -> None:
     """Run `aggregate-po audit-reward`."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # for a reward of the user
-    if text := help_of_import_path(arguments):
-        print(text)
-        return
+    prepare_import_paths(arguments)
     parser = _parser()
     with ended_by_its_message(instantiating=True):
         options = vars(parser.instantiate(parser.parse_args(list(arguments))))
