@@ -5,17 +5,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_modules.interruption import interruption, listen
+from lightning_modules.interruption import interruption, listening
 
 
 def main() -> None:
     """Run the command of this process, and end with the status of the signal if one has interrupted it."""
-    listen()
-    try:
-        _dispatch()
-    except (KeyboardInterrupt, SystemExit):
-        if interruption() is None:
-            raise
+    with listening():
+        try:
+            _dispatch()
+        except (KeyboardInterrupt, SystemExit):
+            if interruption() is None:
+                raise
     if (signal := interruption()) is not None:
         print(f"{signal.name}: ended.", file=sys.stderr)
         sys.exit(128 + signal)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -34,14 +35,23 @@ class Interruption(KeyboardInterrupt):
         super().__init__(self.signal.name)
 
 
-def listen() -> None:
-    """End this process at once, with a sentence, when a signal asks for it."""
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within the context, end this process at once, with a sentence, when a signal asks for it.
+
+    Afterwards the handlers are those from before, also if `interrupt_from_here` has replaced them in between.
+    """
     _raised.clear()  # of an earlier command in this process
-    _listening.extend(handle(_end_at_once, _LISTENED))
+    before = handle(_end_at_once, _LISTENED)
+    _listening[:] = before
+    try:
+        yield
+    finally:
+        restore(before)
 
 
 def interrupt_from_here() -> None:
-    """Let the signals that `listen` listens to raise an `Interruption`, so that the process can clean up."""
+    """Let the signals that `listening` listens to raise an `Interruption`, so that the process can clean up."""
     handle(interrupt, _listening)
 
 

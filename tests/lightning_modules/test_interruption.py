@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_modules import interruption
+from lightning_modules.__main__ import main
+
 COMMANDS = {
     "fit": ["fit", "--model.model_name=none"],
     "evaluate": ["evaluate", "none"],
@@ -18,20 +21,20 @@ PROGRAM = """
 import os, signal, sys, time
 from lightning_modules import interruption
 
-interruption.listen()
-if "later" in sys.argv:
-    interruption.interrupt_from_here()
-if "fork" in sys.argv:
-    child = os.fork()
-    if child:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
-try:
-    print("ready", flush=True)
-    time.sleep(60)
-finally:
-    print("cleaned up", flush=True)
+with interruption.listening():
+    if "later" in sys.argv:
+        interruption.interrupt_from_here()
+    if "fork" in sys.argv:
+        child = os.fork()
+        if child:
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
 """
 
 
@@ -103,3 +106,23 @@ def test_a_process_of_the_launcher_is_left_to_rank_zero(variables, ended):
     assert (process.poll() is not None) == ended
     process.kill()
     process.communicate()
+
+
+def test_a_command_run_from_python_leaves_the_handlers_of_its_process(monkeypatch, capsys):
+    """A Ctrl-C after a command in a notebook would otherwise end the kernel."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    monkeypatch.setattr(sys, "argv", ["aggregate-po", "fit", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--trainer" in capsys.readouterr().out
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_the_handlers_are_restored_after_a_command_that_cleans_up():
+    before = signal.getsignal(signal.SIGTERM)
+    with interruption.listening():
+        interruption.interrupt_from_here()
+        with pytest.raises(interruption.Interruption, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        assert interruption.interruption() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
