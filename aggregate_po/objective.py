@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
-from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
-from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
+from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
-from aggregate_po.shapes import bind_shapes, require_shape
-from aggregate_po.trace import TokenTrace, Trace
-from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, evaluated
+from aggregate_po.shapes import require_shape
+from aggregate_po.trace import Trace, trace_completions, trace_tokens
+from aggregate_po.transforms.base import RatioTransform
 
 
 class PolicyObjective:
@@ -168,81 +166,16 @@ class PolicyObjective:
 
     def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> Trace:
         """Run a batch through all parts, for the value only."""
-        before = self._before_the_mean(log_probs, batch)
-        return self._after_the_mean(before, self.aggregator.log_aggregate(before.tokens))
+        before = trace_tokens(self, log_probs, batch)
+        return trace_completions(self, before, self.aggregator.log_aggregate(before.tokens))
 
     def _trace_with_weights(self, log_probs: PerToken, batch: PolicyBatch) -> tuple[Trace, EvaluatedAggregator]:
         """Run a batch through all parts; also return the result of the aggregator, with its token weights."""
-        before = self._before_the_mean(log_probs, batch)
+        before = trace_tokens(self, log_probs, batch)
         aggregate = self.aggregator.evaluate(before.tokens)
-        trace = self._after_the_mean(before, aggregate.log_aggregate)
+        trace = trace_completions(self, before, aggregate.log_aggregate)
         require_shape(self.aggregator, "token_weights", aggregate.token_weights, "batch time", before.within.shape)
         return trace, aggregate
-
-    def _before_the_mean(self, log_probs: PerToken, batch: PolicyBatch) -> TokenTrace:
-        bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
-        if self.sequence_transform is not None:
-            self._require_one_ratio(batch)
-        mask = batch.response_mask
-        # Convert once, so that a gradient in half precision is rounded once.
-        log_probs = torch.where(mask, working_precision(log_probs), 0)
-        raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
-        log_ratio = bounded(raw)
-        advantages = batch.advantages.to(log_ratio.dtype)
-        entering = TokenRatios(
-            log_ratio=log_ratio,
-            raw_log_ratio=log_ratio.detach(),
-            response_mask=mask,
-            saturated=torch.zeros_like(mask),
-            lengths=mask.sum(dim=-1),
-            old_log_probs=batch.old_log_probs,
-            advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
-            totals=batch.totals,
-        )
-        transform = EvaluatedTransform.identity(log_ratio)
-        if self.token_transform is not None:
-            transform = evaluated(self.token_transform, entering)
-        return TokenTrace(
-            batch=batch,
-            log_probs=log_probs,
-            within=raw.detach().abs() <= MAX_LOG_RATIO,
-            entering=entering,
-            transform=transform,
-            tokens=entering.transformed(transform.value, transform.saturated).corrected(batch.correction),
-        )
-
-    def _after_the_mean(self, before: TokenTrace, log_aggregate: PerCompletion) -> Trace:
-        batch, lengths, dtype = before.batch, before.entering.lengths, before.log_probs.dtype
-        require_shape(self.aggregator, "log_aggregate", log_aggregate, "batch", lengths.shape)
-        log_values = torch.where(lengths > 0, log_aggregate, 0)
-        log_terms = self.aggregator.log_terms(before.tokens) if batch.has_token_advantages else None
-        transform = EvaluatedTransform.identity(log_values)
-        if self.sequence_transform is not None:
-            transform = evaluated(self.sequence_transform, before.entering.after_mean(log_values))
-            log_values = transform.value
-        if batch.correction.log_sequence is not None:
-            log_weights = batch.correction.log_sequence.to(dtype)
-            log_values = log_values + log_weights
-            log_terms = None if log_terms is None else log_terms + rearrange(log_weights, "batch -> batch 1")
-        # Use the working precision: dividing integer counts gives single precision.
-        weights = self.normalizer(lengths.to(dtype), batch.totals).to(dtype)
-        require_shape(self.normalizer, "__call__", weights, "batch", lengths.shape)
-        return Trace(before, transform, log_values, log_terms, completion=torch.where(lengths > 0, weights, 0))
-
-    def _require_one_ratio(self, batch: PolicyBatch) -> None:
-        """Raise for per-token advantages and corrections: a sequence transform has a definition for neither."""
-        acts = f"which `sequence_transform` {self.sequence_transform!r} acts on"
-        if batch.has_token_advantages:
-            raise ValueError(
-                f"`advantages` has shape `batch time`, but the ratio of a completion, {acts}, has no advantage per "
-                "token; pass one advantage per completion, or give each token its completion's ratio "
-                "(aggregate_po.transforms.CompletionRatio)."
-            )
-        if batch.correction.log_token is not None:
-            raise ValueError(
-                f"`correction` has a weight per token, but the ratio of a completion, {acts}, would be clipped with "
-                "them; pass a SequenceCorrection, which multiplies what the clip leaves."
-            )
 
 
 def _require(name: str, part: object, kind: type) -> None:

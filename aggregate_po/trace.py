@@ -1,17 +1,32 @@
 """Intermediate results of one pass through the parts of an objective, with the value and the weights they imply."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
-from aggregate_po.bounds import MAX_LOG_RATIO
+from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
 from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.masked import masked_sum
-from aggregate_po.transforms.base import EvaluatedTransform
+from aggregate_po.normalizers import Normalizer
+from aggregate_po.shapes import bind_shapes, require_shape
+from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, evaluated
+
+
+class Parts(Protocol):
+    """The parts of an objective that a batch runs through; `PolicyObjective` documents each."""
+
+    aggregator: TokenAggregator
+    token_transform: RatioTransform | None
+    sequence_transform: RatioTransform | None
+    normalizer: Normalizer
 
 
 @dataclass(frozen=True)
@@ -113,3 +128,73 @@ class Trace:
         excess = rearrange((self.log_values - MAX_LOG_RATIO).clamp(min=0), "batch -> batch 1").detach()
         terms = torch.where(excess > 0, terms.detach() - excess, terms)
         return masked_sum(advantages * terms.exp(), self.before.batch.response_mask)
+
+
+def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> TokenTrace:
+    """Run a batch through the parts of an objective that act on tokens, up to the input of the aggregator."""
+    bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
+    if parts.sequence_transform is not None:
+        _require_one_ratio(parts.sequence_transform, batch)
+    mask = batch.response_mask
+    # Convert once, so that a gradient in half precision is rounded once.
+    log_probs = torch.where(mask, working_precision(log_probs), 0)
+    raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
+    log_ratio = bounded(raw)
+    advantages = batch.advantages.to(log_ratio.dtype)
+    entering = TokenRatios(
+        log_ratio=log_ratio,
+        raw_log_ratio=log_ratio.detach(),
+        response_mask=mask,
+        saturated=torch.zeros_like(mask),
+        lengths=mask.sum(dim=-1),
+        old_log_probs=batch.old_log_probs,
+        advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
+        totals=batch.totals,
+    )
+    transform = EvaluatedTransform.identity(log_ratio)
+    if parts.token_transform is not None:
+        transform = evaluated(parts.token_transform, entering)
+    return TokenTrace(
+        batch=batch,
+        log_probs=log_probs,
+        within=raw.detach().abs() <= MAX_LOG_RATIO,
+        entering=entering,
+        transform=transform,
+        tokens=entering.transformed(transform.value, transform.saturated).corrected(batch.correction),
+    )
+
+
+def trace_completions(parts: Parts, before: TokenTrace, log_aggregate: PerCompletion) -> Trace:
+    """Run what the aggregator returned through the parts of an objective that act on completions."""
+    batch, lengths, dtype = before.batch, before.entering.lengths, before.log_probs.dtype
+    require_shape(parts.aggregator, "log_aggregate", log_aggregate, "batch", lengths.shape)
+    log_values = torch.where(lengths > 0, log_aggregate, 0)
+    log_terms = parts.aggregator.log_terms(before.tokens) if batch.has_token_advantages else None
+    transform = EvaluatedTransform.identity(log_values)
+    if parts.sequence_transform is not None:
+        transform = evaluated(parts.sequence_transform, before.entering.after_mean(log_values))
+        log_values = transform.value
+    if batch.correction.log_sequence is not None:
+        log_weights = batch.correction.log_sequence.to(dtype)
+        log_values = log_values + log_weights
+        log_terms = None if log_terms is None else log_terms + rearrange(log_weights, "batch -> batch 1")
+    # Use the working precision: dividing integer counts gives single precision.
+    weights = parts.normalizer(lengths.to(dtype), batch.totals).to(dtype)
+    require_shape(parts.normalizer, "__call__", weights, "batch", lengths.shape)
+    return Trace(before, transform, log_values, log_terms, completion=torch.where(lengths > 0, weights, 0))
+
+
+def _require_one_ratio(transform: RatioTransform, batch: PolicyBatch) -> None:
+    """Raise for per-token advantages and corrections: a sequence transform has a definition for neither."""
+    acts = f"which `sequence_transform` {transform!r} acts on"
+    if batch.has_token_advantages:
+        raise ValueError(
+            f"`advantages` has shape `batch time`, but the ratio of a completion, {acts}, has no advantage per "
+            "token; pass one advantage per completion, or give each token its completion's ratio "
+            "(aggregate_po.transforms.CompletionRatio)."
+        )
+    if batch.correction.log_token is not None:
+        raise ValueError(
+            f"`correction` has a weight per token, but the ratio of a completion, {acts}, would be clipped with "
+            "them; pass a SequenceCorrection, which multiplies what the clip leaves."
+        )
