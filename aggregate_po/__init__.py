@@ -11,7 +11,7 @@ from aggregate_po.aggregators import (
     Product,
     TokenAggregator,
 )
-from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, StepTotals, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
 from aggregate_po.corrections import CorrectionWeights, SamplerCorrection, SequenceCorrection, TokenCorrection
 from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent, RewardExponent
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
@@ -38,6 +38,7 @@ from aggregate_po.penalties import (
     Penalty,
     RatioVariance,
 )
+from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import (
     AdaptiveClip,
     BernoulliKLMask,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.batch import PerCompletion, StepTotals
+from aggregate_po.shapes import PerCompletion
+from aggregate_po.totals import StepTotals
 
 
 class Normalizer(ABC):

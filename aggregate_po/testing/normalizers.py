@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Generator, Tensor
 
-from aggregate_po.batch import StepTotals
 from aggregate_po.normalizers import Normalizer
 from aggregate_po.testing.contexts import copied, require_untouched
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require_all, require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import generators, progress
+from aggregate_po.totals import StepTotals
 
 
 class _Step(NamedTuple):

@@ -15,7 +15,8 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from aggregate_po.advantages import GroupedRewards
-from aggregate_po.batch import PerToken, PolicyBatch, StepTotals, TokenRatios
+from aggregate_po.batch import PerToken, PolicyBatch, TokenRatios
+from aggregate_po.totals import StepTotals
 
 # Log ratios exactly on the bounds of common clips and of the objective.
 ON_BOUNDS = [0.4, -0.4, 20.0, -20.0, math.log1p(0.2), math.log1p(-0.2), math.log1p(0.28), math.log1p(4e-4)]

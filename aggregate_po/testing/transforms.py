@@ -9,7 +9,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 from torch.nn.functional import pad
 
-from aggregate_po.batch import StepTotals, TokenRatios
+from aggregate_po.batch import TokenRatios
 from aggregate_po.masked import masked_max
 from aggregate_po.testing.compositions import TRANSFORMS, aggregated_by_each, require_gradients
 from aggregate_po.testing.contexts import (
@@ -24,6 +24,7 @@ from aggregate_po.testing.contexts import (
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require, require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import Case, batches, junk, token_ratios
+from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import RatioTransform
 
 
