@@ -41,6 +41,7 @@ from aggregate_po.penalties import (
 from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import (
     AdaptiveClip,
+    ArctanGate,
     BernoulliKLMask,
     Chain,
     CompletionRatio,
@@ -61,6 +62,7 @@ from aggregate_po.transforms import (
 __all__ = [
     "AdaptiveClip",
     "AdvantageEstimator",
+    "ArctanGate",
     "ArithmeticMean",
     "BernoulliKLMask",
     "Chain",

@@ -275,7 +275,7 @@ def lines_of_code(body, node):
 ALGORITHMS = {
     *("apmpo", "bnpo", "cispo", "cppo", "dapo", "dppo", "dro", "espo", "gdpo", "gmpo", "gpg", "grpo", "gspo", "hmpo"),
     *("igrpo", "krpo", "luspo", "maxrl", "opo", "opsm", "pmpo", "ppo", "r2vpo", "reinforce", "remax", "rloo", "sapo"),
-    *("ticgrpo", "vespo"),
+    *("sspo", "ticgrpo", "vespo"),
 }
 
 

@@ -17,6 +17,7 @@ from aggregate_po.recipes.luspo import luspo
 from aggregate_po.recipes.pmpo import pmpo
 from aggregate_po.recipes.r2vpo import r2vpo
 from aggregate_po.recipes.sapo import sapo
+from aggregate_po.recipes.sspo import sspo, sspo_arctan
 from aggregate_po.recipes.tic_grpo import tic_grpo
 from aggregate_po.recipes.vespo import vespo
 
@@ -46,6 +47,8 @@ __all__ = [
     "pmpo",
     "r2vpo",
     "sapo",
+    "sspo",
+    "sspo_arctan",
     "tic_grpo",
     "vespo",
 ]

@@ -11,12 +11,13 @@ from aggregate_po.transforms.clip import (
 )
 from aggregate_po.transforms.completion import CompletionRatio
 from aggregate_po.transforms.compose import Chain, StraightThrough
-from aggregate_po.transforms.gate import GammaKernel, SigmoidGate
+from aggregate_po.transforms.gate import ArctanGate, GammaKernel, SigmoidGate
 from aggregate_po.transforms.mask import BernoulliKLMask, RatioMask, StaleCompletionMask, TotalVariationMask
 from aggregate_po.transforms.two_sided import NegativeCap, TwoSidedClip
 
 __all__ = [
     "AdaptiveClip",
+    "ArctanGate",
     "BernoulliKLMask",
     "Chain",
     "Clip",

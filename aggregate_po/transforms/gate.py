@@ -60,6 +60,40 @@ class SigmoidGate(RatioTransform):
 
 
 @dataclass(frozen=True)
+class ArctanGate(RatioTransform):
+    r"""Maps a log ratio $x$ to $\arctan(\tau x) / \tau$, whose slope decays on both sides of 0 (eq. 47).
+
+    The gate is 1 on policy, and lies between $e^{-\pi / 2 \tau}$ and $e^{\pi / 2 \tau}$.
+
+    Args:
+        tau: Sharpness $\tau$; the slope is one half at a log ratio of $\pm 1 / \tau$.
+
+    Raises:
+        ValueError: the sharpness is not positive.
+
+    Example:
+        >>> ArctanGate(5.0)(TokenRatios.of(torch.tensor([[0.2]])))  # the arctangent of 1, over 5
+        tensor([[0.1571]])
+
+    Reference: SSPO, arXiv:2602.19327. The paper names an arctangent; this form of the gate is a reconstruction.
+    """
+
+    tau: float
+
+    def __post_init__(self) -> None:
+        require_positive(tau=self.tau)
+
+    @override
+    def __call__(self, ratios: TokenRatios) -> Tensor:
+        return torch.atan(self.tau * ratios.log_ratio) / self.tau
+
+    @override
+    def derivative(self, ratios: TokenRatios) -> Tensor:
+        r"""Return $1 / (1 + \tau^2 x^2)$."""
+        return 1 / (1 + (self.tau * ratios.log_ratio).square())
+
+
+@dataclass(frozen=True)
 class GammaKernel(RatioTransform):
     r"""Maps a ratio to $\varphi(w) = w^k e^{\lambda (1 - w)}$, which is 1 at 1 and has its peak at $k / \lambda$.
 

@@ -8,6 +8,7 @@ import torch
 
 from aggregate_po import (
     AdaptiveClip,
+    ArctanGate,
     ArithmeticMean,
     BernoulliKLMask,
     Chain,
@@ -83,6 +84,24 @@ def test_sigmoid_gate_ends_where_its_exponential_would_overflow(tau, dtype):
     # Far along the slope of a wide gate the bound is not in the way.
     context = tokens([[math.log(1 + 3 / tau)]])
     close(gate(context).exp(), [[4 / tau / (1 + math.exp(-3))]], tolerance=1e-9)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_arctan_gate(advantage):
+    """Arctangents of 1, -sqrt(3) and 0 are pi / 4, -pi / 3 and 0; slopes 1/2, 1/4 and 1."""
+    gate, context = ArctanGate(5.0), tokens([[0.2, -math.sqrt(3) / 5, 0.0]], advantage)
+    close(gate(context), [[math.pi / 20, -math.pi / 15, 0.0]], tolerance=1e-15)
+    close(gate.derivative(context), [[0.5, 0.25, 1.0]], tolerance=1e-15)
+    assert_derivative_and_saturation(gate, context)
+
+
+def test_arctan_gate_is_bounded():
+    """At log ratios of +-1e30, also in single precision, where the square overflows."""
+    context = tokens([[1e30, -1e30]])
+    close(ArctanGate(0.5)(context), [[math.pi, -math.pi]], tolerance=1e-15)
+    single = replace(context, log_ratio=context.log_ratio.float())
+    assert ArctanGate(0.5).derivative(single).tolist() == [[0.0, 0.0]]
+    assert_derivative_and_saturation(ArctanGate(0.5), context)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +276,8 @@ def test_stale_completion_mask(log_ratio, advantage, clipped):
     ("make", "message"),
     [
         (lambda: SigmoidGate(tau_negative=0.0), r"^`tau_negative` is 0.0; pass a positive number"),
+        (lambda: ArctanGate(0.0), r"^`tau` is 0.0; pass a positive number"),
+        (lambda: ArctanGate(math.inf), r"^`tau` is inf; pass a positive number"),
         (lambda: GammaKernel(rate_positive=math.nan), r"^`rate_positive` is nan; pass a positive number"),
         (lambda: TwoSidedClip(1.2, 0.8), r"^`min_ratio` is 1.2 and `max_ratio` 0.8; pass two ratios in this order"),
         (lambda: TwoSidedClip(-0.1, 0.8), r"^`min_ratio` is -0.1"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from aggregate_po import (
     AdaptiveClip,
+    ArctanGate,
     ArithmeticMean,
     BernoulliKLMask,
     Chain,
@@ -81,6 +82,7 @@ TOKEN_TRANSFORMS = [
     BernoulliKLMask(),
     StaleCompletionMask(0.4),
     SigmoidGate(),
+    ArctanGate(1.0),
     TanhLimit(2.0),
 ]
 SEQUENCE_TRANSFORMS = [
@@ -91,6 +93,7 @@ SEQUENCE_TRANSFORMS = [
     TrajectoryLogClip(0.4, 0.3),
     StraightThrough(GammaKernel()),
     SigmoidGate(),
+    ArctanGate(5.0),
     TanhLimit(3.0),
 ]
 NORMALIZERS = [SequenceMean(), TokenMean(), ConstantLength(16), LengthWeighted()]
