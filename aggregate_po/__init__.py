@@ -51,11 +51,11 @@ from aggregate_po.transforms import (
     PessimisticClip,
     RatioMask,
     RatioTransform,
+    ScaledClip,
     SigmoidGate,
     StaleCompletionMask,
     StraightThrough,
     TotalVariationMask,
-    TrajectoryLogClip,
     TwoSidedClip,
 )
 
@@ -105,6 +105,7 @@ __all__ = [
     "RatioVariance",
     "RewardExponent",
     "SamplerCorrection",
+    "ScaledClip",
     "SequenceCorrection",
     "SequenceMean",
     "SigmoidGate",
@@ -116,7 +117,6 @@ __all__ = [
     "TokenMean",
     "TokenRatios",
     "TotalVariationMask",
-    "TrajectoryLogClip",
     "TwoSidedClip",
     "at_least_one",
     "effective_sample_size",

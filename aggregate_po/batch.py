@@ -146,6 +146,12 @@ class TokenRatios:
             totals=StepTotals.of(mask) if totals is None else totals,
         )
 
+    @property
+    def positions(self) -> Tensor:
+        """Position of each token among the response tokens, from 1; after the mean, the length; never below 1."""
+        positions = self.lengths if self.log_ratio.ndim == 1 else self.response_mask.cumsum(dim=-1)
+        return positions.clamp(min=1).to(self.log_ratio.dtype)
+
     def transformed(self, log_ratio: Tensor, saturated: Tensor) -> TokenRatios:
         """Return the context after a transform with result `log_ratio` and derivative zero where `saturated`."""
         return replace(self, log_ratio=log_ratio, saturated=self.saturated | (saturated & self.response_mask))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from aggregate_po.aggregators import GeometricMean, Product
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import Penalty
-from aggregate_po.transforms import PessimisticClip, TrajectoryLogClip
+from aggregate_po.transforms import PessimisticClip, ScaledClip
 
 
 def gmpo(
@@ -54,9 +54,8 @@ def gmpo_sequence_clip(log_clip: float = 0.4, penalties: Sequence[Penalty] = ())
 
     Reference: ablation of arXiv:2507.20673.
     """
-    return PolicyObjective(
-        GeometricMean(), sequence_transform=TrajectoryLogClip(log_clip, log_clip), penalties=penalties
-    )
+    clip = ScaledClip(PessimisticClip.log(log_clip, log_clip), exponent=-1)
+    return PolicyObjective(GeometricMean(), sequence_transform=clip, penalties=penalties)
 
 
 def gmpo_without_length_norm(log_clip: float = 0.4, penalties: Sequence[Penalty] = ()) -> PolicyObjective:

@@ -7,7 +7,7 @@ from aggregate_po.transforms.clip import (
     LogPessimisticClip,
     OneSidedClip,
     PessimisticClip,
-    TrajectoryLogClip,
+    ScaledClip,
 )
 from aggregate_po.transforms.completion import CompletionRatio
 from aggregate_po.transforms.compose import Chain, StraightThrough
@@ -31,10 +31,10 @@ __all__ = [
     "PessimisticClip",
     "RatioMask",
     "RatioTransform",
+    "ScaledClip",
     "SigmoidGate",
     "StaleCompletionMask",
     "StraightThrough",
     "TotalVariationMask",
-    "TrajectoryLogClip",
     "TwoSidedClip",
 ]

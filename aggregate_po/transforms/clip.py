@@ -16,6 +16,9 @@ from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
 
 _REMEDY = "pass a distance from the bound to no change at all, 0 or more"
 
+# A million tokens to this power is still far from overflow in single precision.
+_LARGEST_POWER = 4.0
+
 
 class Clip(JointTransform):
     """Clamps the log ratio to two bounds; a clipped log ratio has no gradient.
@@ -119,34 +122,52 @@ class LogPessimisticClip(OneSidedClip):
 
 
 @dataclass(frozen=True)
-class TrajectoryLogClip(OneSidedClip):
-    """Clip of the *summed* log ratio, for use after a mean: the bound on the mean is `bound / n`.
+class ScaledClip(Clip):
+    r"""Another clip whose log bounds grow or shrink with the number of tokens in the ratio.
+
+    Both bounds are multiplied by $n^q$. After the mean, $n$ is the length of the completion. Before it, $n$ is the
+    position of the token among the response tokens, which is the number of log ratios in a prefix aggregate.
 
     Args:
-        log_clip_low: The summed log ratio is clipped at `-log_clip_low` where the advantage is negative.
-        log_clip_high: The summed log ratio is clipped at `log_clip_high` where the advantage is positive.
+        clip: Clip that gives the bounds at $n = 1$.
+        exponent: Power $q$ of the number of tokens: 0.5 follows the standard deviation of a sum of $n$ log ratios, -0.5
+            that of their mean, and -1 after a mean bounds the sum.
 
     Raises:
-        ValueError: a bound is negative or not finite.
+        TypeError: `clip` is not a `Clip`.
+        ValueError: the exponent is not within +-4.
 
-    Reference: the sequence-clip ablation of GMPO, arXiv:2507.20673.
+    Example:
+        >>> clip = ScaledClip(PessimisticClip.log(0.4, 0.4), exponent=-1)
+        >>> mean = TokenRatios.of(torch.zeros(1, 4), advantages=torch.ones(1)).after_mean(torch.tensor([0.5]))
+        >>> clip(mean)
+        tensor([0.1000])
+
+    Reference: the sum's bounds after a mean, GMPO, arXiv:2507.20673; the square root of the length, FSPO,
+    arXiv:2509.09177; that of the position, CTPO, arXiv:2605.07331.
     """
 
-    log_clip_low: float = 0.4
-    log_clip_high: float = 0.4
+    clip: Clip
+    exponent: float
 
     def __post_init__(self) -> None:
-        require_non_negative(_REMEDY, log_clip_low=self.log_clip_low, log_clip_high=self.log_clip_high)
+        if not isinstance(self.clip, Clip):
+            raise TypeError(f"`clip` is {self.clip!r}; pass a subclass of Clip, such as PessimisticClip.log(0.4, 0.4).")
+        if not abs(self.exponent) <= _LARGEST_POWER:
+            raise ValueError(f"`exponent` is {self.exponent}; pass a number within +-{_LARGEST_POWER:g}.")
 
     @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
-        if ratios.log_ratio.ndim != 1:
-            raise ValueError(
-                f"`log_ratio` has shape {tuple(ratios.log_ratio.shape)}, but TrajectoryLogClip bounds completions; "
-                "pass it as `sequence_transform`, to act after the mean."
-            )
-        lengths = ratios.lengths.clamp(min=1).to(ratios.log_ratio.dtype)
-        return -self.log_clip_low / lengths, self.log_clip_high / lengths
+        lower, upper = self.clip.log_bounds(ratios)
+        scale = ratios.positions**self.exponent
+        return lower * scale, upper * scale
+
+    @override
+    def _tensors(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:
+        """Return the scaled bounds; those that the sign of the advantage makes infinite stay so."""
+        lower, upper = self.clip._tensors(ratios)
+        scale = ratios.positions**self.exponent
+        return lower * scale, upper * scale
 
 
 @dataclass(frozen=True)

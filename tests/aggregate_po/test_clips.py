@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aggregate_po import GeometricMean, LogPessimisticClip, PessimisticClip, PolicyBatch, PolicyObjective, TokenRatios
-from aggregate_po.transforms import RatioTransform, TrajectoryLogClip
+from aggregate_po import LogPessimisticClip, PessimisticClip, TokenRatios
+from aggregate_po.transforms import NegativeCap, RatioTransform, ScaledClip
 from tests.aggregate_po.worked_example import LOG_RATIO, close
 from tests.third_party import TanhLimit
 
@@ -73,11 +73,11 @@ def test_log_constructor_states_the_bounds_on_the_log_ratio():
     assert PessimisticClip.log(0.3, 0.5) == LogPessimisticClip(log_clip_low=0.3, log_clip_high=0.5)
 
 
-def test_trajectory_clip_bounds_the_sum():
+def test_clip_of_a_mean_scaled_by_the_length_bounds_the_sum():
     """Means of completions of lengths 1, 2 and 4: the sums 0.5, 0.5, 0.5 are held at 0.4, or at -0.3."""
     mask = torch.arange(4) < torch.tensor([[1], [2], [4]])
     context = TokenRatios.of(torch.zeros(3, 4).double(), mask, advantages=torch.ones(3).double())
-    clip = TrajectoryLogClip(0.3, 0.4)
+    clip = ScaledClip(PessimisticClip.log(0.3, 0.4), exponent=-1)
     means = context.after_mean(torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64))
     close(clip(means), [0.4, 0.2, 0.1], tolerance=1e-15)
     negative = replace(means, log_ratio=-means.log_ratio, advantages=-means.advantages)
@@ -86,16 +86,38 @@ def test_trajectory_clip_bounds_the_sum():
     assert not clip.saturated(replace(means, advantages=-means.advantages)).any()
 
 
-@pytest.mark.parametrize("size", [(3, 3), (3, 4), (1, 4)], ids=["square", "oblong", "one row"])
-def test_trajectory_clip_before_the_mean_is_an_error(size):
-    """The bounds belong to completions; they would broadcast against tokens only by accident of the shape."""
-    batch = PolicyBatch(torch.zeros(size), torch.ones(size), torch.ones(size[0]))
-    objective = PolicyObjective(GeometricMean(), token_transform=TrajectoryLogClip(0.4))
-    with pytest.raises(ValueError, match="after the mean"):
-        objective(torch.ones(size), batch)
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_clip_scaled_by_the_position_counts_response_tokens_only(advantage):
+    """Bounds 0.025 sqrt(t) below and 0.05 sqrt(t) above; a hole in the completion is no position."""
+    sign = -1 if advantage < 0 else 1
+    mask = torch.tensor([[True, False, True, True, False]])
+    context = TokenRatios.of(sign * torch.ones(1, 5).double(), mask, torch.tensor([advantage]).double())
+    clip = ScaledClip(PessimisticClip.log(0.025, 0.05), exponent=0.5)
+    bound = 0.05 if advantage > 0 else -0.025
+    close(clip(context)[mask], [bound, bound * math.sqrt(2), bound * math.sqrt(3)], tolerance=1e-15)
 
 
-@pytest.mark.parametrize("clip", [PessimisticClip, LogPessimisticClip, TrajectoryLogClip])
+def test_scaled_cap_bounds_a_negative_advantage_from_above():
+    context = tokens([[0.06, 0.06, 0.2]], -1.0)
+    cap = ScaledClip(NegativeCap(math.exp(0.05)), exponent=0.5)
+    close(cap(context), [[0.05, 0.06, 0.05 * math.sqrt(3)]], tolerance=1e-15)
+    close(cap(replace(context, advantages=-context.advantages)), [[0.06, 0.06, 0.2]], tolerance=0)
+
+
+def test_scaled_clip_leaves_an_absent_bound_absent():
+    context = tokens([[80.0, -80.0]], 1.0)
+    assert torch.equal(ScaledClip(PessimisticClip(1.0, math.inf), exponent=-1)(context), context.log_ratio)
+
+
+def test_scaled_clip_states_what_it_takes():
+    with pytest.raises(TypeError, match=r"^`clip` is 0.4; pass a subclass of Clip"):
+        ScaledClip(0.4, exponent=-1)
+    for exponent in (math.nan, 5.0, -math.inf):
+        with pytest.raises(ValueError, match=rf"^`exponent` is {exponent}; pass a number within"):
+            ScaledClip(PessimisticClip(), exponent)
+
+
+@pytest.mark.parametrize("clip", [PessimisticClip, LogPessimisticClip])
 @pytest.mark.parametrize("bound", [-0.1, math.nan])
 def test_bounds_are_distances(clip, bound):
     with pytest.raises(ValueError, match=rf"^`(log_)?clip_low` is {bound}; pass a distance"):

@@ -34,13 +34,13 @@ from aggregate_po import (
     Product,
     RatioVariance,
     RewardExponent,
+    ScaledClip,
     SequenceMean,
     SigmoidGate,
     StaleCompletionMask,
     StraightThrough,
     TokenMean,
     TotalVariationMask,
-    TrajectoryLogClip,
     TwoSidedClip,
 )
 from aggregate_po import recipes as published
@@ -79,18 +79,23 @@ TOKEN_TRANSFORMS = [
     Chain([CompletionRatio(GeometricMean()), PessimisticClip.log(0.4, 0.4)]),
     Chain([CompletionRatio(Product()), StraightThrough(GammaKernel())]),
     Chain([StraightThrough(TwoSidedClip(0.0, 20.0)), TotalVariationMask()]),
+    Chain([ScaledClip(PessimisticClip.log(0.025, 0.05), 0.5), ScaledClip(NegativeCap(1.1), 0.5)]),
     BernoulliKLMask(),
     StaleCompletionMask(0.4),
     SigmoidGate(),
     ArctanGate(1.0),
     TanhLimit(2.0),
 ]
+# After a mean, this bounds the sum.
+SUM_CLIP = ScaledClip(PessimisticClip.log(0.4, 0.3), exponent=-1)
+
 SEQUENCE_TRANSFORMS = [
     None,
     PessimisticClip(0.2, 0.2),
     PessimisticClip(3e-4, 4e-4),
     PessimisticClip.log(0.4, 0.4),
-    TrajectoryLogClip(0.4, 0.3),
+    SUM_CLIP,
+    ScaledClip(PessimisticClip.log(0.1, 0.1), exponent=0.5),
     StraightThrough(GammaKernel()),
     SigmoidGate(),
     ArctanGate(5.0),
@@ -118,7 +123,7 @@ PENALIZED = [K3Penalty(0.04), EntropyBonus(0.1)]
 # Every recipe, and what no recipe has: parts of a user, other exponents, both transforms at once, every penalty.
 COMPOSITIONS = {name: recipe(penalties=PENALIZED) for name, recipe in RECIPES.items()}
 COMPOSITIONS |= {
-    "lehmer": PolicyObjective(LehmerMean(2.0), TanhLimit(2.0), TrajectoryLogClip(0.4, 0.3), TokenMean(), PENALTIES),
+    "lehmer": PolicyObjective(LehmerMean(2.0), TanhLimit(2.0), SUM_CLIP, TokenMean(), PENALTIES),
     "asinh": PolicyObjective(AsinhMean(), None, TanhLimit(3.0), ConstantLength(16), [K1Penalty(0.3)]),
     "product": PolicyObjective(Product(), None, PessimisticClip.log(0.4, 0.4), TokenMean(), [K2Penalty(0.2)]),
     "power, -8": PolicyObjective(PowerMean(-8.0), PessimisticClip.log(0.4, 0.4), PessimisticClip(0.2, 0.2)),
