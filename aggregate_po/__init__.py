@@ -28,6 +28,7 @@ from aggregate_po.normalizers import (
 )
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import (
+    AdvantageWeighted,
     EntropyBonus,
     ImportanceWeighted,
     K1Penalty,
@@ -36,7 +37,9 @@ from aggregate_po.penalties import (
     KLPenalty,
     LagrangePenalty,
     Penalty,
+    ProbabilityWeighted,
     RatioVariance,
+    WeightedCost,
 )
 from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import (
@@ -62,6 +65,7 @@ from aggregate_po.transforms import (
 __all__ = [
     "AdaptiveClip",
     "AdvantageEstimator",
+    "AdvantageWeighted",
     "ArctanGate",
     "ArithmeticMean",
     "BernoulliKLMask",
@@ -99,6 +103,7 @@ __all__ = [
     "PolicyBatch",
     "PolicyObjective",
     "PowerMean",
+    "ProbabilityWeighted",
     "Product",
     "RatioMask",
     "RatioTransform",
@@ -118,6 +123,7 @@ __all__ = [
     "TokenRatios",
     "TotalVariationMask",
     "TwoSidedClip",
+    "WeightedCost",
     "at_least_one",
     "effective_sample_size",
     "gated_fraction",

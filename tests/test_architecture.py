@@ -273,9 +273,25 @@ def lines_of_code(body, node):
 
 # By the words of an identifier, so that `group` or `optimizer` is none of them.
 ALGORITHMS = {
-    *("apmpo", "bnpo", "cispo", "cppo", "dapo", "dppo", "dro", "espo", "gdpo", "gmpo", "gpg", "grpo", "gspo", "hmpo"),
+    *(
+        "apmpo",
+        "bnpo",
+        "cispo",
+        "cppo",
+        "dapo",
+        "dppo",
+        "dro",
+        "drpo",
+        "espo",
+        "gdpo",
+        "gmpo",
+        "gpg",
+        "grpo",
+        "gspo",
+        "hmpo",
+    ),
     *("igrpo", "krpo", "luspo", "maxrl", "opo", "opsm", "pmpo", "ppo", "r2vpo", "reinforce", "remax", "rloo", "sapo"),
-    *("sspo", "ticgrpo", "vespo"),
+    *("spo", "sspo", "ticgrpo", "vespo"),
 }
 
 

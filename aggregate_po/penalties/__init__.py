@@ -5,9 +5,10 @@ from aggregate_po.penalties.entropy import EntropyBonus
 from aggregate_po.penalties.kl import K1Penalty, K2Penalty, K3Penalty, KLPenalty
 from aggregate_po.penalties.lagrange import LagrangePenalty
 from aggregate_po.penalties.variance import RatioVariance
-from aggregate_po.penalties.weighted import ImportanceWeighted
+from aggregate_po.penalties.weighted import AdvantageWeighted, ImportanceWeighted, ProbabilityWeighted, WeightedCost
 
 __all__ = [
+    "AdvantageWeighted",
     "EntropyBonus",
     "EvaluatedPenalty",
     "ImportanceWeighted",
@@ -17,5 +18,7 @@ __all__ = [
     "KLPenalty",
     "LagrangePenalty",
     "Penalty",
+    "ProbabilityWeighted",
     "RatioVariance",
+    "WeightedCost",
 ]

@@ -26,6 +26,8 @@ class RatioVariance(Penalty):
     Raises:
         ValueError: the coefficient is negative or not finite.
 
+    `AdvantageWeighted(RatioVariance(...))` puts the change of sign at one distance for all advantages.
+
     Reference: R2VPO, arXiv:2601.03320.
     """
 

@@ -6,6 +6,7 @@ from aggregate_po.recipes.dapo import dapo
 from aggregate_po.recipes.dppo import dppo_kl, dppo_tv
 from aggregate_po.recipes.dr_grpo import dr_grpo
 from aggregate_po.recipes.dro import dro
+from aggregate_po.recipes.drpo import drpo
 from aggregate_po.recipes.espo import espo
 from aggregate_po.recipes.gmpo import gmpo, gmpo_no_clip, gmpo_sequence_clip, gmpo_without_length_norm
 from aggregate_po.recipes.gpg import gpg
@@ -17,6 +18,7 @@ from aggregate_po.recipes.luspo import luspo
 from aggregate_po.recipes.pmpo import pmpo
 from aggregate_po.recipes.r2vpo import r2vpo
 from aggregate_po.recipes.sapo import sapo
+from aggregate_po.recipes.spo import spo
 from aggregate_po.recipes.sspo import sspo, sspo_arctan
 from aggregate_po.recipes.tic_grpo import tic_grpo
 from aggregate_po.recipes.vespo import vespo
@@ -29,6 +31,7 @@ __all__ = [
     "dppo_tv",
     "dr_grpo",
     "dro",
+    "drpo",
     "espo",
     "gmpo",
     "gmpo_no_clip",
@@ -47,6 +50,7 @@ __all__ = [
     "pmpo",
     "r2vpo",
     "sapo",
+    "spo",
     "sspo",
     "sspo_arctan",
     "tic_grpo",

@@ -14,6 +14,7 @@ from aggregate_po.recipes import (
     dppo_tv,
     dr_grpo,
     dro,
+    drpo,
     espo,
     gmpo,
     gmpo_no_clip,
@@ -32,6 +33,7 @@ from aggregate_po.recipes import (
     pmpo,
     r2vpo,
     sapo,
+    spo,
     sspo,
     sspo_arctan,
     tic_grpo,
@@ -98,6 +100,10 @@ ORACLE = {
         [0.38062979, 0.16356523, 0.29182959, 0.27048114],
     ),
     "r2vpo -": (r2vpo(0.01, multiplier=0.1), -1, -1.21007522, [-0.53042961, -0.1397001, -0.31887179, -0.28210432]),
+    "spo +": (spo(), 1, 0.63206982, [-1.41696795, 0.44994669, -0.03267673, 0.13100293]),
+    "spo -": (spo(), -1, -1.74554175, [-2.32802735, 0.14668136, -0.64337811, -0.42158253]),
+    # The cost has the weight of the advantage, so an advantage of 3 is three times one of 1.
+    "spo, advantage 3": (spo(), 3, 1.89620946, [-4.25090385, 1.34984007, -0.09803018, 0.3930088]),
     "espo +": (espo(), 1, 1.188805784, [0.45552970, 0.15163266, 0.30535069, 0.27629273]),
     "gpg -": (gpg(), -1, -1, [-0.25] * 4),
     # Less half of beta times the mean of 0.36, 0.25, 0.04, 0.01.
@@ -147,6 +153,26 @@ ORACLE = {
 @pytest.mark.parametrize(("objective", "advantage", "value", "weights"), ORACLE.values(), ids=ORACLE.keys())
 def test_value_and_weights_of_the_worked_completion(objective, advantage, value, weights):
     assert_objective(objective, advantage, value, weights)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "value", "weights"),
+    [
+        (1, 1.04208572, [0.26827993, 0.42011529, 0.13633698, 0.23270579]),
+        (-1, -1.33552585, [-0.64277946, 0.11685, -0.47436440, -0.31987967]),
+    ],
+    ids=["+", "-"],
+)
+def test_drpo_weighs_the_penalty_by_the_probability_of_the_token(advantage, value, weights):
+    """Probabilities 0.1, 0.9, 0.5 and 0.3; squares of r - 1 are 0.67587932, 0.15481812, 0.04901918, 0.01106092."""
+    old = torch.tensor([[0.1, 0.9, 0.5, 0.3]], dtype=torch.float64).log()
+    log_probs = (old + LOG_RATIO).requires_grad_()
+    batch = PolicyBatch(old, torch.ones(1, 4), torch.tensor([advantage], dtype=torch.float64))
+    result = drpo(0.2)(log_probs, batch)
+    result.backward()
+    close(result, value)
+    close(log_probs.grad, [weights])
+    close(drpo(0.2).gradient_weights(log_probs, batch).total, [weights])
 
 
 def test_advantage_scales_value_and_weights():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from aggregate_po import (
     AdaptiveClip,
+    AdvantageWeighted,
     ArctanGate,
     ArithmeticMean,
     BernoulliKLMask,
@@ -31,6 +32,7 @@ from aggregate_po import (
     PessimisticClip,
     PolicyObjective,
     PowerMean,
+    ProbabilityWeighted,
     Product,
     RatioVariance,
     RewardExponent,
@@ -110,6 +112,8 @@ PENALTIES = [
     ImportanceWeighted(K3Penalty(0.04)),
     EntropyBonus(0.1),
     RatioVariance(0.1),
+    AdvantageWeighted(RatioVariance(2.5)),
+    AdvantageWeighted(ProbabilityWeighted(K2Penalty(0.2))),
     LagrangePenalty(RatioVariance(), bound=0.1, step_size=1.0, multiplier=0.3),
     Proximity(0.5),
 ]
