@@ -15,7 +15,7 @@ from markdown.extensions.toc import slugify
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from weight_plots import TOKENS, figure, plot
+from weight_plots import BOUND, TOKENS, figure, plot
 
 from aggregate_po import PolicyObjective, advantages, recipes
 from aggregate_po.advantages import AdvantageEstimator
@@ -29,14 +29,14 @@ TOOLTIP = re.compile(r'(<a class="autorefs[^"]*" title=")([^"\n]*\n[^"]*)"')
 CITATION = re.compile(r"(.*?(?:arXiv:\d{4}\.\d{5}|no paper).*?)(?:\. |\.?$)")
 
 
-class AnyLength(float):
-    """A length that a recipe cannot do without; the picture is of completions of this length."""
+class AnyNumber(float):
+    """A number that a recipe cannot do without: the length of the completions in the picture, or a bound."""
 
-    def __new__(cls, name: str) -> "AnyLength":
+    def __new__(cls, name: str) -> "AnyNumber":
         """The number, which remembers what it is called."""
-        length = super().__new__(cls, TOKENS)
-        length.name = name
-        return length
+        number = super().__new__(cls, TOKENS if "length" in name else BOUND)
+        number.name = name
+        return number
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
@@ -111,7 +111,7 @@ def advantage_row(estimator: type[AdvantageEstimator]) -> list[str]:
 def with_any_arguments(recipe: Callable[..., PolicyObjective]) -> PolicyObjective:
     """The recipe with its defaults, and with any value where it has none."""
     parameters = _parameters(recipe)
-    return recipe(**{name: AnyLength(name) for name, given in parameters if given.default is given.empty})
+    return recipe(**{name: AnyNumber(name) for name, given in parameters if given.default is given.empty})
 
 
 def sections_of(page: str) -> dict[str, str]:
@@ -170,7 +170,7 @@ def linked(part: object) -> str:
 
 def short(value: object) -> str:
     """A part as a call with its arguments in order, or a plain value."""
-    if isinstance(value, AnyLength):
+    if isinstance(value, AnyNumber):
         return value.name
     if isinstance(value, float):
         return f"{value:g}"

@@ -9,6 +9,7 @@ from torch import Tensor
 from aggregate_po import PolicyBatch, PolicyObjective, StepTotals
 
 TOKENS = 3
+BOUND = 0.4  # where a recipe has no default
 BEHAVIOR_PROBABILITY = 0.5
 RANGES = (0.002, 0.01, 1.0, 2.0)  # half-widths of the axis of log ratios
 SIGNS = {"up": 1.0, "down": -1.0}  # class of the curve in site.css: advantage

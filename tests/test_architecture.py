@@ -283,6 +283,7 @@ ALGORITHMS = {
         "dro",
         "drpo",
         "espo",
+        "fspo",
         "gdpo",
         "gmpo",
         "gpg",

@@ -2,8 +2,9 @@
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean, Mean, TokenAggregator
 from aggregate_po.aggregators.kolmogorov import KolmogorovMean
+from aggregate_po.aggregators.lehmer import LehmerMean
 from aggregate_po.aggregators.power import ArithmeticMean, GeometricMean, PowerMean
-from aggregate_po.aggregators.product import Product
+from aggregate_po.aggregators.product import LengthScaledProduct, Product
 
 __all__ = [
     "ArithmeticMean",
@@ -11,6 +12,8 @@ __all__ = [
     "GeometricMean",
     "HomogeneousMean",
     "KolmogorovMean",
+    "LehmerMean",
+    "LengthScaledProduct",
     "Mean",
     "PowerMean",
     "Product",

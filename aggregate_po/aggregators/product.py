@@ -1,4 +1,4 @@
-"""Product of the token ratios, which is the ratio of the whole completion."""
+"""Product of the token ratios, which is the ratio of the whole completion, and its roots."""
 
 from dataclasses import dataclass
 
@@ -25,3 +25,47 @@ class Product(TokenAggregator):
     def token_weights(self, tokens: TokenRatios) -> PerToken:
         """Return one on every response token; shape `batch time`."""
         return torch.where(tokens.response_mask, torch.ones_like(tokens.log_ratio), 0)
+
+
+@dataclass(frozen=True)
+class LengthScaledProduct(TokenAggregator):
+    r"""Product of the token ratios to a power of the length, $\prod_t r_t^{n^{-\alpha}}$ (eq. 50).
+
+    At `length_exponent` 0 this is `Product`, and at 1 `GeometricMean`. The weights of a completion sum to
+    $n^{1 - \alpha}$. For independent log ratios, the logarithm has a standard deviation in proportion to
+    $n^{1/2 - \alpha}$, which at 1/2 is the same for all lengths.
+
+    Args:
+        length_exponent: Power $\alpha$ of the length by which the sum of the log ratios is divided, from 0 to 1.
+
+    Raises:
+        ValueError: the exponent is not between 0 and 1.
+
+    Example:
+        >>> tokens = TokenRatios.of(torch.tensor([[0.6, -0.5, 0.2, 0.1]]))
+        >>> LengthScaledProduct(0.5).log_aggregate(tokens)  # 0.4 over the square root of 4
+        tensor([0.2000])
+
+    Reference: P-GSPO, a withdrawn submission to ICLR 2026 (OpenReview OeYb0K8gEu).
+    """
+
+    length_exponent: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.length_exponent <= 1:
+            raise ValueError(
+                f"`length_exponent` is {self.length_exponent}; pass a number from 0, the product, to 1, the geometric "
+                "mean."
+            )
+
+    @override
+    def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
+        return self._share(tokens) * masked_sum(tokens.log_ratio, tokens.response_mask)
+
+    @override
+    def token_weights(self, tokens: TokenRatios) -> PerToken:
+        r"""Return $n^{-\alpha}$ on every response token; shape `batch time`."""
+        return torch.where(tokens.response_mask, self._share(tokens).unsqueeze(-1), 0)
+
+    def _share(self, tokens: TokenRatios) -> PerCompletion:
+        return tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype) ** -self.length_exponent

@@ -8,6 +8,7 @@ from aggregate_po.recipes.dr_grpo import dr_grpo
 from aggregate_po.recipes.dro import dro
 from aggregate_po.recipes.drpo import drpo
 from aggregate_po.recipes.espo import espo
+from aggregate_po.recipes.fspo import fspo
 from aggregate_po.recipes.gmpo import gmpo, gmpo_no_clip, gmpo_sequence_clip, gmpo_without_length_norm
 from aggregate_po.recipes.gpg import gpg
 from aggregate_po.recipes.grpo import grpo, grpo_dual_clip, grpo_off_policy_mask, grpo_wide_clip
@@ -15,6 +16,7 @@ from aggregate_po.recipes.gspo import gspo, gspo_token
 from aggregate_po.recipes.hmpo import hmpo
 from aggregate_po.recipes.holder_po import holder_po
 from aggregate_po.recipes.luspo import luspo
+from aggregate_po.recipes.p_gspo import p_gspo
 from aggregate_po.recipes.pmpo import pmpo
 from aggregate_po.recipes.r2vpo import r2vpo
 from aggregate_po.recipes.sapo import sapo
@@ -33,6 +35,7 @@ __all__ = [
     "dro",
     "drpo",
     "espo",
+    "fspo",
     "gmpo",
     "gmpo_no_clip",
     "gmpo_sequence_clip",
@@ -47,6 +50,7 @@ __all__ = [
     "hmpo",
     "holder_po",
     "luspo",
+    "p_gspo",
     "pmpo",
     "r2vpo",
     "sapo",

@@ -6,10 +6,19 @@ import re
 import pytest
 import torch
 
-from aggregate_po import ArithmeticMean, ESSMatching, GeometricMean, PowerMean, Product, TokenRatios
+from aggregate_po import (
+    ArithmeticMean,
+    ESSMatching,
+    GeometricMean,
+    LehmerMean,
+    LengthScaledProduct,
+    PowerMean,
+    Product,
+    TokenRatios,
+)
 from aggregate_po.aggregators.power import log_power_mean
 from tests.aggregate_po.worked_example import LOG_RATIO, close
-from tests.third_party import AsinhMean, LehmerMean
+from tests.third_party import AsinhMean
 
 
 @pytest.mark.parametrize(
@@ -21,10 +30,12 @@ from tests.third_party import AsinhMean, LehmerMean
         (Product(), 1.491824698),
         # sum r^2 / sum r = 6.40122382 / 4.75522314
         (LehmerMean(2.0), 1.346145835),
+        # e^(0.4 / 4^0.5)
+        (LengthScaledProduct(0.5), 1.221402758),
         # sinh of the mean of asinh(x): (0.56882489 - 0.48121183 + 0.19869011 + 0.09983408) / 4
         (AsinhMean(), math.exp(math.sinh(0.09653431))),
     ],
-    ids=["arithmetic", "geometric", "harmonic", "product", "lehmer", "asinh"],
+    ids=["arithmetic", "geometric", "harmonic", "product", "lehmer", "scaled", "asinh"],
 )
 def test_aggregate_of_the_worked_completion(aggregator, value):
     close(aggregator.log_aggregate(TokenRatios.of(LOG_RATIO)).exp(), [value], tolerance=1e-8)
@@ -36,8 +47,11 @@ def test_aggregate_of_the_worked_completion(aggregator, value):
         (ArithmeticMean(), [0.38318261, 0.12755041, 0.25685498, 0.23241200]),
         (GeometricMean(), [0.25] * 4),
         (Product(), [1.0] * 4),
+        (LengthScaledProduct(0.5), [0.5] * 4),
+        # 2 r^2 / 6.40122382 - r / 4.75522314: the smallest ratio is below half the mean
+        (LehmerMean(2.0), [0.65415557, -0.01261007, 0.20925110, 0.14920338]),
     ],
-    ids=["arithmetic", "geometric", "product"],
+    ids=["arithmetic", "geometric", "product", "scaled", "lehmer"],
 )
 def test_weights_of_the_worked_completion(aggregator, weights):
     close(aggregator.token_weights(TokenRatios.of(LOG_RATIO)), [weights])
@@ -79,9 +93,31 @@ def test_the_largest_exponents_give_the_extreme_token():
         assert mean.token_weights(tokens).tolist() == [[float(extreme > 0), float(extreme < 0), 0.0]]
 
 
+@pytest.mark.parametrize("order", [1e6, -1e6])
+def test_the_largest_orders_of_a_lehmer_mean_give_the_extreme_token(order):
+    tokens = TokenRatios.of(torch.tensor([[20.0, -20.0, 3.0]]))
+    assert LehmerMean(order).log_aggregate(tokens).tolist() == [20.0 if order > 0 else -20.0]
+    assert LehmerMean(order).token_weights(tokens).tolist() == [[float(order > 0), float(order < 0), 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LehmerMean(2e6), r"^`order` is 2000000.0; pass a number within"),
+        (lambda: LehmerMean(math.nan), r"^`order` is nan; pass a finite number"),
+        (lambda: LengthScaledProduct(-0.1), r"^`length_exponent` is -0.1; pass a number from 0, the product, to 1"),
+        (lambda: LengthScaledProduct(1.1), r"^`length_exponent` is 1.1; pass a number from 0, the product, to 1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_a_batch_without_time():
     tokens = TokenRatios.of(torch.zeros(2, 0))
-    for aggregator in (ArithmeticMean(), GeometricMean(), Product(), PowerMean(0.5), PowerMean(ESSMatching())):
+    aggregators = [ArithmeticMean(), GeometricMean(), Product(), PowerMean(0.5), PowerMean(ESSMatching())]
+    for aggregator in (*aggregators, LehmerMean(2.0), LengthScaledProduct(0.5)):
         assert aggregator.log_aggregate(tokens).tolist() == [0.0, 0.0]
 
 

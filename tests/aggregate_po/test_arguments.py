@@ -6,6 +6,7 @@ import math
 import pytest
 
 import aggregate_po
+from aggregate_po import PessimisticClip
 from aggregate_po.advantages import GroupCentered
 from aggregate_po.penalties import RatioVariance
 from tests.aggregate_po.numeric_arguments import numeric_arguments
@@ -14,6 +15,7 @@ from tests.aggregate_po.numeric_arguments import numeric_arguments
 REQUIRED = {
     "estimator": GroupCentered(),
     "cost": RatioVariance(),
+    "clip": PessimisticClip(),
     **dict.fromkeys(["max_completion_length", "cache_length", "length"], 8),
     **dict.fromkeys(["coefficient", "bound", "step_size", "exponent", "value", "max_divergence", "max_ratio"], 1.5),
 }

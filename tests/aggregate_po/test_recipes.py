@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aggregate_po import PolicyBatch, PolicyObjective, PowerMean, StepTotals, TokenRatios
+from aggregate_po import LehmerMean, PolicyBatch, PolicyObjective, PowerMean, StepTotals, TokenRatios
 from aggregate_po.recipes import (
     apmpo,
     cispo,
@@ -16,6 +16,7 @@ from aggregate_po.recipes import (
     dro,
     drpo,
     espo,
+    fspo,
     gmpo,
     gmpo_no_clip,
     gmpo_sequence_clip,
@@ -30,6 +31,7 @@ from aggregate_po.recipes import (
     hmpo,
     holder_po,
     luspo,
+    p_gspo,
     pmpo,
     r2vpo,
     sapo,
@@ -78,6 +80,15 @@ ORACLE = {
     "gspo_token +": (gspo_token(), 1, 1.0004, [0] * 4),
     "luspo, wide, -": (luspo(0.2, 0.2), -1, -4 * 1.10517092, [-1.10517092] * 4),
     "luspo +": (luspo(), 1, 4 * 1.0025, [0] * 4),
+    "p_gspo +": (p_gspo(), 1, 1.19018661, [0.51805881] * 4),
+    "p_gspo -": (p_gspo(), -1, -1.19018661, [-0.51805881] * 4),
+    "p_gspo, square root, +": (p_gspo(0.5), 1, 1.2, [0] * 4),
+    "p_gspo, square root, wide, +": (p_gspo(0.5, clip_high=0.3), 1, 1.22140276, [0.61070138] * 4),
+    "p_gspo, square root, -": (p_gspo(0.5), -1, -1.22140276, [-0.61070138] * 4),
+    # The sum of the log ratios is 0.4, and the band 0.1 * sqrt(4) = 0.2.
+    "fspo +": (fspo(0.1), 1, 1.22140276, [0] * 4),
+    "fspo -": (fspo(0.1), -1, -1.49182470, [-1.49182470] * 4),
+    "fspo, wide, +": (fspo(0.21), 1, 1.49182470, [1.49182470] * 4),
     "tic_grpo +": (tic_grpo(), 1, 1.2, [0] * 4),
     "tic_grpo, wide, +": (tic_grpo(0.5), 1, 1.491824698, [1.491824698] * 4),
     "tic_grpo -": (tic_grpo(), -1, -1.491824698, [-1.491824698] * 4),
@@ -135,6 +146,9 @@ ORACLE = {
     "M_2 -": (PolicyObjective(PowerMean(2.0)), -1, -1.26503200, [-0.65613299, -0.07270161, -0.29481956, -0.24137784]),
     "M_0.5 -": (PolicyObjective(PowerMean(0.5)), -1, -1.14763099, [-0.36151763, -0.20857753, -0.29598560, -0.28155022]),
     "M_-1 -": (PolicyObjective(PowerMean(-1)), -1, -1.02012162, [-0.14277995, -0.42893468, -0.21300266, -0.23540434]),
+    "L_2 +": (PolicyObjective(LehmerMean(2.0)), 1, 1.34614584, [0.88058879, -0.01697498, 0.28168250, 0.20084952]),
+    "L_0.5 +": (PolicyObjective(LehmerMean(0.5)), 1, 1.10414853, [0.27929427, 0.28299488, 0.27110208, 0.27075730]),
+    "L_2 -": (PolicyObjective(LehmerMean(2.0)), -1, -1.34614584, [-0.88058879, 0.01697498, -0.28168250, -0.20084952]),
     "M_0.5 log clip +": (
         PolicyObjective(PowerMean(0.5), PessimisticClip.log(0.4, 0.4)),
         1,
@@ -215,6 +229,12 @@ def test_weights_on_policy_follow_the_normalizer(objective, short, long):
 def test_holder_po_moves_its_exponent_from_two_to_minus_two(progress, value):
     log_probs, batch = worked_batch(-1)
     close(holder_po()(log_probs, replace(batch, totals=StepTotals(1, 4, progress=progress))), -value)
+
+
+def test_p_gspo_at_exponent_one_is_gspo_and_at_zero_a_clipped_product():
+    log_probs, batch = worked_batch(1)
+    torch.testing.assert_close(p_gspo(1.0, 3e-4, 4e-4)(log_probs, batch), gspo()(log_probs, batch))
+    torch.testing.assert_close(p_gspo(0.0, 1.0, 0.2)(log_probs, batch), tic_grpo()(log_probs, batch))
 
 
 def test_holder_po_at_exponent_zero_is_gspo_and_with_a_token_clip_gmpo():

@@ -26,6 +26,8 @@ from aggregate_po import (
     K2Penalty,
     K3Penalty,
     LagrangePenalty,
+    LehmerMean,
+    LengthScaledProduct,
     LengthWeighted,
     LinearExponent,
     NegativeCap,
@@ -61,13 +63,14 @@ from aggregate_po.testing.strategies import (  # noqa: F401  # one place to impo
     step_totals,
     token_ratios,
 )
-from tests.third_party import AsinhMean, LehmerMean, Proximity, TanhLimit
+from tests.third_party import AsinhMean, Proximity, SelfDualMean, TanhLimit
 
 POWER_MEANS = [PowerMean(p) for p in (-8.0, -1.0, -1e-9, 0, 1e-300, 1e-9, 0.5, 1, 2.0, 8.0)]
 POWER_MEANS += [PowerMean(ESSMatching()), PowerMean(LinearExponent()), PowerMean(RewardExponent())]
-HOMOGENEOUS_MEANS = [ArithmeticMean(), GeometricMean(), *POWER_MEANS, LehmerMean(2.0), LehmerMean(0.5)]
+LEHMER_MEANS = [LehmerMean(p) for p in (-8.0, 0.0, 0.5, 2.0)]
+HOMOGENEOUS_MEANS = [ArithmeticMean(), GeometricMean(), *POWER_MEANS, *LEHMER_MEANS, SelfDualMean()]
 MEANS = [*HOMOGENEOUS_MEANS, AsinhMean()]
-AGGREGATORS = [*MEANS, Product()]
+AGGREGATORS = [*MEANS, Product(), LengthScaledProduct(0.6)]
 
 TOKEN_TRANSFORMS = [
     None,
@@ -118,9 +121,10 @@ PENALTIES = [
     Proximity(0.5),
 ]
 
-# Every recipe with its defaults; only one has an argument without.
+# Every recipe with its defaults; two have an argument without.
 RECIPES = {name: getattr(published, name) for name in published.__all__}
 RECIPES["dr_grpo"] = partial(published.dr_grpo, 32)
+RECIPES["fspo"] = partial(published.fspo, 0.1)
 
 PENALIZED = [K3Penalty(0.04), EntropyBonus(0.1)]
 

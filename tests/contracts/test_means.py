@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregate_po import ArithmeticMean, GeometricMean, PowerMean, Product, TokenRatios
+from aggregate_po import ArithmeticMean, GeometricMean, LehmerMean, LengthScaledProduct, PowerMean, Product, TokenRatios
 from aggregate_po.aggregators.power import log_power_mean
 from aggregate_po.recipes import gmpo_no_clip, grpo
 from tests.contracts.strategies import batches, exponents, token_ratios
@@ -82,6 +82,44 @@ def test_named_means_are_power_means(tokens):
 def test_product_is_the_geometric_mean_to_the_length(tokens):
     expected = GeometricMean().log_aggregate(tokens) * tokens.lengths
     torch.testing.assert_close(Product().log_aggregate(tokens), expected, rtol=1e-12, atol=1e-10)
+
+
+@given(token_ratios())
+def test_a_length_exponent_joins_the_product_and_the_geometric_mean(tokens):
+    for named, exponent in ((Product(), 0.0), (GeometricMean(), 1.0)):
+        scaled = LengthScaledProduct(exponent)
+        torch.testing.assert_close(scaled.log_aggregate(tokens), named.log_aggregate(tokens), rtol=1e-13, atol=1e-12)
+        torch.testing.assert_close(scaled.token_weights(tokens), named.token_weights(tokens), rtol=1e-13, atol=0)
+
+
+@given(token_ratios(), st.floats(0, 1))
+def test_weights_of_a_scaled_product_sum_to_a_power_of_the_length(tokens, exponent):
+    total = LengthScaledProduct(exponent).token_weights(tokens).sum(dim=-1)
+    expected = torch.where(tokens.lengths > 0, tokens.lengths.double().clamp(min=1) ** (1 - exponent), 0)
+    torch.testing.assert_close(total, expected, rtol=1e-13, atol=0)
+
+
+@given(token_ratios())
+def test_lehmer_means_of_order_one_and_zero_are_arithmetic_and_harmonic(tokens):
+    for order, mean in ((1.0, ArithmeticMean()), (0.0, PowerMean(-1.0))):
+        lehmer = LehmerMean(order)
+        torch.testing.assert_close(lehmer.log_aggregate(tokens), mean.log_aggregate(tokens), rtol=0, atol=1e-11)
+        torch.testing.assert_close(lehmer.token_weights(tokens), mean.token_weights(tokens), rtol=1e-11, atol=1e-300)
+
+
+@given(token_ratios(empty_rows=False), st.floats(-8, 8), st.floats(-8, 8))
+def test_lehmer_means_rise_with_the_order(tokens, one, other):
+    low, high = (LehmerMean(order).log_aggregate(tokens) for order in sorted((one, other)))
+    assert (low <= high + ROUNDING).all()
+
+
+@given(token_ratios(empty_rows=False), st.floats(1, 8))
+def test_a_weight_of_a_lehmer_mean_is_negative_below_a_bound(tokens, order):
+    """For orders above 1 where r < L (p - 1) / p."""
+    lehmer = LehmerMean(order)
+    weights = lehmer.token_weights(tokens)
+    excess = order * (tokens.log_ratio - lehmer.log_aggregate(tokens).unsqueeze(-1)).exp() - (order - 1)
+    assert (weights * excess >= -1e-12).all()
 
 
 @given(token_ratios(), st.floats(0.1, 4))
