@@ -43,6 +43,13 @@ from aggregate_po.penalties import (
     RatioVariance,
     WeightedCost,
 )
+from aggregate_po.prefixes import (
+    PrefixAggregate,
+    PrefixGeometricMean,
+    PrefixKalmanFilter,
+    PrefixMinimum,
+    PrefixProduct,
+)
 from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import (
     AdaptiveClip,
@@ -107,6 +114,11 @@ __all__ = [
     "PolicyBatch",
     "PolicyObjective",
     "PowerMean",
+    "PrefixAggregate",
+    "PrefixGeometricMean",
+    "PrefixKalmanFilter",
+    "PrefixMinimum",
+    "PrefixProduct",
     "ProbabilityWeighted",
     "Product",
     "RatioMask",

@@ -14,6 +14,7 @@ from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
+from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import require_shape
 from aggregate_po.trace import Trace, trace_completions, trace_tokens
 from aggregate_po.transforms.base import RatioTransform
@@ -28,12 +29,14 @@ class PolicyObjective:
         sequence_transform: Transform of the log ratio of each completion, after the mean.
         normalizer: Weight of each completion, from the totals of the optimizer step.
         penalties: Costs subtracted from the objective.
+        prefix: Aggregate of each token's prefix, which replaces its log ratio before the token transform.
 
     Raises:
         TypeError: a part is of the wrong kind.
 
-    Log ratios are clamped to +-20 on entry and log values to at most 20, so every finite input gives a finite value,
-    finite weights and a finite gradient. Outside these bounds the gradient is zero and counted as overflow.
+    Log ratios are clamped to +-20 on entry and after the prefix aggregate, and log values to at most 20, so every
+    finite input gives a finite value, finite weights and a finite gradient. Outside these bounds the gradient is zero
+    and counted as overflow.
 
     Example:
         >>> from aggregate_po import GeometricMean, PessimisticClip, PolicyBatch
@@ -50,9 +53,13 @@ class PolicyObjective:
         sequence_transform: RatioTransform | None = None,
         normalizer: Normalizer = SequenceMean(),
         penalties: Sequence[Penalty] = (),
+        *,
+        prefix: PrefixAggregate | None = None,
     ) -> None:
         _require("aggregator", aggregator, TokenAggregator)
         _require("normalizer", normalizer, Normalizer)
+        if prefix is not None:
+            _require("prefix", prefix, PrefixAggregate)
         if token_transform is not None:
             _require("token_transform", token_transform, RatioTransform)
         if sequence_transform is not None:
@@ -60,6 +67,7 @@ class PolicyObjective:
         for penalty in penalties:
             _require("penalties", penalty, Penalty)
         self.aggregator = aggregator
+        self.prefix = prefix
         self.token_transform = token_transform
         self.sequence_transform = sequence_transform
         self.normalizer = normalizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_pr
 from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.masked import masked_sum
 from aggregate_po.normalizers import Normalizer
+from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import bind_shapes, require_shape
 from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, evaluated
 
@@ -24,6 +25,7 @@ class Parts(Protocol):
     """The parts of an objective that a batch runs through; `PolicyObjective` documents each."""
 
     aggregator: TokenAggregator
+    prefix: PrefixAggregate | None
     token_transform: RatioTransform | None
     sequence_transform: RatioTransform | None
     normalizer: Normalizer
@@ -36,7 +38,7 @@ class TokenTrace:
     Args:
         batch: the completions.
         log_probs: log-probabilities under the trained policy, in working precision, 0 on padding.
-        within: True where the log ratio is inside the bound.
+        within: True where the log ratio is inside the bound, before and after the prefix aggregate.
         entering: context of the token transform.
         transform: result of the token transform; the identity if there is none.
         tokens: context of the aggregator.
@@ -151,13 +153,18 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
         advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
         totals=batch.totals,
     )
-    transform = EvaluatedTransform.identity(log_ratio)
+    within = raw.detach().abs() <= MAX_LOG_RATIO
+    if parts.prefix is not None:
+        aggregated = parts.prefix(entering)
+        within = within & (aggregated.detach().abs() <= MAX_LOG_RATIO)
+        entering = replace(entering, log_ratio=bounded(aggregated))
+    transform = EvaluatedTransform.identity(entering.log_ratio)
     if parts.token_transform is not None:
         transform = evaluated(parts.token_transform, entering)
     return TokenTrace(
         batch=batch,
         log_probs=log_probs,
-        within=raw.detach().abs() <= MAX_LOG_RATIO,
+        within=within,
         entering=entering,
         transform=transform,
         tokens=entering.transformed(transform.value, transform.saturated).corrected(batch.correction),

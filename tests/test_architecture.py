@@ -11,8 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["aggregate_po", "lightning_modules", "experiments"]  # each may import those before it
 CORE_LAYERS = [
-    ["arguments", "masked", "shapes", "corrections", "totals", "batch", "bounds", "derivatives", "linear_log_probs"],
-    ["aggregators", "exponents", "transforms", "normalizers", "penalties", "advantages", "geometry"],
+    [
+        "arguments",
+        "masked",
+        "shapes",
+        "corrections",
+        "totals",
+        "batch",
+        "bounds",
+        "derivatives",
+        "linear_log_probs",
+        "scans",
+    ],
+    ["aggregators", "exponents", "transforms", "prefixes", "normalizers", "penalties", "advantages", "geometry"],
     ["gradient_weights"],
     ["trace"],
     ["objective"],

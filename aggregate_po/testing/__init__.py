@@ -25,6 +25,7 @@ from aggregate_po.testing.exponents import ExponentRuleContract, check_exponent_
 from aggregate_po.testing.laws import Contract, KeptLaws, law
 from aggregate_po.testing.normalizers import NormalizerContract, check_normalizer
 from aggregate_po.testing.penalties import PenaltyContract, check_penalty
+from aggregate_po.testing.prefixes import PrefixAggregateContract, check_prefix_aggregate
 from aggregate_po.testing.transforms import TransformContract, check_transform
 
 __all__ = [
@@ -35,12 +36,14 @@ __all__ = [
     "KeptLaws",
     "NormalizerContract",
     "PenaltyContract",
+    "PrefixAggregateContract",
     "TransformContract",
     "check_advantage",
     "check_aggregator",
     "check_exponent_rule",
     "check_normalizer",
     "check_penalty",
+    "check_prefix_aggregate",
     "check_transform",
     "law",
 ]

@@ -7,6 +7,7 @@ import torch
 from aggregate_po.aggregators import ArithmeticMean, GeometricMean, PowerMean, Product, TokenAggregator
 from aggregate_po.exponents import ESSMatching
 from aggregate_po.objective import PolicyObjective
+from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.testing.contexts import differentiate, scale_of
 from aggregate_po.testing.reports import LawBroken, require_close, require_finite
 from aggregate_po.testing.strategies import Case
@@ -44,6 +45,12 @@ def transformed_by_each(aggregator: TokenAggregator, before: RatioTransform | No
     """Yield an objective for every transform after the mean, with one transform before it."""
     for after in TRANSFORMS:
         yield PolicyObjective(aggregator, before, after)
+
+
+def prefixed_by_each(prefix: PrefixAggregate, before: RatioTransform | None) -> Iterator[PolicyObjective]:
+    """Yield an objective for every aggregator, with a prefix aggregate and one transform of tokens."""
+    for aggregator in AGGREGATORS:
+        yield PolicyObjective(aggregator, before, prefix=prefix)
 
 
 def require_gradients(objectives: Iterator[PolicyObjective], case: Case, rounding: float, single: float) -> None:

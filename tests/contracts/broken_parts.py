@@ -16,6 +16,7 @@ from aggregate_po import (
     Mean,
     Normalizer,
     Penalty,
+    PrefixAggregate,
     RatioTransform,
     TokenAggregator,
 )
@@ -603,3 +604,78 @@ class ForgetsItsState(BrokenPenalty):
 
     def adapt(self, mean_observed):
         object.__setattr__(self, "coefficient", self.coefficient + abs(mean_observed))
+
+
+# --- prefix aggregates -----------------------------------------------------------------------------------------------
+
+
+class BrokenPrefix(PrefixAggregate):
+    def log_prefix(self, tokens):
+        return tokens.log_ratio.cumsum(dim=-1)
+
+
+@broken("shapes")
+class PrefixInDoublePrecision(BrokenPrefix):
+    def __call__(self, tokens):
+        return super().__call__(tokens).double()
+
+
+@broken("finite")
+class PrefixOverflowsInSinglePrecision(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return (2 * tokens.log_ratio).exp().log()
+
+
+@broken("padding_changes_nothing", "masked_tokens_change_nothing")
+class PrefixAveragedOverColumns(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return super().log_prefix(tokens) / tokens.response_mask.shape[-1]
+
+
+@broken("masked_tokens_change_nothing")
+class PrefixCountsColumns(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return super().log_prefix(tokens) / (1 + torch.arange(tokens.response_mask.shape[-1])).to(tokens.log_ratio)
+
+
+@broken("later_tokens_change_nothing")
+class PrefixKnowsTheLength(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return super().log_prefix(tokens) / tokens.lengths.clamp(min=1).unsqueeze(-1).to(tokens.log_ratio)
+
+
+@broken("later_tokens_change_nothing")
+class Suffix(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return tokens.log_ratio.flip(-1).cumsum(dim=-1).flip(-1)
+
+
+@broken("derivative_is_one", "gradient_of_the_objective")
+class PrefixWithAGraph(BrokenPrefix):
+    def __call__(self, tokens):
+        return torch.where(tokens.response_mask, tokens.log_ratio, 0).cumsum(dim=-1)
+
+
+@broken("completions_do_not_see_each_other", "masked_tokens_change_nothing")
+class PrefixDividedByTheBatch(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return super().log_prefix(tokens) / len(tokens.log_ratio)
+
+
+@broken("inputs_are_left_untouched")
+class PrefixChangesTheContext(BrokenPrefix):
+    def log_prefix(self, tokens):
+        tokens.saturated.logical_not_()
+        return super().log_prefix(tokens)
+
+
+@broken("inference_mode")
+class PrefixDiffersInInferenceMode(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return super().log_prefix(tokens) + 0.1 * torch.is_inference_mode_enabled()
+
+
+@broken("gradient_of_the_objective")
+class AnotherPrefixWithoutGradient(BrokenPrefix):
+    def __call__(self, tokens):
+        return super().__call__(tokens) + 0.1 * without_gradient_mode()

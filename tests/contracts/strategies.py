@@ -34,6 +34,10 @@ from aggregate_po import (
     PessimisticClip,
     PolicyObjective,
     PowerMean,
+    PrefixGeometricMean,
+    PrefixKalmanFilter,
+    PrefixMinimum,
+    PrefixProduct,
     ProbabilityWeighted,
     Product,
     RatioVariance,
@@ -63,7 +67,7 @@ from aggregate_po.testing.strategies import (  # noqa: F401  # one place to impo
     step_totals,
     token_ratios,
 )
-from tests.third_party import AsinhMean, Proximity, SelfDualMean, TanhLimit
+from tests.third_party import AsinhMean, PrefixMaximum, Proximity, SelfDualMean, TanhLimit
 
 POWER_MEANS = [PowerMean(p) for p in (-8.0, -1.0, -1e-9, 0, 1e-300, 1e-9, 0.5, 1, 2.0, 8.0)]
 POWER_MEANS += [PowerMean(ESSMatching()), PowerMean(LinearExponent()), PowerMean(RewardExponent())]
@@ -71,6 +75,22 @@ LEHMER_MEANS = [LehmerMean(p) for p in (-8.0, 0.0, 0.5, 2.0)]
 HOMOGENEOUS_MEANS = [ArithmeticMean(), GeometricMean(), *POWER_MEANS, *LEHMER_MEANS, SelfDualMean()]
 MEANS = [*HOMOGENEOUS_MEANS, AsinhMean()]
 AGGREGATORS = [*MEANS, Product(), LengthScaledProduct(0.6)]
+
+PREFIXES = [
+    None,
+    PrefixProduct(),
+    PrefixGeometricMean(),
+    PrefixMinimum(),
+    PrefixKalmanFilter(),
+    PrefixKalmanFilter(1.0, 0.5),
+    PrefixKalmanFilter(math.inf),
+    PrefixKalmanFilter(0.0, math.inf),
+    PrefixKalmanFilter(0.0, 0.0),
+    PrefixMaximum(),
+]
+
+# Bounds that widen along a prefix.
+PREFIX_CLIP = Chain([ScaledClip(PessimisticClip.log(0.025, 0.05), 0.5), ScaledClip(NegativeCap(1.1), 0.5)])
 
 TOKEN_TRANSFORMS = [
     None,
@@ -84,7 +104,7 @@ TOKEN_TRANSFORMS = [
     Chain([CompletionRatio(GeometricMean()), PessimisticClip.log(0.4, 0.4)]),
     Chain([CompletionRatio(Product()), StraightThrough(GammaKernel())]),
     Chain([StraightThrough(TwoSidedClip(0.0, 20.0)), TotalVariationMask()]),
-    Chain([ScaledClip(PessimisticClip.log(0.025, 0.05), 0.5), ScaledClip(NegativeCap(1.1), 0.5)]),
+    PREFIX_CLIP,
     BernoulliKLMask(),
     StaleCompletionMask(0.4),
     SigmoidGate(),
@@ -136,6 +156,11 @@ COMPOSITIONS |= {
     "product": PolicyObjective(Product(), None, PessimisticClip.log(0.4, 0.4), TokenMean(), [K2Penalty(0.2)]),
     "power, -8": PolicyObjective(PowerMean(-8.0), PessimisticClip.log(0.4, 0.4), PessimisticClip(0.2, 0.2)),
     "kernel after the mean": PolicyObjective(Product(), None, StraightThrough(GammaKernel()), LengthWeighted()),
+    "prefix product": PolicyObjective(ArithmeticMean(), PREFIX_CLIP, prefix=PrefixProduct()),
+    "prefix mean, then its geometric mean": PolicyObjective(GeometricMean(), prefix=PrefixGeometricMean()),
+    "prefix minimum": PolicyObjective(PowerMean(2.0), PessimisticClip.log(0.4, 0.4), prefix=PrefixMinimum()),
+    "prefix filter": PolicyObjective(Product(), prefix=PrefixKalmanFilter(1.0, 0.5), penalties=PENALIZED),
+    "prefix maximum": PolicyObjective(ArithmeticMean(), None, SigmoidGate(), prefix=PrefixMaximum()),
     "two-sided": PolicyObjective(GeometricMean(), TwoSidedClip(0.5, 2.0), SigmoidGate()),
 }
 
@@ -147,6 +172,15 @@ shared = settings(max_examples=max(25, settings().max_examples // 20))
 def each_composition(test):
     """Run a property test, which generates its inputs, for every composition."""
     return pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS.keys())(shared(test))
+
+
+# In all others, the place of a token in its completion has a meaning.
+ORDER_FREE = {name: part for name, part in COMPOSITIONS.items() if part.prefix is None}
+
+
+def each_order_free_composition(test):
+    """Run a property test for every composition that has no part for the order of the tokens."""
+    return pytest.mark.parametrize("objective", ORDER_FREE.values(), ids=ORDER_FREE.keys())(shared(test))
 
 
 def label(part):
@@ -179,6 +213,7 @@ def objectives(draw):
         draw(st.sampled_from(SEQUENCE_TRANSFORMS)),
         draw(st.sampled_from(NORMALIZERS)),
         chosen,
+        prefix=draw(st.sampled_from(PREFIXES)),
     )
 
 

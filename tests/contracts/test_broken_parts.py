@@ -6,13 +6,22 @@ from unittest import SkipTest
 import pytest
 from hypothesis import Phase, settings
 
-from aggregate_po import AdvantageEstimator, ExponentRule, Normalizer, Penalty, RatioTransform, TokenAggregator
+from aggregate_po import (
+    AdvantageEstimator,
+    ExponentRule,
+    Normalizer,
+    Penalty,
+    PrefixAggregate,
+    RatioTransform,
+    TokenAggregator,
+)
 from aggregate_po.testing import (
     AdvantageContract,
     AggregatorContract,
     ExponentRuleContract,
     NormalizerContract,
     PenaltyContract,
+    PrefixAggregateContract,
     TransformContract,
     check_advantage,
     check_aggregator,
@@ -26,6 +35,7 @@ KINDS = {
     ExponentRule: ExponentRuleContract,
     AdvantageEstimator: AdvantageContract,
     Penalty: PenaltyContract,
+    PrefixAggregate: PrefixAggregateContract,
 }
 BROKEN = [cls for _, cls in inspect.getmembers(broken_parts, inspect.isclass) if "breaks" in vars(cls)]
 

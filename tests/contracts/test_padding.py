@@ -14,6 +14,7 @@ from tests.contracts.strategies import (
     batches,
     differentiate,
     each_composition,
+    each_order_free_composition,
     generators,
     log_ratios,
     scale_of,
@@ -100,7 +101,7 @@ def test_empty_rows_add_nothing_not_even_to_a_denominator(objective, case, data)
     assert (actual[0] - expected[0]).abs() <= REORDERED * size
 
 
-@each_composition
+@each_order_free_composition
 @given(case=batches(), data=st.data())
 def test_permuting_time_permutes_the_weights(objective, case, data):
     """Each completion in an order of its own."""

@@ -16,6 +16,7 @@ from aggregate_po.testing import (
     ExponentRuleContract,
     NormalizerContract,
     PenaltyContract,
+    PrefixAggregateContract,
     TransformContract,
     check_advantage,
     check_aggregator,
@@ -27,6 +28,7 @@ from tests.contracts.strategies import (
     AGGREGATORS,
     NORMALIZERS,
     PENALTIES,
+    PREFIXES,
     SEQUENCE_TRANSFORMS,
     TOKEN_TRANSFORMS,
     label,
@@ -67,6 +69,7 @@ CONTRACTS = [
     *map(partial(contract, ExponentRuleContract), RULES),
     *map(partial(contract, PenaltyContract, rounding=1e-10), PENALTIES),
     *map(advantage_contract, ESTIMATORS),
+    *map(partial(contract, PrefixAggregateContract), filter(None, PREFIXES)),
 ]
 LAWS = [(kind, name) for kind in CONTRACTS for name in kind.laws() if kind().applies(name)]
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "extending.md"
 DOCUMENTED = [
     core.TokenAggregator,
+    core.PrefixAggregate,
     core.RatioTransform,
     core.ExponentRule,
     core.Normalizer,

@@ -1,11 +1,11 @@
-"""A mean by its generator, a transform and a penalty."""
+"""A mean by its generator, a prefix aggregate, a transform and a penalty."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aggregate_po import KolmogorovMean, Penalty, PolicyBatch, RatioTransform, TokenRatios
+from aggregate_po import KolmogorovMean, Penalty, PolicyBatch, PrefixAggregate, RatioTransform, TokenRatios
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,15 @@ class AsinhMean(KolmogorovMean):
 
     def inverse(self, values: Tensor) -> Tensor:
         return torch.sinh(values)
+
+
+@dataclass(frozen=True)
+class PrefixMaximum(PrefixAggregate):
+    """Largest ratio of the prefix."""
+
+    def log_prefix(self, tokens: TokenRatios) -> Tensor:
+        values = torch.where(tokens.response_mask, tokens.log_ratio, -torch.inf)
+        return values.cummax(dim=-1).values
 
 
 @dataclass(frozen=True)
