@@ -153,6 +153,8 @@ def definition_of(estimator: type[AdvantageEstimator]) -> str:
 def parts_of(objective: PolicyObjective) -> list[str]:
     """The parts in the order in which they act, each with a link to its page."""
     parts = [linked(objective.aggregator)]
+    if objective.prefix is not None:
+        parts.append(f"prefixes: {linked(objective.prefix)}")
     if objective.token_transform is not None:
         parts.append(f"tokens: {linked(objective.token_transform)}")
     if objective.sequence_transform is not None:

@@ -2,6 +2,7 @@
 
 from aggregate_po.recipes.apmpo import apmpo
 from aggregate_po.recipes.cispo import cispo
+from aggregate_po.recipes.ctpo import ctpo, ctpo_geometric
 from aggregate_po.recipes.dapo import dapo
 from aggregate_po.recipes.dppo import dppo_kl, dppo_tv
 from aggregate_po.recipes.dr_grpo import dr_grpo
@@ -15,7 +16,9 @@ from aggregate_po.recipes.grpo import grpo, grpo_dual_clip, grpo_off_policy_mask
 from aggregate_po.recipes.gspo import gspo, gspo_token
 from aggregate_po.recipes.hmpo import hmpo
 from aggregate_po.recipes.holder_po import holder_po
+from aggregate_po.recipes.kpo import kpo
 from aggregate_po.recipes.luspo import luspo
+from aggregate_po.recipes.minpro import minpro
 from aggregate_po.recipes.p_gspo import p_gspo
 from aggregate_po.recipes.pmpo import pmpo
 from aggregate_po.recipes.r2vpo import r2vpo
@@ -28,6 +31,8 @@ from aggregate_po.recipes.vespo import vespo
 __all__ = [
     "apmpo",
     "cispo",
+    "ctpo",
+    "ctpo_geometric",
     "dapo",
     "dppo_kl",
     "dppo_tv",
@@ -49,7 +54,9 @@ __all__ = [
     "gspo_token",
     "hmpo",
     "holder_po",
+    "kpo",
     "luspo",
+    "minpro",
     "p_gspo",
     "pmpo",
     "r2vpo",

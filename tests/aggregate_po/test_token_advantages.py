@@ -22,7 +22,19 @@ from tests.contracts.strategies import RECIPES, assert_rows_close, batches, diff
 
 ADVANTAGES = torch.tensor([[1.0, -1.0, 0.5, 0.0]], dtype=torch.float64)
 TAKES_THEM = ["cispo", "dapo", "dppo_kl", "dppo_tv", "dr_grpo", "dro", "drpo", "espo", "gpg", "grpo", "grpo_dual_clip"]
-TAKES_THEM += ["grpo_off_policy_mask", "grpo_wide_clip", "gspo_token", "r2vpo", "sapo", "spo", "vespo"]
+TAKES_THEM += [
+    "grpo_off_policy_mask",
+    "grpo_wide_clip",
+    "gspo_token",
+    "r2vpo",
+    "sapo",
+    "spo",
+    "vespo",
+    "ctpo",
+    "ctpo_geometric",
+    "kpo",
+    "minpro",
+]
 
 
 def worked(objective, advantages=ADVANTAGES):
