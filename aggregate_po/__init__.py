@@ -18,6 +18,14 @@ from aggregate_po.corrections import CorrectionWeights, SamplerCorrection, Seque
 from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent, RewardExponent
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
+from aggregate_po.group_objectives import (
+    CompletionValues,
+    GroupObjective,
+    GroupTerms,
+    GroupValues,
+    LabelLogistic,
+    TargetCrossEntropy,
+)
 from aggregate_po.linear_log_probs import linear_log_probs, linear_log_probs_and_entropy
 from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax, masked_sum
 from aggregate_po.normalizers import (
@@ -80,6 +88,7 @@ __all__ = [
     "BernoulliKLMask",
     "Chain",
     "CompletionRatio",
+    "CompletionValues",
     "ConstantLength",
     "CorrectionWeights",
     "ESSMatching",
@@ -90,6 +99,9 @@ __all__ = [
     "GammaKernel",
     "GeometricMean",
     "GradientWeights",
+    "GroupObjective",
+    "GroupTerms",
+    "GroupValues",
     "GroupedRewards",
     "HomogeneousMean",
     "ImportanceWeighted",
@@ -98,6 +110,7 @@ __all__ = [
     "K3Penalty",
     "KLPenalty",
     "KolmogorovMean",
+    "LabelLogistic",
     "LagrangePenalty",
     "LehmerMean",
     "LengthScaledProduct",
@@ -133,6 +146,7 @@ __all__ = [
     "StaleCompletionMask",
     "StepTotals",
     "StraightThrough",
+    "TargetCrossEntropy",
     "TokenAggregator",
     "TokenCorrection",
     "TokenMean",

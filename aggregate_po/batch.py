@@ -28,6 +28,11 @@ class PolicyBatch:
         totals: counts over the whole optimizer step; None counts this batch alone.
         ref_log_probs: log-probabilities under the reference policy, for KL penalties; shape `batch time`.
         correction: weights that correct for a sampler that differs from the behavior policy; none by default.
+        groups: number of each completion's group, for a group objective; any integers, such as the index of the prompt
+            in the step; shape `batch`.
+        group_values: value of each completion's group, if the batch does not hold whole groups; with
+            `group_advantages`, the `GroupTerms` of the completions; shape `batch`.
+        group_advantages: derivative of that value by the completion's log value, see `GroupTerms`; shape `batch`.
 
     Values on padding are replaced by zero, and so are the advantage and the correction of an empty completion.
 
@@ -42,14 +47,19 @@ class PolicyBatch:
     totals: StepTotals = None  # type: ignore[assignment]  # filled in below, so never None to a reader
     ref_log_probs: PerToken | None = None
     correction: CorrectionWeights = _NO_CORRECTION
+    groups: PerCompletion | None = None
+    group_values: PerCompletion | None = None
+    group_advantages: PerCompletion | None = None
 
     def __post_init__(self) -> None:
         per_token = {"response_mask": self.response_mask, "old_log_probs": self.old_log_probs}
         if self.ref_log_probs is not None:
             per_token["ref_log_probs"] = self.ref_log_probs
+        per_group = {name: getattr(self, name) for name in ("groups", "group_values", "group_advantages")}
         bind_shapes(
             **{name: (tensor, "batch time") for name, tensor in per_token.items()},
             advantages=(self.advantages, "batch time" if _ndim(self.advantages) == 2 else "batch"),
+            **{name: (tensor, "batch") for name, tensor in per_group.items() if tensor is not None},
             **self.correction.patterns(),
         )
         mask = self.response_mask.bool()
@@ -74,6 +84,8 @@ class PolicyBatch:
         moved: dict[str, Any] = {
             name: value.to(*args, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
+        if self.groups is not None:  # half precision could not tell large numbers apart
+            moved["groups"] = self.groups.to(moved["response_mask"].device, copy=True)
         return replace(self, **moved, correction=self.correction.map(lambda tensor: tensor.to(*args, **kwargs)))
 
     def select(self, rows: Tensor | slice, time: int | None = None) -> PolicyBatch:

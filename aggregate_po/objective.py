@@ -12,11 +12,12 @@ from typing_extensions import override
 from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
+from aggregate_po.group_objectives import CompletionValues, GroupObjective, GroupTerms, group_terms
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import require_shape
-from aggregate_po.trace import Trace, trace_completions, trace_tokens
+from aggregate_po.trace import Trace, trace_completions, trace_groups, trace_tokens
 from aggregate_po.transforms.base import RatioTransform
 
 
@@ -30,6 +31,9 @@ class PolicyObjective:
         normalizer: Weight of each completion, from the totals of the optimizer step.
         penalties: Costs subtracted from the objective.
         prefix: Aggregate of each token's prefix, which replaces its log ratio before the token transform.
+        group_objective: Value of a group from the log values of its completions, in place of the sum of advantage
+            times value (eq. 56). A batch then needs `groups`, and holds either whole groups or their terms; see
+            `completion_values` and `group_terms`.
 
     Raises:
         TypeError: a part is of the wrong kind.
@@ -55,6 +59,7 @@ class PolicyObjective:
         penalties: Sequence[Penalty] = (),
         *,
         prefix: PrefixAggregate | None = None,
+        group_objective: GroupObjective | None = None,
     ) -> None:
         _require("aggregator", aggregator, TokenAggregator)
         _require("normalizer", normalizer, Normalizer)
@@ -64,6 +69,8 @@ class PolicyObjective:
             _require("token_transform", token_transform, RatioTransform)
         if sequence_transform is not None:
             _require("sequence_transform", sequence_transform, RatioTransform)
+        if group_objective is not None:
+            _require("group_objective", group_objective, GroupObjective)
         for penalty in penalties:
             _require("penalties", penalty, Penalty)
         self.aggregator = aggregator
@@ -72,6 +79,7 @@ class PolicyObjective:
         self.sequence_transform = sequence_transform
         self.normalizer = normalizer
         self.penalties = tuple(penalties)
+        self.group_objective = group_objective
 
     @override
     def __repr__(self) -> str:
@@ -82,6 +90,11 @@ class PolicyObjective:
     def needs_reference(self) -> bool:
         """Whether any penalty reads `batch.ref_log_probs`."""
         return any(penalty.needs_reference for penalty in self.penalties)
+
+    @property
+    def trains_every_completion(self) -> bool:
+        """Whether completions of advantage 0 have a gradient too, through a penalty or a group objective."""
+        return bool(self.penalties) or self.group_objective is not None
 
     def __call__(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
         """Return the value of the objective, a scalar attached to the graph of `log_probs`.
@@ -139,6 +152,28 @@ class PolicyObjective:
             exponents=aggregate.exponents,
         )
 
+    @torch.no_grad()
+    def completion_values(self, log_probs: PerToken, batch: PolicyBatch) -> CompletionValues:
+        """Return what the group objective reads of the completions of a micro-batch; collect them over a step.
+
+        Arguments and errors are those of `__call__`; also an error without `batch.groups`. The result is detached.
+        """
+        before = trace_tokens(self, log_probs, batch)
+        return trace_completions(self, before, self.aggregator.log_aggregate(before.tokens)).completion_values
+
+    def group_terms(self, completions: CompletionValues) -> GroupTerms:
+        """Return value and gradient of the group objective, for the `group_values` and `group_advantages` of batches.
+
+        Args:
+            completions: values of all completions of the groups, over the ranks and micro-batches of a step.
+
+        Raises:
+            ValueError: there is no group objective, or it returned a wrong shape.
+        """
+        if self.group_objective is None:
+            raise ValueError("`group_objective` is None, so no batch needs group terms; leave them out.")
+        return group_terms(self.group_objective, completions)
+
     def adapt(self, observed: Sequence[float]) -> None:
         """Let the penalties adapt to their observations; call this once after every optimizer step.
 
@@ -175,13 +210,14 @@ class PolicyObjective:
     def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> Trace:
         """Run a batch through all parts, for the value only."""
         before = trace_tokens(self, log_probs, batch)
-        return trace_completions(self, before, self.aggregator.log_aggregate(before.tokens))
+        trace = trace_completions(self, before, self.aggregator.log_aggregate(before.tokens))
+        return trace_groups(self.group_objective, trace)
 
     def _trace_with_weights(self, log_probs: PerToken, batch: PolicyBatch) -> tuple[Trace, EvaluatedAggregator]:
         """Run a batch through all parts; also return the result of the aggregator, with its token weights."""
         before = trace_tokens(self, log_probs, batch)
         aggregate = self.aggregator.evaluate(before.tokens)
-        trace = trace_completions(self, before, aggregate.log_aggregate)
+        trace = trace_groups(self.group_objective, trace_completions(self, before, aggregate.log_aggregate))
         require_shape(self.aggregator, "token_weights", aggregate.token_weights, "batch time", before.within.shape)
         return trace, aggregate
 

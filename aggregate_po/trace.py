@@ -13,7 +13,9 @@ from torch import Tensor
 from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
+from aggregate_po.checks import require_comparable, require_one_ratio, required_groups
 from aggregate_po.gradient_weights import GradientWeights
+from aggregate_po.group_objectives import CompletionValues, GroupObjective, GroupTerms, group_terms
 from aggregate_po.masked import masked_sum
 from aggregate_po.normalizers import Normalizer
 from aggregate_po.prefixes import PrefixAggregate
@@ -28,6 +30,7 @@ class Parts(Protocol):
     prefix: PrefixAggregate | None
     token_transform: RatioTransform | None
     sequence_transform: RatioTransform | None
+    group_objective: GroupObjective | None
     normalizer: Normalizer
 
 
@@ -62,6 +65,7 @@ class Trace:
         log_values: log value of each completion.
         log_terms: log terms of that value, for per-token advantages only; shape `batch time`.
         completion: weight of each completion.
+        group: terms of the group objective; None without one.
     """
 
     before: TokenTrace
@@ -69,10 +73,12 @@ class Trace:
     log_values: PerCompletion
     log_terms: PerToken | None
     completion: PerCompletion
+    group: GroupTerms | None = None
 
     def value(self, token_costs: Sequence[PerToken]) -> Tensor:
         """Return the objective, a scalar: the weighted sum over completions minus the average cost of each penalty."""
-        objective = (self.completion * self._advantage_weighted()).sum()
+        values = self._advantage_weighted() if self.group is None else self._group_weighted(self.group)
+        objective = (self.completion * values).sum()
         for costs in token_costs:
             objective = objective - self._average(costs)
         return objective
@@ -89,8 +95,11 @@ class Trace:
         gate = before.within.to(before.log_probs.dtype) * before.transform.derivative
         if kept is not None:
             gate = gate * kept
-        finite = self.log_values <= MAX_LOG_RATIO
+        advantages, finite = before.entering.advantages.detach(), self.log_values <= MAX_LOG_RATIO
         magnitude = self.log_values.clamp(max=MAX_LOG_RATIO).exp() * self.transform.derivative
+        if self.group is not None:
+            advantages, finite = rearrange(self.group.advantages, "batch -> batch 1"), torch.ones_like(finite)
+            magnitude = self.transform.derivative
         overflow = mask & ~(before.within & rearrange(finite, "batch -> batch 1"))
         clipped = before.tokens.saturated | rearrange(self.transform.saturated, "batch -> batch 1")
         penalty = torch.zeros_like(before.log_probs)
@@ -98,7 +107,7 @@ class Trace:
             penalty = penalty - self._cost_weights * derivatives
         return GradientWeights(
             completion=rearrange(self.completion, "batch -> batch 1"),
-            advantages=before.entering.advantages.detach(),
+            advantages=advantages,
             magnitude=rearrange(torch.where(finite, magnitude, 0), "batch -> batch 1"),
             concentration=concentration,
             gate=torch.where(mask, gate, 0),
@@ -111,6 +120,18 @@ class Trace:
         """Return the average of each observation, weighted as the costs are; shape `(penalties,)`."""
         averages = [self._average(per_token) for per_token in observed]
         return torch.stack(averages) if averages else self.completion.new_zeros(0)
+
+    @property
+    def completion_values(self) -> CompletionValues:
+        """The values that a group objective reads of each completion."""
+        entering = self.before.entering
+        return CompletionValues(
+            log_values=self.log_values.detach().double(),
+            old_log_probs=masked_sum(entering.old_log_probs.double(), entering.response_mask),
+            advantages=entering.advantages.squeeze(-1).detach().double(),
+            weights=self.completion.detach().double(),
+            groups=required_groups(self.before.batch),
+        )
 
     @property
     def _cost_weights(self) -> Tensor:
@@ -131,12 +152,18 @@ class Trace:
         terms = torch.where(excess > 0, terms.detach() - excess, terms)
         return masked_sum(advantages * terms.exp(), self.before.batch.response_mask)
 
+    def _group_weighted(self, group: GroupTerms) -> PerCompletion:
+        """Return the value of each completion's group; the gradient is that of the group objective (eq. 56)."""
+        return group.values + group.advantages * (self.log_values - self.log_values.detach())
+
 
 def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> TokenTrace:
     """Run a batch through the parts of an objective that act on tokens, up to the input of the aggregator."""
     bind_shapes(response_mask=(batch.response_mask, "batch time"), log_probs=(log_probs, "batch time"))
     if parts.sequence_transform is not None:
-        _require_one_ratio(parts.sequence_transform, batch)
+        require_one_ratio("sequence_transform", parts.sequence_transform, batch)
+    if parts.group_objective is not None:
+        require_comparable(parts.group_objective, batch)
     mask = batch.response_mask
     # Convert once, so that a gradient in half precision is rounded once.
     log_probs = torch.where(mask, working_precision(log_probs), 0)
@@ -191,17 +218,13 @@ def trace_completions(parts: Parts, before: TokenTrace, log_aggregate: PerComple
     return Trace(before, transform, log_values, log_terms, completion=torch.where(lengths > 0, weights, 0))
 
 
-def _require_one_ratio(transform: RatioTransform, batch: PolicyBatch) -> None:
-    """Raise for per-token advantages and corrections: a sequence transform has a definition for neither."""
-    acts = f"which `sequence_transform` {transform!r} acts on"
-    if batch.has_token_advantages:
-        raise ValueError(
-            f"`advantages` has shape `batch time`, but the ratio of a completion, {acts}, has no advantage per "
-            "token; pass one advantage per completion, or give each token its completion's ratio "
-            "(aggregate_po.transforms.CompletionRatio)."
-        )
-    if batch.correction.log_token is not None:
-        raise ValueError(
-            f"`correction` has a weight per token, but the ratio of a completion, {acts}, would be clipped with "
-            "them; pass a SequenceCorrection, which multiplies what the clip leaves."
-        )
+def trace_groups(objective: GroupObjective | None, trace: Trace) -> Trace:
+    """Add the group terms of the batch, or those of its own completions if it has none, which are whole groups then."""
+    if objective is None:
+        return trace
+    batch, dtype = trace.before.batch, trace.log_values.dtype
+    if batch.group_values is not None and batch.group_advantages is not None:
+        terms = GroupTerms(batch.group_values, batch.group_advantages)
+    else:
+        terms = group_terms(objective, trace.completion_values)
+    return replace(trace, group=GroupTerms(*(term.to(dtype) for term in terms)))

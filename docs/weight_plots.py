@@ -65,7 +65,25 @@ def weights(objective: PolicyObjective, log_ratio: Tensor, advantage: float) -> 
     log_probs[:, 0] += log_ratio
     totals = StepTotals(completions=1, tokens=TOKENS, reward_mean=0.5, reward_std=0.5)
     batch = PolicyBatch(old, torch.ones_like(old), torch.full_like(old[:, 0], advantage), totals)
+    if objective.group_objective is not None:
+        return _weights_in_a_pair(objective, log_probs, batch)
     return TOKENS * objective.gradient_weights(log_probs, batch).total
+
+
+def _weights_in_a_pair(objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch) -> Tensor:
+    """Gradient weights, times the length, of completions that each have another one of the other sign as their group.
+
+    The other one has the ratio 1, and the two are alone in their optimizer step.
+    """
+    pairs = PolicyBatch(
+        batch.old_log_probs.repeat(2, 1),
+        batch.response_mask.repeat(2, 1),
+        torch.cat([batch.advantages, -batch.advantages]),
+        StepTotals(completions=2, tokens=2 * TOKENS),
+        groups=torch.arange(len(log_probs)).repeat(2),
+    )
+    total = objective.gradient_weights(torch.cat([log_probs, batch.old_log_probs]), pairs).total
+    return TOKENS * total[: len(log_probs)]
 
 
 def visible_range(objective: PolicyObjective) -> float:

@@ -22,10 +22,12 @@ from aggregate_po.recipes.minpro import minpro
 from aggregate_po.recipes.p_gspo import p_gspo
 from aggregate_po.recipes.pmpo import pmpo
 from aggregate_po.recipes.r2vpo import r2vpo
+from aggregate_po.recipes.real import real
 from aggregate_po.recipes.sapo import sapo
 from aggregate_po.recipes.spo import spo
 from aggregate_po.recipes.sspo import sspo, sspo_arctan
 from aggregate_po.recipes.tic_grpo import tic_grpo
+from aggregate_po.recipes.tpo import tpo
 from aggregate_po.recipes.vespo import vespo
 
 __all__ = [
@@ -60,10 +62,12 @@ __all__ = [
     "p_gspo",
     "pmpo",
     "r2vpo",
+    "real",
     "sapo",
     "spo",
     "sspo",
     "sspo_arctan",
     "tic_grpo",
+    "tpo",
     "vespo",
 ]

@@ -22,6 +22,7 @@ except ImportError as error:
 from aggregate_po.testing.advantages import AdvantageContract, check_advantage
 from aggregate_po.testing.aggregators import AggregatorContract, check_aggregator
 from aggregate_po.testing.exponents import ExponentRuleContract, check_exponent_rule
+from aggregate_po.testing.group_objectives import GroupObjectiveContract, check_group_objective
 from aggregate_po.testing.laws import Contract, KeptLaws, law
 from aggregate_po.testing.normalizers import NormalizerContract, check_normalizer
 from aggregate_po.testing.penalties import PenaltyContract, check_penalty
@@ -33,6 +34,7 @@ __all__ = [
     "AggregatorContract",
     "Contract",
     "ExponentRuleContract",
+    "GroupObjectiveContract",
     "KeptLaws",
     "NormalizerContract",
     "PenaltyContract",
@@ -41,6 +43,7 @@ __all__ = [
     "check_advantage",
     "check_aggregator",
     "check_exponent_rule",
+    "check_group_objective",
     "check_normalizer",
     "check_penalty",
     "check_prefix_aggregate",

@@ -37,6 +37,14 @@ def with_tokens(context: Context, change: Callable[[Tensor], Tensor]) -> Context
     return replace(context, **per_token)
 
 
+def with_group_terms(objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch) -> PolicyBatch:
+    """Return a batch of whole groups with the terms of the group objective, if there is one, ready to be split."""
+    if objective.group_objective is None:
+        return batch
+    terms = objective.group_terms(objective.completion_values(log_probs, batch))
+    return replace(batch, group_values=terms.values, group_advantages=terms.advantages)
+
+
 def with_junk(ratios: TokenRatios, junk: float) -> TokenRatios:
     """Write `junk` on padding; after the mean, on completions without tokens."""
     names = ("log_ratio", "raw_log_ratio", "old_log_probs")

@@ -115,7 +115,8 @@ def _lines(name: str, value: Any, row: int | None, rows: int | None) -> list[str
         return [line for field, member in pairs for line in _lines(field, member, row, rows)]
     if not is_dataclass(value) or isinstance(value, type):
         return [f"{name} = {written(value, row, rows)}"]
-    filled = {field.name: getattr(value, field.name) for field in fields(value)}
+    members = {field.name: getattr(value, field.name) for field in fields(value)}
+    filled = {field: member for field, member in members.items() if member is not None}
     batch = next((len(member) for member in filled.values() if isinstance(member, Tensor) and member.ndim), None)
     # An advantage depends on the rewards of other completions, so the report shows all of them.
     one = row is not None and rows == batch and batch is not None and not isinstance(value, GroupedRewards)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aggregate_po.advantages import GroupedRewards
 from aggregate_po.batch import PerToken, PolicyBatch, TokenRatios
+from aggregate_po.group_objectives import GroupValues
 from aggregate_po.totals import StepTotals
 
 # Log ratios exactly on the bounds of common clips and of the objective.
@@ -153,6 +154,7 @@ def batches(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time
         advantages=draw(advantages(batch)),
         totals=draw(step_totals(mask)),
         ref_log_probs=old + draw(log_ratios(batch, time, 30.0)),
+        groups=torch.randint(3, (batch,), generator=generator),
     )
     return Case(log_probs.requires_grad_(), filled)
 
@@ -170,8 +172,22 @@ def finite_batches(draw: DrawFn, dtype: torch.dtype) -> Case:
 
     mask = draw(masks(batch, time))
     log_probs, old = fill(), fill() * draw(_SWITCH)
-    given = draw(advantages(batch)).to(dtype)
-    return Case(log_probs, PolicyBatch(old, mask, given, draw(step_totals(mask)), ref_log_probs=fill()))
+    given, groups = draw(advantages(batch)).to(dtype), torch.randint(3, (batch,), generator=generator)
+    return Case(log_probs, PolicyBatch(old, mask, given, draw(step_totals(mask)), ref_log_probs=fill(), groups=groups))
+
+
+@st.composite
+def group_values(draw: DrawFn, limit: float = 80.0) -> GroupValues:
+    """Generate contexts of a group objective: groups of different sizes, float64."""
+    groups, members = draw(sizes(4)), draw(sizes(8))
+    generator = draw(generators())
+    log_values = draw(log_ratios(groups, members, limit))
+    mask = draw(masks(groups, members, empty_rows=False))
+    weights = torch.where(mask, 1 + draw(_SWITCH) * torch.rand(groups, members, generator=generator).double(), 0)
+    old = -50 * torch.rand(groups, members, generator=generator, dtype=torch.float64)
+    given = draw(advantages(groups * members)).reshape(groups, members)
+    log_values, old, given = (torch.where(mask, values, 0) for values in (log_values, old, given))
+    return GroupValues(log_values, old, given, weights / weights.sum(dim=-1, keepdim=True), mask)
 
 
 @st.composite

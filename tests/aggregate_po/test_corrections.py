@@ -31,7 +31,8 @@ from tests.contracts.strategies import COMPOSITIONS, assert_rows_close, batches,
 
 LOG_WEIGHTS = torch.tensor([[0.3, -0.2, 1.5, 0.0]], dtype=torch.float64)
 MASK = torch.ones(1, 4, dtype=torch.bool)
-TOKEN_LEVEL = {name: part for name, part in COMPOSITIONS.items() if part.sequence_transform is None}
+CORRECTED = {name: part for name, part in COMPOSITIONS.items() if part.group_objective is None}
+TOKEN_LEVEL = {name: part for name, part in CORRECTED.items() if part.sequence_transform is None}
 
 
 def weights_of(correction, log_weights=LOG_WEIGHTS, mask=MASK):
@@ -175,13 +176,13 @@ def random_correction(case, correction, generator):
     return log_probs, corrected(batch, correction, batch.old_log_probs + 0.3 * noise)
 
 
-@pytest.mark.parametrize("name", COMPOSITIONS)
+@pytest.mark.parametrize("name", CORRECTED)
 @given(case=batches(), correction=st.sampled_from(CORRECTIONS), generator=generators())
 def test_weights_equal_autograd_under_every_correction(name, case, correction, generator):
     if name not in TOKEN_LEVEL and isinstance(correction, TokenCorrection):
         return
     log_probs, batch = random_correction(case, correction, generator)
-    _, gradient, weights = differentiate(COMPOSITIONS[name], log_probs, batch)
+    _, gradient, weights = differentiate(CORRECTED[name], log_probs, batch)
     assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
     assert torch.isfinite(gradient).all()
 
@@ -201,12 +202,12 @@ COMBINATIONS = [some for count in range(4) for some in itertools.combinations(FI
 
 
 @pytest.mark.parametrize("fields", COMBINATIONS, ids="+".join)
-@pytest.mark.parametrize("name", COMPOSITIONS)
+@pytest.mark.parametrize("name", CORRECTED)
 @given(case=batches(), generator=generators())
 @settings(max_examples=8)
 def test_weights_equal_autograd_under_every_combination_of_fields(name, fields, case, generator):
     """In both precisions; a composition that clips completions takes no weight per token."""
-    objective = COMPOSITIONS[name]
+    objective = CORRECTED[name]
     for dtype, rtol in ((torch.float64, 1e-9), (torch.float32, 1e-2)):
         log_probs, batch = case.log_probs.detach().to(dtype), case.batch.to(dtype)
         batch = replace(batch, correction=combined(fields, log_probs.shape, generator, dtype))
@@ -272,14 +273,14 @@ def test_corrections_of_padding_and_of_empty_completions_have_no_effect(junk):
     assert gradient[~mask].tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize("name", COMPOSITIONS)
+@pytest.mark.parametrize("name", CORRECTED)
 @given(case=batches(), correction=st.sampled_from([TokenCorrection(), SequenceCorrection()]))
 def test_a_sampler_that_agrees_is_left_alone(name, case, correction):
     log_probs, batch = case
     if name not in TOKEN_LEVEL and isinstance(correction, TokenCorrection):
         return
     same = corrected(batch, correction, batch.old_log_probs)
-    plain, agreed = (differentiate(COMPOSITIONS[name], log_probs, some) for some in (batch, same))
+    plain, agreed = (differentiate(CORRECTED[name], log_probs, some) for some in (batch, same))
     assert torch.equal(agreed[0], plain[0])
     assert torch.equal(agreed[1], plain[1])
     assert torch.equal(agreed[2].total, plain[2].total)

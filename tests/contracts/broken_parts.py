@@ -11,6 +11,7 @@ from aggregate_po import (
     AdvantageEstimator,
     ArithmeticMean,
     ExponentRule,
+    GroupObjective,
     HomogeneousMean,
     K2Penalty,
     Mean,
@@ -22,7 +23,7 @@ from aggregate_po import (
 )
 from aggregate_po.advantages import GroupAdvantage
 from aggregate_po.aggregators import EvaluatedAggregator
-from aggregate_po.masked import masked_mean, masked_softmax
+from aggregate_po.masked import masked_mean, masked_softmax, masked_sum
 from aggregate_po.transforms import EvaluatedTransform
 from tests.third_party import AsinhMean
 
@@ -679,3 +680,58 @@ class PrefixDiffersInInferenceMode(BrokenPrefix):
 class AnotherPrefixWithoutGradient(BrokenPrefix):
     def __call__(self, tokens):
         return super().__call__(tokens) + 0.1 * without_gradient_mode()
+
+
+# --- group objectives ------------------------------------------------------------------------------------------------
+
+
+class BrokenGroupObjective(GroupObjective):
+    def __call__(self, groups):
+        return masked_sum(groups.advantages * torch.tanh(groups.log_values), groups.mask)
+
+
+@broken("shapes")
+class GroupsInSinglePrecision(BrokenGroupObjective):
+    def __call__(self, groups):
+        return super().__call__(groups).float()
+
+
+@broken("finite")
+class UnboundedValue(BrokenGroupObjective):
+    def __call__(self, groups):
+        return masked_sum(groups.advantages * groups.log_values.exp(), groups.mask)
+
+
+@broken("derivatives")
+class WrongPull(BrokenGroupObjective):
+    def derivatives(self, groups):
+        return 1.5 * super().derivatives(groups)
+
+
+@broken("order", "other_groups_and_padding")
+class FirstCompletionCounts(BrokenGroupObjective):
+    def __call__(self, groups):
+        return torch.tanh(groups.log_values[:, 0])
+
+
+@broken("other_groups_and_padding")
+class LessTheOtherGroups(BrokenGroupObjective):
+    def __call__(self, groups):
+        values = super().__call__(groups)
+        return values - values.mean()
+
+
+@broken("inputs_are_left_untouched")
+class ChangesTheGroups(BrokenGroupObjective):
+    def derivatives(self, groups):
+        derivatives = super().derivatives(groups)
+        groups.shares.neg_()
+        return derivatives
+
+
+@broken("inference_mode")
+class GroupsFailInInferenceMode(BrokenGroupObjective):
+    def derivatives(self, groups):
+        with torch.enable_grad():
+            log_values = groups.log_values.detach().clone().requires_grad_()
+            return torch.autograd.grad(self(replace(groups, log_values=log_values)).sum(), log_values)[0]

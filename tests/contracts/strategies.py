@@ -25,6 +25,7 @@ from aggregate_po import (
     K1Penalty,
     K2Penalty,
     K3Penalty,
+    LabelLogistic,
     LagrangePenalty,
     LehmerMean,
     LengthScaledProduct,
@@ -47,12 +48,13 @@ from aggregate_po import (
     SigmoidGate,
     StaleCompletionMask,
     StraightThrough,
+    TargetCrossEntropy,
     TokenMean,
     TotalVariationMask,
     TwoSidedClip,
 )
 from aggregate_po import recipes as published
-from aggregate_po.testing.contexts import differentiate, scale_of, some_rows  # noqa: F401
+from aggregate_po.testing.contexts import differentiate, scale_of, some_rows, with_group_terms  # noqa: F401
 from aggregate_po.testing.strategies import (  # noqa: F401  # one place to import from
     EXTREMES,
     ON_BOUNDS,
@@ -67,7 +69,7 @@ from aggregate_po.testing.strategies import (  # noqa: F401  # one place to impo
     step_totals,
     token_ratios,
 )
-from tests.third_party import AsinhMean, PrefixMaximum, Proximity, SelfDualMean, TanhLimit
+from tests.third_party import AsinhMean, CompletionSum, PrefixMaximum, Proximity, SelfDualMean, TanhLimit
 
 POWER_MEANS = [PowerMean(p) for p in (-8.0, -1.0, -1e-9, 0, 1e-300, 1e-9, 0.5, 1, 2.0, 8.0)]
 POWER_MEANS += [PowerMean(ESSMatching()), PowerMean(LinearExponent()), PowerMean(RewardExponent())]
@@ -141,6 +143,8 @@ PENALTIES = [
     Proximity(0.5),
 ]
 
+GROUP_OBJECTIVES = [LabelLogistic(), TargetCrossEntropy(), TargetCrossEntropy(0.2), CompletionSum()]
+
 # Every recipe with its defaults; two have an argument without.
 RECIPES = {name: getattr(published, name) for name in published.__all__}
 RECIPES["dr_grpo"] = partial(published.dr_grpo, 32)
@@ -162,6 +166,12 @@ COMPOSITIONS |= {
     "prefix filter": PolicyObjective(Product(), prefix=PrefixKalmanFilter(1.0, 0.5), penalties=PENALIZED),
     "prefix maximum": PolicyObjective(ArithmeticMean(), None, SigmoidGate(), prefix=PrefixMaximum()),
     "two-sided": PolicyObjective(GeometricMean(), TwoSidedClip(0.5, 2.0), SigmoidGate()),
+    "group of clipped products": PolicyObjective(
+        Product(), PessimisticClip.log(0.4, 0.4), None, TokenMean(), group_objective=TargetCrossEntropy(0.2)
+    ),
+    "group of clipped values": PolicyObjective(
+        PowerMean(2.0), SigmoidGate(), TanhLimit(3.0), group_objective=CompletionSum()
+    ),
 }
 
 
@@ -214,6 +224,7 @@ def objectives(draw):
         draw(st.sampled_from(NORMALIZERS)),
         chosen,
         prefix=draw(st.sampled_from(PREFIXES)),
+        group_objective=draw(st.sampled_from([None, *GROUP_OBJECTIVES])),
     )
 
 

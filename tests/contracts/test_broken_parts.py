@@ -9,6 +9,7 @@ from hypothesis import Phase, settings
 from aggregate_po import (
     AdvantageEstimator,
     ExponentRule,
+    GroupObjective,
     Normalizer,
     Penalty,
     PrefixAggregate,
@@ -19,6 +20,7 @@ from aggregate_po.testing import (
     AdvantageContract,
     AggregatorContract,
     ExponentRuleContract,
+    GroupObjectiveContract,
     NormalizerContract,
     PenaltyContract,
     PrefixAggregateContract,
@@ -36,6 +38,7 @@ KINDS = {
     AdvantageEstimator: AdvantageContract,
     Penalty: PenaltyContract,
     PrefixAggregate: PrefixAggregateContract,
+    GroupObjective: GroupObjectiveContract,
 }
 BROKEN = [cls for _, cls in inspect.getmembers(broken_parts, inspect.isclass) if "breaks" in vars(cls)]
 

@@ -54,7 +54,8 @@ def everything():
     advantages = torch.tensor([1.0, -1.0, 0.7, -2.0, 0.0, 1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     totals = StepTotals(completions=20, tokens=150, progress=0.3, reward_mean=0.4, reward_std=0.3)
     zeros = torch.zeros(12, 9, dtype=torch.float64)
-    return log_ratio, PolicyBatch(zeros, mask, advantages, totals, ref_log_probs=log_ratio.flip(0) / 2)
+    groups = torch.arange(12) % 3
+    return log_ratio, PolicyBatch(zeros, mask, advantages, totals, ref_log_probs=log_ratio.flip(0) / 2, groups=groups)
 
 
 @pytest.mark.parametrize("sequence_transform", SEQUENCE_TRANSFORMS, ids=label)
@@ -146,6 +147,8 @@ def test_evaluate_gives_what_the_separate_methods_give(objective, case):
 @each_composition
 @given(case=batches())
 def test_no_advantage_no_gradient(objective, case):
+    if objective.group_objective is not None:
+        return  # what a group without advantages is worth, it says itself
     log_probs, batch = case
     parts = {name: part for name, part in vars(objective).items() if name != "penalties"}
     objective = PolicyObjective(**parts)
@@ -165,7 +168,12 @@ def test_weights_are_the_same_in_inference_mode(objective, case):
     expected = objective.gradient_weights(log_probs, batch).total
     with torch.inference_mode():
         made_inside = PolicyBatch(
-            batch.old_log_probs + 0, batch.response_mask, batch.advantages + 0, batch.totals, batch.ref_log_probs + 0
+            batch.old_log_probs + 0,
+            batch.response_mask,
+            batch.advantages + 0,
+            batch.totals,
+            batch.ref_log_probs + 0,
+            groups=batch.groups + 0,
         )
         actual = objective.gradient_weights(log_probs + 0, made_inside).total
     assert torch.equal(actual, expected)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals
-from tests.contracts.strategies import each_composition, generators, some_rows
+from tests.contracts.strategies import each_composition, generators, some_rows, with_group_terms
 
 COMPLETIONS, TOKENS = 12, 10
 # Counts as numbers, as tensors, and as tensors that were summed over ranks in double precision.
@@ -32,7 +32,9 @@ def steps(draw):
         boundaries = list(range(0, COMPLETIONS, {"equal": 3, "one by one": 1, "whole": COMPLETIONS}[kind]))[1:]
     order = torch.randperm(COMPLETIONS, generator=generator)
     totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
-    return log_probs, PolicyBatch(old, mask, advantages, totals, ref_log_probs), order.tensor_split(boundaries)
+    groups = torch.randint(4, (COMPLETIONS,), generator=generator)
+    batch = PolicyBatch(old, mask, advantages, totals, ref_log_probs, groups=groups)
+    return log_probs, batch, order.tensor_split(boundaries)
 
 
 @each_composition
@@ -49,6 +51,7 @@ def test_gradients_add_up(objective, step, count):
     leaf = log_probs.clone().requires_grad_()
     weights = torch.empty_like(log_probs)
     sum_of_values = torch.zeros_like(value)
+    batch = with_group_terms(objective, log_probs, batch)
     for rows in parts:
         micro_batch = some_rows(batch, rows, totals=totals)
         part_value = objective(leaf[rows], micro_batch)

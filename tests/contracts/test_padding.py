@@ -33,6 +33,7 @@ def mapped(batch, per_token, per_completion=lambda advantages: advantages):
         response_mask=per_token(batch.response_mask),
         advantages=per_completion(batch.advantages),
         ref_log_probs=per_token(batch.ref_log_probs),
+        groups=per_completion(batch.groups),
     )
 
 
@@ -60,6 +61,7 @@ def test_contents_of_padding_change_nothing(objective, case, junk):
         advantages=torch.where(mask.any(dim=-1), batch.advantages, junk),
         totals=batch.totals,
         ref_log_probs=torch.where(mask, batch.ref_log_probs, -junk),
+        groups=batch.groups,
     )
     dirty_value, dirty_gradient, dirty_weights = differentiate(objective, torch.where(mask, log_probs, junk), dirty)
     assert torch.equal(dirty_value, value)
@@ -145,7 +147,7 @@ def test_square_batch_is_no_special_case(objective, size, data):
     advantages = torch.randn(size, generator=generator, dtype=torch.float64)
     mask = torch.arange(size) <= torch.arange(size).unsqueeze(-1)
     totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
-    square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0))
+    square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0), groups=torch.arange(size))
     value, gradient, weights = differentiate(objective, log_probs, square)
     for row in range(size):
         one = slice(row, row + 1)

@@ -40,6 +40,7 @@ from tests.contracts.strategies import (
     sizes,
     some_rows,
     step_totals,
+    with_group_terms,
 )
 from tests.third_party import TanhLimit
 
@@ -121,7 +122,8 @@ def exact_batches(draw):
 
     mask = draw(masks(batch, time))
     totals = draw(step_totals(mask))
-    return eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, ref_log_probs=eighths())
+    groups = torch.randint(3, (batch,), generator=generator)
+    return eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, eighths(), groups=groups)
 
 
 # Log ratios up to 20 times exponents up to 8, to be exponentiated: 160 units of rounding of single precision.
@@ -153,6 +155,7 @@ def test_single_precision_follows_double(objective, case):
 def sum_of_magnitudes(objective, log_probs, batch):
     """Value of the objective without cancellation between its terms."""
     unpenalized = PolicyObjective(**{name: part for name, part in vars(objective).items() if name != "penalties"})
+    batch = with_group_terms(objective, log_probs, batch)
     rows = [torch.arange(len(log_probs)) == row for row in range(len(log_probs))]
     values = [unpenalized(log_probs[row], some_rows(batch, row)).abs() for row in rows]
     shares = objective.gradient_weights(log_probs, batch).completion / batch.response_mask.sum(-1, True).clamp(min=1)
@@ -167,7 +170,12 @@ def test_bfloat16_inputs_lose_nothing_but_the_rounding_of_their_gradient(objecti
     log_probs, batch = case
     half = batch.to(torch.bfloat16)
     single = PolicyBatch(
-        half.old_log_probs.float(), half.response_mask, half.advantages.float(), half.totals, half.ref_log_probs.float()
+        half.old_log_probs.float(),
+        half.response_mask,
+        half.advantages.float(),
+        half.totals,
+        half.ref_log_probs.float(),
+        groups=half.groups,
     )
     value, gradient, weights = differentiate(objective, log_probs.float(), single)
     half_value, half_gradient, half_weights = differentiate(objective, log_probs.bfloat16(), half)

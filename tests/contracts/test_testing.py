@@ -14,6 +14,7 @@ from aggregate_po.testing import (
     AdvantageContract,
     AggregatorContract,
     ExponentRuleContract,
+    GroupObjectiveContract,
     NormalizerContract,
     PenaltyContract,
     PrefixAggregateContract,
@@ -26,6 +27,7 @@ from aggregate_po.testing import (
 from tests.aggregate_po.advantages.estimators import ALL as ESTIMATORS
 from tests.contracts.strategies import (
     AGGREGATORS,
+    GROUP_OBJECTIVES,
     NORMALIZERS,
     PENALTIES,
     PREFIXES,
@@ -68,6 +70,7 @@ CONTRACTS = [
     *map(partial(contract, NormalizerContract), NORMALIZERS),
     *map(partial(contract, ExponentRuleContract), RULES),
     *map(partial(contract, PenaltyContract, rounding=1e-10), PENALTIES),
+    *map(partial(contract, GroupObjectiveContract), GROUP_OBJECTIVES),
     *map(advantage_contract, ESTIMATORS),
     *map(partial(contract, PrefixAggregateContract), filter(None, PREFIXES)),
 ]

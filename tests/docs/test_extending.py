@@ -17,6 +17,7 @@ DOCUMENTED = [
     core.PrefixAggregate,
     core.RatioTransform,
     core.ExponentRule,
+    core.GroupObjective,
     core.Normalizer,
     core.Penalty,
     core.AdvantageEstimator,

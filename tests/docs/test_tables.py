@@ -87,7 +87,11 @@ def test_the_curves_are_the_gradient(tables, plots, name, advantage):
     log_probs.requires_grad_()
     totals = StepTotals(completions=1, tokens=plots.TOKENS, reward_mean=0.5, reward_std=0.5)
     signs = torch.full((5,), advantage, dtype=torch.float64)
-    objective(log_probs, PolicyBatch(old, torch.ones_like(old), signs, totals)).backward()
+    if objective.group_objective is None:
+        objective(log_probs, PolicyBatch(old, torch.ones_like(old), signs, totals)).backward()
+    for row in range(5) if objective.group_objective is not None else ():
+        pair, both = torch.stack([log_probs[row], old[row]]), torch.tensor([advantage, -advantage]).double()
+        objective(pair, PolicyBatch(old[:2], torch.ones(2, plots.TOKENS), both, groups=torch.zeros(2))).backward()
     torch.testing.assert_close(plots.weights(objective, log_ratio, advantage), plots.TOKENS * log_probs.grad)
 
 

@@ -2,7 +2,16 @@
 
 from tests.third_party.huber import PseudoHuberMean
 from tests.third_party.lehmer import LehmerMean
-from tests.third_party.others import AsinhMean, PrefixMaximum, Proximity, TanhLimit
+from tests.third_party.others import AsinhMean, CompletionSum, PrefixMaximum, Proximity, TanhLimit
 from tests.third_party.self_dual import SelfDualMean
 
-__all__ = ["AsinhMean", "LehmerMean", "PrefixMaximum", "Proximity", "PseudoHuberMean", "SelfDualMean", "TanhLimit"]
+__all__ = [
+    "AsinhMean",
+    "CompletionSum",
+    "LehmerMean",
+    "PrefixMaximum",
+    "Proximity",
+    "PseudoHuberMean",
+    "SelfDualMean",
+    "TanhLimit",
+]

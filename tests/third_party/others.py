@@ -1,11 +1,21 @@
-"""A mean by its generator, a prefix aggregate, a transform and a penalty."""
+"""A mean by its generator, a prefix aggregate, a transform, a penalty and a group objective."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aggregate_po import KolmogorovMean, Penalty, PolicyBatch, PrefixAggregate, RatioTransform, TokenRatios
+from aggregate_po import (
+    GroupObjective,
+    GroupValues,
+    KolmogorovMean,
+    Penalty,
+    PolicyBatch,
+    PrefixAggregate,
+    RatioTransform,
+    TokenRatios,
+    masked_sum,
+)
 
 
 @dataclass(frozen=True)
@@ -48,3 +58,11 @@ class Proximity(Penalty):
         distance = (log_probs - batch.old_log_probs.to(log_probs)).clamp(-100, 100)
         cost = torch.nn.functional.huber_loss(distance, torch.zeros_like(distance), reduction="none")
         return self.coefficient * (1 + batch.advantages.abs().unsqueeze(-1)) * cost
+
+
+@dataclass(frozen=True)
+class CompletionSum(GroupObjective):
+    """Mean of advantage times value: an objective without a group objective, whose completions are independent."""
+
+    def __call__(self, groups: GroupValues) -> Tensor:
+        return masked_sum(groups.shares * groups.advantages * groups.log_values.clamp(max=20).exp(), groups.mask)

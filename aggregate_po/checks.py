@@ -1,0 +1,58 @@
+"""Checks that a batch has what the parts of an objective define."""
+
+from __future__ import annotations
+
+from aggregate_po.batch import PolicyBatch
+from aggregate_po.shapes import PerCompletion
+
+
+def require_one_ratio(name: str, part: object, batch: PolicyBatch) -> None:
+    """Raise for per-token advantages and corrections: a part that acts on completions has a definition for neither.
+
+    Raises:
+        ValueError: the batch has advantages or correction weights per token.
+    """
+    acts = f"which `{name}` {part!r} acts on"
+    if batch.has_token_advantages:
+        raise ValueError(
+            f"`advantages` has shape `batch time`, but the ratio of a completion, {acts}, has no advantage per "
+            "token; pass one advantage per completion, or give each token its completion's ratio "
+            "(aggregate_po.transforms.CompletionRatio)."
+        )
+    if batch.correction.log_token is not None:
+        raise ValueError(
+            f"`correction` has a weight per token, but the ratio of a completion, {acts}, would be clipped with "
+            "them; pass a SequenceCorrection, which multiplies what the clip leaves."
+        )
+
+
+def require_comparable(part: object, batch: PolicyBatch) -> None:
+    """Raise for what a group objective has no definition for: advantages per token, and correction weights.
+
+    Raises:
+        ValueError: the batch has advantages per token, or a correction with weights.
+    """
+    if batch.has_token_advantages:
+        raise ValueError(
+            f"`advantages` has shape `batch time`, but `group_objective` {part!r} compares completions; pass one "
+            "advantage per completion, or leave the group objective out."
+        )
+    if batch.correction.log_token is not None or batch.correction.log_sequence is not None:
+        raise ValueError(
+            f"`correction` has weights, which would shift the log values that `group_objective` {part!r} compares; "
+            "pass no correction."
+        )
+
+
+def required_groups(batch: PolicyBatch) -> PerCompletion:
+    """Return the numbers of the groups, for an objective that compares the completions of a group.
+
+    Raises:
+        ValueError: the batch has none.
+    """
+    if batch.groups is None:
+        raise ValueError(
+            "`groups` is None, but the objective compares the completions of a group; pass the number of each "
+            "completion's group, `PolicyBatch(..., groups=...)`, shape `batch`."
+        )
+    return batch.groups
