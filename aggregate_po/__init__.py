@@ -27,14 +27,13 @@ from aggregate_po.group_objectives import (
     TargetCrossEntropy,
 )
 from aggregate_po.linear_log_probs import linear_log_probs, linear_log_probs_and_entropy
-from aggregate_po.masked import masked_logsumexp, masked_mean, masked_softmax, masked_sum
+from aggregate_po.masked import divisor, masked_logsumexp, masked_mean, masked_softmax, masked_sum
 from aggregate_po.normalizers import (
     ConstantLength,
     LengthWeighted,
     Normalizer,
     SequenceMean,
     TokenMean,
-    at_least_one,
 )
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import (
@@ -154,7 +153,7 @@ __all__ = [
     "TotalVariationMask",
     "TwoSidedClip",
     "WeightedCost",
-    "at_least_one",
+    "divisor",
     "effective_sample_size",
     "gated_fraction",
     "linear_log_probs",

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from aggregate_po.corrections import CorrectionWeights
-from aggregate_po.masked import masked_sum
+from aggregate_po.masked import divisor, masked_length, masked_sum
 from aggregate_po.shapes import PerCompletion, PerToken, bind_shapes
 from aggregate_po.totals import StepTotals
+from aggregate_po.weights import checked_weights
 
 _NO_CORRECTION = CorrectionWeights()
 
@@ -33,12 +34,14 @@ class PolicyBatch:
         group_values: value of each completion's group, if the batch does not hold whole groups; with
             `group_advantages`, the `GroupTerms` of the completions; shape `batch`.
         group_advantages: derivative of that value by the completion's log value, see `GroupTerms`; shape `batch`.
+        mean_weights: weights of the tokens in every mean, 0 or more, in any unit; a token of weight 0 is padding.
+            Boolean weights narrow the mask. None counts every token once; shape `batch time`.
 
     Values on padding are replaced by zero, and so are the advantage and the correction of an empty completion.
 
     Raises:
         TypeError: an argument is not a tensor.
-        ValueError: shapes disagree.
+        ValueError: shapes disagree, or a weight is negative, not finite or too large.
     """
 
     old_log_probs: PerToken
@@ -50,11 +53,12 @@ class PolicyBatch:
     groups: PerCompletion | None = None
     group_values: PerCompletion | None = None
     group_advantages: PerCompletion | None = None
+    mean_weights: PerToken | None = None
 
     def __post_init__(self) -> None:
         per_token = {"response_mask": self.response_mask, "old_log_probs": self.old_log_probs}
-        if self.ref_log_probs is not None:
-            per_token["ref_log_probs"] = self.ref_log_probs
+        optional = {"ref_log_probs": self.ref_log_probs, "mean_weights": self.mean_weights}
+        per_token |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         per_group = {name: getattr(self, name) for name in ("groups", "group_values", "group_advantages")}
         bind_shapes(
             **{name: (tensor, "batch time") for name, tensor in per_token.items()},
@@ -62,15 +66,15 @@ class PolicyBatch:
             **{name: (tensor, "batch") for name, tensor in per_group.items() if tensor is not None},
             **self.correction.patterns(),
         )
-        mask = self.response_mask.bool()
-        filled: dict[str, Any] = {"response_mask": mask}
+        mask, weights = checked_weights(self.response_mask.bool(), self.mean_weights)
+        filled: dict[str, Any] = {"response_mask": mask, "mean_weights": weights}
         for name in ("old_log_probs", "ref_log_probs"):
             if getattr(self, name) is not None:
                 filled[name] = torch.where(mask, getattr(self, name), 0)
         filled["advantages"] = torch.where(mask if self.has_token_advantages else mask.any(dim=-1), self.advantages, 0)
         filled["correction"] = self.correction.on_tokens(mask)
         if self.totals is None:
-            filled["totals"] = StepTotals.of(mask)
+            filled["totals"] = StepTotals.of(mask, weights)
         for name, value in filled.items():
             object.__setattr__(self, name, value)
 
@@ -110,12 +114,13 @@ class TokenRatios:
         raw_log_ratio: log ratios before any transform; detached.
         response_mask: True on trained tokens; after the mean, True on completions that have at least one.
         saturated: True where an earlier transform has derivative zero.
-        lengths: response tokens of each completion; shape `batch`.
+        lengths: response tokens of each completion, or the sum of their weights; shape `batch`.
         old_log_probs: log-probabilities under the behavior policy; after the mean, their sum over the completion.
         advantages: advantages, which broadcast against `log_ratio`: shape `(batch, 1)` before the mean, or
             `(batch, time)` for per-token advantages; shape `(batch,)` after the mean.
         totals: counts over the optimizer step.
         log_correction: sampler correction included in `log_ratio`; None without a correction.
+        mean_weights: weights of the tokens, 0 on padding; None counts every token once, and after the mean.
     """
 
     log_ratio: Tensor
@@ -127,6 +132,7 @@ class TokenRatios:
     advantages: Tensor
     totals: StepTotals
     log_correction: Tensor | None = None
+    mean_weights: PerToken | None = None
 
     @classmethod
     def of(
@@ -135,6 +141,7 @@ class TokenRatios:
         response_mask: PerToken | None = None,
         advantages: PerCompletion | PerToken | None = None,
         totals: StepTotals | None = None,
+        mean_weights: PerToken | None = None,
     ) -> TokenRatios:
         """Return a context made from log ratios alone, to try a part by hand; shape `batch time`.
 
@@ -144,6 +151,7 @@ class TokenRatios:
             tensor([0.1000])
         """
         mask = torch.ones_like(log_ratio, dtype=torch.bool) if response_mask is None else response_mask.bool()
+        mask, weights = checked_weights(mask, mean_weights)
         if advantages is None:
             advantages = log_ratio.new_ones(log_ratio.shape[:-1])
         filled = torch.where(mask, log_ratio, 0)
@@ -152,17 +160,18 @@ class TokenRatios:
             raw_log_ratio=filled.detach(),
             response_mask=mask,
             saturated=torch.zeros_like(mask),
-            lengths=mask.sum(dim=-1),
+            lengths=masked_length(mask, weights),
             old_log_probs=torch.zeros_like(filled),
             advantages=advantages if advantages.ndim == 2 else advantages.unsqueeze(-1),
-            totals=StepTotals.of(mask) if totals is None else totals,
+            totals=StepTotals.of(mask, weights) if totals is None else totals,
+            mean_weights=weights,
         )
 
     @property
     def positions(self) -> Tensor:
-        """Position of each token among the response tokens, from 1; after the mean, the length; never below 1."""
+        """Position of each token among the response tokens, from 1; after the mean, the length; never 0."""
         positions = self.lengths if self.log_ratio.ndim == 1 else self.response_mask.cumsum(dim=-1)
-        return positions.clamp(min=1).to(self.log_ratio.dtype)
+        return divisor(positions).to(self.log_ratio.dtype)
 
     def transformed(self, log_ratio: Tensor, saturated: Tensor) -> TokenRatios:
         """Return the context after a transform with result `log_ratio` and derivative zero where `saturated`."""
@@ -194,7 +203,7 @@ class TokenRatios:
             response_mask=nonempty,
             saturated=torch.zeros_like(nonempty),
             lengths=self.lengths,
-            old_log_probs=masked_sum(self.old_log_probs, self.response_mask),
+            old_log_probs=masked_sum(self.old_log_probs, self.response_mask, self.mean_weights),
             advantages=self.advantages.squeeze(-1),
             totals=self.totals,
         )

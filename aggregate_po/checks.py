@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PolicyBatch
+from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import PerCompletion
+from aggregate_po.transforms.base import RatioTransform
+
+
+class TokenParts(Protocol):
+    """The parts of an objective whose result depends on how often a token counts."""
+
+    aggregator: TokenAggregator
+    token_transform: RatioTransform | None
+    sequence_transform: RatioTransform | None
+    prefix: PrefixAggregate | None
+
+
+def parts_of_tokens(parts: TokenParts) -> list[TokenAggregator | PrefixAggregate | RatioTransform]:
+    """Return those of these parts that an objective has."""
+    chosen = (parts.prefix, parts.token_transform, parts.aggregator, parts.sequence_transform)
+    return [part for part in chosen if part is not None]
+
+
+def require_weights_taken(parts: TokenParts, batch: PolicyBatch) -> None:
+    """Raise for weights of the tokens that a part would ignore.
+
+    Raises:
+        ValueError: the batch has weights, and a part counts every token once.
+    """
+    for part in parts_of_tokens(parts):
+        if batch.mean_weights is not None and not part.takes_mean_weights:
+            raise ValueError(
+                f"`mean_weights` has shape {tuple(batch.mean_weights.shape)}, but {part!r} counts every token once; "
+                "pass boolean weights, which are a mask, or a part that reads `tokens.mean_weights` and returns True "
+                "from `takes_mean_weights`."
+            )
 
 
 def require_one_ratio(name: str, part: object, batch: PolicyBatch) -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from aggregate_po.arguments import require_finite, require_non_negative
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
-from aggregate_po.masked import masked_max, masked_mean
+from aggregate_po.masked import divisor, masked_length, masked_max, masked_mean
 
 
 class ExponentRule(ABC):
@@ -20,10 +20,16 @@ class ExponentRule(ABC):
 
     - Implement `__call__`. It must return one finite exponent per completion, detached from the graph and in the
       precision of the log ratios. Padding, the order of tokens and other completions must have no effect.
+    - Override `takes_mean_weights` to return True if the rule reads no token, or reduces with `tokens.mean_weights`.
     - Read what is known of the whole optimizer step from `tokens.totals`; `totals.required` names a missing field.
 
     `aggregate_po.testing.check_exponent_rule` checks these requirements.
     """
+
+    @property
+    def takes_mean_weights(self) -> bool:
+        """Whether the rule is right for tokens with `mean_weights`; a power mean refuses weights otherwise."""
+        return False
 
     @abstractmethod
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
@@ -42,6 +48,11 @@ class FixedExponent(ExponentRule):
 
     def __post_init__(self) -> None:
         require_finite(value=self.value)
+
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
 
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
@@ -64,6 +75,11 @@ class LinearExponent(ExponentRule):
 
     def __post_init__(self) -> None:
         require_finite(start=self.start, end=self.end)
+
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
 
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
@@ -91,6 +107,11 @@ class RewardExponent(ExponentRule):
 
     def __post_init__(self) -> None:
         require_non_negative(gamma=self.gamma)
+
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
 
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
@@ -131,11 +152,17 @@ class ESSMatching(ExponentRule):
 
     target: Callable[[PerCompletion, PerCompletion], PerCompletion] = interpolated_target
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
+
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        curve = ESSCurve.of(tokens.uncorrected, tokens.response_mask)
+        mask, weights = tokens.response_mask, tokens.mean_weights
+        curve = ESSCurve.of(tokens.uncorrected, mask, weights)
         arithmetic = curve.share(torch.ones_like(curve.lengths))
-        target = self.target(masked_mean(tokens.saturated.double(), tokens.response_mask), arithmetic)
+        target = self.target(masked_mean(tokens.saturated.double(), mask, weights), arithmetic)
         return curve.exponent(target, largest=1.0, share_at_largest=arithmetic).to(tokens.log_ratio.dtype)
 
 
@@ -147,29 +174,32 @@ class ESSCurve:
 
     Args:
         log_ratio: Log ratios minus the largest of the completion, -inf on padding; shape `batch time`.
-        lengths: Response tokens of each completion, at least 1; shape `batch`.
+        weights: Number of times that each token counts, 1 without `mean_weights`; shape `batch time`.
+        lengths: Sum of these numbers, 1 for no token; shape `batch`.
     """
 
     log_ratio: PerToken
+    weights: PerToken
     lengths: PerCompletion
 
     # Enough bisection steps to halve [0, 1] down to the resolution of float64 near 1.
     _bisections = 52
 
     @classmethod
-    def of(cls, log_ratio: PerToken, response_mask: PerToken) -> "ESSCurve":
-        """Return the curve of each completion; both arguments have shape `batch time`."""
+    def of(cls, log_ratio: PerToken, response_mask: PerToken, weights: PerToken | None = None) -> "ESSCurve":
+        """Return the curve of each completion; all arguments have shape `batch time`."""
         log_ratio = torch.where(response_mask, log_ratio.double(), -torch.inf)
         # Relative to the largest ratio, no exponential overflows, and padding contributes exp(-inf) = 0.
         log_ratio = log_ratio - masked_max(log_ratio, response_mask).unsqueeze(-1)
-        return cls(log_ratio, response_mask.sum(dim=-1).clamp(min=1).double())
+        counts = torch.ones_like(log_ratio) if weights is None else torch.where(response_mask, weights, 0).double()
+        return cls(log_ratio, counts, divisor(masked_length(response_mask, weights)).double())
 
     def share(self, exponent: PerCompletion) -> PerCompletion:
         """Return the effective sample size over the length at positive exponents, 0 for no token; shape `batch`."""
         # `p = 0` times -inf would be NaN, but bisection evaluates midpoints only.
         powers = torch.exp(self.log_ratio * exponent.unsqueeze(-1))
-        squares = powers.square().sum(dim=-1).clamp(min=torch.finfo(powers.dtype).tiny)
-        return powers.sum(dim=-1).square() / squares / self.lengths
+        squares = (self.weights * powers.square()).sum(dim=-1).clamp(min=torch.finfo(powers.dtype).tiny)
+        return (self.weights * powers).sum(dim=-1).square() / squares / self.lengths
 
     def exponent(
         self, target: PerCompletion | float, largest: float, share_at_largest: PerCompletion | None = None
@@ -187,7 +217,8 @@ class ESSCurve:
         exponents = torch.where(target <= at_largest, ends, 0)
         inside = (target > at_largest) & (target < 1)
         if inside.any():
-            exponents[inside] = ESSCurve(self.log_ratio[inside], self.lengths[inside])._bisect(target[inside], largest)
+            undecided = ESSCurve(self.log_ratio[inside], self.weights[inside], self.lengths[inside])
+            exponents[inside] = undecided._bisect(target[inside], largest)
         return exponents
 
     def _bisect(self, target: PerCompletion, largest: float) -> PerCompletion:

@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.masked import divisor
 from aggregate_po.shapes import PerCompletion
 from aggregate_po.totals import StepTotals
 
@@ -19,7 +19,8 @@ class Normalizer(ABC):
 
     - Implement `__call__`. It must return finite, non-negative weights, one per completion.
     - Divide by the totals only. A count of the micro-batch would make the gradient depend on how the step is split into
-      micro-batches and ranks. Use `at_least_one`, because a step can have no tokens.
+      micro-batches and ranks. Use `divisor`, because a step can have no tokens, and weights can add up to
+      less than one.
 
     `aggregate_po.testing.check_normalizer` checks these requirements.
     """
@@ -29,7 +30,7 @@ class Normalizer(ABC):
         """Return non-negative weights; shape `batch`.
 
         Args:
-            lengths: Response tokens of each completion; shape `batch`.
+            lengths: Response tokens of each completion, or the sum of their `mean_weights`; shape `batch`.
             totals: Counts over the whole optimizer step.
         """
 
@@ -40,7 +41,7 @@ class SequenceMean(Normalizer):
 
     @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        return torch.ones_like(lengths) / at_least_one(totals.completions)
+        return torch.ones_like(lengths) / divisor(totals.completions)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class TokenMean(Normalizer):
 
     @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        return lengths / at_least_one(totals.tokens)
+        return lengths / divisor(totals.tokens)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class LengthWeighted(Normalizer):
 
     @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        return lengths / at_least_one(totals.completions)
+        return lengths / divisor(totals.completions)
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,4 @@ class ConstantLength(Normalizer):
 
     @override
     def __call__(self, lengths: PerCompletion, totals: StepTotals) -> PerCompletion:
-        return lengths / (self.length * at_least_one(totals.completions))
-
-
-def at_least_one(count: float | Tensor) -> float | Tensor:
-    """Return a count as a divisor, with 0 replaced by 1 for a step without any token."""
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+        return lengths / (self.length * divisor(totals.completions))

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
 from aggregate_po.batch import PerToken, PolicyBatch
+from aggregate_po.checks import parts_of_tokens
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.group_objectives import CompletionValues, GroupObjective, GroupTerms, group_terms
 from aggregate_po.normalizers import Normalizer, SequenceMean
@@ -96,6 +97,11 @@ class PolicyObjective:
         """Whether completions of advantage 0 have a gradient too, through a penalty or a group objective."""
         return bool(self.penalties) or self.group_objective is not None
 
+    @property
+    def takes_mean_weights(self) -> bool:
+        """Whether tokens can count by `batch.mean_weights`; boolean weights, which are a mask, are always taken."""
+        return all(part.takes_mean_weights for part in parts_of_tokens(self))
+
     def __call__(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
         """Return the value of the objective, a scalar attached to the graph of `log_probs`.
 
@@ -104,8 +110,8 @@ class PolicyObjective:
             batch: The completions.
 
         Raises:
-            ValueError: shapes disagree, a part does not support per-token advantages or corrections, or a penalty
-                needs reference log-probabilities that the batch lacks.
+            ValueError: shapes disagree, a part does not support weights, per-token advantages or corrections, or a
+                penalty needs reference log-probabilities that the batch lacks.
         """
         trace = self._trace(log_probs, batch)
         return trace.value([penalty.token_costs(trace.before.log_probs, batch) for penalty in self.penalties])

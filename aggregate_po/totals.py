@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from aggregate_po.masked import masked_length
 from aggregate_po.shapes import PerToken
 
 
@@ -16,7 +17,7 @@ class StepTotals:
 
     Args:
         completions: completions with at least one response token.
-        tokens: response tokens.
+        tokens: response tokens, or the sum of their `mean_weights`.
         progress: fraction of training completed, from 0 to 1; read by scheduled rules.
         reward_mean: mean reward of the step, for rules that follow the reward.
         reward_std: standard deviation of the rewards of the step, for rules that follow the reward.
@@ -29,9 +30,10 @@ class StepTotals:
     reward_std: float | Tensor | None = None
 
     @classmethod
-    def of(cls, response_mask: PerToken, **more: Any) -> StepTotals:
+    def of(cls, response_mask: PerToken, mean_weights: PerToken | None = None, **more: Any) -> StepTotals:
         """Return the totals of a step that consists of this one batch; empty rows are not counted."""
-        return cls(completions=response_mask.any(dim=-1).sum(), tokens=response_mask.sum(), **more)
+        counted = response_mask.bool() if mean_weights is None else response_mask.bool() & (mean_weights > 0)
+        return cls(counted.any(dim=-1).sum(), masked_length(counted, mean_weights).sum(), **more)
 
     def required(self, name: str, reader: object) -> float | Tensor:
         """Return the field of this name, for a part that requires it.

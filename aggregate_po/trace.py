@@ -13,10 +13,10 @@ from torch import Tensor
 from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
-from aggregate_po.checks import require_comparable, require_one_ratio, required_groups
+from aggregate_po.checks import require_comparable, require_one_ratio, require_weights_taken, required_groups
 from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.group_objectives import CompletionValues, GroupObjective, GroupTerms, group_terms
-from aggregate_po.masked import masked_sum
+from aggregate_po.masked import divisor, masked_length, masked_sum
 from aggregate_po.normalizers import Normalizer
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import bind_shapes, require_shape
@@ -105,6 +105,8 @@ class Trace:
         penalty = torch.zeros_like(before.log_probs)
         for derivatives in token_derivatives:
             penalty = penalty - self._cost_weights * derivatives
+        if before.tokens.mean_weights is not None:
+            penalty = before.tokens.mean_weights * penalty
         return GradientWeights(
             completion=rearrange(self.completion, "batch -> batch 1"),
             advantages=advantages,
@@ -127,7 +129,7 @@ class Trace:
         entering = self.before.entering
         return CompletionValues(
             log_values=self.log_values.detach().double(),
-            old_log_probs=masked_sum(entering.old_log_probs.double(), entering.response_mask),
+            old_log_probs=masked_sum(entering.old_log_probs.double(), entering.response_mask, entering.mean_weights),
             advantages=entering.advantages.squeeze(-1).detach().double(),
             weights=self.completion.detach().double(),
             groups=required_groups(self.before.batch),
@@ -136,11 +138,12 @@ class Trace:
     @property
     def _cost_weights(self) -> Tensor:
         """Weight of one token's cost: the weight of the completion over its length; shape `(batch, 1)`."""
-        return rearrange(self.completion / self.before.entering.lengths.clamp(min=1), "batch -> batch 1")
+        return rearrange(self.completion / divisor(self.before.entering.lengths), "batch -> batch 1")
 
     def _average(self, per_token: PerToken) -> Tensor:
         """Return the contribution of this batch to the average of a cost over the optimizer step."""
-        return masked_sum(self._cost_weights * per_token, self.before.batch.response_mask).sum()
+        tokens = self.before.tokens
+        return masked_sum(self._cost_weights * per_token, tokens.response_mask, tokens.mean_weights).sum()
 
     def _advantage_weighted(self) -> PerCompletion:
         """Return value times advantage of each completion; with per-token advantages, the sum over terms (eq. 19)."""
@@ -164,21 +167,24 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
         require_one_ratio("sequence_transform", parts.sequence_transform, batch)
     if parts.group_objective is not None:
         require_comparable(parts.group_objective, batch)
+    require_weights_taken(parts, batch)
     mask = batch.response_mask
     # Convert once, so that a gradient in half precision is rounded once.
     log_probs = torch.where(mask, working_precision(log_probs), 0)
     raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
     log_ratio = bounded(raw)
     advantages = batch.advantages.to(log_ratio.dtype)
+    weights = None if batch.mean_weights is None else batch.mean_weights.to(log_ratio.dtype)
     entering = TokenRatios(
         log_ratio=log_ratio,
         raw_log_ratio=log_ratio.detach(),
         response_mask=mask,
         saturated=torch.zeros_like(mask),
-        lengths=mask.sum(dim=-1),
+        lengths=masked_length(mask, weights),
         old_log_probs=batch.old_log_probs,
         advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
         totals=batch.totals,
+        mean_weights=weights,
     )
     within = raw.detach().abs() <= MAX_LOG_RATIO
     if parts.prefix is not None:

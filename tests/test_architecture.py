@@ -17,6 +17,7 @@ CORE_LAYERS = [
         "shapes",
         "corrections",
         "totals",
+        "weights",
         "batch",
         "bounds",
         "derivatives",

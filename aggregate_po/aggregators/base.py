@@ -36,10 +36,17 @@ class TokenAggregator(ABC):
       the weights come from autograd.
     - May override `evaluate` if value and weights share expensive work. It must return what the two methods return.
     - May override `log_terms` if the aggregate is a sum over tokens, which defines it for advantages per token.
+    - Pass `tokens.mean_weights` to every reduction and override `takes_mean_weights` to return True, so that tokens can
+      count by weights. An objective refuses weights that its aggregator would not read.
     - Derive from `Mean` or `HomogeneousMean` instead if what that class claims is true.
 
     `aggregate_po.testing.check_aggregator` checks these requirements.
     """
+
+    @property
+    def takes_mean_weights(self) -> bool:
+        """Whether tokens count by `tokens.mean_weights`: a weight of 0 as no token, of 2 as two."""
+        return False
 
     @abstractmethod
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:

@@ -11,13 +11,18 @@ from aggregate_po.masked import masked_mean
 
 
 class KolmogorovMean(Mean):
-    r"""Quasi-arithmetic mean, $\log M = \varphi^{-1}(\frac1n \sum_t \varphi(\log r_t))$.
+    r"""Quasi-arithmetic mean, $\log M = \varphi^{-1}(\frac1n \sum_t \varphi(\log r_t))$, or weighted.
 
     A subclass implements `generator`, a strictly monotone function of the log ratio, and its `inverse`. There is no
     guard against overflow; for powers of the ratio use `PowerMean`, which works in log space.
 
     Reference: Kolmogorov (1930), "Sur la notion de la moyenne".
     """
+
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
 
     @abstractmethod
     def generator(self, log_ratio: Tensor) -> Tensor:
@@ -29,4 +34,5 @@ class KolmogorovMean(Mean):
 
     @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        return self.inverse(masked_mean(self.generator(tokens.log_ratio), tokens.response_mask))
+        values = self.generator(tokens.log_ratio)
+        return self.inverse(masked_mean(values, tokens.response_mask, tokens.mean_weights))

@@ -47,16 +47,22 @@ class LehmerMean(HomogeneousMean):
         if abs(self.order) > self._largest:
             raise ValueError(f"`order` is {self.order}; pass a number within +-{self._largest:g}.")
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
+
     @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
         # Relative to the extreme ratio that dominates both sums, they do not cancel.
         sign = 1.0 if self.order >= 0.5 else -1.0
         extreme = sign * masked_max(sign * tokens.log_ratio.detach(), tokens.response_mask)
-        x, mask = tokens.log_ratio - extreme.unsqueeze(-1), tokens.response_mask
-        return extreme + masked_logsumexp(self.order * x, mask) - masked_logsumexp((self.order - 1) * x, mask)
+        x, mask, weights = tokens.log_ratio - extreme.unsqueeze(-1), tokens.response_mask, tokens.mean_weights
+        log_sums = [masked_logsumexp(order * x, mask, weights) for order in (self.order, self.order - 1)]
+        return extreme + log_sums[0] - log_sums[1]
 
     @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
         """Return `p` times the softmax of `p x` less `p - 1` times that of `(p - 1) x`; shape `batch time`."""
-        x, mask, p = tokens.log_ratio, tokens.response_mask, self.order
-        return p * masked_softmax(p * x, mask) - (p - 1) * masked_softmax((p - 1) * x, mask)
+        x, mask, weights, p = tokens.log_ratio, tokens.response_mask, tokens.mean_weights, self.order
+        return p * masked_softmax(p * x, mask, weights) - (p - 1) * masked_softmax((p - 1) * x, mask, weights)

@@ -8,37 +8,42 @@ from typing_extensions import override
 from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
 from aggregate_po.exponents import ExponentRule
-from aggregate_po.masked import masked_logsumexp, masked_max, masked_mean, masked_softmax
+from aggregate_po.masked import divisor, masked_length, masked_logsumexp, masked_max, masked_mean, masked_softmax
 
 _LARGEST_EXPONENT = 1e6  # times a log ratio, still far from overflow in single precision
 
 
-def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion) -> PerCompletion:
+def log_power_mean(
+    log_values: PerToken, mask: PerToken, exponent: PerCompletion, weights: PerToken | None = None
+) -> PerCompletion:
     r"""Return $\log M_p = \frac1p \log \frac1n \sum_t e^{p x_t}$, which is smooth in $p$; at 0, the mean of $x$.
 
     Args:
         log_values: Logarithms $x$ of the values; shape `batch time`.
         mask: True on the values to average; shape `batch time`.
         exponent: Order $p$ of each row, finite; shape `batch`.
+        weights: Weights $w$ of the values, $M_p = (\sum_t w_t e^{p x_t} / \sum_t w_t)^{1/p}$; equal when None; shape
+            `batch time`.
 
     Returns:
         Log mean of each row, 0 where the mask is empty; shape `batch`.
     """
-    mean = masked_mean(log_values, mask)
+    mean = masked_mean(log_values, mask, weights)
     deviations = torch.where(mask, log_values - mean.unsqueeze(-1), 0)
     scaled = exponent.unsqueeze(-1) * deviations
     spread = masked_max(scaled.abs(), mask)
     smallest = torch.finfo(log_values.dtype).tiny / torch.finfo(log_values.dtype).eps
     # Here the correction to the mean is below rounding, but dividing by p would not be.
     vanishing = spread <= smallest
-    divisor = torch.where(vanishing, 1.0, exponent)
+    order = torch.where(vanishing, 1.0, exponent)
     # log1p(mean(expm1(p d))) keeps precision as p -> 0, where log(mean(exp)) / p is 0/0; beyond |p d| = 1 expm1
     # would overflow, and logsumexp does not. Rows that a branch does not serve get harmless inputs in it.
     near_zero = spread < 1
     small = torch.where(near_zero.unsqueeze(-1), scaled, 0)
-    near = torch.log1p(masked_mean(torch.expm1(small), mask))
-    far = masked_logsumexp(scaled, mask) - mask.sum(dim=-1).clamp(min=1).to(log_values.dtype).log()
-    correction = torch.where(near_zero, near, far) / divisor
+    near = torch.log1p(masked_mean(torch.expm1(small), mask, weights))
+    lengths = divisor(masked_length(mask, weights)).to(log_values.dtype)
+    far = masked_logsumexp(scaled, mask, weights) - lengths.log()
+    correction = torch.where(near_zero, near, far) / order
     return mean + torch.where(vanishing, 0.0, correction)
 
 
@@ -46,36 +51,48 @@ def log_power_mean(log_values: PerToken, mask: PerToken, exponent: PerCompletion
 class ArithmeticMean(HomogeneousMean):
     """Arithmetic mean of the token ratios (eq. 6): the weight of a token is proportional to its ratio."""
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
+
     @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        lengths = tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype)
-        log_sum = masked_logsumexp(tokens.log_ratio, tokens.response_mask)
+        lengths = divisor(tokens.lengths).to(tokens.log_ratio.dtype)
+        log_sum = masked_logsumexp(tokens.log_ratio, tokens.response_mask, tokens.mean_weights)
         return torch.where(tokens.lengths > 0, log_sum - lengths.log(), 0)
 
     @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """Return the softmax of the log ratios; shape `batch time`."""
-        return masked_softmax(tokens.log_ratio, tokens.response_mask)
+        """Return the softmax of the log ratios, each ratio times its weight; shape `batch time`."""
+        return masked_softmax(tokens.log_ratio, tokens.response_mask, tokens.mean_weights)
 
     @override
     def log_terms(self, tokens: TokenRatios) -> PerToken:
-        """Return the log of each ratio over the length; shape `batch time`."""
-        lengths = tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype)
-        return tokens.log_ratio - lengths.log().unsqueeze(-1)
+        """Return the log of each ratio, times its weight, over the length; shape `batch time`."""
+        terms = tokens.log_ratio - divisor(tokens.lengths).to(tokens.log_ratio.dtype).log().unsqueeze(-1)
+        if tokens.mean_weights is None:
+            return terms
+        return terms + torch.where(tokens.response_mask, tokens.mean_weights, 1).to(terms.dtype).log()
 
 
 @dataclass(frozen=True)
 class GeometricMean(HomogeneousMean):
     """Geometric mean of the token ratios (eq. 7): all tokens have the same weight."""
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
+
     @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        return masked_mean(tokens.log_ratio, tokens.response_mask)
+        return masked_mean(tokens.log_ratio, tokens.response_mask, tokens.mean_weights)
 
     @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """Return one over the length on every response token; shape `batch time`."""
-        return masked_softmax(torch.zeros_like(tokens.log_ratio), tokens.response_mask)
+        """Return one, or its weight, over the length on every response token; shape `batch time`."""
+        return masked_softmax(torch.zeros_like(tokens.log_ratio), tokens.response_mask, tokens.mean_weights)
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,11 @@ class PowerMean(HomogeneousMean):
                 "become the extreme token."
             )
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return self.exponent.takes_mean_weights if isinstance(self.exponent, ExponentRule) else True
+
     def exponents(self, tokens: TokenRatios) -> PerCompletion:
         """Return the detached exponent of each completion; shape `batch`."""
         if isinstance(self.exponent, ExponentRule):
@@ -117,22 +139,26 @@ class PowerMean(HomogeneousMean):
 
     @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        return log_power_mean(tokens.log_ratio, tokens.response_mask, self.exponents(tokens))
+        return _log_power_mean(tokens, self.exponents(tokens))
 
     @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """Return the softmax of `p` times the log ratios; shape `batch time`."""
+        """Return the softmax of `p` times the log ratios, each power times its weight; shape `batch time`."""
         return _softmax_of_powers(tokens, self.exponents(tokens))
 
     @override
     def evaluate(self, tokens: TokenRatios) -> EvaluatedAggregator:
         """Return value and weights together, with one call of the exponent rule."""
         exponents = self.exponents(tokens)
-        log_aggregate = log_power_mean(tokens.log_ratio, tokens.response_mask, exponents)
+        log_aggregate = _log_power_mean(tokens, exponents)
         with torch.no_grad():
             chosen = exponents if isinstance(self.exponent, ExponentRule) else None
             return EvaluatedAggregator(log_aggregate, _softmax_of_powers(tokens, exponents), chosen)
 
 
+def _log_power_mean(tokens: TokenRatios, exponents: PerCompletion) -> PerCompletion:
+    return log_power_mean(tokens.log_ratio, tokens.response_mask, exponents, tokens.mean_weights)
+
+
 def _softmax_of_powers(tokens: TokenRatios, exponents: PerCompletion) -> PerToken:
-    return masked_softmax(exponents.unsqueeze(-1) * tokens.log_ratio, tokens.response_mask)
+    return masked_softmax(exponents.unsqueeze(-1) * tokens.log_ratio, tokens.response_mask, tokens.mean_weights)

@@ -7,24 +7,31 @@ from typing_extensions import override
 
 from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
-from aggregate_po.masked import masked_sum
+from aggregate_po.masked import divisor, masked_sum
 
 
 @dataclass(frozen=True)
 class Product(TokenAggregator):
     """Product of the token ratios (eq. 9).
 
-    The product is not a mean: every token has weight one, so the weights of a completion sum to its length.
+    The product is not a mean: every token has weight one, so the weights of a completion sum to its length. With
+    `mean_weights` each ratio has its weight as the exponent.
     """
+
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
 
     @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        return masked_sum(tokens.log_ratio, tokens.response_mask)
+        return masked_sum(tokens.log_ratio, tokens.response_mask, tokens.mean_weights)
 
     @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        """Return one on every response token; shape `batch time`."""
-        return torch.where(tokens.response_mask, torch.ones_like(tokens.log_ratio), 0)
+        """Return one, or its weight, on every response token; shape `batch time`."""
+        weights = torch.ones_like(tokens.log_ratio) if tokens.mean_weights is None else tokens.mean_weights
+        return torch.where(tokens.response_mask, weights, 0).to(tokens.log_ratio.dtype)
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,19 @@ class LengthScaledProduct(TokenAggregator):
                 "mean."
             )
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return True
+
     @override
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
-        return self._share(tokens) * masked_sum(tokens.log_ratio, tokens.response_mask)
+        return self._share(tokens) * masked_sum(tokens.log_ratio, tokens.response_mask, tokens.mean_weights)
 
     @override
     def token_weights(self, tokens: TokenRatios) -> PerToken:
-        r"""Return $n^{-\alpha}$ on every response token; shape `batch time`."""
-        return torch.where(tokens.response_mask, self._share(tokens).unsqueeze(-1), 0)
+        r"""Return $n^{-\alpha}$, times its weight, on every response token; shape `batch time`."""
+        return self._share(tokens).unsqueeze(-1) * Product().token_weights(tokens)
 
     def _share(self, tokens: TokenRatios) -> PerCompletion:
-        return tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype) ** -self.length_exponent
+        return divisor(tokens.lengths).to(tokens.log_ratio.dtype) ** -self.length_exponent

@@ -22,11 +22,18 @@ class PrefixAggregate(ABC):
       nothing after it, such as `tokens.lengths`. It must be finite for log ratios within +-80. No gradient is needed.
     - Masked tokens, such as tool output in the middle of a completion, must have no effect: `tokens.positions` counts
       response tokens only.
+    - Override `takes_mean_weights` to return True if there is a definition for tokens that count by weights, and read
+      `tokens.mean_weights`.
     - Leave `__call__` as it is. It fills masked tokens with zero, calls `log_prefix` outside any graph, and gives the
       result its derivative.
 
     `aggregate_po.testing.check_prefix_aggregate` checks these requirements.
     """
+
+    @property
+    def takes_mean_weights(self) -> bool:
+        """Whether the aggregate reads `tokens.mean_weights`; an objective refuses weights otherwise."""
+        return False
 
     @abstractmethod
     def log_prefix(self, tokens: TokenRatios) -> PerToken:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Generator
 from torch.nn.functional import pad
+from typing_extensions import override
 
 from aggregate_po.aggregators import HomogeneousMean, Mean, TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
@@ -25,16 +26,17 @@ from aggregate_po.testing.contexts import (
     with_junk,
     with_tokens,
 )
-from aggregate_po.testing.laws import Contract, KeptLaws, check, law
+from aggregate_po.testing.laws import KeptLaws, check, law
+from aggregate_po.testing.mean_weights import MeanWeightContract, weighted
 from aggregate_po.testing.reports import require, require_all, require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import Case, batches, exact_token_ratios, generators, junk, token_ratios
 from aggregate_po.transforms import PessimisticClip, RatioTransform
 
 
-class AggregatorContract(Contract):
+class AggregatorContract(MeanWeightContract):
     """Properties of every aggregator, and further ones of a `Mean` and of a `HomogeneousMean`.
 
-    The inputs are log ratios up to 80 in float64, with ragged masks, holes and empty completions.
+    The inputs are log ratios up to 80, with ragged masks, holes, empty completions, and weights where they are taken.
 
     Attributes:
         aggregator: instance under test.
@@ -60,7 +62,12 @@ class AggregatorContract(Contract):
         """Return the detached value and weights."""
         return self.aggregator.log_aggregate(tokens).detach(), self.aggregator.token_weights(tokens).detach()
 
-    @law(tokens=token_ratios())
+    @override
+    def require_same(self, what: str, actual: TokenRatios, expected: TokenRatios) -> None:
+        (value, _), (expected_value, _) = self.measured(actual), self.measured(expected)
+        require_close(f"log_aggregate {what}", value, expected_value, self.rounding * scale(expected_value))
+
+    @law(tokens=weighted(token_ratios))
     def test_shapes(self, tokens: TokenRatios) -> None:
         """The value has shape `batch`, the weights have shape `batch time`, both in the precision of the log ratios."""
         for context in (tokens, in_precision(tokens, torch.float32)):
@@ -68,13 +75,13 @@ class AggregatorContract(Contract):
             require_form("log_aggregate", value, tokens.lengths.shape, context.log_ratio.dtype)
             require_form("token_weights", weights, tokens.log_ratio.shape, context.log_ratio.dtype)
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_lets_gradient_through(self, tokens: TokenRatios) -> None:
         """The value is attached to the graph of the log ratios, also for an empty completion."""
         value = self.aggregator.log_aggregate(tokens.requiring_grad())
         require(value.requires_grad, "log_aggregate lets no gradient through: its result does not require it")
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_finite(self, tokens: TokenRatios) -> None:
         """Value and weights are finite up to log ratios of 80, also in float32 and for an empty completion."""
         for context in (tokens, in_precision(tokens, torch.float32)):
@@ -82,14 +89,14 @@ class AggregatorContract(Contract):
             require_finite(f"log_aggregate in {value.dtype}", value)
             require_finite(f"token_weights in {weights.dtype}", weights)
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_weights_are_the_derivative(self, tokens: TokenRatios) -> None:
         """`token_weights` equals the derivative of `log_aggregate` by autograd."""
         expected = TokenAggregator.token_weights(self.aggregator, tokens)
         weights = self.aggregator.token_weights(tokens)
         require_close("token_weights", weights, expected, self.rounding * scale(expected), tokens.response_mask)
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_evaluate(self, tokens: TokenRatios) -> None:
         """`evaluate` returns the results of `log_aggregate` and `token_weights`; only the value has a graph."""
         context, aggregator = tokens.requiring_grad(), self.aggregator
@@ -97,10 +104,9 @@ class AggregatorContract(Contract):
             "log_aggregate": aggregator.log_aggregate(context),
             "token_weights": aggregator.token_weights(context),
         }
-        where = tokens.response_mask
-        require_joint(aggregator.evaluate(context), separate, context.log_ratio, self.rounding, where)
+        require_joint(aggregator.evaluate(context), separate, context.log_ratio, self.rounding, tokens.response_mask)
 
-    @law(tokens=token_ratios(), junk=junk(), width=st.integers(0, 3))
+    @law(tokens=weighted(token_ratios), junk=junk(), width=st.integers(0, 3))
     def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:
         """Values on padding, even NaN or infinite, change nothing, and the weights there are 0."""
         value, weights = self.measured(tokens)
@@ -114,7 +120,7 @@ class AggregatorContract(Contract):
             "token_weights with junk on padding", dirty_weights, expected, self.rounding * scale(expected), mask
         )
 
-    @law(tokens=token_ratios(), generator=generators())
+    @law(tokens=weighted(token_ratios), generator=generators())
     def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:
         """Permuting the tokens permutes their weights and does not change the value."""
         order = torch.rand(tokens.log_ratio.shape, generator=generator).argsort(dim=-1)
@@ -124,7 +130,7 @@ class AggregatorContract(Contract):
         expected = weights.gather(1, order)
         require_close("permuted token_weights", permuted_weights, expected, self.rounding * scale(expected))
 
-    @law(together=True, tokens=token_ratios())
+    @law(together=True, tokens=weighted(token_ratios))
     def test_completions_do_not_see_each_other(self, tokens: TokenRatios) -> None:
         """A completion alone has the same value and weights as among others."""
         value, weights = self.measured(tokens)
@@ -133,14 +139,14 @@ class AggregatorContract(Contract):
         expected = torch.cat([one[1] for one in alone])
         require_close("token_weights among others", weights, expected, self.rounding * scale(expected))
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_inputs_are_left_untouched(self, tokens: TokenRatios) -> None:
         """The context is not modified, and its tensors do not require gradient."""
         before = copied(tokens)
         self.measured(tokens)
         require_untouched("tokens", tokens, before)
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_inference_mode(self, tokens: TokenRatios) -> None:
         """In `torch.inference_mode`, value and weights are the same."""
         value, weights = self.measured(tokens)
@@ -149,7 +155,7 @@ class AggregatorContract(Contract):
         require_close("log_aggregate in inference mode", inside_value, value)
         require_close("token_weights in inference mode", inside_weights, weights)
 
-    @law(tokens=exact_token_ratios())
+    @law(tokens=weighted(exact_token_ratios))
     def test_single_precision_follows_double(self, tokens: TokenRatios) -> None:
         """In float32, value and weights equal those of float64 up to rounding."""
         value, weights = self.measured(tokens)
@@ -159,19 +165,19 @@ class AggregatorContract(Contract):
         allowed = self.single_rounding * scale(weights).amax(dim=-1, keepdim=True)
         require_close("token_weights in float32", single_weights.double(), weights, allowed)
 
-    @law(case=batches(), before=st.sampled_from(TRANSFORMS))
+    @law(case=weighted(batches), before=st.sampled_from(TRANSFORMS))
     def test_gradient_of_the_objective(self, case: Case, before: RatioTransform | None) -> None:
         """In an objective, the closed-form total weights equal its finite gradient, among any transforms."""
         objectives = transformed_by_each(self.aggregator, before)
         require_gradients(objectives, case, self.rounding, self.single_rounding)
 
-    @law(together=True, case=batches(), boundary=st.integers(1, 4))
+    @law(together=True, case=weighted(batches), boundary=st.integers(1, 4))
     def test_splitting_the_step(self, case: Case, boundary: int) -> None:
         """Splitting an optimizer step into micro-batches changes neither the value of an objective nor its weights."""
         objective = PolicyObjective(self.aggregator, PessimisticClip(0.2, 0.28), normalizer=TokenMean())
         require_additive(objective, *case, boundary, self.rounding)
 
-    @law(tokens=token_ratios(max_time=12), token=st.integers(0, 11))
+    @law(tokens=weighted(token_ratios, max_time=12), token=st.integers(0, 11))
     def test_log_terms(self, tokens: TokenRatios, token: int) -> None:
         """If there are `log_terms`, they sum to the aggregate, and each depends on its own token only."""
         context = tokens.requiring_grad()
@@ -189,14 +195,14 @@ class AggregatorContract(Contract):
         others = tokens.response_mask & (torch.arange(terms.shape[1]) != column)
         require_close(f"derivative of term {column} by other tokens", derivative, 0.0, where=others)
 
-    @law(claimed_by=Mean, tokens=token_ratios(empty_rows=False), level=st.floats(-80, 80))
+    @law(claimed_by=Mean, tokens=weighted(token_ratios, empty_rows=False), level=st.floats(-80, 80))
     def test_mean_of_a_constant(self, tokens: TokenRatios, level: float) -> None:
         """A constant is its own mean."""
         constant = replace(tokens, log_ratio=torch.full_like(tokens.log_ratio, level))
         allowed = self.rounding * (1 + abs(level))
         require_close("log_aggregate of a constant", self.aggregator.log_aggregate(constant), level, allowed)
 
-    @law(claimed_by=Mean, tokens=token_ratios(empty_rows=False))
+    @law(claimed_by=Mean, tokens=weighted(token_ratios, empty_rows=False))
     def test_mean_is_between_the_extremes(self, tokens: TokenRatios) -> None:
         """A mean lies between the smallest and the largest token."""
         mean, mask = self.aggregator.log_aggregate(tokens), tokens.response_mask
@@ -206,20 +212,19 @@ class AggregatorContract(Contract):
         require_all("log_aggregate", (mean >= low - slack), mean, "at least the smallest log ratio")
         require_all("log_aggregate", (mean <= high + slack), mean, "at most the largest log ratio")
 
-    @law(claimed_by=HomogeneousMean, tokens=token_ratios(limit=40), shift=st.floats(-40, 40))
+    @law(claimed_by=HomogeneousMean, tokens=weighted(token_ratios, limit=40), shift=st.floats(-40, 40))
     def test_common_factor_passes_through(self, tokens: TokenRatios, shift: float) -> None:
         """Multiplying all ratios by a factor multiplies a homogeneous mean by it."""
         shifted = replace(tokens, log_ratio=tokens.log_ratio + shift)
         moved, value = self.aggregator.log_aggregate(shifted), self.aggregator.log_aggregate(tokens)
         require_close("log_aggregate", moved, value + shift, self.rounding * (81 + value.abs()), tokens.lengths > 0)
 
-    @law(claimed_by=HomogeneousMean, tokens=token_ratios())
+    @law(claimed_by=HomogeneousMean, tokens=weighted(token_ratios))
     def test_weights_sum_to_one(self, tokens: TokenRatios) -> None:
         """The weights of a homogeneous mean sum to one."""
         weights = self.aggregator.token_weights(tokens)
-        expected = (tokens.lengths > 0).to(weights.dtype)
         allowed = self.rounding * scale(weights).amax(dim=-1)
-        require_close("sum of token_weights", weights.sum(dim=-1), expected, allowed)
+        require_close("sum of token_weights", weights.sum(dim=-1), (tokens.lengths > 0).to(weights.dtype), allowed)
 
 
 def check_aggregator(aggregator: TokenAggregator, **options: Any) -> KeptLaws:

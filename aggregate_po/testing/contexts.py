@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aggregate_po.batch import PolicyBatch, TokenRatios
 from aggregate_po.gradient_weights import GradientWeights
+from aggregate_po.masked import divisor
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.testing.reports import LawBroken, require, require_close, require_form, scale
 
@@ -43,6 +44,22 @@ def with_group_terms(objective: PolicyObjective, log_probs: Tensor, batch: Polic
         return batch
     terms = objective.group_terms(objective.completion_values(log_probs, batch))
     return replace(batch, group_values=terms.values, group_advantages=terms.advantages)
+
+
+def repeated(tokens: TokenRatios, counts: Tensor) -> TokenRatios:
+    """Return the context in which each token is there as many times as `counts` says, up to 3; shape `batch time`."""
+    copies = with_tokens(tokens, lambda values: values.repeat_interleave(3, dim=-1))
+    kept = torch.arange(3).repeat(counts.shape[-1]) < counts.repeat_interleave(3, dim=-1)
+    mask = copies.response_mask & kept
+    return replace(copies, response_mask=mask, lengths=mask.sum(dim=-1))
+
+
+def with_mean_weights(tokens: TokenRatios, weights: Tensor | None) -> TokenRatios:
+    """Return the context with other weights of its tokens."""
+    given = TokenRatios.of(tokens.log_ratio, tokens.response_mask, mean_weights=weights)
+    names = ("response_mask", "lengths", "mean_weights")
+    fewer: dict[str, Any] = {name: getattr(given, name) for name in names}
+    return replace(tokens, **fewer, saturated=tokens.saturated & given.response_mask)
 
 
 def with_junk(ratios: TokenRatios, junk: float) -> TokenRatios:
@@ -142,7 +159,8 @@ def require_gradient(objective: PolicyObjective, log_probs: Tensor, batch: Polic
     # A large cost may have a small derivative, which inherits the rounding error of the cost.
     costs = [penalty.token_costs(torch.where(mask, log_probs.detach(), 0), batch) for penalty in objective.penalties]
     cost = sum((torch.where(mask, cost.abs(), 0) for cost in costs), torch.zeros_like(gradient))
-    shares = weights.completion / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    counts = mask.to(gradient.dtype) if batch.mean_weights is None else batch.mean_weights
+    shares = weights.completion * counts / divisor(counts.sum(dim=-1, keepdim=True))
     allowed = rounding * (scale_of(weights) + gradient.abs() + shares * cost)
     require_close("total weights (expected: gradient by autograd)", weights.total, gradient, allowed)
 

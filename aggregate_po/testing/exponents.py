@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Generator
 from torch.nn.functional import pad
+from typing_extensions import override
 
 from aggregate_po.batch import PerCompletion, TokenRatios
 from aggregate_po.exponents import ExponentRule
@@ -18,12 +19,13 @@ from aggregate_po.testing.contexts import (
     with_junk,
     with_tokens,
 )
-from aggregate_po.testing.laws import Contract, KeptLaws, check, law
+from aggregate_po.testing.laws import KeptLaws, check, law
+from aggregate_po.testing.mean_weights import MeanWeightContract, weighted
 from aggregate_po.testing.reports import require, require_close, require_finite, require_form
 from aggregate_po.testing.strategies import generators, junk, token_ratios
 
 
-class ExponentRuleContract(Contract):
+class ExponentRuleContract(MeanWeightContract):
     """Properties of a rule for the exponent of a power mean.
 
     The inputs are those of an aggregator. Two exponents are compared by their effect on the weights: their difference
@@ -46,50 +48,54 @@ class ExponentRuleContract(Contract):
     _attribute = "rule"
     _kind = ExponentRule
 
-    @law(tokens=token_ratios())
+    @override
+    def require_same(self, what: str, actual: TokenRatios, expected: TokenRatios) -> None:
+        self._require_same(f"the exponents {what}", self.rule(actual), self.rule(expected), expected)
+
+    @law(tokens=weighted(token_ratios))
     def test_shapes(self, tokens: TokenRatios) -> None:
         """The exponents have shape `batch` and the precision of the log ratios."""
         for context in (tokens, in_precision(tokens, torch.float32)):
             require_form("the exponents", self.rule(context), tokens.lengths.shape, context.log_ratio.dtype)
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_finite(self, tokens: TokenRatios) -> None:
         """The exponents are finite up to log ratios of 80, also in float32 and for an empty completion."""
         for context in (tokens, in_precision(tokens, torch.float32)):
             require_finite(f"the exponents in {context.log_ratio.dtype}", self.rule(context))
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_no_graph(self, tokens: TokenRatios) -> None:
         """The exponents are detached."""
         require(not self.rule(tokens.requiring_grad()).requires_grad, "the exponents require gradient")
 
-    @law(tokens=token_ratios(), junk=junk(), width=st.integers(0, 3))
+    @law(tokens=weighted(token_ratios), junk=junk(), width=st.integers(0, 3))
     def test_padding_changes_nothing(self, tokens: TokenRatios, junk: float, width: int) -> None:
         """Values on padding, even NaN or infinite, change nothing."""
         dirty = with_junk(with_tokens(tokens, lambda values: pad(values, (0, width))), junk)
         self._require_same("the exponents with junk on padding", self.rule(dirty), self.rule(tokens), tokens)
 
-    @law(tokens=token_ratios(), generator=generators())
+    @law(tokens=weighted(token_ratios), generator=generators())
     def test_order_of_tokens(self, tokens: TokenRatios, generator: Generator) -> None:
         """Permuting the tokens does not change the exponents."""
         order = torch.rand(tokens.log_ratio.shape, generator=generator).argsort(dim=-1)
         permuted = with_tokens(tokens, lambda values: values.gather(1, order))
         self._require_same("the exponents of permuted tokens", self.rule(permuted), self.rule(tokens), tokens)
 
-    @law(together=True, tokens=token_ratios())
+    @law(together=True, tokens=weighted(token_ratios))
     def test_completions_do_not_see_each_other(self, tokens: TokenRatios) -> None:
         """A completion alone has the same exponent as among others."""
         alone = torch.cat([self.rule(some_rows(tokens, slice(row, row + 1))) for row in range(len(tokens.lengths))])
         self._require_same("the exponents among others", self.rule(tokens), alone, tokens)
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_inputs_are_left_untouched(self, tokens: TokenRatios) -> None:
         """The context is not modified, and its tensors do not require gradient."""
         before = copied(tokens)
         self.rule(tokens)
         require_untouched("tokens", tokens, before)
 
-    @law(tokens=token_ratios())
+    @law(tokens=weighted(token_ratios))
     def test_inference_mode(self, tokens: TokenRatios) -> None:
         """In `torch.inference_mode`, the exponents are the same."""
         with torch.inference_mode():

@@ -24,12 +24,24 @@ class _Law:
 
     body: Callable[..., None]
     inputs: dict[str, Any]
-    claimed_by: type | None
+    claimed_by: type | tuple[type, ...]
+    claimed: str | None
     together: bool
+
+    def applies(self, part: object) -> bool:
+        """Return whether a part claims to have the property."""
+        return isinstance(part, self.claimed_by) and (self.claimed is None or bool(getattr(part, self.claimed)))
+
+    @property
+    def claim(self) -> str:
+        """Claim of the parts that must have the property."""
+        kinds = self.claimed_by if isinstance(self.claimed_by, tuple) else (self.claimed_by,)
+        kind = f"be a {' or '.join(kind.__name__ for kind in kinds)}"
+        return kind if self.claimed is None else f"{kind} with `{self.claimed}`"
 
 
 def law(
-    claimed_by: type | None = None, together: bool = False, **inputs: Any
+    claimed_by: type | tuple[type, ...] = object, claimed: str | None = None, together: bool = False, **inputs: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn a method that checks a property of its arguments into a test that generates the arguments.
 
@@ -37,13 +49,14 @@ def law(
     and may call `hypothesis.assume`.
 
     Args:
-        claimed_by: class of parts that must have the property; None means all.
+        claimed_by: class of parts, or several classes, that must have the property.
+        claimed: attribute that is True on parts that must have the property; None means all.
         together: True for a property of several completions, whose report shows all of them and not one.
         inputs: hypothesis strategy for each argument, or a function that returns one for a contract.
     """
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
-        stated = _Law(body, inputs, claimed_by, together)
+        stated = _Law(body, inputs, claimed_by, claimed, together)
 
         def test(self: Contract) -> None:
             self._hold(body.__name__, stated)
@@ -99,13 +112,13 @@ class Contract:
 
     def applies(self, name: str) -> bool:
         """Return whether the part must have the property of this name."""
-        claimed_by = getattr(type(self), name).law.claimed_by
-        return claimed_by is None or isinstance(self.part, claimed_by)
+        stated: _Law = getattr(type(self), name).law
+        return stated.applies(self.part)
 
     def _hold(self, name: str, law: _Law) -> None:
         part = self.part
         if not self.applies(name):
-            raise SkipTest(f"{part!r} does not claim to be a {law.claimed_by.__name__}")  # type: ignore[union-attr]
+            raise SkipTest(f"{part!r} does not claim to {law.claim}")
         strategies = {
             argument: strategy if isinstance(strategy, SearchStrategy) else strategy(self)
             for argument, strategy in law.inputs.items()

@@ -103,7 +103,7 @@ def written(value: Any, row: int | None = None, rows: int | None = None) -> str:
 
 
 def described(inputs: dict[str, Any], row: int | None, rows: int | None) -> str:
-    """Format the inputs of a property, one field per line; only those of the failing completion if there is one."""
+    """Format the inputs of a property, one given field per line; of the failing completion only, if there is one."""
     return "\n".join(line for name, value in inputs.items() for line in _lines(name, value, row, rows))
 
 

@@ -7,7 +7,7 @@ are common, and a failing example stays readable. A generated seed determines th
 import math
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -65,6 +65,7 @@ _SWITCH = st.booleans()
 _REWARDS = st.sampled_from([(0.0, 0.0), (0.25, 0.4), (1.0, 0.0), (-3.0, 2.0)])
 _PROGRESS = st.sampled_from([0.0, 0.25, 0.5, 0.5 + 1e-10, 1.0])
 _SPREADS = st.sampled_from([1, 4, 16, 240])
+_WEIGHTS = st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, 0.5, 0.125, 2.0**-16, 2.0**16]), min_size=1, max_size=4)
 
 
 @st.composite
@@ -97,6 +98,14 @@ def masks(draw: DrawFn, batch: int, time: int, empty_rows: bool = True) -> Tenso
 
 
 @st.composite
+def mean_weights(draw: DrawFn, batch: int, time: int, zeros: bool = True) -> Tensor:
+    """Generate weights of tokens: equal, of very different sizes, some of them 0; shape `batch time`, float64."""
+    palette = torch.tensor(draw(_WEIGHTS), dtype=torch.float64)
+    weights = palette[torch.randint(len(palette), (batch, time), generator=draw(generators()))]
+    return weights if zeros else torch.where(weights > 0, weights, 1)
+
+
+@st.composite
 def advantages(draw: DrawFn, batch: int) -> Tensor:
     """Generate advantages of both signs, and zeros; shape `batch`."""
     palette = torch.tensor([1.0, -1.0, 0.0, 0.375, -2.5], dtype=torch.float64)
@@ -109,19 +118,24 @@ def progress() -> SearchStrategy[float]:
 
 
 @st.composite
-def step_totals(draw: DrawFn, mask: Tensor) -> StepTotals:
+def step_totals(draw: DrawFn, mask: Tensor, weights: Tensor | None = None) -> StepTotals:
     """Generate totals of a step that consists of this batch, with progress and reward statistics."""
     mean, deviation = draw(_REWARDS)
-    return StepTotals.of(mask, progress=draw(progress()), reward_mean=mean, reward_std=deviation)
+    return StepTotals.of(mask, weights, progress=draw(progress()), reward_mean=mean, reward_std=deviation)
 
 
 @st.composite
-def token_ratios(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64) -> TokenRatios:
-    """Generate contexts for an aggregator or a token transform."""
+def token_ratios(
+    draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64, weighted: bool = False
+) -> TokenRatios:
+    """Generate contexts for an aggregator or a token transform; half of them have weights if `weighted`."""
     batch, time = draw(sizes(5)), draw(sizes(max_time))
     log_ratio = draw(log_ratios(batch, time, limit))
     mask = draw(masks(batch, time, empty_rows))
-    tokens = TokenRatios.of(log_ratio, mask, draw(advantages(batch)), draw(step_totals(mask)))
+    weights = draw(mean_weights(batch, time, zeros=empty_rows)) if weighted and draw(_SWITCH) else None
+    totals = draw(step_totals(mask, weights))
+    tokens = TokenRatios.of(log_ratio, mask, draw(advantages(batch)), totals, weights)
+    mask = tokens.response_mask
     generator = draw(generators())
     saturated = torch.rand(batch, time, generator=generator) < 0.3 * draw(_SWITCH)
     old = 0 - 5 * torch.rand(batch, time, generator=generator, dtype=torch.float64) * draw(_SWITCH)
@@ -129,32 +143,37 @@ def token_ratios(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max
 
 
 @st.composite
-def exact_token_ratios(draw: DrawFn) -> TokenRatios:
-    """Generate contexts of multiples of 1/8 up to 30, which every precision represents exactly."""
+def exact_token_ratios(draw: DrawFn, weighted: bool = False) -> TokenRatios:
+    """Generate contexts of multiples of 1/8 up to 30, which every precision represents exactly, as it does weights."""
     batch, time = draw(sizes(5)), draw(sizes(64))
     generator = draw(generators())
     spread = draw(_SPREADS)
     eighths = torch.randint(-spread, spread + 1, (batch, time), generator=generator).double() / 8
     mask = draw(masks(batch, time))
-    return TokenRatios.of(eighths, mask, draw(advantages(batch)), draw(step_totals(mask)))
+    weights = draw(mean_weights(batch, time)) if weighted and draw(_SWITCH) else None
+    return TokenRatios.of(eighths, mask, draw(advantages(batch)), draw(step_totals(mask, weights)), weights)
 
 
 @st.composite
-def batches(draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64) -> Case:
-    """Generate log-probabilities that require gradient and their batch, float64."""
+def batches(
+    draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64, weighted: bool = False
+) -> Case:
+    """Generate log-probabilities that require gradient and their batch, float64; half have weights if `weighted`."""
     batch, time = draw(sizes(5)), draw(sizes(max_time))
     generator = draw(generators())
     # With zeros for the behavior policy, the log ratio equals the number of the palette exactly.
     old = 0 - 5 * torch.rand(batch, time, generator=generator, dtype=torch.float64) * draw(_SWITCH)
     log_probs = old + draw(log_ratios(batch, time, limit))
     mask = draw(masks(batch, time, empty_rows))
+    weights = draw(mean_weights(batch, time, zeros=empty_rows)) if weighted and draw(_SWITCH) else None
     filled = PolicyBatch(
         old_log_probs=old,
         response_mask=mask,
         advantages=draw(advantages(batch)),
-        totals=draw(step_totals(mask)),
+        totals=draw(step_totals(mask, weights)),
         ref_log_probs=old + draw(log_ratios(batch, time, 30.0)),
         groups=torch.randint(3, (batch,), generator=generator),
+        mean_weights=weights,
     )
     return Case(log_probs.requires_grad_(), filled)
 
@@ -173,7 +192,9 @@ def finite_batches(draw: DrawFn, dtype: torch.dtype) -> Case:
     mask = draw(masks(batch, time))
     log_probs, old = fill(), fill() * draw(_SWITCH)
     given, groups = draw(advantages(batch)).to(dtype), torch.randint(3, (batch,), generator=generator)
-    return Case(log_probs, PolicyBatch(old, mask, given, draw(step_totals(mask)), ref_log_probs=fill(), groups=groups))
+    weights = draw(mean_weights(batch, time)) if draw(_SWITCH) else None
+    optional: dict[str, Any] = {"ref_log_probs": fill(), "groups": groups, "mean_weights": weights}
+    return Case(log_probs, PolicyBatch(old, mask, given, draw(step_totals(mask, weights)), **optional))
 
 
 @st.composite

@@ -50,6 +50,11 @@ class RatioTransform(ABC):
     `aggregate_po.testing.check_transform` checks these requirements.
     """
 
+    @property
+    def takes_mean_weights(self) -> bool:
+        """Whether the transform is defined for tokens with `mean_weights`, as each is that maps elements alone."""
+        return True
+
     @abstractmethod
     def __call__(self, ratios: TokenRatios) -> Tensor:
         """Return the transformed log ratios, in the shape of `ratios.log_ratio`."""

@@ -27,6 +27,11 @@ class CompletionRatio(RatioTransform):
 
     aggregator: TokenAggregator
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return self.aggregator.takes_mean_weights
+
     @override
     def __call__(self, ratios: TokenRatios) -> Tensor:
         """Return the log ratio of its completion for each token.

@@ -39,6 +39,11 @@ class Chain(JointTransform):
                 raise TypeError(f"`transforms` has {transform!r}; pass instances of subclasses of RatioTransform.")
         object.__setattr__(self, "transforms", tuple(self.transforms))
 
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return all(transform.takes_mean_weights for transform in self.transforms)
+
     @override
     def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
         """Return the last value, the product of the derivatives, and True where any transform is saturated.
@@ -68,6 +73,11 @@ class StraightThrough(RatioTransform):
     """
 
     transform: RatioTransform
+
+    @property
+    @override
+    def takes_mean_weights(self) -> bool:
+        return self.transform.takes_mean_weights
 
     @override
     def __call__(self, ratios: TokenRatios) -> Tensor:

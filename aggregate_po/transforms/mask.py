@@ -127,7 +127,8 @@ class StaleCompletionMask(RatioMask):
                 f"`log_ratio` has shape {tuple(ratios.log_ratio.shape)}, but StaleCompletionMask averages over tokens; "
                 "pass it as `token_transform`."
             )
-        divergence = rearrange(masked_mean(-ratios.raw_log_ratio, ratios.response_mask), "batch -> batch 1")
+        mean = masked_mean(-ratios.raw_log_ratio, ratios.response_mask, ratios.mean_weights)
+        divergence = rearrange(mean, "batch -> batch 1")
         clipped = (ratios.advantages < 0) & (divergence > self.max_divergence)
         return clipped.expand_as(ratios.log_ratio)
 

@@ -23,6 +23,7 @@ from aggregate_po import (
 )
 from aggregate_po.advantages import GroupAdvantage
 from aggregate_po.aggregators import EvaluatedAggregator
+from aggregate_po.aggregators.power import log_power_mean
 from aggregate_po.masked import masked_mean, masked_softmax, masked_sum
 from aggregate_po.transforms import EvaluatedTransform
 from tests.third_party import AsinhMean
@@ -216,6 +217,20 @@ class WeightsOfAnotherMean(AsinhMean, HomogeneousMean):
 class HalfDetached(HomogeneousMean):
     def log_aggregate(self, tokens):
         return (average(tokens) + average(tokens).detach()) / 2
+
+
+@broken("weights_count_tokens")
+class CountsEveryTokenOnce(Broken):
+    takes_mean_weights = True
+
+
+@broken("scale_of_the_weights")
+class OrderFollowsTheSumOfTheWeights(Mean):
+    takes_mean_weights = True
+
+    def log_aggregate(self, tokens):
+        orders = 1 / (1 + tokens.lengths.to(tokens.log_ratio.dtype))
+        return log_power_mean(tokens.log_ratio, tokens.response_mask, orders, tokens.mean_weights)
 
 
 # --- transforms ------------------------------------------------------------------------------------------------------
@@ -412,6 +427,19 @@ class GradientThroughTheExponent(BrokenRule):
 class RuleReadsPadding(BrokenRule):
     def __call__(self, tokens):
         return 1 / (1 + tokens.log_ratio.detach().square().sum(dim=-1))
+
+
+@broken("weights_count_tokens")
+class RuleCountsEveryTokenOnce(BrokenRule):
+    takes_mean_weights = True
+
+
+@broken("scale_of_the_weights")
+class RuleFollowsTheSumOfTheWeights(BrokenRule):
+    takes_mean_weights = True
+
+    def __call__(self, tokens):
+        return 1 / (1 + tokens.lengths.to(tokens.log_ratio.dtype))
 
 
 @broken("order_of_tokens")

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -58,12 +59,14 @@ from aggregate_po.testing.contexts import differentiate, scale_of, some_rows, wi
 from aggregate_po.testing.strategies import (  # noqa: F401  # one place to import from
     EXTREMES,
     ON_BOUNDS,
+    Case,
     advantages,
     batches,
     finite_batches,
     generators,
     log_ratios,
     masks,
+    mean_weights,
     progress,
     sizes,
     step_totals,
@@ -191,6 +194,12 @@ ORDER_FREE = {name: part for name, part in COMPOSITIONS.items() if part.prefix i
 def each_order_free_composition(test):
     """Run a property test for every composition that has no part for the order of the tokens."""
     return pytest.mark.parametrize("objective", ORDER_FREE.values(), ids=ORDER_FREE.keys())(shared(test))
+
+
+def taken(objective, case):
+    """Drop the weights of the tokens if the objective does not take them."""
+    weights = case.batch.mean_weights if objective.takes_mean_weights else None
+    return Case(case.log_probs, replace(case.batch, mean_weights=weights))
 
 
 def label(part):

@@ -1,5 +1,7 @@
 """Property: closed-form gradient weights equal autograd, for every composition of the parts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +18,10 @@ from aggregate_po import (
     RatioTransform,
     StepTotals,
     TokenAggregator,
+    divisor,
 )
 from aggregate_po import recipes as published
+from aggregate_po.testing.contexts import copied
 from aggregate_po.transforms import OneSidedClip
 from tests.contracts.strategies import (
     AGGREGATORS,
@@ -33,9 +37,11 @@ from tests.contracts.strategies import (
     differentiate,
     each_composition,
     exponents,
+    generators,
     label,
     objectives,
     scale_of,
+    taken,
     token_ratios,
 )
 
@@ -80,8 +86,9 @@ def test_no_recipe_is_left_out():
     assert set(RECIPES) == set(published.__all__)
 
 
-@given(objectives(), batches())
+@given(objectives(), batches(weighted=True))
 def test_closed_form_equals_autograd(objective, case):
+    case = taken(objective, case)
     _, gradient, weights = differentiate(objective, *case)
     scale = scale_of(weights) + largest_costs(objective, *case, weights)
     # The logarithm of the kernel reaches -1e9, which leaves a mean of its values seven digits.
@@ -91,21 +98,22 @@ def test_closed_form_equals_autograd(objective, case):
 
 def largest_costs(objective, log_probs, batch, weights):
     """Largest share of a cost in each completion, 1 added: a slope may be a small difference of costs, or from 1."""
-    shares = weights.completion / batch.response_mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    largest = torch.zeros_like(shares)
+    counts = batch.response_mask if batch.mean_weights is None else batch.mean_weights
+    shares = weights.completion * counts / divisor(counts.sum(dim=-1, keepdim=True))
+    largest = torch.zeros_like(weights.completion)
     for penalty in objective.penalties:
         costs = torch.where(batch.response_mask, penalty.token_costs(log_probs.detach(), batch).abs() + 1, 0)
         largest = largest + (shares * costs).amax(dim=-1, keepdim=True)
     return largest
 
 
-@given(exponents(), batches())
+@given(exponents(), batches(weighted=True))
 def test_closed_form_equals_autograd_for_every_exponent(exponent, case):
     _, gradient, weights = differentiate(PolicyObjective(PowerMean(exponent)), *case)
     assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
 
 
-@given(token_ratios(), exponents())
+@given(token_ratios(weighted=True), exponents())
 def test_default_token_weights_equal_the_closed_form_for_every_exponent(tokens, exponent):
     mean = PowerMean(exponent)
     by_autograd = TokenAggregator.token_weights(mean, tokens)
@@ -132,10 +140,10 @@ def test_default_derivative_equals_that_of_a_clip_after_the_mean(tokens, where):
 
 
 @each_composition
-@given(case=batches())
+@given(case=batches(weighted=True))
 def test_evaluate_gives_what_the_separate_methods_give(objective, case):
     """Bit for bit, in the gradient of the value too."""
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     evaluated = objective.evaluate(log_probs, batch)
     value, gradient, weights = differentiate(objective, log_probs, batch)
     assert torch.equal(evaluated.value, value)
@@ -145,16 +153,14 @@ def test_evaluate_gives_what_the_separate_methods_give(objective, case):
 
 
 @each_composition
-@given(case=batches())
+@given(case=batches(weighted=True))
 def test_no_advantage_no_gradient(objective, case):
     if objective.group_objective is not None:
         return  # what a group without advantages is worth, it says itself
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     parts = {name: part for name, part in vars(objective).items() if name != "penalties"}
     objective = PolicyObjective(**parts)
-    idle = PolicyBatch(
-        batch.old_log_probs, batch.response_mask, torch.zeros_like(batch.advantages), batch.totals, batch.ref_log_probs
-    )
+    idle = replace(batch, advantages=torch.zeros_like(batch.advantages))
     value, gradient, weights = differentiate(objective, log_probs, idle)
     assert value == 0
     assert (gradient == 0).all()
@@ -162,18 +168,30 @@ def test_no_advantage_no_gradient(objective, case):
 
 
 @each_composition
-@given(case=batches())
+@given(case=batches(), generator=generators())
+def test_weights_of_0_and_1_equal_a_mask(objective, case, generator):
+    """Bit for bit: what a mask can say, weights say in the same way."""
+    log_probs, batch = taken(objective, case)
+    kept = torch.rand(log_probs.shape, generator=generator) < 0.6
+    parts = {**vars(batch), "totals": None, "mean_weights": kept.double() if objective.takes_mean_weights else kept}
+    weighted, masked = (
+        PolicyBatch(**parts),
+        PolicyBatch(**{**parts, "mean_weights": None, "response_mask": kept & batch.response_mask}),
+    )
+    totals = {"reward_mean": 0.4, "reward_std": 0.3, "progress": 0.25}
+    weighted, masked = (replace(part, totals=replace(part.totals, **totals)) for part in (weighted, masked))
+    of_weighted, of_masked = (differentiate(objective, log_probs, part) for part in (weighted, masked))
+    assert torch.equal(of_weighted[0], of_masked[0])
+    assert torch.equal(of_weighted[1], of_masked[1])
+    assert all(torch.equal(getattr(of_weighted[2], name), factor) for name, factor in vars(of_masked[2]).items())
+
+
+@each_composition
+@given(case=batches(weighted=True))
 def test_weights_are_the_same_in_inference_mode(objective, case):
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     expected = objective.gradient_weights(log_probs, batch).total
     with torch.inference_mode():
-        made_inside = PolicyBatch(
-            batch.old_log_probs + 0,
-            batch.response_mask,
-            batch.advantages + 0,
-            batch.totals,
-            batch.ref_log_probs + 0,
-            groups=batch.groups + 0,
-        )
+        made_inside = copied(batch)
         actual = objective.gradient_weights(log_probs + 0, made_inside).total
     assert torch.equal(actual, expected)

@@ -7,11 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals
-from tests.contracts.strategies import each_composition, generators, some_rows, with_group_terms
+from tests.contracts.strategies import (
+    Case,
+    each_composition,
+    generators,
+    mean_weights,
+    some_rows,
+    taken,
+    with_group_terms,
+)
 
 COMPLETIONS, TOKENS = 12, 10
 # Counts as numbers, as tensors, and as tensors that were summed over ranks in double precision.
-COUNTS = [int, torch.tensor, lambda count: torch.tensor(count, dtype=torch.float64)]
+COUNTS = [lambda count: count.item(), lambda count: count, lambda count: count.double()]
 
 
 @st.composite
@@ -31,9 +39,10 @@ def steps(draw):
     else:
         boundaries = list(range(0, COMPLETIONS, {"equal": 3, "one by one": 1, "whole": COMPLETIONS}[kind]))[1:]
     order = torch.randperm(COMPLETIONS, generator=generator)
-    totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
+    weights = draw(st.one_of(st.none(), mean_weights(*shape)))
+    totals = StepTotals.of(mask, weights, reward_mean=0.4, reward_std=0.3)
     groups = torch.randint(4, (COMPLETIONS,), generator=generator)
-    batch = PolicyBatch(old, mask, advantages, totals, ref_log_probs, groups=groups)
+    batch = PolicyBatch(old, mask, advantages, totals, ref_log_probs, groups=groups, mean_weights=weights)
     return log_probs, batch, order.tensor_split(boundaries)
 
 
@@ -41,11 +50,11 @@ def steps(draw):
 @given(step=steps(), count=st.sampled_from(COUNTS))
 def test_gradients_add_up(objective, step, count):
     log_probs, batch, parts = step
+    log_probs, batch = taken(objective, Case(log_probs, batch))
     whole = log_probs.clone().requires_grad_()
     value = objective(whole, batch)
     value.backward()
-    mask = batch.response_mask
-    counts = {"completions": count(int(mask.any(dim=-1).sum())), "tokens": count(int(mask.sum()))}
+    counts = {name: count(getattr(batch.totals, name)) for name in ("completions", "tokens")}
     totals = replace(batch.totals, **counts)
 
     leaf = log_probs.clone().requires_grad_()

@@ -18,6 +18,7 @@ from tests.contracts.strategies import (
     generators,
     log_ratios,
     scale_of,
+    taken,
 )
 
 # The bisection for the exponent compares numbers next to one; where all ratios nearly agree, another order of a sum
@@ -34,6 +35,7 @@ def mapped(batch, per_token, per_completion=lambda advantages: advantages):
         advantages=per_completion(batch.advantages),
         ref_log_probs=per_token(batch.ref_log_probs),
         groups=per_completion(batch.groups),
+        mean_weights=None if batch.mean_weights is None else per_token(batch.mean_weights),
     )
 
 
@@ -50,9 +52,9 @@ def assert_same_weights(actual, expected, back):
 
 
 @each_composition
-@given(case=batches(), junk=st.sampled_from([math.nan, math.inf, -math.inf, 1e300]))
+@given(case=batches(weighted=True), junk=st.sampled_from([math.nan, math.inf, -math.inf, 1e300]))
 def test_contents_of_padding_change_nothing(objective, case, junk):
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     mask = batch.response_mask
     value, gradient, weights = differentiate(objective, torch.where(mask, log_probs, 0), batch)
     dirty = PolicyBatch(
@@ -62,6 +64,7 @@ def test_contents_of_padding_change_nothing(objective, case, junk):
         totals=batch.totals,
         ref_log_probs=torch.where(mask, batch.ref_log_probs, -junk),
         groups=batch.groups,
+        mean_weights=None if batch.mean_weights is None else torch.where(mask, batch.mean_weights, -junk),
     )
     dirty_value, dirty_gradient, dirty_weights = differentiate(objective, torch.where(mask, log_probs, junk), dirty)
     assert torch.equal(dirty_value, value)
@@ -72,10 +75,16 @@ def test_contents_of_padding_change_nothing(objective, case, junk):
         assert (nothing == 0).all()
 
 
+def counted_anew(batch):
+    """The batch with the totals of a step of its own."""
+    totals = StepTotals.of(batch.response_mask, batch.mean_weights, progress=0.25, reward_mean=0.4, reward_std=0.3)
+    return replace(batch, totals=totals)
+
+
 @each_composition
-@given(case=batches(empty_rows=False), data=st.data())
+@given(case=batches(empty_rows=False, weighted=True), data=st.data())
 def test_empty_rows_add_nothing_not_even_to_a_denominator(objective, case, data):
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     rows = len(log_probs)
     order = torch.randperm(rows + 2, generator=data.draw(generators()))
 
@@ -87,9 +96,8 @@ def test_empty_rows_add_nothing_not_even_to_a_denominator(objective, case, data)
         return tensor[order.argsort()][:rows]
 
     # Totals are counted anew, so that a row more would show in them.
-    few = replace(batch, totals=StepTotals.of(batch.response_mask, progress=0.25, reward_mean=0.4, reward_std=0.3))
-    many = mapped(few, with_two_rows_more, with_two_rows_more)
-    many = replace(many, totals=StepTotals.of(many.response_mask, progress=0.25, reward_mean=0.4, reward_std=0.3))
+    few = counted_anew(batch)
+    many = counted_anew(mapped(few, with_two_rows_more, with_two_rows_more))
     expected, actual = (
         differentiate(objective, log_probs, few),
         differentiate(objective, with_two_rows_more(log_probs), many),
@@ -104,10 +112,10 @@ def test_empty_rows_add_nothing_not_even_to_a_denominator(objective, case, data)
 
 
 @each_order_free_composition
-@given(case=batches(), data=st.data())
+@given(case=batches(weighted=True), data=st.data())
 def test_permuting_time_permutes_the_weights(objective, case, data):
     """Each completion in an order of its own."""
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     order = torch.rand(log_probs.shape, generator=data.draw(generators())).argsort(dim=-1)
 
     def permuted(tensor):
@@ -121,9 +129,9 @@ def test_permuting_time_permutes_the_weights(objective, case, data):
 
 
 @each_composition
-@given(case=batches(), extra=st.integers(1, 5))
+@given(case=batches(weighted=True), extra=st.integers(1, 5))
 def test_width_of_the_padding_changes_nothing(objective, case, extra):
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     width = log_probs.shape[1]
 
     def widened(tensor):
@@ -160,9 +168,9 @@ def test_square_batch_is_no_special_case(objective, size, data):
 
 
 @each_composition
-@given(case=batches())
+@given(case=batches(weighted=True))
 def test_permuting_completions_permutes_their_weights(objective, case):
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
 
     def flipped(tensor):
         return tensor.flip(0)

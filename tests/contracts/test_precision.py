@@ -22,12 +22,14 @@ from aggregate_po import (
     StraightThrough,
     TotalVariationMask,
     TwoSidedClip,
+    divisor,
 )
 from tests.contracts.strategies import (
     AGGREGATORS,
     COMPOSITIONS,
     SEQUENCE_TRANSFORMS,
     TOKEN_TRANSFORMS,
+    Case,
     advantages,
     differentiate,
     each_composition,
@@ -35,11 +37,13 @@ from tests.contracts.strategies import (
     generators,
     label,
     masks,
+    mean_weights,
     scale_of,
     shared,
     sizes,
     some_rows,
     step_totals,
+    taken,
     with_group_terms,
 )
 from tests.third_party import TanhLimit
@@ -49,7 +53,7 @@ from tests.third_party import TanhLimit
 @each_composition
 @given(data=st.data())
 def test_every_finite_input_gives_finite_value_weights_and_gradient(objective, dtype, data):
-    log_probs, batch = data.draw(finite_batches(dtype))
+    log_probs, batch = taken(objective, data.draw(finite_batches(dtype)))
     value, gradient, weights = differentiate(objective, log_probs, batch)
     for result in (value, gradient, weights.total, *vars(weights).values()):
         assert torch.isfinite(result).all()
@@ -121,9 +125,10 @@ def exact_batches(draw):
         return torch.randint(-spread, spread + 1, (batch, time), generator=generator).double() / 8
 
     mask = draw(masks(batch, time))
-    totals = draw(step_totals(mask))
-    groups = torch.randint(3, (batch,), generator=generator)
-    return eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, eighths(), groups=groups)
+    weights = draw(st.one_of(st.none(), mean_weights(batch, time)))
+    totals = draw(step_totals(mask, weights))
+    optional = {"groups": torch.randint(3, (batch,), generator=generator), "mean_weights": weights}
+    return Case(eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, eighths(), **optional))
 
 
 # Log ratios up to 20 times exponents up to 8, to be exponentiated: 160 units of rounding of single precision.
@@ -141,7 +146,7 @@ ACCURATE = {name: part for name, part in ACCURATE.items() if "GammaKernel" not i
 @shared
 @given(case=exact_batches())
 def test_single_precision_follows_double(objective, case):
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     double = objective.gradient_weights(log_probs, batch)
     single = objective.gradient_weights(log_probs.float(), batch.to(torch.float32))
     # Where the mean itself falls within rounding of a bound, either side is right.
@@ -158,7 +163,8 @@ def sum_of_magnitudes(objective, log_probs, batch):
     batch = with_group_terms(objective, log_probs, batch)
     rows = [torch.arange(len(log_probs)) == row for row in range(len(log_probs))]
     values = [unpenalized(log_probs[row], some_rows(batch, row)).abs() for row in rows]
-    shares = objective.gradient_weights(log_probs, batch).completion / batch.response_mask.sum(-1, True).clamp(min=1)
+    counts = batch.response_mask if batch.mean_weights is None else batch.mean_weights
+    shares = objective.gradient_weights(log_probs, batch).completion * counts / divisor(counts.sum(-1, True))
     costs = [shares * penalty.token_costs(log_probs, batch).abs() for penalty in objective.penalties]
     return sum(values) + sum(torch.where(batch.response_mask, cost, 0).sum() for cost in costs)
 
@@ -167,16 +173,9 @@ def sum_of_magnitudes(objective, log_probs, batch):
 @given(case=exact_batches())
 def test_bfloat16_inputs_lose_nothing_but_the_rounding_of_their_gradient(objective, case):
     """Arithmetic on them is in single precision: the same value and weights, a gradient that is rounded once."""
-    log_probs, batch = case
+    log_probs, batch = taken(objective, case)
     half = batch.to(torch.bfloat16)
-    single = PolicyBatch(
-        half.old_log_probs.float(),
-        half.response_mask,
-        half.advantages.float(),
-        half.totals,
-        half.ref_log_probs.float(),
-        groups=half.groups,
-    )
+    single = half.to(torch.float32)
     value, gradient, weights = differentiate(objective, log_probs.float(), single)
     half_value, half_gradient, half_weights = differentiate(objective, log_probs.bfloat16(), half)
     assert half_gradient.dtype == torch.bfloat16

@@ -111,7 +111,8 @@ class TestTanhLimit(TransformContract):
 
 def test_properties_of_means_are_checked_for_means_only():
     asked = {part: set(check_aggregator(part, examples=1)) for part in (GeometricMean(), AsinhMean(), Product())}
-    assert asked[AsinhMean()] - asked[Product()] == {"mean_of_a_constant", "mean_is_between_the_extremes"}
+    of_means = {"mean_of_a_constant", "mean_is_between_the_extremes", "scale_of_the_weights"}
+    assert asked[AsinhMean()] - asked[Product()] == of_means
     assert asked[GeometricMean()] - asked[AsinhMean()] == {"common_factor_passes_through", "weights_sum_to_one"}
 
 
@@ -119,8 +120,8 @@ def test_properties_that_hold_print_as_sentences():
     kept = check_aggregator(Product(), examples=1)
     assert isinstance(kept, list)
     lines = repr(kept).splitlines()
-    assert lines[0] == "Product() has 14 properties:"
-    assert len(lines) == 15
+    assert lines[0] == "Product() has 15 properties:"
+    assert len(lines) == 16
     assert kept[:2] == ["shapes", "lets_gradient_through"]
     assert any(
         line.split(maxsplit=1)[0] == "order_of_tokens" and line.endswith("not change the value.") for line in lines
@@ -216,4 +217,4 @@ def test_contracts_in_a_users_project(tmp_path):
     assert "Product() does not claim to be a HomogeneousMean" in run.stdout
     assert "fails weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
     assert "FailedHealthCheck" not in run.stdout
-    assert run.stdout.splitlines()[-1].startswith("3 failed, 46 passed, 4 skipped")
+    assert run.stdout.splitlines()[-1].startswith("3 failed, 51 passed, 5 skipped")
