@@ -21,6 +21,7 @@ class TrainingProgressBar(ProgressBar):
         super().__init__()
         self._rollouts: tqdm | None = None
         self._updates: tqdm | None = None
+        self._shown: dict[str, str] = {}
         self._enabled = True
 
     @override
@@ -39,6 +40,7 @@ class TrainingProgressBar(ProgressBar):
         updates_per_rollout = max(int(trainer.num_training_batches) // trainer.accumulate_grad_batches, 1)
         updates = trainer.estimated_stepping_batches
         unlimited = updates == float("inf")
+        self._shown = {}
         self._rollouts = progress_bar(
             desc="rollouts",
             unit="rollout",
@@ -71,7 +73,10 @@ class TrainingProgressBar(ProgressBar):
         """Advance the bar by the optimizer steps made since the last call."""
         if self._updates is not None and trainer.global_step > self._updates.n:
             shown = self.get_metrics(trainer, pl_module)
-            self._updates.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if isinstance(v, float)}, refresh=False)
+            numbers = {name: value for name, value in shown.items() if isinstance(value, float)}
+            # An update without any token to train on has no entropy; that of the one before stays.
+            self._shown |= {name: f"{value:.3g}" for name, value in numbers.items() if not math.isnan(value)}
+            self._updates.set_postfix(self._shown, refresh=False)
             self._updates.update(trainer.global_step - self._updates.n)
 
     @override

@@ -6,6 +6,8 @@ import sys
 import pytest
 from lightning import Callback
 
+from aggregate_po.recipes import gmpo
+from lightning_modules import PolicyModule
 from lightning_modules.callbacks import progress
 from lightning_modules.callbacks.progress import TrainingProgressBar
 from lightning_modules.progress import progress_bar
@@ -32,7 +34,7 @@ def run(tmp_path, model_folder, **options):
     return fitted(
         tmp_path,
         model_folder,
-        data=small_data(updates_per_rollout=2),
+        data=options.pop("data", None) or small_data(updates_per_rollout=2),
         callbacks=[TrainingProgressBar(), *options.pop("callbacks", [])],
         enable_progress_bar=True,
         **options,
@@ -52,6 +54,15 @@ def test_the_bars_end_with_the_run(tmp_path, model_folder, bars, accumulate):
     assert "length=" in rollouts.postfix
     for bar in bars:
         assert bar.written.getvalue().endswith("\n")  # closed, so what follows stands on a line of its own
+
+
+def test_an_update_without_any_token_to_train_on_shows_no_entropy(tmp_path, model_folder, bars):
+    module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3)
+    module.configure_model()
+    module.model.generation_config.eos_token_id = None  # nothing but the rare end of sequence finishes
+    run(tmp_path, model_folder, module=module, data=small_data(max_completion_length=1, truncated="mask"))
+    assert "reward=" in bars[1].postfix
+    assert "entropy" not in bars[1].postfix
 
 
 def test_a_resumed_run_opens_the_bar_where_it_stands(tmp_path, model_folder, bars):
