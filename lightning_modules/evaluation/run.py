@@ -52,7 +52,7 @@ def evaluate(
     prompt_template: PromptTemplate | None = None,
     prompt_field: str | None = None,
     answer_field: str = "answer",
-    problems_per_batch: int = 16,
+    completions_per_batch: int = 256,
     precision: Precision | None = None,
     accelerator: str = "auto",
     seed: int = 0,
@@ -83,7 +83,8 @@ def evaluate(
             that of the prompt, such as `lightning_modules.prompts.qwen_math`.
         prompt_field: Field of the problem in files; the first of prompt, problem and question when None.
         answer_field: Field of the reference answer in files.
-        problems_per_batch: Number of problems that are sampled and graded together, and lost together by a kill.
+        completions_per_batch: Number of completions that are sampled and graded together, and lost together by a kill;
+            those of one problem at least.
         precision: Precision of the model; "bf16-true" on a GPU and "32-true" elsewhere when None.
         accelerator: Accelerator of Lightning, such as cpu or gpu.
         seed: Seed of sampling.
@@ -98,7 +99,7 @@ def evaluate(
     """
     arguments = described_arguments(locals())
     require_at_least(1, samples=samples, max_completion_length=max_completion_length)
-    require_at_least(1, problems_per_batch=problems_per_batch)
+    require_at_least(1, completions_per_batch=completions_per_batch)
     _require_distribution(temperature, top_p)
     prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {}, prompt_template)
     reward = MathReward() if reward is None else reward
@@ -107,7 +108,7 @@ def evaluate(
     found = benchmarks_of(benchmarks, samples, prompt_field, answer_field)
     parts = {"model": described(model), "reward": described(reward), "rollouts": described(engine)}
     folder = EvaluationFolder(Path(output), _settings({**arguments, **parts}, found))
-    if any(_missing(one, folder, problems_per_batch) for one in found):
+    if any(_missing(one, folder, completions_per_batch) for one in found):
         with ExitStack() as stack:
             grader = stack.enter_context(Grader(reward, workers, verdict_limit))
             lengths = max_completion_length, prompt_format
@@ -115,7 +116,7 @@ def evaluate(
             stack.callback(sampler.close)
             complete = _Batches(sampler, grader, temperature, top_p, greedy, seed)
             for one in found:
-                _complete(one, folder, problems_per_batch, complete)
+                _complete(one, folder, completions_per_batch, complete)
     return _written(found, folder, votes=answer_reader(reward) is not None)
 
 
@@ -141,9 +142,9 @@ class _Batches:
         return graded
 
 
-def _missing(benchmark: Benchmark, folder: EvaluationFolder, size: int) -> list[range]:
-    """Return the batches of problems that are not finished."""
-    count = len(benchmark.problems)
+def _missing(benchmark: Benchmark, folder: EvaluationFolder, completions: int) -> list[range]:
+    """Return the batches of problems that are not finished, each with at most so many sampled completions."""
+    count, size = len(benchmark.problems), max(completions // benchmark.samples, 1)
     starts = range(0, count, size)
     return [range(start, min(start + size, count)) for start in starts if not folder.has(benchmark.name, start)]
 
@@ -151,11 +152,11 @@ def _missing(benchmark: Benchmark, folder: EvaluationFolder, size: int) -> list[
 def _complete(
     benchmark: Benchmark,
     folder: EvaluationFolder,
-    size: int,
+    completions: int,
     complete: Callable[[Benchmark, range], list[GradedCompletion]],
 ) -> None:
     """Finish all batches of a benchmark."""
-    missing, count = _missing(benchmark, folder, size), len(benchmark.problems)
+    missing, count = _missing(benchmark, folder, completions), len(benchmark.problems)
     finished = count - sum(map(len, missing))
     with progress_bar(total=count, initial=finished, desc=benchmark.name, unit="problem") as progress:
         for problems in missing:

@@ -32,7 +32,7 @@ def evaluated(model_folder, problems, output, **options):
     defaults = {
         "samples": 3,
         "max_completion_length": 6,
-        "problems_per_batch": 2,
+        "completions_per_batch": 6,
         "reward": graders.parity,
         "workers": 1,
         "accelerator": "cpu",
@@ -107,7 +107,7 @@ def test_a_finished_evaluation_is_read_and_a_missing_batch_is_repeated(finished,
         ({"temperature": 0.7}, r"`temperature` was 0\.6 and is 0\.7"),
         ({"samples": 2}, r"`benchmarks\.sums\.samples` was 3 and is 2"),
         ({"reward": MathReward()}, r"`reward` was 'tests\..*parity' and is .*MathReward"),
-        ({"problems_per_batch": 3}, r"`problems_per_batch` was 2 and is 3"),
+        ({"completions_per_batch": 7}, r"`completions_per_batch` was 6 and is 7"),
     ],
 )
 def test_other_settings_are_refused(finished, model_folder, problems, options, message):
@@ -199,12 +199,12 @@ def test_what_is_refused(model_folder, problems, tmp_path, options, message):
 
 @pytest.mark.slow
 def test_a_killed_evaluation_continues_with_the_results_it_would_have_had(model_folder, problems, tmp_path):
-    options = {"problems_per_batch": 1, "reward": graders.slow_parity}
+    options = {"completions_per_batch": 1, "reward": graders.slow_parity}
     whole = evaluated(model_folder, problems, tmp_path / "whole", **options)
     output = tmp_path / "killed"
     program = (
         "from tests.lightning_modules.evaluation import graders, test_run as tests\n"
-        f"tests.evaluated({model_folder!r}, {problems!r}, {str(output)!r}, problems_per_batch=1,"
+        f"tests.evaluated({model_folder!r}, {problems!r}, {str(output)!r}, completions_per_batch=1,"
         " reward=graders.slow_parity)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -220,3 +220,11 @@ def test_a_killed_evaluation_continues_with_the_results_it_would_have_had(model_
     assert evaluated(model_folder, problems, output, **options) == whole
     assert records(output) == records(tmp_path / "whole")
     assert all(isinstance(one, GradedCompletion) for one in records(output))
+
+
+@pytest.mark.parametrize(("completions", "sizes"), [(1, [1, 1, 1, 1, 1]), (8, [2, 2, 1]), (256, [5])])
+def test_a_batch_has_as_many_problems_as_have_its_completions(model_folder, problems, tmp_path, completions, sizes):
+    evaluated(model_folder, problems, tmp_path / "out", completions_per_batch=completions)
+    files = sorted((tmp_path / "out" / "batches").rglob("*.jsonl"))
+    problems_of = [{json.loads(line)["problem"] for line in file.read_text().splitlines()} for file in files]
+    assert [len(found) for found in problems_of] == sizes
