@@ -1,6 +1,7 @@
 """The commands of the page on a pretrained model, with that model, and with smaller numbers in the files."""
 
 import json
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +25,14 @@ SMALLER = {
         "max_completion_length: 32": "max_completion_length: 12",
         "size: 16, seed: 1": "size: 2, seed: 1",
         "devices: 1": "devices: 1\n  accelerator: cpu",
+    },
+    "experiments/configs/smollm2-gpu.yaml": {
+        "accelerator: gpu": "accelerator: cpu",
+        "max_steps: 100": "max_steps: 1",
+        "group_size: 16": "group_size: 2",
+        "prompts_per_rollout: 32": "prompts_per_rollout: 2",
+        "max_completion_length: 48": "max_completion_length: 4",
+        "validation: sums-test.jsonl": "validation: null",
     },
     "gsm8k.yaml": {"max_completion_length: 64": "max_completion_length: 4"},
 }
@@ -58,12 +67,19 @@ def commands():
 
 def test_the_commands_run_one_after_another(prepared, monkeypatch, capsys):
     printed = []
-    first, _, fit, _, other_fit, _, evaluate, _ = commands()  # those left out differ by an option, or run elsewhere
-    for arguments in (first, fit, other_fit, evaluate):
+    runpy.run_path("make_sums.py")
+    files = (Path(f"sums-{name}.jsonl").read_text().splitlines() for name in ("train", "test"))
+    train, test = ([json.loads(row)["prompt"] for row in rows] for rows in files)
+    assert (len(train), len(test)) == (2000, 256)
+    assert not set(train) & set(test)
+    first, _, fit, _, other_fit, _, evaluate, _, gpu_fit = (
+        commands()
+    )  # those left out differ by an option, or run elsewhere
+    for arguments in (first, fit, other_fit, evaluate, gpu_fit):
         monkeypatch.setattr(sys, "argv", ["aggregate-po", *arguments])
         main()
         printed.append((arguments[0], capsys.readouterr().out))
-    assert [name for name, _ in printed] == ["preflight", "fit", "fit", "evaluate"]
+    assert [name for name, _ in printed] == ["preflight", "fit", "fit", "evaluate", "fit"]
     assert "pass rate:" in printed[0][1]
     assert "| gsm8k     |        6 |" in printed[3][1]
     for run in ("smollm2", "smollm2-gsm8k"):
