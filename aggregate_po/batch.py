@@ -11,6 +11,7 @@ from torch import Tensor
 from aggregate_po.corrections import CorrectionWeights
 from aggregate_po.masked import divisor, masked_length, masked_sum
 from aggregate_po.shapes import PerCompletion, PerToken, bind_shapes
+from aggregate_po.spans import checked_span_ids
 from aggregate_po.totals import StepTotals
 from aggregate_po.weights import checked_weights
 
@@ -36,12 +37,14 @@ class PolicyBatch:
         group_advantages: derivative of that value by the completion's log value, see `GroupTerms`; shape `batch`.
         mean_weights: weights of the tokens in every mean, 0 or more, in any unit; a token of weight 0 is padding.
             Boolean weights narrow the mask. None counts every token once; shape `batch time`.
+        span_ids: number of each token's span, such as a sentence, a step or a turn, for means over spans; integers, 0
+            or more; shape `batch time`.
 
     Values on padding are replaced by zero, and so are the advantage and the correction of an empty completion.
 
     Raises:
         TypeError: an argument is not a tensor.
-        ValueError: shapes disagree, or a weight is negative, not finite or too large.
+        ValueError: shapes disagree, a weight is negative, not finite or too large, or spans are not integers from 0.
     """
 
     old_log_probs: PerToken
@@ -54,10 +57,11 @@ class PolicyBatch:
     group_values: PerCompletion | None = None
     group_advantages: PerCompletion | None = None
     mean_weights: PerToken | None = None
+    span_ids: PerToken | None = None
 
     def __post_init__(self) -> None:
         per_token = {"response_mask": self.response_mask, "old_log_probs": self.old_log_probs}
-        optional = {"ref_log_probs": self.ref_log_probs, "mean_weights": self.mean_weights}
+        optional = {name: getattr(self, name) for name in ("ref_log_probs", "mean_weights", "span_ids")}
         per_token |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         per_group = {name: getattr(self, name) for name in ("groups", "group_values", "group_advantages")}
         bind_shapes(
@@ -72,6 +76,7 @@ class PolicyBatch:
             if getattr(self, name) is not None:
                 filled[name] = torch.where(mask, getattr(self, name), 0)
         filled["advantages"] = torch.where(mask if self.has_token_advantages else mask.any(dim=-1), self.advantages, 0)
+        filled["span_ids"] = checked_span_ids(mask, self.span_ids)
         filled["correction"] = self.correction.on_tokens(mask)
         if self.totals is None:
             filled["totals"] = StepTotals.of(mask, weights)
@@ -88,8 +93,9 @@ class PolicyBatch:
         moved: dict[str, Any] = {
             name: value.to(*args, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        if self.groups is not None:  # half precision could not tell large numbers apart
-            moved["groups"] = self.groups.to(moved["response_mask"].device, copy=True)
+        for name in ("groups", "span_ids"):  # half precision could not tell large numbers apart
+            if getattr(self, name) is not None:
+                moved[name] = getattr(self, name).to(moved["response_mask"].device, copy=True)
         return replace(self, **moved, correction=self.correction.map(lambda tensor: tensor.to(*args, **kwargs)))
 
     def select(self, rows: Tensor | slice, time: int | None = None) -> PolicyBatch:
@@ -121,6 +127,7 @@ class TokenRatios:
         totals: counts over the optimizer step.
         log_correction: sampler correction included in `log_ratio`; None without a correction.
         mean_weights: weights of the tokens, 0 on padding; None counts every token once, and after the mean.
+        span_ids: number of each token's span; None without spans, and after the mean.
     """
 
     log_ratio: Tensor
@@ -133,6 +140,7 @@ class TokenRatios:
     totals: StepTotals
     log_correction: Tensor | None = None
     mean_weights: PerToken | None = None
+    span_ids: Tensor | None = None
 
     @classmethod
     def of(
@@ -142,6 +150,7 @@ class TokenRatios:
         advantages: PerCompletion | PerToken | None = None,
         totals: StepTotals | None = None,
         mean_weights: PerToken | None = None,
+        span_ids: PerToken | None = None,
     ) -> TokenRatios:
         """Return a context made from log ratios alone, to try a part by hand; shape `batch time`.
 
@@ -165,6 +174,7 @@ class TokenRatios:
             advantages=advantages if advantages.ndim == 2 else advantages.unsqueeze(-1),
             totals=StepTotals.of(mask, weights) if totals is None else totals,
             mean_weights=weights,
+            span_ids=checked_span_ids(mask, span_ids),
         )
 
     @property

@@ -185,6 +185,7 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
         advantages=advantages if batch.has_token_advantages else rearrange(advantages, "batch -> batch 1"),
         totals=batch.totals,
         mean_weights=weights,
+        span_ids=batch.span_ids,
     )
     within = raw.detach().abs() <= MAX_LOG_RATIO
     if parts.prefix is not None:

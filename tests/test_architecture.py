@@ -15,6 +15,7 @@ CORE_LAYERS = [
         "arguments",
         "masked",
         "shapes",
+        "spans",
         "corrections",
         "totals",
         "weights",

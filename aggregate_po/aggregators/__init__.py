@@ -3,6 +3,7 @@
 from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean, Mean, TokenAggregator
 from aggregate_po.aggregators.kolmogorov import KolmogorovMean
 from aggregate_po.aggregators.lehmer import LehmerMean
+from aggregate_po.aggregators.nested import NestedMean
 from aggregate_po.aggregators.power import ArithmeticMean, GeometricMean, PowerMean
 from aggregate_po.aggregators.product import LengthScaledProduct, Product
 
@@ -15,6 +16,7 @@ __all__ = [
     "LehmerMean",
     "LengthScaledProduct",
     "Mean",
+    "NestedMean",
     "PowerMean",
     "Product",
     "TokenAggregator",

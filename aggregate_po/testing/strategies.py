@@ -124,6 +124,12 @@ def step_totals(draw: DrawFn, mask: Tensor, weights: Tensor | None = None) -> St
     return StepTotals.of(mask, weights, progress=draw(progress()), reward_mean=mean, reward_std=deviation)
 
 
+def span_ids(batch: int, time: int, generator: torch.Generator) -> Tensor:
+    """Sample a span for each token, of up to four in a completion, not always adjacent; shape `batch time`."""
+    steps = torch.rand(batch, time, generator=generator) < 0.2
+    return torch.where(torch.rand(batch, 1, generator=generator) < 0.5, steps, 0).cumsum(dim=-1) % 4
+
+
 @st.composite
 def token_ratios(
     draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64, weighted: bool = False
@@ -139,7 +145,8 @@ def token_ratios(
     generator = draw(generators())
     saturated = torch.rand(batch, time, generator=generator) < 0.3 * draw(_SWITCH)
     old = 0 - 5 * torch.rand(batch, time, generator=generator, dtype=torch.float64) * draw(_SWITCH)
-    return replace(tokens, saturated=saturated & mask, old_log_probs=torch.where(mask, old, 0))
+    spans = torch.where(mask, span_ids(batch, time, generator), 0)
+    return replace(tokens, saturated=saturated & mask, old_log_probs=torch.where(mask, old, 0), span_ids=spans)
 
 
 @st.composite
@@ -151,7 +158,8 @@ def exact_token_ratios(draw: DrawFn, weighted: bool = False) -> TokenRatios:
     eighths = torch.randint(-spread, spread + 1, (batch, time), generator=generator).double() / 8
     mask = draw(masks(batch, time))
     weights = draw(mean_weights(batch, time)) if weighted and draw(_SWITCH) else None
-    return TokenRatios.of(eighths, mask, draw(advantages(batch)), draw(step_totals(mask, weights)), weights)
+    spans, totals = span_ids(batch, time, generator), draw(step_totals(mask, weights))
+    return TokenRatios.of(eighths, mask, draw(advantages(batch)), totals, weights, spans)
 
 
 @st.composite
@@ -174,6 +182,7 @@ def batches(
         ref_log_probs=old + draw(log_ratios(batch, time, 30.0)),
         groups=torch.randint(3, (batch,), generator=generator),
         mean_weights=weights,
+        span_ids=span_ids(batch, time, generator),
     )
     return Case(log_probs.requires_grad_(), filled)
 
@@ -194,6 +203,7 @@ def finite_batches(draw: DrawFn, dtype: torch.dtype) -> Case:
     given, groups = draw(advantages(batch)).to(dtype), torch.randint(3, (batch,), generator=generator)
     weights = draw(mean_weights(batch, time)) if draw(_SWITCH) else None
     optional: dict[str, Any] = {"ref_log_probs": fill(), "groups": groups, "mean_weights": weights}
+    optional["span_ids"] = span_ids(batch, time, generator)
     return Case(log_probs, PolicyBatch(old, mask, given, draw(step_totals(mask, weights)), **optional))
 
 

@@ -277,7 +277,8 @@ def random_batch(dtype, correction=None):
     mask[3], mask[4] = False, True
     totals = StepTotals(4, mask.sum(), 0.25, 0.5, 0.5)
     advantages, groups = torch.tensor([1.0, -1.0, 0.5, 1.0, -2.0]), torch.tensor([0, 0, 1, 1, 1])
-    batch = PolicyBatch(old.to(dtype), mask, advantages, totals, ref_log_probs, groups=groups)
+    ids = {"groups": groups, "span_ids": torch.arange(8).expand(5, 8) // 3}
+    batch = PolicyBatch(old.to(dtype), mask, advantages, totals, ref_log_probs, **ids)
     if correction is not None:
         batch = replace(batch, correction=correction(batch.old_log_probs, rollout_log_probs, mask))
     return log_probs.requires_grad_(), batch

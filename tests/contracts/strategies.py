@@ -33,6 +33,7 @@ from aggregate_po import (
     LengthWeighted,
     LinearExponent,
     NegativeCap,
+    NestedMean,
     PessimisticClip,
     PolicyObjective,
     PowerMean,
@@ -69,6 +70,7 @@ from aggregate_po.testing.strategies import (  # noqa: F401  # one place to impo
     mean_weights,
     progress,
     sizes,
+    span_ids,
     step_totals,
     token_ratios,
 )
@@ -79,7 +81,12 @@ POWER_MEANS += [PowerMean(ESSMatching()), PowerMean(LinearExponent()), PowerMean
 LEHMER_MEANS = [LehmerMean(p) for p in (-8.0, 0.0, 0.5, 2.0)]
 HOMOGENEOUS_MEANS = [ArithmeticMean(), GeometricMean(), *POWER_MEANS, *LEHMER_MEANS, SelfDualMean()]
 MEANS = [*HOMOGENEOUS_MEANS, AsinhMean()]
-AGGREGATORS = [*MEANS, Product(), LengthScaledProduct(0.6)]
+NESTED_MEANS = [
+    NestedMean(GeometricMean(), ArithmeticMean()),
+    NestedMean(PowerMean(2.0), PowerMean(ESSMatching())),
+    NestedMean(Product(), PowerMean(-1.0)),
+]
+AGGREGATORS = [*MEANS, Product(), LengthScaledProduct(0.6), *NESTED_MEANS]
 
 PREFIXES = [
     None,
@@ -168,6 +175,7 @@ COMPOSITIONS |= {
     "prefix minimum": PolicyObjective(PowerMean(2.0), PessimisticClip.log(0.4, 0.4), prefix=PrefixMinimum()),
     "prefix filter": PolicyObjective(Product(), prefix=PrefixKalmanFilter(1.0, 0.5), penalties=PENALIZED),
     "prefix maximum": PolicyObjective(ArithmeticMean(), None, SigmoidGate(), prefix=PrefixMaximum()),
+    "sentences": PolicyObjective(NestedMean(GeometricMean(), ArithmeticMean()), PessimisticClip.log(0.4, 0.4)),
     "two-sided": PolicyObjective(GeometricMean(), TwoSidedClip(0.5, 2.0), SigmoidGate()),
     "group of clipped products": PolicyObjective(
         Product(), PessimisticClip.log(0.4, 0.4), None, TokenMean(), group_objective=TargetCrossEntropy(0.2)

@@ -60,8 +60,8 @@ def everything():
     advantages = torch.tensor([1.0, -1.0, 0.7, -2.0, 0.0, 1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     totals = StepTotals(completions=20, tokens=150, progress=0.3, reward_mean=0.4, reward_std=0.3)
     zeros = torch.zeros(12, 9, dtype=torch.float64)
-    groups = torch.arange(12) % 3
-    return log_ratio, PolicyBatch(zeros, mask, advantages, totals, ref_log_probs=log_ratio.flip(0) / 2, groups=groups)
+    ids = {"groups": torch.arange(12) % 3, "span_ids": torch.arange(9).expand(12, 9) // 5}
+    return log_ratio, PolicyBatch(zeros, mask, advantages, totals, ref_log_probs=log_ratio.flip(0) / 2, **ids)
 
 
 @pytest.mark.parametrize("sequence_transform", SEQUENCE_TRANSFORMS, ids=label)

@@ -41,8 +41,11 @@ def steps(draw):
     order = torch.randperm(COMPLETIONS, generator=generator)
     weights = draw(st.one_of(st.none(), mean_weights(*shape)))
     totals = StepTotals.of(mask, weights, reward_mean=0.4, reward_std=0.3)
-    groups = torch.randint(4, (COMPLETIONS,), generator=generator)
-    batch = PolicyBatch(old, mask, advantages, totals, ref_log_probs, groups=groups, mean_weights=weights)
+    ids = {
+        "groups": torch.randint(4, (COMPLETIONS,), generator=generator),
+        "span_ids": torch.randint(3, shape, generator=generator),
+    }
+    batch = PolicyBatch(old, mask, advantages, totals, ref_log_probs, mean_weights=weights, **ids)
     return log_probs, batch, order.tensor_split(boundaries)
 
 

@@ -36,6 +36,7 @@ def mapped(batch, per_token, per_completion=lambda advantages: advantages):
         ref_log_probs=per_token(batch.ref_log_probs),
         groups=per_completion(batch.groups),
         mean_weights=None if batch.mean_weights is None else per_token(batch.mean_weights),
+        span_ids=per_token(batch.span_ids),
     )
 
 
@@ -65,6 +66,7 @@ def test_contents_of_padding_change_nothing(objective, case, junk):
         ref_log_probs=torch.where(mask, batch.ref_log_probs, -junk),
         groups=batch.groups,
         mean_weights=None if batch.mean_weights is None else torch.where(mask, batch.mean_weights, -junk),
+        span_ids=torch.where(mask, batch.span_ids, -1),
     )
     dirty_value, dirty_gradient, dirty_weights = differentiate(objective, torch.where(mask, log_probs, junk), dirty)
     assert torch.equal(dirty_value, value)
@@ -155,7 +157,8 @@ def test_square_batch_is_no_special_case(objective, size, data):
     advantages = torch.randn(size, generator=generator, dtype=torch.float64)
     mask = torch.arange(size) <= torch.arange(size).unsqueeze(-1)
     totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
-    square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0), groups=torch.arange(size))
+    ids = {"groups": torch.arange(size), "span_ids": torch.arange(size).expand(size, size) // 2}
+    square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0), **ids)
     value, gradient, weights = differentiate(objective, log_probs, square)
     for row in range(size):
         one = slice(row, row + 1)

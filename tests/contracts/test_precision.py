@@ -42,6 +42,7 @@ from tests.contracts.strategies import (
     shared,
     sizes,
     some_rows,
+    span_ids,
     step_totals,
     taken,
     with_group_terms,
@@ -92,7 +93,8 @@ def far_from_the_policy():
     mask = torch.ones(log_ratio.shape, dtype=torch.bool)
     mask[1, 50:] = False
     totals = StepTotals(completions=60, tokens=5000, progress=0.3, reward_mean=0.4, reward_std=0.3)
-    return log_ratio, PolicyBatch(torch.zeros_like(log_ratio), mask, signs, totals)
+    spans = torch.arange(128).expand_as(log_ratio) // 10
+    return log_ratio, PolicyBatch(torch.zeros_like(log_ratio), mask, signs, totals, span_ids=spans)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-2)], ids=["double", "single"])
@@ -128,6 +130,7 @@ def exact_batches(draw):
     weights = draw(st.one_of(st.none(), mean_weights(batch, time)))
     totals = draw(step_totals(mask, weights))
     optional = {"groups": torch.randint(3, (batch,), generator=generator), "mean_weights": weights}
+    optional["span_ids"] = span_ids(batch, time, generator)
     return Case(eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, eighths(), **optional))
 
 
