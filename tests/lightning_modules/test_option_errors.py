@@ -72,3 +72,15 @@ Given value: m.A
 Then more."""
     expected = "Problem with given class_path 'm.A':\n  The first line.\n  The second.\nThen more."
     assert concerning_the_value(message) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "place"), [("trainer: {max_steps: 3\nmodel: [\n", "line 2"), ("a:\n\tb: 1\n", "line 2")]
+)
+def test_a_file_that_is_no_yaml_is_named(file, place, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(file)
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", str(tmp_path / "mine.yaml")])
+    message = capsys.readouterr().err
+    assert f'in "{tmp_path / "mine.yaml"}", {place}' in message
+    assert "unicode" not in message
