@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from lightning_modules.rewards.fields import field_of
@@ -31,6 +32,7 @@ class MathReward:
         evaluate: Whether an expression that evaluates to the reference number is right, too.
 
     Raises:
+        ImportError: math-verify is not installed.
         ValueError: an example has no such field.
     """
 
@@ -40,6 +42,12 @@ class MathReward:
         answer_forms: Sequence[AnswerForm] = ("boxed", "answer_tags", "hashes"),
         evaluate: bool = False,
     ) -> None:
+        # An answer that is no plain number would miss it, in the middle of a run.
+        if find_spec("math_verify") is None:
+            raise ImportError(
+                "MathReward needs math-verify, which is not installed; pip install 'aggregate-po[math]', or use "
+                "NumericAnswer, which compares plain numbers."
+            )
         self.answer_field = answer_field
         self.answer_forms = tuple(answer_forms)
         self.evaluate = evaluate

@@ -244,3 +244,9 @@ def test_answers_of_problem_sets_are_right(name):
 def test_other_spellings_of_graders_are_right():
     for form in read("faults/grader_forms.jsonl"):
         assert MathReward()(form["completion"], form) == form["right"], form
+
+
+def test_a_missing_grader_is_an_error_before_the_run(monkeypatch):
+    monkeypatch.setattr("lightning_modules.rewards.mathematics.reward.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'aggregate-po\[math\]', or use NumericAnswer"):
+        MathReward()
