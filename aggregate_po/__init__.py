@@ -58,6 +58,7 @@ from aggregate_po.prefixes import (
     PrefixMinimum,
     PrefixProduct,
 )
+from aggregate_po.suffixes import DiscountedFuture, SuffixWeight
 from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import (
     AdaptiveClip,
@@ -91,6 +92,7 @@ __all__ = [
     "CompletionValues",
     "ConstantLength",
     "CorrectionWeights",
+    "DiscountedFuture",
     "ESSMatching",
     "EntropyBonus",
     "Evaluated",
@@ -147,6 +149,7 @@ __all__ = [
     "StaleCompletionMask",
     "StepTotals",
     "StraightThrough",
+    "SuffixWeight",
     "TargetCrossEntropy",
     "TokenAggregator",
     "TokenCorrection",

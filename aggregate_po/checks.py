@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from aggregate_po.aggregators.base import TokenAggregator
 from aggregate_po.batch import PolicyBatch
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import PerCompletion
+from aggregate_po.suffixes import SuffixWeight
 from aggregate_po.transforms.base import RatioTransform
 
 
@@ -18,11 +20,12 @@ class TokenParts(Protocol):
     token_transform: RatioTransform | None
     sequence_transform: RatioTransform | None
     prefix: PrefixAggregate | None
+    suffix_weight: SuffixWeight | None
 
 
-def parts_of_tokens(parts: TokenParts) -> list[TokenAggregator | PrefixAggregate | RatioTransform]:
+def parts_of_tokens(parts: TokenParts) -> list[TokenAggregator | PrefixAggregate | SuffixWeight | RatioTransform]:
     """Return those of these parts that an objective has."""
-    chosen = (parts.prefix, parts.token_transform, parts.aggregator, parts.sequence_transform)
+    chosen = (parts.suffix_weight, parts.prefix, parts.token_transform, parts.aggregator, parts.sequence_transform)
     return [part for part in chosen if part is not None]
 
 
@@ -39,6 +42,33 @@ def require_weights_taken(parts: TokenParts, batch: PolicyBatch) -> None:
                 "pass boolean weights, which are a mask, or a part that reads `tokens.mean_weights` and returns True "
                 "from `takes_mean_weights`."
             )
+
+
+def require_sum_over_tokens(
+    suffix_weight: SuffixWeight, aggregator: TokenAggregator, on_completions: Mapping[str, object]
+) -> None:
+    """Raise for parts that have no definition for the advantages per token that a suffix weight gives.
+
+    Args:
+        suffix_weight: The suffix weight.
+        aggregator: Aggregator, which must be a sum over tokens.
+        on_completions: Parts that act on completions, by the names of their arguments; each must be None.
+
+    Raises:
+        ValueError: there is such a part.
+    """
+    gives = f"`suffix_weight` {suffix_weight!r} gives each token its own advantage"
+    for name, part in on_completions.items():
+        if part is not None:
+            raise ValueError(
+                f"{gives}, but `{name}` {part!r} acts on completions, which have no advantage per token; pass one of "
+                "the two."
+            )
+    if type(aggregator).log_terms is TokenAggregator.log_terms:
+        raise ValueError(
+            f"{gives}, for which {type(aggregator).__name__} has no definition: its aggregate is no sum over tokens; "
+            "use ArithmeticMean."
+        )
 
 
 def require_one_ratio(name: str, part: object, batch: PolicyBatch) -> None:

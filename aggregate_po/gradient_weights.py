@@ -15,8 +15,9 @@ class GradientWeights:
 
     Args:
         completion: weight of the completion, from the normalizer.
-        advantages: advantage of the completion; shape `batch time` for per-token advantages. With a group objective,
-            the advantage that it gives the completion, `GroupTerms.advantages`.
+        advantages: advantage of the completion; shape `batch time` for per-token advantages, and with a suffix weight,
+            by which they are multiplied. With a group objective, the advantage that it gives the completion,
+            `GroupTerms.advantages`.
         magnitude: value of the completion times the derivative of the sequence transform; with a group objective, that
             derivative alone.
         concentration: share of the completion's gradient that each token receives.

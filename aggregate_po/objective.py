@@ -11,13 +11,14 @@ from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
 from aggregate_po.batch import PerToken, PolicyBatch
-from aggregate_po.checks import parts_of_tokens
+from aggregate_po.checks import parts_of_tokens, require_sum_over_tokens
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.group_objectives import CompletionValues, GroupObjective, GroupTerms, group_terms
 from aggregate_po.normalizers import Normalizer, SequenceMean
 from aggregate_po.penalties import Penalty
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import require_shape
+from aggregate_po.suffixes import SuffixWeight
 from aggregate_po.trace import Trace, trace_completions, trace_groups, trace_tokens
 from aggregate_po.transforms.base import RatioTransform
 
@@ -32,12 +33,15 @@ class PolicyObjective:
         normalizer: Weight of each completion, from the totals of the optimizer step.
         penalties: Costs subtracted from the objective.
         prefix: Aggregate of each token's prefix, which replaces its log ratio before the token transform.
+        suffix_weight: Factor of each token's advantage, from the log ratios of the tokens that follow it.
         group_objective: Value of a group from the log values of its completions, in place of the sum of advantage
             times value (eq. 56). A batch then needs `groups`, and holds either whole groups or their terms; see
             `completion_values` and `group_terms`.
 
     Raises:
         TypeError: a part is of the wrong kind.
+        ValueError: a suffix weight, which gives each token its own advantage, is combined with a part that has no
+            definition for it: an aggregator that is no sum over tokens, a sequence transform, or a group objective.
 
     Log ratios are clamped to +-20 on entry and after the prefix aggregate, and log values to at most 20, so every
     finite input gives a finite value, finite weights and a finite gradient. Outside these bounds the gradient is zero
@@ -60,12 +64,17 @@ class PolicyObjective:
         penalties: Sequence[Penalty] = (),
         *,
         prefix: PrefixAggregate | None = None,
+        suffix_weight: SuffixWeight | None = None,
         group_objective: GroupObjective | None = None,
     ) -> None:
         _require("aggregator", aggregator, TokenAggregator)
         _require("normalizer", normalizer, Normalizer)
         if prefix is not None:
             _require("prefix", prefix, PrefixAggregate)
+        if suffix_weight is not None:
+            _require("suffix_weight", suffix_weight, SuffixWeight)
+            completions = {"sequence_transform": sequence_transform, "group_objective": group_objective}
+            require_sum_over_tokens(suffix_weight, aggregator, completions)
         if token_transform is not None:
             _require("token_transform", token_transform, RatioTransform)
         if sequence_transform is not None:
@@ -76,6 +85,7 @@ class PolicyObjective:
             _require("penalties", penalty, Penalty)
         self.aggregator = aggregator
         self.prefix = prefix
+        self.suffix_weight = suffix_weight
         self.token_transform = token_transform
         self.sequence_transform = sequence_transform
         self.normalizer = normalizer

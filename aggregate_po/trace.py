@@ -20,6 +20,7 @@ from aggregate_po.masked import divisor, masked_length, masked_sum
 from aggregate_po.normalizers import Normalizer
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import bind_shapes, require_shape
+from aggregate_po.suffixes import SuffixWeight
 from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, evaluated
 
 
@@ -28,6 +29,7 @@ class Parts(Protocol):
 
     aggregator: TokenAggregator
     prefix: PrefixAggregate | None
+    suffix_weight: SuffixWeight | None
     token_transform: RatioTransform | None
     sequence_transform: RatioTransform | None
     group_objective: GroupObjective | None
@@ -187,6 +189,8 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
         mean_weights=weights,
         span_ids=batch.span_ids,
     )
+    if parts.suffix_weight is not None:
+        entering = replace(entering, advantages=entering.advantages * parts.suffix_weight(entering))
     within = raw.detach().abs() <= MAX_LOG_RATIO
     if parts.prefix is not None:
         aggregated = parts.prefix(entering)
@@ -210,7 +214,8 @@ def trace_completions(parts: Parts, before: TokenTrace, log_aggregate: PerComple
     batch, lengths, dtype = before.batch, before.entering.lengths, before.log_probs.dtype
     require_shape(parts.aggregator, "log_aggregate", log_aggregate, "batch", lengths.shape)
     log_values = torch.where(lengths > 0, log_aggregate, 0)
-    log_terms = parts.aggregator.log_terms(before.tokens) if batch.has_token_advantages else None
+    per_token = batch.has_token_advantages or parts.suffix_weight is not None
+    log_terms = parts.aggregator.log_terms(before.tokens) if per_token else None
     transform = EvaluatedTransform.identity(log_values)
     if parts.sequence_transform is not None:
         transform = evaluated(parts.sequence_transform, before.entering.after_mean(log_values))

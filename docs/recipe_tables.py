@@ -159,6 +159,8 @@ def parts_of(objective: PolicyObjective) -> list[str]:
         parts.append(f"tokens: {linked(objective.token_transform)}")
     if objective.sequence_transform is not None:
         parts.append(f"completion: {linked(objective.sequence_transform)}")
+    if objective.suffix_weight is not None:
+        parts.append(f"advantages: {linked(objective.suffix_weight)}")
     if objective.group_objective is not None:
         parts.append(f"group: {linked(objective.group_objective)}")
     parts.append(linked(objective.normalizer))

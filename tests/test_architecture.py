@@ -30,6 +30,7 @@ CORE_LAYERS = [
         "exponents",
         "transforms",
         "prefixes",
+        "suffixes",
         "group_objectives",
         "normalizers",
         "penalties",

@@ -9,6 +9,7 @@ from aggregate_po.recipes.dr_grpo import dr_grpo
 from aggregate_po.recipes.dro import dro
 from aggregate_po.recipes.drpo import drpo
 from aggregate_po.recipes.espo import espo
+from aggregate_po.recipes.fipo import fipo
 from aggregate_po.recipes.fspo import fspo
 from aggregate_po.recipes.gmpo import gmpo, gmpo_no_clip, gmpo_sequence_clip, gmpo_without_length_norm
 from aggregate_po.recipes.gpg import gpg
@@ -42,6 +43,7 @@ __all__ = [
     "dro",
     "drpo",
     "espo",
+    "fipo",
     "fspo",
     "gmpo",
     "gmpo_no_clip",

@@ -27,6 +27,7 @@ from aggregate_po.testing.laws import Contract, KeptLaws, law
 from aggregate_po.testing.normalizers import NormalizerContract, check_normalizer
 from aggregate_po.testing.penalties import PenaltyContract, check_penalty
 from aggregate_po.testing.prefixes import PrefixAggregateContract, check_prefix_aggregate
+from aggregate_po.testing.suffixes import SuffixWeightContract, check_suffix_weight
 from aggregate_po.testing.transforms import TransformContract, check_transform
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "NormalizerContract",
     "PenaltyContract",
     "PrefixAggregateContract",
+    "SuffixWeightContract",
     "TransformContract",
     "check_advantage",
     "check_aggregator",
@@ -47,6 +49,7 @@ __all__ = [
     "check_normalizer",
     "check_penalty",
     "check_prefix_aggregate",
+    "check_suffix_weight",
     "check_transform",
     "law",
 ]

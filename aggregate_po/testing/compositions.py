@@ -7,7 +7,8 @@ import torch
 from aggregate_po.aggregators import ArithmeticMean, GeometricMean, PowerMean, Product, TokenAggregator
 from aggregate_po.exponents import ESSMatching
 from aggregate_po.objective import PolicyObjective
-from aggregate_po.prefixes import PrefixAggregate
+from aggregate_po.prefixes import PrefixAggregate, PrefixProduct
+from aggregate_po.suffixes import SuffixWeight
 from aggregate_po.testing.contexts import differentiate, scale_of
 from aggregate_po.testing.reports import LawBroken, require_close, require_finite
 from aggregate_po.testing.strategies import Case
@@ -51,6 +52,12 @@ def prefixed_by_each(prefix: PrefixAggregate, before: RatioTransform | None) -> 
     """Yield an objective for every aggregator, with a prefix aggregate and one transform of tokens."""
     for aggregator in AGGREGATORS:
         yield PolicyObjective(aggregator, before, prefix=prefix)
+
+
+def weighted_by(suffix_weight: SuffixWeight, before: RatioTransform | None) -> Iterator[PolicyObjective]:
+    """Yield an objective with a suffix weight and one transform of tokens, and the same on prefixes."""
+    for prefix in (None, PrefixProduct()):
+        yield PolicyObjective(ArithmeticMean(), before, prefix=prefix, suffix_weight=suffix_weight)
 
 
 def require_gradients(objectives: Iterator[PolicyObjective], case: Case, rounding: float, single: float) -> None:

@@ -21,8 +21,22 @@ from tests.aggregate_po.worked_example import LOG_RATIO, OLD_LOG_PROBS, close
 from tests.contracts.strategies import RECIPES, assert_rows_close, batches, differentiate, generators, scale_of
 
 ADVANTAGES = torch.tensor([[1.0, -1.0, 0.5, 0.0]], dtype=torch.float64)
-TAKES_THEM = ["cispo", "dapo", "dppo_kl", "dppo_tv", "dr_grpo", "dro", "drpo", "espo", "gpg", "grpo", "grpo_dual_clip"]
+TAKES_THEM = [
+    "cispo",
+    "dapo",
+    "dppo_kl",
+    "dppo_tv",
+    "dr_grpo",
+    "dro",
+    "drpo",
+    "espo",
+    "fipo",
+    "gpg",
+    "grpo",
+    "grpo_dual_clip",
+]
 TAKES_THEM += [
+    "fipo",
     "grpo_off_policy_mask",
     "grpo_wide_clip",
     "gspo_token",

@@ -19,6 +19,7 @@ from aggregate_po import (
     Penalty,
     PrefixAggregate,
     RatioTransform,
+    SuffixWeight,
     TokenAggregator,
 )
 from aggregate_po.advantages import GroupAdvantage
@@ -763,3 +764,79 @@ class GroupsFailInInferenceMode(BrokenGroupObjective):
         with torch.enable_grad():
             log_values = groups.log_values.detach().clone().requires_grad_()
             return torch.autograd.grad(self(replace(groups, log_values=log_values)).sum(), log_values)[0]
+
+
+# --- suffix weights --------------------------------------------------------------------------------------------------
+
+
+class BrokenWeight(SuffixWeight):
+    def weights(self, tokens):
+        return 1 + torch.sigmoid(tokens.log_ratio)
+
+
+@broken("shapes")
+class WeightInDoublePrecision(BrokenWeight):
+    def weights(self, tokens):
+        return super().weights(tokens).double()
+
+
+@broken("finite")
+class WeightOverflowsInSinglePrecision(BrokenWeight):
+    def weights(self, tokens):
+        return (2 * tokens.log_ratio).exp().log1p() * 1e-3
+
+
+@broken("padding_changes_nothing", "masked_tokens_change_nothing")
+class WeightByWidth(BrokenWeight):
+    def weights(self, tokens):
+        return super().weights(tokens) / tokens.response_mask.shape[-1]
+
+
+@broken("masked_tokens_change_nothing")
+class WeightCountsColumns(BrokenWeight):
+    def weights(self, tokens):
+        following = tokens.response_mask | (tokens.response_mask.flip(-1).cumsum(dim=-1).flip(-1) > 0)
+        return super().weights(tokens) * following.flip(-1).cumsum(dim=-1).flip(-1)
+
+
+@broken("earlier_tokens_change_nothing")
+class WeightOfThePast(BrokenWeight):
+    def weights(self, tokens):
+        return 1 + torch.sigmoid(tokens.log_ratio.cumsum(dim=-1))
+
+
+@broken("not_negative")
+class NegativeWeight(BrokenWeight):
+    def weights(self, tokens):
+        return super().weights(tokens) - 1.5
+
+
+@broken("detached", "gradient_of_the_objective")
+class WeightWithAGraph(BrokenWeight):
+    def __call__(self, tokens):
+        return 1 + torch.sigmoid(torch.where(tokens.response_mask, tokens.log_ratio, 0))
+
+
+@broken("completions_do_not_see_each_other", "masked_tokens_change_nothing")
+class WeightDividedByTheBatch(BrokenWeight):
+    def weights(self, tokens):
+        return super().weights(tokens) / len(tokens.log_ratio)
+
+
+@broken("inputs_are_left_untouched")
+class WeightChangesTheContext(BrokenWeight):
+    def weights(self, tokens):
+        tokens.saturated.logical_not_()
+        return super().weights(tokens)
+
+
+@broken("inference_mode")
+class WeightDiffersInInferenceMode(BrokenWeight):
+    def weights(self, tokens):
+        return super().weights(tokens) + 0.1 * torch.is_inference_mode_enabled()
+
+
+@broken("gradient_of_the_objective")
+class AnotherWeightWithoutGradient(BrokenWeight):
+    def __call__(self, tokens):
+        return super().__call__(tokens) + 0.1 * without_gradient_mode()

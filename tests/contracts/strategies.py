@@ -18,6 +18,7 @@ from aggregate_po import (
     Chain,
     CompletionRatio,
     ConstantLength,
+    DiscountedFuture,
     EntropyBonus,
     ESSMatching,
     GammaKernel,
@@ -74,7 +75,15 @@ from aggregate_po.testing.strategies import (  # noqa: F401  # one place to impo
     step_totals,
     token_ratios,
 )
-from tests.third_party import AsinhMean, CompletionSum, PrefixMaximum, Proximity, SelfDualMean, TanhLimit
+from tests.third_party import (
+    AsinhMean,
+    CompletionSum,
+    EarlierCountsMore,
+    PrefixMaximum,
+    Proximity,
+    SelfDualMean,
+    TanhLimit,
+)
 
 POWER_MEANS = [PowerMean(p) for p in (-8.0, -1.0, -1e-9, 0, 1e-300, 1e-9, 0.5, 1, 2.0, 8.0)]
 POWER_MEANS += [PowerMean(ESSMatching()), PowerMean(LinearExponent()), PowerMean(RewardExponent())]
@@ -99,6 +108,12 @@ PREFIXES = [
     PrefixKalmanFilter(0.0, math.inf),
     PrefixKalmanFilter(0.0, 0.0),
     PrefixMaximum(),
+]
+
+SUFFIX_WEIGHTS = [
+    DiscountedFuture(),
+    DiscountedFuture(2.0, 0.0, 10.0, max_ratio=1.4, cap_from=1.1),
+    EarlierCountsMore(),
 ]
 
 # Bounds that widen along a prefix.
@@ -176,6 +191,9 @@ COMPOSITIONS |= {
     "prefix filter": PolicyObjective(Product(), prefix=PrefixKalmanFilter(1.0, 0.5), penalties=PENALIZED),
     "prefix maximum": PolicyObjective(ArithmeticMean(), None, SigmoidGate(), prefix=PrefixMaximum()),
     "sentences": PolicyObjective(NestedMean(GeometricMean(), ArithmeticMean()), PessimisticClip.log(0.4, 0.4)),
+    "suffix weight of prefixes": PolicyObjective(
+        ArithmeticMean(), PREFIX_CLIP, prefix=PrefixProduct(), suffix_weight=SUFFIX_WEIGHTS[1]
+    ),
     "two-sided": PolicyObjective(GeometricMean(), TwoSidedClip(0.5, 2.0), SigmoidGate()),
     "group of clipped products": PolicyObjective(
         Product(), PessimisticClip.log(0.4, 0.4), None, TokenMean(), group_objective=TargetCrossEntropy(0.2)
@@ -196,7 +214,7 @@ def each_composition(test):
 
 
 # In all others, the place of a token in its completion has a meaning.
-ORDER_FREE = {name: part for name, part in COMPOSITIONS.items() if part.prefix is None}
+ORDER_FREE = {name: part for name, part in COMPOSITIONS.items() if part.prefix is None and part.suffix_weight is None}
 
 
 def each_order_free_composition(test):

@@ -14,6 +14,7 @@ from aggregate_po import (
     Penalty,
     PrefixAggregate,
     RatioTransform,
+    SuffixWeight,
     TokenAggregator,
 )
 from aggregate_po.testing import (
@@ -24,6 +25,7 @@ from aggregate_po.testing import (
     NormalizerContract,
     PenaltyContract,
     PrefixAggregateContract,
+    SuffixWeightContract,
     TransformContract,
     check_advantage,
     check_aggregator,
@@ -38,6 +40,7 @@ KINDS = {
     AdvantageEstimator: AdvantageContract,
     Penalty: PenaltyContract,
     PrefixAggregate: PrefixAggregateContract,
+    SuffixWeight: SuffixWeightContract,
     GroupObjective: GroupObjectiveContract,
 }
 BROKEN = [cls for _, cls in inspect.getmembers(broken_parts, inspect.isclass) if "breaks" in vars(cls)]

@@ -18,6 +18,7 @@ from aggregate_po.testing import (
     NormalizerContract,
     PenaltyContract,
     PrefixAggregateContract,
+    SuffixWeightContract,
     TransformContract,
     check_advantage,
     check_aggregator,
@@ -32,6 +33,7 @@ from tests.contracts.strategies import (
     PENALTIES,
     PREFIXES,
     SEQUENCE_TRANSFORMS,
+    SUFFIX_WEIGHTS,
     TOKEN_TRANSFORMS,
     label,
     shared,
@@ -73,6 +75,7 @@ CONTRACTS = [
     *map(partial(contract, GroupObjectiveContract), GROUP_OBJECTIVES),
     *map(advantage_contract, ESTIMATORS),
     *map(partial(contract, PrefixAggregateContract), filter(None, PREFIXES)),
+    *map(partial(contract, SuffixWeightContract), SUFFIX_WEIGHTS),
 ]
 LAWS = [(kind, name) for kind in CONTRACTS for name in kind.laws() if kind().applies(name)]
 

@@ -15,6 +15,7 @@ PAGE = ROOT / "docs" / "extending.md"
 DOCUMENTED = [
     core.TokenAggregator,
     core.PrefixAggregate,
+    core.SuffixWeight,
     core.RatioTransform,
     core.ExponentRule,
     core.GroupObjective,

@@ -1,4 +1,4 @@
-"""A mean by its generator, a prefix aggregate, a transform, a penalty and a group objective."""
+"""A mean by its generator, a prefix aggregate, a suffix weight, a transform, a penalty and a group objective."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from aggregate_po import (
     PolicyBatch,
     PrefixAggregate,
     RatioTransform,
+    SuffixWeight,
     TokenRatios,
     masked_sum,
 )
@@ -36,6 +37,17 @@ class PrefixMaximum(PrefixAggregate):
     def log_prefix(self, tokens: TokenRatios) -> Tensor:
         values = torch.where(tokens.response_mask, tokens.log_ratio, -torch.inf)
         return values.cummax(dim=-1).values
+
+
+@dataclass(frozen=True)
+class EarlierCountsMore(SuffixWeight):
+    """Weight of a token from the number of tokens to come: 2 - rate^k, so that only the last has 1."""
+
+    rate: float = 0.9
+
+    def weights(self, tokens: TokenRatios) -> Tensor:
+        remaining = tokens.lengths.unsqueeze(-1) - tokens.response_mask.cumsum(dim=-1)
+        return 2 - self.rate ** remaining.to(tokens.log_ratio.dtype)
 
 
 @dataclass(frozen=True)
