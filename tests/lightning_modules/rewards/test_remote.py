@@ -5,9 +5,11 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+import torch
 from aiohttp import web
 
 from lightning_modules.rewards import RemoteReward, WeightedRewards
+from tests.lightning_modules.training import fitted, small_data, text_reward
 
 EXAMPLES = [{"answer": str(number), "nested": {"numbers": [number]}} for number in range(10)]
 COMPLETIONS = [f"it is {number}" for number in range(10)]
@@ -55,6 +57,20 @@ def test_rewards_come_in_the_order_of_the_completions():
     expected = [0.0 if number == 7 else 1.0 + number for number in range(10)]
     assert scores.components.squeeze(-1).tolist() == expected
     assert [row[0] for row in scores.causes] == [None] * 7 + ["value"] + [None] * 2
+
+
+def test_a_run_rewarded_by_a_server_is_the_run_rewarded_in_its_process(tmp_path, model_folder):
+    async def rewards(request):
+        content = await request.json()
+        pairs = zip(content["completions"], content["examples"], strict=True)
+        return web.json_response({"rewards": [text_reward(text, example) for text, example in pairs]})
+
+    with served(rewards) as url:
+        remote = fitted(tmp_path, model_folder, data=small_data(reward=RemoteReward(url, batch_size=5)), max_steps=2)
+    local = fitted(tmp_path, model_folder, data=small_data(), max_steps=2)
+    assert remote.metrics["rewards/RemoteReward/mean"] == local.metrics["rewards/text_reward/mean"]
+    for name, weight in local.module.state_dict().items():
+        torch.testing.assert_close(remote.module.state_dict()[name], weight, rtol=0, atol=0)
 
 
 def test_requests_are_sent_at_the_same_time_within_the_bound():
