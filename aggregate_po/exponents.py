@@ -65,16 +65,30 @@ class LinearExponent(ExponentRule):
 
     Args:
         start: Exponent at the start of training.
-        end: Exponent at the end of training.
+        end: Exponent at the end of the schedule, and from then on.
+        duration: Fraction of training that the schedule takes, above 0 and at most 1.
 
-    Reference: HölderPO, arXiv:2605.12058, whose schedule runs from 2 to -2.
+    Raises:
+        ValueError: an exponent is not finite, or the duration is not in (0, 1].
+
+    Example:
+        >>> from aggregate_po import StepTotals
+        >>> halfway = TokenRatios.of(torch.zeros(1, 3), totals=StepTotals(1, 3, progress=0.5))
+        >>> LinearExponent(2.0, -2.0)(halfway), LinearExponent(2.0, -2.0, duration=0.5)(halfway)
+        (tensor([0.]), tensor([-2.]))
+
+    Reference: HölderPO, arXiv:2605.12058, from 2 to -2. In its code the schedule takes 500 steps, rollouts or optimizer
+    steps, and is constant afterwards.
     """
 
     start: float = 2.0
     end: float = -2.0
+    duration: float = 1.0
 
     def __post_init__(self) -> None:
         require_finite(start=self.start, end=self.end)
+        if not 0 < self.duration <= 1:
+            raise ValueError(f"`duration` is {self.duration}; pass a fraction of training, above 0 and at most 1.")
 
     @property
     @override
@@ -83,7 +97,7 @@ class LinearExponent(ExponentRule):
 
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        value = self.start + (self.end - self.start) * tokens.totals.progress
+        value = self.start + (self.end - self.start) * min(tokens.totals.progress / self.duration, 1.0)
         return tokens.log_ratio.new_full(tokens.lengths.shape, value)
 
 

@@ -29,6 +29,7 @@ class LehmerMean(HomogeneousMean):
         ValueError: the order is NaN or larger than a million in absolute value.
 
     Example:
+        >>> import torch
         >>> tokens = TokenRatios.of(torch.tensor([[1.0, 3.0]]).log())
         >>> LehmerMean(2.0).log_aggregate(tokens).exp()  # (1 + 9) / (1 + 3)
         tensor([2.5000])

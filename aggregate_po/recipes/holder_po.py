@@ -21,10 +21,11 @@ def holder_po(
         $A_i \, \rho_i^{1-p} \, r_{i,t}^{\,p} \, \mathbb 1_i / (N n_i)$
 
     Args:
-        exponent: Exponent of the mean, or an `ExponentRule` that chooses it; in the paper it falls from 2 to -2.
+        exponent: Exponent of the mean, or an `ExponentRule` that chooses it. In the paper it falls linearly from 2 to
+            -2 on mathematics and from 1 to -1 on ALFWorld; in the authors' code over 500 steps.
         clip_low: The completion's ratio is clipped at `1 - clip_low` where the advantage is negative.
         clip_high: The completion's ratio is clipped at `1 + clip_high` where the advantage is positive. The paper
-            does not state its bounds; 0.2 is that of its code.
+            does not state its bounds; 0.2, on both sides of the ratio, is that of the authors' code.
         penalties: Costs subtracted from the objective.
 
     Reference: arXiv:2605.12058.

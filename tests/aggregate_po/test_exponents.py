@@ -1,5 +1,7 @@
 """Rules for the exponent: the numbers of the worked completion, and the ends of the interval."""
 
+import math
+
 import pytest
 import torch
 
@@ -101,6 +103,19 @@ def test_exponent_is_a_constant_to_the_gradient():
 def test_linear_exponent_follows_the_progress(progress, value):
     tokens = TokenRatios.of(LOG_RATIO, totals=StepTotals(1, 4, progress=progress))
     assert LinearExponent(2.0, -2.0)(tokens).item() == value
+
+
+@pytest.mark.parametrize(("progress", "value"), [(0.0, 2.0), (0.0625, 0.0), (0.125, -2.0), (0.2, -2.0), (1.0, -2.0)])
+def test_linear_exponent_is_constant_after_its_duration(progress, value):
+    """500 optimizer steps of 4,000."""
+    tokens = TokenRatios.of(LOG_RATIO, totals=StepTotals(1, 4, progress=progress))
+    assert LinearExponent(2.0, -2.0, duration=500 / 4000)(tokens).item() == value
+
+
+@pytest.mark.parametrize("duration", [0.0, -0.5, 1.5, math.nan])
+def test_a_schedule_takes_a_part_of_training(duration):
+    with pytest.raises(ValueError, match=rf"^`duration` is {duration}; pass a fraction of training, above 0"):
+        LinearExponent(duration=duration)
 
 
 def test_linear_exponent_starts_at_the_start():

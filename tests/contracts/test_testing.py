@@ -64,7 +64,7 @@ def advantage_contract(part):
     return contract(AdvantageContract, part)
 
 
-RULES = [ESSMatching(), LinearExponent(), RewardExponent(), FixedExponent(0.5)]
+RULES = [ESSMatching(), LinearExponent(), LinearExponent(duration=0.5), RewardExponent(), FixedExponent(0.5)]
 TRANSFORMS = {label(part): part for part in (*TOKEN_TRANSFORMS, *SEQUENCE_TRANSFORMS) if part is not None}
 CONTRACTS = [
     *map(aggregator_contract, AGGREGATORS),
