@@ -79,6 +79,7 @@ from aggregate_po.transforms import (
     TotalVariationMask,
     TwoSidedClip,
 )
+from aggregate_po.weightings import PositionWeights, TokenWeighting, TopEntropy
 
 __all__ = [
     "AdaptiveClip",
@@ -129,6 +130,7 @@ __all__ = [
     "PessimisticClip",
     "PolicyBatch",
     "PolicyObjective",
+    "PositionWeights",
     "PowerMean",
     "PrefixAggregate",
     "PrefixGeometricMean",
@@ -155,6 +157,8 @@ __all__ = [
     "TokenCorrection",
     "TokenMean",
     "TokenRatios",
+    "TokenWeighting",
+    "TopEntropy",
     "TotalVariationMask",
     "TwoSidedClip",
     "WeightedCost",

@@ -24,6 +24,7 @@ CORE_LAYERS = [
         "derivatives",
         "linear_log_probs",
         "scans",
+        "weightings",
     ],
     [
         "aggregators",

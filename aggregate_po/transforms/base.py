@@ -45,6 +45,7 @@ class RatioTransform(ABC):
     - May override `derivative` with a closed form, which must equal the derivative of `__call__`. Without it, the
       derivative comes from autograd.
     - May override `saturated`, which is where the derivative is zero.
+    - Override `takes_mean_weights` to return False if the transform has no definition for tokens that count by weights.
     - May override `evaluate`; derive from `JointTransform` if value and derivative come from one computation.
 
     `aggregate_po.testing.check_transform` checks these requirements.

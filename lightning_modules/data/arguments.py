@@ -8,7 +8,7 @@ from typing import get_args
 
 from lightning import Trainer
 
-from aggregate_po import AdvantageEstimator, SamplerCorrection
+from aggregate_po import AdvantageEstimator, SamplerCorrection, TokenWeighting
 from aggregate_po.arguments import require_non_negative
 from lightning_modules.data.evaluation import EvaluationName
 from lightning_modules.data.rollout import LogProbSource
@@ -47,12 +47,14 @@ def require_parts(
     truncated: str,
     failed_verdicts: str,
     schemes: Sequence[object],
+    token_weights: object,
 ) -> None:
-    """Check the names of the rules, the types of the estimator and the schemes, and what a correction corrects.
+    """Check the names of the rules, the types of the parts, and that corrections and weights have what they need.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a name is unknown, or there is a correction, but the sampler is the behavior policy.
+        ValueError: a name is unknown, or there is a correction or a rule that needs entropies, but the sampler is the
+            behavior policy.
     """
     require_one_of(TruncationRule, truncated=truncated)
     require_one_of(FailedVerdictRule, failed_verdicts=failed_verdicts)
@@ -66,6 +68,16 @@ def require_parts(
         raise TypeError(
             f"`advantages` is {advantages!r}; pass an instance of a subclass of aggregate_po.AdvantageEstimator, "
             "such as aggregate_po.advantages.GroupCentered()."
+        )
+    if token_weights is not None and not isinstance(token_weights, TokenWeighting):
+        raise TypeError(
+            f"`token_weights` is {token_weights!r}; pass an instance of a subclass of aggregate_po.TokenWeighting, "
+            "such as aggregate_po.TopEntropy()."
+        )
+    if token_weights is not None and token_weights.needs_entropies and old_log_probs == "sampler":
+        raise ValueError(
+            f"`token_weights` is {token_weights!r}, but `old_log_probs` is 'sampler', which returns no entropies; pass "
+            "old_log_probs='trainer', whose forward pass computes them."
         )
     for scheme in schemes:
         if not isinstance(scheme, SamplingScheme):

@@ -9,7 +9,7 @@ from typing import Any, cast
 from lightning import Trainer
 from typing_extensions import override
 
-from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection
+from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection, TokenWeighting
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.configuration import described_arguments
 from lightning_modules.data.advantages import advantages
@@ -28,6 +28,7 @@ from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rew
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
+from lightning_modules.data.token_weights import require_weights_taken, token_weights
 from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
@@ -67,6 +68,8 @@ class RolloutDataModule(BufferedDataModule):
         correction: Correction for the mismatch between sampler and trainer; it requires `old_log_probs: trainer`.
         advantages: Estimator that computes advantages from the rewards of the rollout on all ranks, such as those in
             `aggregate_po.advantages`.
+        token_weights: Rule for the weights of the tokens in every mean, such as `aggregate_po.TopEntropy`; it sees the
+            rollout of all ranks. Every token counts once when None.
         truncated: Rule for truncated completions: "score" keeps their reward, "zero_reward" sets it to 0, and "mask"
             excludes their tokens from training, so that they only count in the baseline of their group.
         failed_verdicts: Rule for completions on which a verdict failed, such as one that reached the time limit of a
@@ -117,6 +120,7 @@ class RolloutDataModule(BufferedDataModule):
         old_log_probs: LogProbSource = "sampler",
         correction: SamplerCorrection | None = None,
         advantages: AdvantageEstimator = GroupNormalized(),
+        token_weights: TokenWeighting | None = None,
         truncated: TruncationRule = "zero_reward",
         failed_verdicts: FailedVerdictRule = "mask",
         tokens_per_micro_batch: int | None = None,
@@ -144,7 +148,7 @@ class RolloutDataModule(BufferedDataModule):
             max_prompt_length=max_prompt_length,
         )
         require_sampling(group_size, temperature, kl_in_reward, evaluations)
-        require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes)
+        require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes, token_weights)
         self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = examples_of("dataset", dataset)
         self.validation = None if validation is None else held_out_sets(validation)
@@ -152,18 +156,14 @@ class RolloutDataModule(BufferedDataModule):
         require_concurrent(self.rollouts, overlap)
         self.group_size = group_size
         self.prompts_per_rollout = prompts_per_rollout
-        self.updates_per_rollout = updates_per_rollout
-        self.epochs_per_rollout = epochs_per_rollout
+        self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.max_completion_length = max_completion_length
         self.temperature = temperature
-        self.old_log_probs = old_log_probs
-        self.correction = correction
-        self.advantages = advantages
-        self.truncated = truncated
-        self.failed_verdicts = failed_verdicts
+        self.old_log_probs, self.correction = old_log_probs, correction
+        self.advantages, self.token_weights = advantages, token_weights
+        self.truncated, self.failed_verdicts = truncated, failed_verdicts
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self.kl_in_reward = kl_in_reward
-        self.overlap = overlap
+        self.kl_in_reward, self.overlap = kl_in_reward, overlap
         self.prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {}, prompt_template)
         self.max_prompt_length = max_prompt_length
         self.skip_special_tokens = skip_special_tokens
@@ -194,6 +194,7 @@ class RolloutDataModule(BufferedDataModule):
             plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
             require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
             require_whole_updates(self._trainer, plan)
+            require_weights_taken(self.token_weights, self._trainer)
             if self.needs_reference:
                 self.policy.keep_reference()
             self._notices = Notices(self.max_completion_length, self.truncated)
@@ -266,14 +267,15 @@ class RolloutDataModule(BufferedDataModule):
         metrics = rollout_metrics(groups, rewards, self.rewards, log_probs.mismatch, self._trainer)
         self._notices.after_rollout(metrics)
         weighted = self._stack.weighted(estimated, groups, number, data_parallel_rank(self._trainer))
-        rollout = Rollout(groups, sequences, log_probs, weighted, metrics)
+        mean_weights, kept = token_weights(self.token_weights, groups, log_probs.entropies, self._trainer)
+        rollout = Rollout(groups, sequences, log_probs, weighted, {**metrics, **kept}, mean_weights)
         observe(self._trainer, rollout)
         # Penalties have a gradient on completions without advantage too.
         keeps_all = bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)
         batches, trained = updates(rollout, plan, keeps_all, self._trainer)
         self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)
-        seconds = time.perf_counter() - started
-        return PreparedRollout(batches, {**metrics, "completions/trained_ratio": trained, "time/rollout": seconds})
+        whole = {"completions/trained_ratio": trained, "time/rollout": time.perf_counter() - started}
+        return PreparedRollout(batches, {**rollout.metrics, **whole})
 
     def _groups(self, number: int) -> Groups:
         """Sample and score the groups of a rollout on this rank, with the sampling schemes applied."""

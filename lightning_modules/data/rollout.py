@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from aggregate_po import CorrectionWeights, PerCompletion, PerToken, SamplerCorrection, masked_sum
 from lightning_modules.batch import Sequences
@@ -28,12 +29,15 @@ class RolloutLogProbs:
         reference: log-probabilities under the reference policy, None without one; shape `batch time`; nats.
         correction: weights that correct for the mismatch between sampler and behavior policy.
         mismatch: mismatch between sampler and behavior policy on this rank; empty if they are the same.
+        entropies: entropies of the behavior policy, None if its log-probabilities are the sampler's; shape
+            `batch time`; nats.
     """
 
     old: PerToken
     reference: PerToken | None
     correction: CorrectionWeights
     mismatch: Tally
+    entropies: PerToken | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Rollout:
         log_probs: log-probabilities of the completions.
         advantages: advantages, estimated from the groups of all ranks; shape `batch` or `batch time`.
         metrics: metrics of the rollout, the same on all ranks.
+        mean_weights: weights of the tokens in every mean, None without; shape `batch time`.
     """
 
     groups: Groups
@@ -53,6 +58,7 @@ class Rollout:
     log_probs: RolloutLogProbs
     advantages: PerCompletion | PerToken
     metrics: Mapping[str, float]
+    mean_weights: PerToken | None = None
 
 
 def rollout_log_probs(
@@ -68,18 +74,23 @@ def rollout_log_probs(
     Raises:
         ValueError: the sampler is the behavior policy, and some of its log-probabilities are missing.
     """
-    sampled, mask = groups.completions.log_probs, groups.response_mask
+    sampled, mask, entropies = groups.completions.log_probs, groups.response_mask, None
     if source == "sampler":
         _require_log_probs(sampled, mask)
         old, weights, mismatch = sampled, CorrectionWeights(), Tally()
     else:
-        old = _by_micro_batches(policy.current_log_probs, sequences, policy, plan, sampled.dtype)
+        pass_of = policy.current_log_probs_and_entropy
+        old, entropies = _by_micro_batches(pass_of, sequences, policy, plan, sampled.dtype)
         weights = CorrectionWeights() if correction is None else correction(old, sampled, mask)
         mismatch = mismatch_tally(old, sampled, mask, weights)
     reference = None
     if policy.keeps_reference:
-        reference = _by_micro_batches(policy.reference_log_probs, sequences, policy, plan, sampled.dtype)
-    return RolloutLogProbs(old, reference, weights, mismatch)
+
+        def reference_pass(part: Sequences) -> tuple[PerToken]:
+            return (policy.reference_log_probs(part),)
+
+        (reference,) = _by_micro_batches(reference_pass, sequences, policy, plan, sampled.dtype)
+    return RolloutLogProbs(old, reference, weights, mismatch, entropies)
 
 
 def penalized_rewards(groups: Groups, log_probs: RolloutLogProbs, coefficient: float) -> PerCompletion:
@@ -100,17 +111,19 @@ def _require_log_probs(log_probs: PerToken, response_mask: PerToken) -> None:
 
 
 def _by_micro_batches(
-    log_probs_of: Callable[[Sequences], PerToken],
+    results_of: Callable[[Sequences], tuple[PerToken, ...]],
     sequences: Sequences,
     policy: Policy,
     plan: UpdatePlan,
     dtype: torch.dtype,
-) -> PerToken:
-    """Return log-probabilities of all completions on the CPU, computed one micro-batch at a time."""
-    log_probs = torch.zeros(sequences.completion_ids.shape, dtype=dtype)
+) -> Tensor:
+    """Return the results of all completions on the CPU, computed one micro-batch at a time; `result batch time`."""
+    results: list[PerToken] = []
     for rows in plan.all_rows(sequences):
         # All ranks gather sharded weights together, so every rank must make the same number of calls.
         rows = rows if len(rows) else torch.tensor([0])
-        values = log_probs_of(sequences.select(rows).to(policy.device)).cpu()
-        log_probs[rows, : values.shape[1]] = values
-    return log_probs
+        found = results_of(sequences.select(rows).to(policy.device))
+        results = results or [torch.zeros(sequences.completion_ids.shape, dtype=dtype) for _ in found]
+        for result, values in zip(results, found, strict=True):
+            result[rows, : values.shape[1]] = values.cpu().to(dtype)
+    return torch.stack(results)

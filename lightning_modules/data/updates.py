@@ -9,6 +9,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from aggregate_po import PolicyBatch, StepTotals
+from aggregate_po.masked import masked_length
 from lightning_modules.batch import RolloutBatch, inert
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.rollout import Rollout
@@ -29,13 +30,16 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
         keeps_all: whether to keep completions with zero advantage, which have a gradient through penalties.
         trainer: trainer, for collectives over ranks and the current step.
     """
-    mask = rollout.groups.response_mask
+    mean_weights = rollout.mean_weights
+    # A token of weight 0 is no token, and booleans are a mask.
+    mask = rollout.groups.response_mask if mean_weights is None else rollout.groups.response_mask & (mean_weights > 0)
     contributes = mask.any(dim=-1)
     if not keeps_all:
         contributes = contributes & _has_gradient(rollout.advantages)
     weights = rollout.groups.weights.repeat_interleave(rollout.groups.group_size)
     steps = torch.arange(len(mask)).tensor_split(plan.updates)
-    counts = [_counted(mask[rows], contributes[rows], weights[rows]).over_ranks(trainer) for rows in steps]
+    lengths = masked_length(mask, None if mean_weights is None else mean_weights.double())
+    counts = [_counted(lengths[rows], contributes[rows], weights[rows]).over_ranks(trainer) for rows in steps]
     scales = _scales(counts)
     batches = []
     for number in range(plan.updates * plan.epochs):
@@ -61,6 +65,7 @@ def _step(rollout: Rollout, rows: Tensor, totals: StepTotals) -> RolloutBatch:
         advantages=advantages if advantages.ndim == 1 else advantages[:, :time],
         totals=totals,
         ref_log_probs=None if reference is None else reference[rows, :time],
+        mean_weights=None if rollout.mean_weights is None else rollout.mean_weights[rows, :time],
         correction=log_probs.correction.map(lambda tensor: tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]),
     )
     return RolloutBatch(policy=policy, **vars(sequences))
@@ -72,15 +77,15 @@ def _in_precision(dtype: torch.dtype, advantages: Tensor) -> Tensor:
     return advantages.clamp(limits.min, limits.max).to(dtype)
 
 
-def _counted(mask: Tensor, contributes: Tensor, weights: Tensor) -> Tally:
-    """Return the counts of completions and tokens of one optimizer step on this rank, plain and weighted."""
+def _counted(lengths: Tensor, contributes: Tensor, weights: Tensor) -> Tally:
+    """Return the counts of completions and tokens of one optimizer step on this rank, plain and weighted by prompt."""
     return Tally.of(
-        completions=mask.any(dim=-1).sum(),
-        tokens=mask.sum(),
-        weighted_completions=(weights * mask.any(dim=-1)).sum(),
-        weighted_tokens=(weights * mask.sum(dim=-1)).sum(),
+        completions=(lengths > 0).sum(),
+        tokens=lengths.sum(),
+        weighted_completions=(weights * (lengths > 0)).sum(),
+        weighted_tokens=(weights * lengths).sum(),
         contributing=contributes.sum(),
-        all=torch.tensor(len(mask)),
+        all=torch.tensor(len(lengths)),
     )
 
 

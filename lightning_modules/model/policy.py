@@ -230,10 +230,14 @@ class Policy:
         return self.log_probs_and_entropy(sequences)[0]
 
     @torch.no_grad()
+    def current_log_probs_and_entropy(self, sequences: Sequences) -> tuple[PerToken, PerToken]:
+        """Return `log_probs_and_entropy` without gradient, in the precision of training."""
+        with self._forward_context():
+            return self.log_probs_and_entropy(sequences)
+
     def current_log_probs(self, sequences: Sequences) -> PerToken:
         """Return `log_probs` without gradient, in the precision of training."""
-        with self._forward_context():
-            return self.log_probs(sequences)
+        return self.current_log_probs_and_entropy(sequences)[0]
 
     @torch.no_grad()
     def reference_log_probs(self, sequences: Sequences) -> PerToken:
