@@ -23,7 +23,7 @@ from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.model.log_probs import log_probs_and_entropy
 
 PROMPTS, GROUP_SIZE, LENGTH = 8, 8, 32
-RECIPES = ("grpo", "gmpo", "gspo", "hmpo", "pmpo", "holder_po")
+RECIPES = ("grpo", "gmpo", "gspo", "hmpo", "pmpo", "holder_po", "ctpo", "ctpo_geometric", "minpro", "kpo", "fipo")
 
 
 def random_batch() -> RolloutBatch:
@@ -86,7 +86,7 @@ def main() -> None:
     print(f"tokens clipped: {clipped.sum() / policy.response_mask.sum():.1%}")
     for name in RECIPES:
         objective, weights_share = statistics.median(shares[name]), statistics.median(diagnostics[name])
-        print(f"{name:<10} objective {objective:.2%}, gradient weights {weights_share:.2%} of the model's passes")
+        print(f"{name:<14} objective {objective:.2%}, gradient weights {weights_share:.2%} of the model's passes")
 
 
 if __name__ == "__main__":

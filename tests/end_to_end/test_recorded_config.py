@@ -151,6 +151,11 @@ ACCEPTED = {
     "recipe": ["--model.objective=aggregate_po.recipes.pmpo", "--model.objective.log_clip=0.2"],
     "infinite clip": {"model": {"objective": of("aggregate_po.recipes.grpo", clip_high=float("inf"))}},
     "nested parts": objective(aggregator=MATCHED, token_transform=CHAIN),
+    "prefix and suffix": objective(
+        aggregator=of("aggregate_po.ArithmeticMean"),
+        prefix=of("aggregate_po.PrefixKalmanFilter", process_variance=float("inf")),
+        suffix_weight=of("aggregate_po.DiscountedFuture", half_life=16.0),
+    ),
     "static method of a part": objective(
         aggregator=of("aggregate_po.PowerMean", exponent=0.5),
         token_transform=of("aggregate_po.PessimisticClip.log", log_clip_low=0.2),
