@@ -157,6 +157,24 @@ def current_rollout_metrics(trainer: Trainer) -> Mapping[str, float]:
     return getattr(trainer.train_dataloader, "metrics", {})
 
 
+def rest_of_update(batch: RolloutBatch, trainer: Trainer) -> Sequence[RolloutBatch]:
+    """Return the micro-batches that follow in the optimizer step of a batch, which is the current one.
+
+    Raises:
+        ValueError: the data loader has no `rest_of_update`, as `RolloutLoader` has.
+    """
+    if batch.closes_update:
+        return []
+    rest: Sequence[RolloutBatch] | None = getattr(trainer.train_dataloader, "rest_of_update", None)
+    if rest is None:
+        raise ValueError(
+            f"`accumulate_grad_batches` is {trainer.accumulate_grad_batches}, but the data loader "
+            f"{type(trainer.train_dataloader).__name__} has no `rest_of_update`, which the group objective needs; use "
+            "RolloutLoader, or one micro-batch per optimizer step."
+        )
+    return rest
+
+
 @dataclass(frozen=True)
 class Extent:
     """Counts and lengths of a micro-batch, from which a layout computes its size in tokens.

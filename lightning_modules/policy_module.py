@@ -19,6 +19,7 @@ from aggregate_po.arguments import require_positive
 from lightning_modules.batch import Evaluation, RolloutBatch, current_rollout_metrics, evaluation_metrics
 from lightning_modules.configuration import described_arguments
 from lightning_modules.distributed import gathered_on_rank_zero, loss_scale, rank, summed_over_ranks
+from lightning_modules.group_terms import UpdateGroups
 from lightning_modules.loops import align_checkpoint
 from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
 from lightning_modules.model.layouts import SequenceLayout
@@ -106,8 +107,7 @@ class PolicyModule(LightningModule):
         self._held_out = Tally()  # over the batches of one validation
         self.held_out_metrics: dict[str, float] = {}  # of the last validation
         self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)  # by the penalties, in an update
-        self._skipped_steps = 0
-        self._skipped_in_a_row = 0
+        self._skipped_steps = self._skipped_in_a_row = 0
         self._random_state: dict[str, Any] | None = None
         self._decay: Decay | None = None  # until the end of the run
 
@@ -143,7 +143,8 @@ class PolicyModule(LightningModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Return the negative objective of a micro-batch, scaled so that gradients add up over the update."""
         log_probs, entropy = self.policy.log_probs_and_entropy(batch)
-        evaluated = self.objective.evaluate(log_probs, batch.policy)
+        inputs = self._groups.with_terms(log_probs, batch, self.policy.current_log_probs, self.trainer)
+        evaluated = self.objective.evaluate(log_probs, inputs)
         self.weight_metrics.update(evaluated.weights, log_probs.detach(), batch.policy, evaluated.exponents)
         self._update.update(evaluated.value, entropy, log_probs, batch.policy)
         self._ratio_check.update(log_probs, batch, batch_idx, self.trainer)
@@ -157,7 +158,7 @@ class PolicyModule(LightningModule):
         metrics = {**current_rollout_metrics(self.trainer), **self._update.compute(self.trainer)}
         shown: dict[str, Any] = {name: metrics.pop(name) for name in ("reward", "entropy") if name in metrics}
         self.log_dict(shown, prog_bar=True)
-        self.log_dict({**metrics, **self.weight_metrics.compute(), **_penalty_states(self.objective)})
+        self.log_dict({**metrics, **self.weight_metrics.compute(), **_objective_metrics(self.objective, self._groups)})
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.weight_metrics.reset()
 
@@ -179,11 +180,7 @@ class PolicyModule(LightningModule):
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         self.log("grad_norm", norm)
         self.log("skipped_steps", float(self._skipped_steps))
-        if self._skipped_in_a_row >= self.max_skipped_steps:
-            raise FloatingPointError(
-                f"the gradient was not finite in {self._skipped_in_a_row} optimizer steps in a row; lower "
-                "`learning_rate`, or inspect the rewards and log-probabilities of the last rollout."
-            )
+        _require_fewer_skipped(self._skipped_in_a_row, self.max_skipped_steps)
         if not finite:
             for parameter in self.parameters():
                 parameter.grad = None
@@ -259,9 +256,18 @@ class PolicyModule(LightningModule):
         if self._decay is not None:
             self._decay.end_with(self.trainer.estimated_stepping_batches - self.warmup_steps)
         self._resumption.put_in_force(self.trainer)
+        self._groups = UpdateGroups(self.objective)
         if self._random_state is not None:
             restore_random_state(self._random_state)
             self._random_state = None
+
+
+def _require_fewer_skipped(in_a_row: int, limit: int) -> None:
+    if in_a_row >= limit:
+        raise FloatingPointError(
+            f"the gradient was not finite in {in_a_row} optimizer steps in a row; lower `learning_rate`, or inspect "
+            "the rewards and log-probabilities of the last rollout."
+        )
 
 
 def _log_held_out(module: PolicyModule) -> None:
@@ -275,7 +281,8 @@ def _log_held_out(module: PolicyModule) -> None:
             logger.log_metrics(metrics, module.trainer.global_step)
 
 
-def _penalty_states(objective: PolicyObjective) -> dict[str, float]:
-    """Return the adaptive coefficients of the penalties that this update uses, by metric name."""
+def _objective_metrics(objective: PolicyObjective, groups: UpdateGroups) -> dict[str, float]:
+    """Return the adaptive coefficients of the penalties that this update uses, and the metrics of its groups."""
     states = enumerate(objective.state_dict()["penalties"])
-    return {f"penalty_{number}/{name}": float(value) for number, state in states for name, value in state.items()}
+    used = {f"penalty_{number}/{name}": float(value) for number, state in states for name, value in state.items()}
+    return {**used, **groups.metrics}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,16 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": {**numpy, "state": {**numpy["state"], "key": torch.tensor(numpy["state"]["key"].tolist())}},
     }
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Let what is done in this context leave the random state as it was before."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ TRAINING_LAYERS = [
     ["tally", "resumption", "recorded_config", "schedules"],
     ["metrics", "prompts"],
     ["batch", "rewards", "addition"],
-    ["ratio_check"],
+    ["ratio_check", "group_terms"],
     ["model"],
     ["memory"],
     ["rollouts", "policy_module"],

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from lightning import Trainer
+from torch import Tensor
 
-from aggregate_po import AdvantageEstimator, SamplerCorrection, TokenWeighting
+from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection, TokenWeighting
 from aggregate_po.arguments import require_non_negative
 from lightning_modules.data.evaluation import EvaluationName
 from lightning_modules.data.rollout import LogProbSource
@@ -96,6 +98,21 @@ def require_concurrent(rollouts: RolloutEngine, overlap: bool) -> None:
         raise ValueError(
             f"`overlap` is True, but {type(rollouts).__name__} generates in the training process; pass `rollouts` that "
             "generate in another one, such as VLLMServers."
+        )
+
+
+def require_unweighted(
+    objective: PolicyObjective, estimated: Tensor, weighted: Tensor, schemes: Sequence[SamplingScheme]
+) -> None:
+    """Check that no sampling scheme has weighted completions that a group objective compares.
+
+    Raises:
+        ValueError: the objective has a group objective, and advantages were weighted.
+    """
+    if objective.group_objective is not None and not torch.equal(estimated, weighted):
+        raise ValueError(
+            f"`schemes` {schemes!r} weighted the advantages, which `group_objective` {objective.group_objective!r} "
+            "takes for labels or scores; pass schemes that only choose groups, such as DynamicSampling."
         )
 
 

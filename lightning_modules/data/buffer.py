@@ -119,6 +119,14 @@ class RolloutBuffer:
             return self._rollouts, 0
         return self._rollouts - 1, self.batches_per_rollout - (len(self._batches) - trained)
 
+    @property
+    def rest_of_update(self) -> list[RolloutBatch]:
+        """Micro-batches after the one yielded last that belong to the same optimizer step."""
+        closed = [batch.closes_update for batch in self._batches]
+        if not self._cursor or closed[self._cursor - 1]:
+            return []
+        return self._batches[self._cursor : closed.index(True, self._cursor) + 1]
+
     def next_inner_epoch(self) -> list[RolloutBatch]:
         """Return the batches of the next inner epoch at its start; empty within an epoch and after the last one."""
         size = self.batches_per_rollout // self._inner_epochs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_modules.batch import RolloutBatch
@@ -33,6 +33,11 @@ class RolloutLoader:
     def metrics(self) -> Mapping[str, float]:
         """Metrics of the current rollout."""
         return self.buffer.metrics
+
+    @property
+    def rest_of_update(self) -> Sequence[RolloutBatch]:
+        """Micro-batches that follow in the current optimizer step."""
+        return self.buffer.rest_of_update
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: with this method Lightning knows that a run can resume within an epoch."""

@@ -13,7 +13,7 @@ from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection,
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.configuration import described_arguments
 from lightning_modules.data.advantages import advantages
-from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling
+from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, require_unweighted
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
 from lightning_modules.data.buffered import BufferedDataModule
 from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
@@ -267,12 +267,12 @@ class RolloutDataModule(BufferedDataModule):
         metrics = rollout_metrics(groups, rewards, self.rewards, log_probs.mismatch, self._trainer)
         self._notices.after_rollout(metrics)
         weighted = self._stack.weighted(estimated, groups, number, data_parallel_rank(self._trainer))
+        objective = cast(PolicyObjective, self._trainer.lightning_module.objective)
+        require_unweighted(objective, estimated, weighted, self.schemes)
         mean_weights, kept = token_weights(self.token_weights, groups, log_probs.entropies, self._trainer)
         rollout = Rollout(groups, sequences, log_probs, weighted, {**metrics, **kept}, mean_weights)
         observe(self._trainer, rollout)
-        # Penalties have a gradient on completions without advantage too.
-        keeps_all = bool(cast(PolicyObjective, self._trainer.lightning_module.objective).penalties)
-        batches, trained = updates(rollout, plan, keeps_all, self._trainer)
+        batches, trained = updates(rollout, plan, objective.trains_every_completion, self._trainer)
         self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)
         whole = {"completions/trained_ratio": trained, "time/rollout": time.perf_counter() - started}
         return PreparedRollout(batches, {**rollout.metrics, **whole})

@@ -13,6 +13,7 @@ from aggregate_po.masked import masked_length
 from lightning_modules.batch import RolloutBatch, inert
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.rollout import Rollout
+from lightning_modules.distributed import data_parallel_rank
 from lightning_modules.tally import Tally
 
 _NAMES, _KINDS = ("completions", "tokens"), ("", "weighted_")
@@ -27,7 +28,8 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
     Args:
         rollout: rollout of this rank.
         plan: split of the rollout.
-        keeps_all: whether to keep completions with zero advantage, which have a gradient through penalties.
+        keeps_all: whether to keep completions with zero advantage, which have a gradient through penalties or a group
+            objective.
         trainer: trainer, for collectives over ranks and the current step.
     """
     mean_weights = rollout.mean_weights
@@ -41,10 +43,11 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
     lengths = masked_length(mask, None if mean_weights is None else mean_weights.double())
     counts = [_counted(lengths[rows], contributes[rows], weights[rows]).over_ranks(trainer) for rows in steps]
     scales = _scales(counts)
+    groups = data_parallel_rank(trainer) * len(rollout.groups) + torch.arange(len(mask)) // rollout.groups.group_size
     batches = []
     for number in range(plan.updates * plan.epochs):
         rows, counted = steps[number % plan.updates], counts[number % plan.updates]
-        step = _step(rollout, rows, _totals(counted, scales, rollout, number, trainer))
+        step = _step(rollout, rows, groups, _totals(counted, scales, rollout, number, trainer))
         split = plan.rows(step, contributes[rows].nonzero().squeeze(-1), plan.micro_batches)
         # A micro-batch without completions would skip the backward pass, and other ranks would wait.
         parts = [step.select(part) if len(part) else inert(step.select(torch.arange(1))) for part in split]
@@ -53,7 +56,7 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
     return batches, trained / sum(counted.sums["all"] for counted in counts)
 
 
-def _step(rollout: Rollout, rows: Tensor, totals: StepTotals) -> RolloutBatch:
+def _step(rollout: Rollout, rows: Tensor, groups: Tensor, totals: StepTotals) -> RolloutBatch:
     """Return all completions of one optimizer step as a single batch."""
     sequences = rollout.sequences.select(rows)
     time = sequences.completion_ids.shape[1]
@@ -67,6 +70,7 @@ def _step(rollout: Rollout, rows: Tensor, totals: StepTotals) -> RolloutBatch:
         ref_log_probs=None if reference is None else reference[rows, :time],
         mean_weights=None if rollout.mean_weights is None else rollout.mean_weights[rows, :time],
         correction=log_probs.correction.map(lambda tensor: tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]),
+        groups=groups[rows],
     )
     return RolloutBatch(policy=policy, **vars(sequences))
 

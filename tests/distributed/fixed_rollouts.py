@@ -58,6 +58,8 @@ CASES = {
     "packed": Case(recipes.gmpo, module={"layout": PackedSequences()}),
     "recomputed": Case(recipes.gmpo, module={"layout": PackedSequences(recompute=True)}),
     "adapters": Case(recipes.gmpo, module={"lora": LoRA(4)}),
+    "real": Case(recipes.real),
+    "tpo": Case(recipes.tpo),
 }
 # Without a clip, whose gates may change by rounding.
 EXACT, ROUNDED = "unclipped", "unclipped in bfloat16"
@@ -114,6 +116,7 @@ def full_update(number: int) -> RolloutBatch:
             response_mask=response_mask,
             advantages=torch.randn(ROWS, generator=generator, dtype=torch.double),
             totals=StepTotals.of(response_mask),
+            groups=torch.arange(ROWS) % 4,  # every group has completions on both ranks
         ),
     )
 

@@ -17,8 +17,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 
 from aggregate_po import TokenCorrection
-from aggregate_po.advantages import WhitenedReturns
-from aggregate_po.recipes import dapo
+from aggregate_po.advantages import GroupNormalized, WhitenedReturns
+from aggregate_po.recipes import dapo, tpo
 from lightning_modules import AtomicCheckpointIO, LoRA, PolicyModule, RolloutDataModule, RunCheckpoint
 from lightning_modules.distributed import data_parallel_rank, rank
 from lightning_modules.model import policy as policy_file
@@ -86,11 +86,12 @@ class Record(Callback):
             self.random_numbers[trainer.global_step] = numbers
 
 
-def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapters=False):
-    """Train into `folder`, from the checkpoint in the folder `resume` if there is one."""
+def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapters=False, compared=False):
+    """Train into `folder`, from the checkpoint in the folder `resume` if there is one; `compared` compares groups."""
     lora = LoRA(4) if adapters else None
+    objective, advantages = (tpo(), GroupNormalized()) if compared else (dapo(), WhitenedReturns(discount=0.8))
     # The engine and the reward of a tensor-parallel group are others by name, which a resume would refuse.
-    module = PolicyModule(model, dapo(), learning_rate=1e-3, warmup_steps=4, lora=lora, resume_with_changes=True)
+    module = PolicyModule(model, objective, learning_rate=1e-3, warmup_steps=4, lora=lora, resume_with_changes=True)
     data = RolloutDataModule(
         [{"prompt": f"{number} + {number}"} for number in range(16)],
         reward_on_leader if strategy in fixed_rollouts.TENSOR_PARALLEL else text_reward,
@@ -100,8 +101,8 @@ def train(model, folder, strategy, accumulate=1, stop=False, resume=None, adapte
         updates_per_rollout=UPDATES_PER_ROLLOUT,
         max_completion_length=LONGEST,
         old_log_probs="trainer",
-        correction=TokenCorrection(),
-        advantages=WhitenedReturns(discount=0.8),
+        correction=None if compared else TokenCorrection(),
+        advantages=advantages,
         truncated="mask",
         kl_in_reward=0.1,
         seed=5,

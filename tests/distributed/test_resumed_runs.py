@@ -20,6 +20,8 @@ PLANS = [
         "alone": {"strategy": "single"},
         "alone, stopped": {"strategy": "single", "accumulate": 2, "stop": True},
         "adapters, alone": {"strategy": "single", "adapters": True},
+        "compared, alone": {"strategy": "single", "compared": True},
+        "compared, alone, stopped": {"strategy": "single", "accumulate": 3, "compared": True, "stop": True},
     },
     {
         "ddp": {"strategy": "ddp", "accumulate": 2},
@@ -55,6 +57,19 @@ PLANS = [
         "adapters, sharded": {"strategy": "sharded", "adapters": True, "resume": "adapters, ddp, stopped"},
         "adapters, shards, stopped": {"strategy": "sharded, one file", "adapters": True, "stop": True},
         "adapters, ddp": {"strategy": "ddp", "adapters": True, "resume": "adapters, shards, stopped"},
+        "compared, from one to two": {
+            "strategy": "ddp",
+            "accumulate": 2,
+            "compared": True,
+            "resume": "compared, alone, stopped",
+        },
+        "compared, stopped": {"strategy": "sharded", "accumulate": 2, "compared": True, "stop": True},
+        "compared, resumed": {
+            "strategy": "sharded",
+            "accumulate": 3,
+            "compared": True,
+            "resume": "compared, stopped",
+        },
     },
     {
         "from two to one": {"strategy": "single", "accumulate": 2, "resume": "ddp, stopped"},
@@ -134,6 +149,14 @@ def test_other_numbers_train_on_the_same_completions_in_the_same_steps(name, run
     expected = rows_by_step(runs / "alone")
     assert rows_by_step(runs / name) == {step: expected[step] for step in map(str, range(STOP, STEPS))}
     alone, resumed = (load_file(runs / folder / "0.safetensors") for folder in ("alone", name))
+    assert max((alone[key] - resumed[key]).abs().max().item() for key in alone) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["compared, from one to two", "compared, resumed"])
+def test_groups_that_two_ranks_share_are_compared_whole(name, runs):
+    expected = rows_by_step(runs / "compared, alone")
+    assert rows_by_step(runs / name) == {step: expected[step] for step in map(str, range(STOP, STEPS))}
+    alone, resumed = (load_file(runs / folder / "0.safetensors") for folder in ("compared, alone", name))
     assert max((alone[key] - resumed[key]).abs().max().item() for key in alone) < 1e-12
 
 

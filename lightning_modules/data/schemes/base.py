@@ -44,7 +44,8 @@ class SamplingScheme(ABC):
       `first_group_size` if it asks for groups of another size.
     - May override `candidates` to skip prompts before anything is sampled for them.
     - May override `weighted` to weight completions after their advantages are known. Completions whose advantages
-      become 0 are left out of the forward pass, unless the objective has penalties, and still count in its totals.
+      become 0 are left out of the forward pass, unless the objective has penalties, and still count in its totals. A
+      group objective refuses weights.
     - Override `state_dict` and `load_state_dict` if the scheme remembers anything between rollouts. Within a rollout
       nothing is saved, because a resumed run repeats the rollout.
 

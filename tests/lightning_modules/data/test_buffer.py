@@ -43,6 +43,18 @@ def test_length_is_that_of_a_rollout():
     assert len(RolloutLoader(RolloutBuffer(Rollouts(3), 3))) == 3
 
 
+def test_the_rest_of_an_update_ends_with_its_last_micro_batch():
+    def rollout(number):
+        batches = [labeled_batch(number, place).replace(closes_update=place in (1, 4)) for place in range(5)]
+        return PreparedRollout(batches)
+
+    loader = RolloutLoader(RolloutBuffer(rollout, 5))
+    assert loader.rest_of_update == []
+    rest = [[label(batch)[1] for batch in loader.rest_of_update] for _ in loader]
+    assert rest == [[1], [], [3, 4], [4], []]
+    assert loader.rest_of_update == []
+
+
 def test_a_rollout_is_made_when_the_last_one_is_used_up():
     rollouts = Rollouts(3)
     buffer = RolloutBuffer(rollouts, 3)
