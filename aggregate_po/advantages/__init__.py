@@ -11,7 +11,7 @@ from aggregate_po.advantages.group import (
     LengthWeightedCentered,
     MeanNormalized,
 )
-from aggregate_po.advantages.kalman import KalmanBaseline
+from aggregate_po.advantages.kalman import KalmanBaseline, KalmanInnovation
 from aggregate_po.advantages.shaping import LengthCorrected, LengthPenalty, OverlongShaping
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "GroupNormalized",
     "GroupedRewards",
     "KalmanBaseline",
+    "KalmanInnovation",
     "LeaveOneOut",
     "LengthCorrected",
     "LengthPenalty",

@@ -57,9 +57,10 @@ def advantage_contract(part):
     """Contract without the properties that the estimator does not have by design, as its docstring says."""
     if isinstance(part, MeanNormalized):
         return contract(AdvantageContract, part, rewards=(0.0, torch.finfo(torch.float32).max))
-    if isinstance(part, KalmanBaseline) and part.order == "sampled":
+    order = getattr(part, "order", None)
+    if order == "sampled":
         return contract(AdvantageContract, part, test_order_within_a_prompt=None)
-    if isinstance(part, KalmanBaseline) and part.order == "shuffled":
+    if order == "shuffled":
         return contract(AdvantageContract, part, test_order_within_a_prompt=None, test_order_of_prompts=None)
     return contract(AdvantageContract, part)
 

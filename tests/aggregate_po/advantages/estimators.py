@@ -11,6 +11,7 @@ from aggregate_po.advantages import (
     GroupedRewards,
     GroupNormalized,
     KalmanBaseline,
+    KalmanInnovation,
     LeaveOneOut,
     LengthCorrected,
     LengthPenalty,
@@ -43,6 +44,7 @@ CENTERED_IN_GROUPS = [
     BestOfGroup(delta=0.0),
 ]
 KALMAN = [KalmanBaseline(), KalmanBaseline("shuffled"), KalmanBaseline("two_pass")]
+KALMAN += [KalmanInnovation(), KalmanInnovation("shuffled"), KalmanInnovation("leave_one_out")]
 
 # Each group by itself.
 GROUPWISE = [

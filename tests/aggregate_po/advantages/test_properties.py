@@ -11,7 +11,6 @@ from aggregate_po.advantages import (
     ComponentNormalized,
     GroupedRewards,
     GroupNormalized,
-    KalmanBaseline,
     MeanNormalized,
 )
 from aggregate_po.advantages.base import equal_up_to_rounding
@@ -94,7 +93,7 @@ def test_groups_may_have_different_numbers_of_rewards(estimator, step, generator
     compared = (step.grouped(scored).sum(dim=-1, keepdim=True) >= 2) & step.grouped(scored).bool()
     assert torch.isfinite(advantages).all()
     assert not advantages[~compared.flatten()].any()
-    if estimator in GROUPWISE and not (isinstance(estimator, KalmanBaseline) and estimator.order == "shuffled"):
+    if estimator in GROUPWISE and getattr(estimator, "order", None) != "shuffled":
         for rows in compared.nonzero()[:, 0].unique().tolist():
             row = step.group_size * rows + compared[rows].nonzero().squeeze(-1)
             alone = estimator(rows_of(step, row, group_size=len(row)))
@@ -122,7 +121,7 @@ def test_advantages_are_finite_in_half_precision(estimator, step):
     data=st.data(),
 )
 def test_permuting_prompts_permutes_advantages(estimator, step, data):
-    if estimator == KalmanBaseline("shuffled"):
+    if getattr(estimator, "order", None) == "shuffled":
         return  # the order sampled for a prompt goes with its place
     step = for_estimator(estimator, step)
     prompts = len(step.rewards) // step.group_size

@@ -15,6 +15,7 @@ from aggregate_po.advantages import (
     GroupCentered,
     GroupNormalized,
     KalmanBaseline,
+    KalmanInnovation,
     LeaveOneOut,
     LengthCorrected,
     LengthWeightedCentered,
@@ -198,7 +199,7 @@ def base(tmp_path):
     [
         *(GroupNormalized(), GroupCentered(), LeaveOneOut(), LengthWeightedCentered(), MeanNormalized(), BestOfGroup()),
         *(BatchScaled(), WhitenedReturns(), WhitenedCentered(), ComponentNormalized(), BetaNormalized()),
-        KalmanBaseline(),
+        *(KalmanBaseline(), KalmanInnovation()),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )
