@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, Trainer
 from safetensors.torch import save_file
 
+from aggregate_po import PositionWeights, TokenWeighting, TopEntropy
 from aggregate_po.recipes import grpo
 from lightning_modules import (
     AtomicCheckpointIO,
@@ -37,6 +38,16 @@ def stacked():
     ]
 
 
+class LateAndUncertain(TokenWeighting):
+    """Weights by position on the tokens of highest entropy."""
+
+    needs_entropies = True
+
+    def __call__(self, response_mask, entropies):
+        kept = TopEntropy(0.8)(response_mask, entropies)
+        return PositionWeights(power=1.0)(kept, None)
+
+
 class Noted(Callback):
     """Records the metrics of each step, and how many completions of it are trained on here."""
 
@@ -62,6 +73,8 @@ def train(model, folder, devices, stop_at=None, resume=False):
         max_completion_length=LONGEST,
         truncated="score",
         schemes=stacked(),
+        old_log_probs="trainer",
+        token_weights=LateAndUncertain(),
         seed=SEED,
     )
     trainer = Trainer(

@@ -1,4 +1,4 @@
-"""Trains on rollouts that do not depend on the number of ranks, once per estimator; a program, started by the tests.
+"""Trains on rollouts that do not depend on the number of ranks, once per rule; a program, started by the tests.
 
 Completions depend on their prompt alone, where those of a real engine would differ with the number of ranks. With two
 ranks the longest completion of one is shorter than that of the other.
@@ -14,7 +14,7 @@ from lightning import Trainer
 from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from aggregate_po import AdvantageEstimator
+from aggregate_po import AdvantageEstimator, PositionWeights, TopEntropy
 from aggregate_po.advantages import (
     BatchScaled,
     ComponentNormalized,
@@ -36,7 +36,10 @@ ESTIMATORS: dict[str, AdvantageEstimator] = {
     "ComponentNormalized": OverlongShaping(ComponentNormalized(), LONGEST, 4),
     "KalmanBaseline shuffled": KalmanBaseline("shuffled"),
     "BatchScaled, failed verdicts": BatchScaled(),
+    "BatchScaled, TopEntropy": BatchScaled(),
+    "BatchScaled, PositionWeights": BatchScaled(),
 }
+WEIGHTINGS = {"TopEntropy": TopEntropy(0.4), "PositionWeights": PositionWeights(power=1.0, base=0.8)}
 
 
 class PromptedEngine(RolloutEngine):
@@ -100,6 +103,8 @@ def main() -> None:
             updates_per_rollout=2,
             max_completion_length=LONGEST,
             advantages=estimator,
+            old_log_probs="trainer" if "TopEntropy" in name else "sampler",
+            token_weights=WEIGHTINGS.get(name.rpartition(" ")[2]),
             truncated="score",
             seed=5,
         )

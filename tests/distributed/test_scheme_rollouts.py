@@ -39,6 +39,7 @@ def test_ranks_have_the_same_metrics_and_prompts_of_their_own(runs):
     assert first["metrics"] == second["metrics"]
     assert len(first["metrics"]) == STEPS
     assert {"curriculum/known", "drafts/best", "prompts/skipped"} <= first["metrics"][-1].keys()
+    assert all(0.7 < metrics["tokens/trained_ratio"] < 0.9 for metrics in first["metrics"])
     assert any(metrics["replay/groups"] for metrics in first["metrics"])
     assert {metrics["rollout/staleness"] for metrics in first["metrics"]} <= {0, 1, 2, 3}
     assert any(metrics["prompts/skipped"] for metrics in first["metrics"])

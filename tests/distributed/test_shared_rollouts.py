@@ -31,7 +31,7 @@ def trained(tiny_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_advantages_are_those_of_the_full_rollout(name, trained, tiny_model):
+def test_advantages_and_weights_are_those_of_the_full_rollout(name, trained, tiny_model):
     alone, shared = (load_file(trained[devices] / f"{name}.safetensors") for devices in (1, 2))
     start = dict(
         AutoModelForCausalLM.from_pretrained(tiny_model, dtype=next(iter(alone.values())).dtype).named_parameters()
