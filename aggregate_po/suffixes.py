@@ -107,7 +107,6 @@ class DiscountedFuture(SuffixWeight):
         decay = torch.where(mask, 2 ** (-1 / self.half_life), 1.0).to(log_ratio.dtype)
         counted = torch.where(log_ratio > math.log(self.max_ratio), 0, log_ratio)
         future = linear_recurrence(decay.flip(-1), counted.flip(-1)).flip(-1)
-        # Clamp before exp, which would overflow; a lower bound of 0 has no logarithm and needs none.
-        weights = future.clamp(max=math.log(self.max_weight)).exp().clamp(self.min_weight, self.max_weight)
+        weights = future.exp().clamp(self.min_weight, self.max_weight)  # which bounds an overflow, too
         capped = (tokens.advantages < 0) & (log_ratio > math.log(self.cap_from))
         return torch.where(capped, weights.clamp(*self._capped), weights)

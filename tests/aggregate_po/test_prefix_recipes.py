@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aggregate_po import PolicyObjective, PowerMean
+from aggregate_po import PolicyBatch, PolicyObjective, PowerMean
 from aggregate_po.recipes import ctpo, ctpo_geometric, gpg, grpo, kpo, minpro
 from tests.aggregate_po.worked_example import assert_objective, close, worked_batch
 
@@ -60,11 +60,22 @@ def test_limits_of_kpo_are_other_recipes(advantage):
 def test_both_modes_of_ctpo_clip_the_same_tokens(advantage):
     generator = torch.Generator().manual_seed(0)
     log_probs = 0.05 * torch.randn(8, 40, generator=generator).double()
-    _, batch = worked_batch(advantage)
-    batch = type(batch)(torch.zeros(8, 40).double(), torch.ones(8, 40), torch.full((8,), advantage).double())
+    batch = PolicyBatch(torch.zeros(8, 40).double(), torch.ones(8, 40), torch.full((8,), advantage).double())
     product, mean = (recipe().gradient_weights(log_probs, batch) for recipe in (ctpo, ctpo_geometric))
     assert torch.equal(product.clipped, mean.clipped)
     assert 0.05 < product.clipped.double().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights"),
+    [(ctpo, (1 / 2, 1 / 8)), (ctpo_geometric, (1 / 2, 1 / 8)), (kpo, (1 / 2, 1 / 8)), (minpro, (1 / 5, 1 / 5))],
+)
+def test_weight_of_a_token_in_a_short_and_in_a_long_completion(recipe, weights):
+    """On policy; lengths 1 and 4, with a hole in the longer one."""
+    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 1, 1]]).bool()
+    batch = PolicyBatch(torch.zeros(2, 5), mask, torch.ones(2))
+    total = recipe().gradient_weights(torch.zeros(2, 5), batch).total
+    close(total, torch.tensor(weights).unsqueeze(-1) * mask)
 
 
 def test_an_aggregator_of_prefixes_need_not_be_the_arithmetic_mean():

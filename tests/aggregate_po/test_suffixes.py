@@ -117,6 +117,13 @@ def test_on_policy_it_is_dapo():
     assert torch.equal(weights, dapo().gradient_weights(OLD_LOG_PROBS, batch).total)
 
 
+def test_every_token_counts_the_same():
+    """On policy; lengths 1 and 4, with a hole in the longer one."""
+    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 1, 1]]).bool()
+    batch = PolicyBatch(torch.zeros(2, 5), mask, torch.ones(2))
+    close(fipo().gradient_weights(torch.zeros(2, 5), batch).total, mask / 5)
+
+
 def test_advantages_per_token_are_weighted_too():
     advantages = torch.tensor([[1.0, -1.0, 0.5, 0.0]]).double()
     batch = PolicyBatch(OLD_LOG_PROBS, torch.ones(1, 4), advantages)
