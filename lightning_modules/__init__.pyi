@@ -8,6 +8,7 @@ from .data.held_out import HeldOutSet
 from .data.module import RolloutDataModule
 from .data.observers import RolloutObserver
 from .data.schemes import Curriculum, DraftRefinement, DynamicPruning, DynamicSampling, Replay, SamplingScheme
+from .data.spans import Sentences, SpanRule, Turns
 from .metrics import GradientWeightMetrics
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
@@ -58,9 +59,12 @@ __all__ = [
     "RunCheckpoint",
     "RunReport",
     "SamplingScheme",
+    "Sentences",
     "SequenceLayout",
     "SharedPrompts",
+    "SpanRule",
     "TrainingProgressBar",
+    "Turns",
     "boxed_answer",
     "read_completions",
 ]

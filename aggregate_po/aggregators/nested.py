@@ -135,7 +135,7 @@ class SpanLayout:
         if tokens.span_ids is None:
             raise ValueError(
                 "`span_ids` is None, but NestedMean aggregates spans; pass the number of each token's span, "
-                "`PolicyBatch(..., span_ids=...)`, shape `batch time`."
+                "`PolicyBatch(..., span_ids=...)`, shape `batch time`, as RolloutDataModule does with its `spans`."
             )
         mask = tokens.response_mask
         completion = mask.nonzero()[:, 0]

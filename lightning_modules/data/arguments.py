@@ -15,6 +15,7 @@ from aggregate_po.arguments import require_non_negative
 from lightning_modules.data.evaluation import EvaluationName
 from lightning_modules.data.rollout import LogProbSource
 from lightning_modules.data.schemes import SamplingScheme
+from lightning_modules.data.spans import SpanRule
 from lightning_modules.model.policy import Policy
 from lightning_modules.rewards import FailedVerdictRule, TruncationRule
 from lightning_modules.rollouts import RolloutEngine
@@ -50,6 +51,7 @@ def require_parts(
     failed_verdicts: str,
     schemes: Sequence[object],
     token_weights: object,
+    spans: object,
 ) -> None:
     """Check the names of the rules, the types of the parts, and that corrections and weights have what they need.
 
@@ -80,6 +82,11 @@ def require_parts(
         raise ValueError(
             f"`token_weights` is {token_weights!r}, but `old_log_probs` is 'sampler', which returns no entropies; pass "
             "old_log_probs='trainer', whose forward pass computes them."
+        )
+    if spans is not None and not isinstance(spans, SpanRule):
+        raise TypeError(
+            f"`spans` is {spans!r}; pass an instance of a subclass of lightning_modules.SpanRule, such as "
+            "lightning_modules.Sentences()."
         )
     for scheme in schemes:
         if not isinstance(scheme, SamplingScheme):

@@ -28,6 +28,7 @@ from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rew
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
+from lightning_modules.data.spans import SpanRule, span_ids
 from lightning_modules.data.token_weights import require_weights_taken, token_weights
 from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
@@ -70,6 +71,7 @@ class RolloutDataModule(BufferedDataModule):
             `aggregate_po.advantages`.
         token_weights: Rule for the weights of the tokens in every mean, such as `aggregate_po.TopEntropy`; it sees the
             rollout of all ranks. Every token counts once when None.
+        spans: Rule for the spans of a completion, such as `lightning_modules.Sentences`, for a mean over spans.
         truncated: Rule for truncated completions: "score" keeps their reward, "zero_reward" sets it to 0, and "mask"
             excludes their tokens from training, so that they only count in the baseline of their group.
         failed_verdicts: Rule for completions on which a verdict failed, such as one that reached the time limit of a
@@ -121,6 +123,7 @@ class RolloutDataModule(BufferedDataModule):
         correction: SamplerCorrection | None = None,
         advantages: AdvantageEstimator = GroupNormalized(),
         token_weights: TokenWeighting | None = None,
+        spans: SpanRule | None = None,
         truncated: TruncationRule = "zero_reward",
         failed_verdicts: FailedVerdictRule = "mask",
         tokens_per_micro_batch: int | None = None,
@@ -148,25 +151,22 @@ class RolloutDataModule(BufferedDataModule):
             max_prompt_length=max_prompt_length,
         )
         require_sampling(group_size, temperature, kl_in_reward, evaluations)
-        require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes, token_weights)
+        require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes, token_weights, spans)
         self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = examples_of("dataset", dataset)
         self.validation = None if validation is None else held_out_sets(validation)
         self.rollouts = TransformersEngine() if rollouts is None else rollouts
         require_concurrent(self.rollouts, overlap)
-        self.group_size = group_size
-        self.prompts_per_rollout = prompts_per_rollout
+        self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
-        self.max_completion_length = max_completion_length
-        self.temperature = temperature
+        self.max_completion_length, self.temperature = max_completion_length, temperature
         self.old_log_probs, self.correction = old_log_probs, correction
-        self.advantages, self.token_weights = advantages, token_weights
+        self.advantages, self.token_weights, self.spans = advantages, token_weights, spans
         self.truncated, self.failed_verdicts = truncated, failed_verdicts
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.kl_in_reward, self.overlap = kl_in_reward, overlap
         self.prompt_format = PromptFormat(chat_template, system_prompt, chat_template_kwargs or {}, prompt_template)
-        self.max_prompt_length = max_prompt_length
-        self.skip_special_tokens = skip_special_tokens
+        self.max_prompt_length, self.skip_special_tokens = max_prompt_length, skip_special_tokens
         self.schemes = tuple(schemes)
         self._stack = SchemeStack(self.schemes, seed)
         self.evaluations = tuple(evaluations)
@@ -270,7 +270,8 @@ class RolloutDataModule(BufferedDataModule):
         objective = cast(PolicyObjective, self._trainer.lightning_module.objective)
         require_unweighted(objective, estimated, weighted, self.schemes)
         mean_weights, kept = token_weights(self.token_weights, groups, log_probs.entropies, self._trainer)
-        rollout = Rollout(groups, sequences, log_probs, weighted, {**metrics, **kept}, mean_weights)
+        spans = span_ids(self.spans, groups, self.policy.tokenizer)
+        rollout = Rollout(groups, sequences, log_probs, weighted, {**metrics, **kept}, mean_weights, spans)
         observe(self._trainer, rollout)
         batches, trained = updates(rollout, plan, objective.trains_every_completion, self._trainer)
         self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)

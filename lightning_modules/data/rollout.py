@@ -51,6 +51,7 @@ class Rollout:
         advantages: advantages, estimated from the groups of all ranks; shape `batch` or `batch time`.
         metrics: metrics of the rollout, the same on all ranks.
         mean_weights: weights of the tokens in every mean, None without; shape `batch time`.
+        span_ids: number of each token's span, None without; shape `batch time`.
     """
 
     groups: Groups
@@ -59,6 +60,7 @@ class Rollout:
     advantages: PerCompletion | PerToken
     metrics: Mapping[str, float]
     mean_weights: PerToken | None = None
+    span_ids: PerToken | None = None
 
 
 def rollout_log_probs(

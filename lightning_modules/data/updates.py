@@ -69,6 +69,7 @@ def _step(rollout: Rollout, rows: Tensor, groups: Tensor, totals: StepTotals) ->
         totals=totals,
         ref_log_probs=None if reference is None else reference[rows, :time],
         mean_weights=None if rollout.mean_weights is None else rollout.mean_weights[rows, :time],
+        span_ids=None if rollout.span_ids is None else rollout.span_ids[rows, :time],
         correction=log_probs.correction.map(lambda tensor: tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]),
         groups=groups[rows],
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import aggregate_po as core
-from lightning_modules import PromptDataset, RolloutObserver, SamplingScheme, SequenceLayout
+from lightning_modules import PromptDataset, RolloutObserver, SamplingScheme, SequenceLayout, SpanRule
 from lightning_modules.model.policy import ModelSource
 from lightning_modules.rollouts import RolloutEngine
 from lightning_modules.rollouts.servers.weight_channels import WeightChannel
@@ -26,6 +26,7 @@ DOCUMENTED = [
     SequenceLayout,
     PromptDataset,
     SamplingScheme,
+    SpanRule,
     RolloutObserver,
     ModelSource,
     RolloutEngine,
