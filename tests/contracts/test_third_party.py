@@ -59,14 +59,16 @@ def test_value_weights_and_diagnostics_of_an_objective(mean):
 
 
 @pytest.mark.parametrize(
-    ("path", "option", "number"),
+    ("slot", "path", "option", "number"),
     [
-        ("tests.third_party.LehmerMean", "order", 1.5),
-        ("tests.third_party.self_dual.SelfDualMean", "order", 2.0),
-        ("tests.third_party.huber.PseudoHuberMean", "width", 0.5),
+        ("aggregator", "tests.third_party.LehmerMean", "order", 1.5),
+        ("aggregator", "tests.third_party.self_dual.SelfDualMean", "order", 2.0),
+        ("aggregator", "tests.third_party.huber.PseudoHuberMean", "width", 0.5),
+        ("suffix_weight", "tests.third_party.EarlierCountsMore", "rate", 0.5),
+        ("prefix", "PrefixKalmanFilter", "process_variance", 0.25),
     ],
 )
-def test_command_line_takes_it_by_its_import_path(path, option, number):
+def test_command_line_takes_it_by_its_import_path(slot, path, option, number):
     pytest.importorskip("lightning")
     from tests.docs.test_snippets import parsed_config
 
@@ -74,10 +76,11 @@ def test_command_line_takes_it_by_its_import_path(path, option, number):
         [
             *("fit", "--config", "experiments/configs/addition.yaml"),
             *("--model.objective.class_path", "aggregate_po.PolicyObjective"),
-            *("--model.objective.init_args.aggregator", path),
-            *(f"--model.objective.init_args.aggregator.{option}", str(number)),
+            *("--model.objective.init_args.aggregator", "ArithmeticMean"),
+            *(f"--model.objective.init_args.{slot}", path),
+            *(f"--model.objective.init_args.{slot}.{option}", str(number)),
         ]
     )
-    chosen = config["model"]["objective"]["init_args"]["aggregator"]
+    chosen = config["model"]["objective"]["init_args"][slot]
     assert chosen["class_path"].split(".")[-1] == path.split(".")[-1]
     assert chosen["init_args"][option] == number
