@@ -23,6 +23,8 @@ class TokenWeighting(ABC):
 
     - Implement `__call__`. Padding must have no effect, and permuting the completions must permute the weights.
     - Override `needs_entropies` to return True if it reads the entropies.
+
+    `aggregate_po.testing.check_token_weighting` checks these requirements.
     """
 
     @property

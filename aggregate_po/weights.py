@@ -5,7 +5,7 @@ from torch import Tensor
 
 from aggregate_po.shapes import PerToken
 
-_LARGEST = 1e6  # times a log ratio and a long completion, still far from overflow in single precision
+LARGEST_WEIGHT = 1e6  # times a log ratio and a long completion, still far from overflow in single precision
 
 
 def checked_weights(response_mask: PerToken, mean_weights: PerToken | None) -> tuple[PerToken, PerToken | None]:
@@ -25,11 +25,11 @@ def checked_weights(response_mask: PerToken, mean_weights: PerToken | None) -> t
         return response_mask & mean_weights, None
     weights = torch.where(response_mask, mean_weights.detach(), 0)
     weights = weights if weights.dtype == torch.float64 else weights.float()
-    wrong = ~((weights >= 0) & (weights <= _LARGEST))
+    wrong = ~((weights >= 0) & (weights <= LARGEST_WEIGHT))
     if wrong.any():
         raise ValueError(
-            f"`mean_weights` has {_first(weights, wrong)} on a response token; pass weights from 0 to {_LARGEST:g}, in "
-            "any unit, since a mean does not depend on their scale."
+            f"`mean_weights` has {_first(weights, wrong)} on a response token; pass weights from 0 to "
+            f"{LARGEST_WEIGHT:g}, in any unit, since a mean does not depend on their scale."
         )
     return response_mask & (weights > 0), weights
 

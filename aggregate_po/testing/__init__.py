@@ -29,6 +29,7 @@ from aggregate_po.testing.penalties import PenaltyContract, check_penalty
 from aggregate_po.testing.prefixes import PrefixAggregateContract, check_prefix_aggregate
 from aggregate_po.testing.suffixes import SuffixWeightContract, check_suffix_weight
 from aggregate_po.testing.transforms import TransformContract, check_transform
+from aggregate_po.testing.weightings import TokenWeightingContract, check_token_weighting
 
 __all__ = [
     "AdvantageContract",
@@ -41,6 +42,7 @@ __all__ = [
     "PenaltyContract",
     "PrefixAggregateContract",
     "SuffixWeightContract",
+    "TokenWeightingContract",
     "TransformContract",
     "check_advantage",
     "check_aggregator",
@@ -50,6 +52,7 @@ __all__ = [
     "check_penalty",
     "check_prefix_aggregate",
     "check_suffix_weight",
+    "check_token_weighting",
     "check_transform",
     "law",
 ]

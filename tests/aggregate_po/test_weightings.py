@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregate_po import PolicyBatch, PositionWeights, TokenWeighting, TopEntropy
+from aggregate_po import PositionWeights, TokenWeighting, TopEntropy
 from tests.aggregate_po.worked_example import close
-from tests.contracts.strategies import generators, masks, sizes
+from tests.contracts.strategies import generators
 
 MASK = torch.tensor([[True, True, False, True], [True, True, True, False]])
 ENTROPIES = torch.tensor([[0.1, 2.0, math.nan, 0.3], [1.0, 0.0, 0.2, math.inf]])
@@ -39,6 +39,12 @@ def test_threshold_is_the_quantile(tokens, percent, generator):
     assert torch.equal(kept, entropies >= quantile - 1e-12)
 
 
+def test_rounding_does_not_move_the_quantile():
+    """(1 - 0.7) * 10 is above 3 by rounding, and 8 of 11 entropies are at or above place 3."""
+    assert (1 - 0.7) * 10 > 3
+    assert TopEntropy(0.7)(torch.ones(1, 11).bool(), torch.rand(1, 11)).sum() == 8
+
+
 def test_ties_are_kept_and_no_token_is_no_error():
     assert TopEntropy(0.1)(torch.ones(1, 3).bool(), torch.zeros(1, 3)).all()
     assert not TopEntropy(0.1)(torch.zeros(1, 3).bool(), torch.zeros(1, 3)).any()
@@ -65,30 +71,10 @@ def test_weights_by_position(weighting, weights):
     close(weighting(torch.ones(1, 3).bool(), None), [weights], tolerance=1e-6)
 
 
-WEIGHTINGS = [
-    TopEntropy(0.3),
-    PositionWeights(power=-0.5, base=0.9),
-    PositionWeights(power=40.0),
-    PositionWeights(-90.0),
-]
-
-
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@given(data=st.data())
-def test_weightings(weighting, data):
-    """A batch accepts the weights; padding has no effect, and neither has the order of the completions."""
-    batch, time = data.draw(sizes(5)), data.draw(sizes(64))
-    mask, generator = data.draw(masks(batch, time)), data.draw(generators())
-    entropies = torch.rand(batch, time, generator=generator)
-    weights = weighting(mask, entropies)
-    zeros = torch.zeros(batch, time)
-    PolicyBatch(zeros, mask, zeros[:, 0], mean_weights=weights)
-    assert weights.dtype in (torch.bool, torch.float32)
-    dirty = weighting(mask, torch.where(mask, entropies, math.nan))
-    assert torch.equal(torch.where(mask, dirty, 0), torch.where(mask, weights, 0))
-    assert torch.equal(weighting(mask.flip(0), entropies.flip(0)), weights.flip(0))
-    if isinstance(weighting, PositionWeights):
-        close(torch.where(mask, weights, 0).sum(dim=-1), mask.sum(dim=-1), tolerance=1e-4)
+@given(st.integers(0, 40), st.sampled_from([PositionWeights(power=-0.5, base=0.9), PositionWeights(40.0)]))
+def test_weights_by_position_sum_to_the_length(length, weighting):
+    weights = weighting(torch.arange(40).unsqueeze(0) < length, None)
+    close(weights[:, :length].sum(), length, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from aggregate_po import (
     RatioTransform,
     SuffixWeight,
     TokenAggregator,
+    TokenWeighting,
 )
 from aggregate_po.advantages import GroupAdvantage
 from aggregate_po.aggregators import EvaluatedAggregator
@@ -840,3 +841,44 @@ class WeightDiffersInInferenceMode(BrokenWeight):
 class AnotherWeightWithoutGradient(BrokenWeight):
     def __call__(self, tokens):
         return super().__call__(tokens) + 0.1 * without_gradient_mode()
+
+
+# --- weights of tokens -----------------------------------------------------------------------------------------------
+
+
+class BrokenWeighting(TokenWeighting):
+    needs_entropies = True
+
+    def __call__(self, response_mask, entropies):
+        return torch.ones_like(entropies)
+
+
+@broken("shapes")
+class CountsOfTokens(BrokenWeighting):
+    def __call__(self, response_mask, entropies):
+        return response_mask.long()
+
+
+@broken("range")
+class NegativeWeights(BrokenWeighting):
+    def __call__(self, response_mask, entropies):
+        return 1 - entropies
+
+
+@broken("padding_changes_nothing")
+class LargestWithPadding(BrokenWeighting):
+    def __call__(self, response_mask, entropies):
+        return torch.ones_like(entropies) * entropies.max()
+
+
+@broken("order_of_completions")
+class PlaceInTheBatchCounts(BrokenWeighting):
+    def __call__(self, response_mask, entropies):
+        return torch.ones_like(entropies) * torch.arange(len(entropies)).unsqueeze(-1)
+
+
+@broken("inputs_are_left_untouched")
+class CapsTheEntropies(BrokenWeighting):
+    def __call__(self, response_mask, entropies):
+        entropies.clamp_(max=1.0)
+        return torch.ones_like(entropies)

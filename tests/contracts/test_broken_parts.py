@@ -16,6 +16,7 @@ from aggregate_po import (
     RatioTransform,
     SuffixWeight,
     TokenAggregator,
+    TokenWeighting,
 )
 from aggregate_po.testing import (
     AdvantageContract,
@@ -26,6 +27,7 @@ from aggregate_po.testing import (
     PenaltyContract,
     PrefixAggregateContract,
     SuffixWeightContract,
+    TokenWeightingContract,
     TransformContract,
     check_advantage,
     check_aggregator,
@@ -36,6 +38,7 @@ KINDS = {
     TokenAggregator: AggregatorContract,
     RatioTransform: TransformContract,
     Normalizer: NormalizerContract,
+    TokenWeighting: TokenWeightingContract,
     ExponentRule: ExponentRuleContract,
     AdvantageEstimator: AdvantageContract,
     Penalty: PenaltyContract,

@@ -8,7 +8,17 @@ import pytest
 import torch
 from hypothesis import settings
 
-from aggregate_po import ESSMatching, FixedExponent, GeometricMean, LinearExponent, PowerMean, Product, RewardExponent
+from aggregate_po import (
+    ESSMatching,
+    FixedExponent,
+    GeometricMean,
+    LinearExponent,
+    PositionWeights,
+    PowerMean,
+    Product,
+    RewardExponent,
+    TopEntropy,
+)
 from aggregate_po.advantages import KalmanBaseline, MeanNormalized
 from aggregate_po.testing import (
     AdvantageContract,
@@ -19,6 +29,7 @@ from aggregate_po.testing import (
     PenaltyContract,
     PrefixAggregateContract,
     SuffixWeightContract,
+    TokenWeightingContract,
     TransformContract,
     check_advantage,
     check_aggregator,
@@ -65,12 +76,14 @@ def advantage_contract(part):
     return contract(AdvantageContract, part)
 
 
+WEIGHTINGS = [TopEntropy(0.3), PositionWeights(power=-0.5, base=0.9), PositionWeights(40.0), PositionWeights(-90.0)]
 RULES = [ESSMatching(), LinearExponent(), LinearExponent(duration=0.5), RewardExponent(), FixedExponent(0.5)]
 TRANSFORMS = {label(part): part for part in (*TOKEN_TRANSFORMS, *SEQUENCE_TRANSFORMS) if part is not None}
 CONTRACTS = [
     *map(aggregator_contract, AGGREGATORS),
     *map(partial(contract, TransformContract), TRANSFORMS.values()),
     *map(partial(contract, NormalizerContract), NORMALIZERS),
+    *map(partial(contract, TokenWeightingContract), WEIGHTINGS),
     *map(partial(contract, ExponentRuleContract), RULES),
     *map(partial(contract, PenaltyContract, rounding=1e-10), PENALTIES),
     *map(partial(contract, GroupObjectiveContract), GROUP_OBJECTIVES),
