@@ -188,13 +188,13 @@ class ESSCurve:
 
     Args:
         log_ratio: Log ratios minus the largest of the completion, -inf on padding; shape `batch time`.
-        weights: Number of times that each token counts, 1 without `mean_weights`; shape `batch time`.
-        lengths: Sum of these numbers, 1 for no token; shape `batch`.
+        lengths: Response tokens of each completion, or the sum of their weights; 1 for no token; shape `batch`.
+        weights: Weights of the tokens, 0 on padding; None counts every token once; shape `batch time`.
     """
 
     log_ratio: PerToken
-    weights: PerToken
     lengths: PerCompletion
+    weights: PerToken | None = None
 
     # Enough bisection steps to halve [0, 1] down to the resolution of float64 near 1.
     _bisections = 52
@@ -205,15 +205,15 @@ class ESSCurve:
         log_ratio = torch.where(response_mask, log_ratio.double(), -torch.inf)
         # Relative to the largest ratio, no exponential overflows, and padding contributes exp(-inf) = 0.
         log_ratio = log_ratio - masked_max(log_ratio, response_mask).unsqueeze(-1)
-        counts = torch.ones_like(log_ratio) if weights is None else torch.where(response_mask, weights, 0).double()
-        return cls(log_ratio, counts, divisor(masked_length(response_mask, weights)).double())
+        lengths = divisor(masked_length(response_mask, weights)).double()
+        return cls(log_ratio, lengths, None if weights is None else torch.where(response_mask, weights, 0).double())
 
     def share(self, exponent: PerCompletion) -> PerCompletion:
         """Return the effective sample size over the length at positive exponents, 0 for no token; shape `batch`."""
         # `p = 0` times -inf would be NaN, but bisection evaluates midpoints only.
         powers = torch.exp(self.log_ratio * exponent.unsqueeze(-1))
-        squares = (self.weights * powers.square()).sum(dim=-1).clamp(min=torch.finfo(powers.dtype).tiny)
-        return (self.weights * powers).sum(dim=-1).square() / squares / self.lengths
+        squares = self._sum(powers.square()).clamp(min=torch.finfo(powers.dtype).tiny)
+        return self._sum(powers).square() / squares / self.lengths
 
     def exponent(
         self, target: PerCompletion | float, largest: float, share_at_largest: PerCompletion | None = None
@@ -231,9 +231,13 @@ class ESSCurve:
         exponents = torch.where(target <= at_largest, ends, 0)
         inside = (target > at_largest) & (target < 1)
         if inside.any():
-            undecided = ESSCurve(self.log_ratio[inside], self.weights[inside], self.lengths[inside])
+            weights = None if self.weights is None else self.weights[inside]
+            undecided = ESSCurve(self.log_ratio[inside], self.lengths[inside], weights)
             exponents[inside] = undecided._bisect(target[inside], largest)
         return exponents
+
+    def _sum(self, values: PerToken) -> PerCompletion:
+        return (values if self.weights is None else self.weights * values).sum(dim=-1)
 
     def _bisect(self, target: PerCompletion, largest: float) -> PerCompletion:
         low, high = torch.zeros_like(self.lengths), torch.full_like(self.lengths, largest)
