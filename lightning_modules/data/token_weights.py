@@ -39,12 +39,13 @@ def token_weights(
     table = pad(torch.stack(columns), (0, width - mask.shape[1]))
     gathered = gathered_over_ranks(rearrange(table, "column batch time -> batch time column"), trainer)
     pattern = "(rank prompt group) time column -> column (prompt rank group) time"
-    everywhere, *known = rearrange(gathered, pattern, **sizes)
-    weights = weighting(everywhere.bool(), known[0] if known and weighting.needs_entropies else None)
+    present, *known = rearrange(gathered, pattern, **sizes)
+    everywhere = present.bool()
+    weights = weighting(everywhere, known[0] if known and weighting.needs_entropies else None)
     require_shape(weighting, "__call__", weights, "`batch time`", everywhere.shape)
-    kept = ((weights > 0) & everywhere.bool()).sum() / everywhere.sum().clamp(min=1)
+    kept = int(((weights > 0) & everywhere).sum()) / max(int(everywhere.sum()), 1)
     by_rank = rearrange(weights, "(prompt rank group) time -> rank (prompt group) time", **sizes)
-    return by_rank[data_parallel_rank(trainer), :, : mask.shape[1]], {"tokens/trained_ratio": kept.item()}
+    return by_rank[data_parallel_rank(trainer), :, : mask.shape[1]], {"tokens/trained_ratio": kept}
 
 
 def require_weights_taken(weighting: TokenWeighting | None, trainer: Trainer) -> None:
