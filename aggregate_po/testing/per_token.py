@@ -19,13 +19,14 @@ from aggregate_po.testing.contexts import (
 )
 from aggregate_po.testing.laws import Contract, law
 from aggregate_po.testing.reports import require_close, require_finite, require_form, scale
-from aggregate_po.testing.strategies import junk, token_ratios
+from aggregate_po.testing.strategies import exact_token_ratios, junk, token_ratios
 
 
 class PerTokenContract(Contract):
     """Properties that prefix aggregates and suffix weights share."""
 
     rounding: ClassVar[float] = 1e-9
+    single_rounding: ClassVar[float] = 1e-3
 
     def measured(self, tokens: TokenRatios) -> Tensor:
         """Return the detached result of the part."""
@@ -73,6 +74,14 @@ class PerTokenContract(Contract):
         alone = torch.cat(expected)
         allowed = self.rounding * scale(alone)
         require_close("the result among others", self.measured(tokens), alone, allowed, tokens.response_mask)
+
+    @law(tokens=exact_token_ratios())
+    def test_single_precision_follows_double(self, tokens: TokenRatios) -> None:
+        """In float32, the result equals that of float64 up to rounding."""
+        expected = self.measured(tokens)
+        actual = self.measured(in_precision(tokens, torch.float32)).double()
+        allowed = self.single_rounding * scale(expected)
+        require_close("the result in float32", actual, expected, allowed, tokens.response_mask)
 
     @law(tokens=token_ratios())
     def test_inputs_are_left_untouched(self, tokens: TokenRatios) -> None:

@@ -1,7 +1,7 @@
 """Properties of prefix aggregates."""
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ class PrefixAggregateContract(PerTokenContract):
     Attributes:
         prefix: instance under test.
         rounding: tolerance for rounding errors, relative to the size of a result or to 1.
-        single_rounding: tolerance of closed-form weights in float32.
+        single_rounding: tolerance in float32, of results and of closed-form weights.
 
     Example:
         >>> from aggregate_po import PrefixProduct
@@ -32,7 +32,6 @@ class PrefixAggregateContract(PerTokenContract):
     """
 
     prefix: PrefixAggregate
-    single_rounding: ClassVar[float] = 1e-3
 
     _attribute = "prefix"
     _kind = PrefixAggregate

@@ -1,7 +1,7 @@
 """Properties of suffix weights."""
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ class SuffixWeightContract(PerTokenContract):
     Attributes:
         suffix_weight: instance under test.
         rounding: tolerance for rounding errors, relative to the size of a result or to 1.
-        single_rounding: tolerance of closed-form weights in float32.
+        single_rounding: tolerance in float32, of results and of closed-form weights.
 
     Example:
         >>> from aggregate_po import DiscountedFuture
@@ -31,7 +31,6 @@ class SuffixWeightContract(PerTokenContract):
     """
 
     suffix_weight: SuffixWeight
-    single_rounding: ClassVar[float] = 1e-3
 
     _attribute = "suffix_weight"
     _kind = SuffixWeight

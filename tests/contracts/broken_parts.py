@@ -657,6 +657,12 @@ class PrefixOverflowsInSinglePrecision(BrokenPrefix):
         return (2 * tokens.log_ratio).exp().log()
 
 
+@broken("single_precision_follows_double")
+class PrefixLosesDigits(BrokenPrefix):
+    def log_prefix(self, tokens):
+        return super().log_prefix(tokens) / 3 + 1e5 - 1e5
+
+
 @broken("padding_changes_nothing", "masked_tokens_change_nothing")
 class PrefixAveragedOverColumns(BrokenPrefix):
     def log_prefix(self, tokens):
@@ -785,6 +791,12 @@ class WeightInDoublePrecision(BrokenWeight):
 class WeightOverflowsInSinglePrecision(BrokenWeight):
     def weights(self, tokens):
         return (2 * tokens.log_ratio).exp().log1p() * 1e-3
+
+
+@broken("single_precision_follows_double")
+class WeightLosesDigits(BrokenWeight):
+    def weights(self, tokens):
+        return super().weights(tokens) + 1e5 - 1e5
 
 
 @broken("padding_changes_nothing", "masked_tokens_change_nothing")
