@@ -69,8 +69,9 @@ class DiscountedFuture(SuffixWeight):
         half_life: Number of tokens after which a log ratio counts half, $\gamma = 2^{-1 / \mathrm{half\_life}}$.
         min_weight: Lower bound of the weights.
         max_weight: Upper bound of the weights.
-        max_ratio: Tokens with a ratio above this are left out of the sums.
-        cap_from: Where the advantage is negative and the ratio is above this, the weight is clipped to [0.8, 1].
+        max_ratio: Tokens with a ratio above this are left out of the sums; `inf` leaves none out.
+        cap_from: Where the advantage is negative and the ratio is above this, the weight is clipped to [0.8, 1]; `inf`
+            clips none.
 
     Raises:
         ValueError: a number is out of its range, or the bounds are in the wrong order.

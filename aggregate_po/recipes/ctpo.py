@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from aggregate_po.aggregators import ArithmeticMean
+from aggregate_po.arguments import require_positive
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import Penalty
 from aggregate_po.prefixes import PrefixAggregate, PrefixGeometricMean, PrefixProduct
@@ -72,5 +73,6 @@ def _on_prefixes(
 ) -> PolicyObjective:
     clip: RatioTransform = ScaledClip(PessimisticClip.log(log_clip_low, log_clip_high), exponent)
     if log_cap is not None:
+        require_positive(log_cap=log_cap)
         clip = Chain([clip, ScaledClip(NegativeCap(math.exp(log_cap)), exponent)])
     return PolicyObjective(ArithmeticMean(), clip, penalties=penalties, prefix=prefix)

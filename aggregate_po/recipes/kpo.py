@@ -26,7 +26,8 @@ def kpo(
         clip_high: Filtered ratios are clipped at `1 + clip_high` where the advantage is positive.
         process_variance: Variance of the drift of the log ratio from token to token, in units of the variance of the
             noise; `inf` gives GRPO.
-        prior_variance: Variance of the log ratio before the first token, in the same units.
+        prior_variance: Variance of the log ratio before the first token, in the same units; `inf` and no
+            drift give the geometric mean of the prefix.
         penalties: Costs subtracted from the objective.
 
     Reference: KPO, arXiv:2602.10609, with the numbers of its code. KRPO filters rewards.

@@ -32,13 +32,12 @@ def test_arguments_are_found():
 
 # Upper bounds of `PessimisticClip` and `TwoSidedClip`, whose docstrings say that `inf` means no bound.
 UNBOUNDED = ("clip_high", "max_ratio")
-DUAL_CLIP = "grpo_dual_clip.max_ratio"  # of a `NegativeCap`, which would do nothing
+DUAL_CLIPS = ("grpo_dual_clip.max_ratio", "fipo.max_ratio")  # of a `NegativeCap`, which would do nothing
 
 
 def may_be_infinite(argument):
-    if inspect.isfunction(argument.owner):  # a recipe hands it to a clip
-        return argument.name in UNBOUNDED and str(argument) != DUAL_CLIP
-    return "`inf`" in argument.entry
+    handed_to_a_clip = inspect.isfunction(argument.owner) and argument.name in UNBOUNDED
+    return "`inf`" in argument.entry or (handed_to_a_clip and str(argument) not in DUAL_CLIPS)
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)

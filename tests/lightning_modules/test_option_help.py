@@ -16,7 +16,7 @@ from lightning_modules.option_help import help_of_import_path
 
 # What parts receive and return, which no option names.
 RECORDS = {"CorrectionWeights", "Completions", "Evaluated", "GradientWeights", "GroupedRewards", "PolicyBatch"}
-RECORDS |= {"SamplingParameters", "StepTotals", "TokenRatios"}
+RECORDS |= {"CompletionValues", "GroupTerms", "GroupValues", "SamplingParameters", "StepTotals", "TokenRatios"}
 OWN = {"model", "data", "report", "checkpoint", "device_memory", "prompt_length"}
 
 
