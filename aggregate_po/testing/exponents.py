@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from aggregate_po.batch import PerCompletion, TokenRatios
 from aggregate_po.exponents import ExponentRule
-from aggregate_po.masked import masked_max
+from aggregate_po.masked import masked_max, masked_softmax
 from aggregate_po.testing.contexts import (
     copied,
     in_precision,
@@ -26,10 +26,10 @@ from aggregate_po.testing.strategies import generators, junk, token_ratios
 
 
 class ExponentRuleContract(MeanWeightContract):
-    """Properties of a rule for the exponent of a power mean.
+    r"""Properties of a rule for the exponent of a power mean.
 
     The inputs are those of an aggregator. Two exponents are compared by their effect on the weights: their difference
-    times the range of the log ratios.
+    times the range of the log ratios, and with `mean_weights` times one minus the sum of the squared weights.
 
     Attributes:
         rule: instance under test.
@@ -105,6 +105,10 @@ class ExponentRuleContract(MeanWeightContract):
     def _require_same(self, what: str, actual: PerCompletion, expected: PerCompletion, tokens: TokenRatios) -> None:
         mask = tokens.response_mask
         width = masked_max(tokens.log_ratio, mask) + masked_max(-tokens.log_ratio, mask)
+        if tokens.mean_weights is not None:
+            # Very unequal weights may leave one token everything whatever the exponent, which then has few digits.
+            powers = expected.unsqueeze(-1) * tokens.log_ratio
+            width = width * (1 - masked_softmax(powers, mask, tokens.mean_weights).square().sum(dim=-1))
         require_close(what, actual, expected, self.rounding * (1 + expected.abs()) / width, tokens.lengths > 0)
 
 
