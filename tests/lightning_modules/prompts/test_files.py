@@ -60,8 +60,8 @@ def test_compressed_files_are_told_by_their_first_bytes(written, compress, name)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(TWO_LINES.encode() * 100)[:-20], "PATH: damaged or incomplete compressed file"),
-        (gzip.compress(TWO_LINES.encode())[:-6] + b"\0" * 6, "PATH: damaged or incomplete compressed file"),
+        (gzip.compress(TWO_LINES.encode() * 100, mtime=0)[:-20], "PATH: damaged or incomplete compressed file"),
+        (gzip.compress(TWO_LINES.encode(), mtime=0)[:-6] + b"\0" * 6, "PATH: damaged or incomplete compressed file"),
         (bz2.compress(TWO_LINES.encode())[:-9], "PATH: damaged or incomplete compressed file"),
         (lzma.compress(TWO_LINES.encode())[:-9], "PATH: damaged or incomplete compressed file"),
         (b"\x28\xb5\x2f\xfd...", "PATH: not a text file, it is compressed by Zstandard; decompress it with `zstd -d`."),

@@ -56,7 +56,7 @@ INVALID = arrow.table({"prompt": arrow.array([b"a", b"\xff"]).view(arrow.string(
 FORMS = {
     "jsonl": json_lines(ROWS),
     "json": json.dumps(ROWS, indent=1).encode(),
-    "jsonl.gz": gzip.compress(json_lines(ROWS)),
+    "jsonl.gz": gzip.compress(json_lines(ROWS), mtime=0),
     "csv": csv_of(ROWS),
     "csv.xz": lzma.compress(csv_of(ROWS)),
     "tsv.bz2": bz2.compress(csv_of(ROWS).replace(b",", b"\t")),
