@@ -53,7 +53,8 @@ class SigmoidGate(RatioTransform):
         r"""Return $\tau r \, \sigma(-\tau (r - 1))$."""
         tau = self._tau(ratios)
         ratio = _ratio_before_the_end(ratios, tau)
-        return tau * ratio * torch.sigmoid(tau * (1 - ratio))
+        # Not sigmoid, which underflows earlier than the product with the ratio.
+        return tau * ratio * torch.nn.functional.logsigmoid(tau * (1 - ratio)).exp()
 
     def _tau(self, ratios: TokenRatios) -> Tensor:
         return _chosen(ratios.advantages > 0, self.tau_positive, self.tau_negative, ratios)

@@ -86,6 +86,14 @@ def test_sigmoid_gate_ends_where_its_exponential_would_overflow(tau, dtype):
     close(gate(context).exp(), [[4 / tau / (1 + math.exp(-3))]], tolerance=1e-9)
 
 
+def test_sigmoid_gate_keeps_a_slope_that_single_precision_has():
+    """r sigmoid(1 - r) at e^4.5 = 90.017 is 90.017 e^-89.017 = 1.97e-37, of which the sigmoid alone would underflow."""
+    context = tokens([[4.5]])
+    single = SigmoidGate().derivative(replace(context, log_ratio=context.log_ratio.float()))
+    assert single.item() > torch.finfo(torch.float32).tiny
+    torch.testing.assert_close(single.double(), SigmoidGate().derivative(context), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_arctan_gate(advantage):
     """Arctangents of 1, -sqrt(3) and 0 are pi / 4, -pi / 3 and 0; slopes 1/2, 1/4 and 1."""
