@@ -195,6 +195,7 @@ class RolloutDataModule(BufferedDataModule):
             require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
             require_whole_updates(self._trainer, plan)
             require_weights_taken(self.token_weights, self._trainer)
+            self._stack.require_weights_taken(self._trainer)
             if self.needs_reference:
                 self.policy.keep_reference()
             self._notices = Notices(self.max_completion_length, self.truncated)

@@ -1,18 +1,19 @@
 """Group objectives in training: terms known before the first backward pass, and passes without a trace."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Callback
 
-from aggregate_po import LabelLogistic, PolicyBatch
+from aggregate_po import PolicyBatch
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.recipes import gmpo, real, tpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.schemes import DynamicPruning
+from lightning_modules.data.schemes import DynamicPruning, SamplingScheme
 from lightning_modules.group_terms import UpdateGroups
 from tests.lightning_modules.training import (
     BatchRecorder,
@@ -153,12 +154,39 @@ def test_groups_of_one_label_are_counted(tmp_path, model_folder):
     assert result.metrics["policy_loss"].item() == 0
 
 
-def test_a_scheme_that_weights_completions_is_refused(tmp_path, model_folder):
-    data = small_data(schemes=[DynamicPruning(completion_rate=0.9, completion_threshold=10.0)])
-    with pytest.raises(
-        ValueError, match=f"`group_objective` {LabelLogistic()!r}".replace("(", r"\(").replace(")", r"\)")
-    ):
+@pytest.mark.parametrize(
+    "scheme",
+    [DynamicPruning(prompt_rate=0.0), DynamicPruning(completion_rate=0.0)],  # the latter from the second epoch on
+    ids=["completions", "prompts"],
+)
+def test_a_scheme_that_weights_completions_is_refused_before_anything_is_sampled(tmp_path, model_folder, scheme):
+    def reward(completion, example):
+        raise AssertionError("a completion was sampled")
+
+    data = small_data(schemes=[scheme], reward=reward)
+    with pytest.raises(ValueError, match=r"has DynamicPruning\(.*`group_objective` LabelLogistic\(temperature=0.5\)"):
         fitted(tmp_path, model_folder, real(), data)
+
+
+class UndeclaredWeights(SamplingScheme):
+    """Doubles the weights of all candidates and does not say so."""
+
+    def groups(self, count, below, rollout):
+        return below(count)
+
+    def candidates(self, count, below, context):
+        return [replace(one, weight=2.0) for one in below(count)]
+
+
+def test_weights_that_no_scheme_has_declared_are_refused_once_they_occur(tmp_path, model_folder):
+    data = small_data(schemes=[UndeclaredWeights()])
+    with pytest.raises(ValueError, match=r"weighted the advantages, which `group_objective` LabelLogistic"):
+        fitted(tmp_path, model_folder, real(), data)
+
+
+def test_a_scheme_that_prunes_prompts_without_weights_is_accepted(tmp_path, model_folder):
+    data = small_data(schemes=[DynamicPruning(completion_rate=0.0, method="fraction")])
+    assert fitted(tmp_path, model_folder, real(), data).metrics["prompts/skipped"].item() == 0
 
 
 class StopOnce(Callback):

@@ -44,8 +44,9 @@ class SamplingScheme(ABC):
       `first_group_size` if it asks for groups of another size.
     - May override `candidates` to skip prompts before anything is sampled for them.
     - May override `weighted` to weight completions after their advantages are known. Completions whose advantages
-      become 0 are left out of the forward pass, unless the objective has penalties, and still count in its totals. A
-      group objective refuses weights.
+      become 0 are left out of the forward pass, unless the objective has penalties, and still count in its totals.
+    - Override `gives_weights` if the scheme gives weights in some of its settings only, or to candidates: a group
+      objective has no definition for weights, so a run with one ends before anything is sampled.
     - Override `state_dict` and `load_state_dict` if the scheme remembers anything between rollouts. Within a rollout
       nothing is saved, because a resumed run repeats the rollout.
 
@@ -96,6 +97,11 @@ class SamplingScheme(ABC):
             seed: seed of random choices; different for each rollout, rank and scheme.
         """
         return advantages
+
+    @property
+    def gives_weights(self) -> bool:
+        """Whether `candidates` or `weighted` may give weights; unless overridden, whether `weighted` is."""
+        return type(self).weighted is not SamplingScheme.weighted
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the scheme, as tensors, numbers and strings only."""

@@ -113,6 +113,11 @@ class DynamicPruning(SamplingScheme):
         factors = rearrange(factors, "prompt group -> (prompt group)")
         return advantages * (factors if advantages.ndim == 1 else factors.unsqueeze(-1))
 
+    @property
+    @override
+    def gives_weights(self) -> bool:
+        return self.completion_rate > 0 or (self.prompt_rate > 0 and self.method == "random")
+
     # State
 
     @override
