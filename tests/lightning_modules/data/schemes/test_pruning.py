@@ -40,7 +40,7 @@ class TinyProblem:
         weights = torch.ones(PROMPTS) if weights is None else weights
         sampled = (weights > 0).repeat_interleave(GROUP)
         by_row = weights.repeat_interleave(GROUP)
-        counted = _counted(self.mask[sampled], sampled[sampled], by_row[sampled])
+        counted = _counted(self.mask[sampled].sum(dim=-1), sampled[sampled], by_row[sampled])
         scales = _scales([counted])
         totals = StepTotals(*(counted.sums[name] * scales[name] for name in ("completions", "tokens")))
         advantages = self.advantages * by_row * factors
