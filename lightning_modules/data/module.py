@@ -16,6 +16,7 @@ from lightning_modules.data.advantages import advantages
 from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, require_unweighted
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
 from lightning_modules.data.buffered import BufferedDataModule
+from lightning_modules.data.definitions import require_defined
 from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.held_out import HeldOutSet, held_out_prompts, held_out_sets
@@ -29,7 +30,7 @@ from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.data.spans import SpanRule, span_ids
-from lightning_modules.data.token_weights import require_weights_taken, token_weights
+from lightning_modules.data.token_weights import token_weights
 from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
@@ -194,8 +195,7 @@ class RolloutDataModule(BufferedDataModule):
             plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
             require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
             require_whole_updates(self._trainer, plan)
-            require_weights_taken(self.token_weights, self._trainer)
-            self._stack.require_weights_taken(self._trainer)
+            require_defined(self._trainer, self.token_weights, self.schemes, self.correction, self.spans)
             if self.needs_reference:
                 self.policy.keep_reference()
             self._notices = Notices(self.max_completion_length, self.truncated)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from einops import rearrange
 from lightning import Trainer
-from torch import Tensor
 from torch.nn.functional import pad
 
-from aggregate_po import PerToken, PolicyObjective, TokenWeighting
+from aggregate_po import PerToken, TokenWeighting
 from aggregate_po.shapes import require_shape
 from lightning_modules.data.groups import Groups
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size, gathered_over_ranks
@@ -46,20 +43,3 @@ def token_weights(
     kept = int(((weights > 0) & everywhere).sum()) / max(int(everywhere.sum()), 1)
     by_rank = rearrange(weights, "(prompt rank group) time -> rank (prompt group) time", **sizes)
     return by_rank[data_parallel_rank(trainer), :, : mask.shape[1]], {"tokens/trained_ratio": kept}
-
-
-def require_weights_taken(weighting: TokenWeighting | None, trainer: Trainer) -> None:
-    """Check that the parts of the objective are defined for the weights, before anything is sampled.
-
-    Raises:
-        ValueError: a part counts every token once, and the weights are not boolean.
-    """
-    objective = cast(PolicyObjective, trainer.lightning_module.objective)
-    if weighting is None or objective.takes_mean_weights:
-        return
-    example: Tensor = weighting(torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0.0, 1.0]]))
-    if example.dtype != torch.bool:
-        raise ValueError(
-            f"`token_weights` is {weighting!r}, but a part of the objective counts every token once: {objective!r}; "
-            "pass a rule whose weights are boolean, such as TopEntropy, or another objective."
-        )

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.batch import Evaluation
+from lightning_modules.data.definitions import require_defined
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.distributed import data_parallel_size, gathered_over_ranks
@@ -59,7 +60,12 @@ class TrialData(RolloutDataModule):
 
     @override
     def val_dataloader(self) -> list[_TrialLoader]:  # type: ignore[override]
-        """Return a loader that samples the groups of the trial."""
+        """Return a loader that samples the groups of the trial.
+
+        Raises:
+            ValueError: the objective has no definition for what the run would give it.
+        """
+        require_defined(self._trainer, self.token_weights, self.schemes, self.correction, self.spans)
         self.new_buffer(self._trainer)  # makes the stream of prompts
         self.check_prompts()
         self.sampler.fix_lengths(dataset=self.dataset)

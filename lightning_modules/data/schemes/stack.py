@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
 
-from lightning import Trainer
-
-from aggregate_po import PolicyObjective
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.schemes.base import Advantages, CandidateContext, SamplingScheme, Stage
 from lightning_modules.prompts import (
@@ -43,20 +39,6 @@ class SchemeStack:
         """Let all schemes forget an earlier run."""
         for scheme, state in zip(self.schemes, self._first_states, strict=True):
             scheme.load_state_dict(state)
-
-    def require_weights_taken(self, trainer: Trainer) -> None:
-        """Check that no scheme weights completions that a group objective compares, before anything is sampled.
-
-        Raises:
-            ValueError: the objective that is trained has a group objective, and a scheme gives weights.
-        """
-        group_objective = cast(PolicyObjective, trainer.lightning_module.objective).group_objective
-        for scheme in self.schemes:
-            if group_objective is not None and scheme.gives_weights:
-                raise ValueError(
-                    f"`schemes` has {scheme!r}, which weights advantages, but `group_objective` {group_objective!r} "
-                    "takes these for labels or scores; pass schemes that only choose groups, such as DynamicSampling."
-                )
 
     @property
     def stages(self) -> dict[str, SamplingScheme]:

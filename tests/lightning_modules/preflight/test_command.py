@@ -3,15 +3,24 @@
 import pytest
 import torch
 
-from aggregate_po.recipes import gmpo
+from aggregate_po import (
+    ArithmeticMean,
+    GeometricMean,
+    NestedMean,
+    PolicyObjective,
+    PositionWeights,
+    SequenceCorrection,
+)
+from aggregate_po.recipes import gmpo, kpo, real, tpo
 from lightning_modules import DynamicSampling, PolicyModule
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.cli import run
+from lightning_modules.data.schemes import DynamicPruning
 from lightning_modules.model.lora import LoRA
 from lightning_modules.preflight import TrialData, preflight
 from lightning_modules.preflight.command import PreflightCLI, preflight_command
 from tests.lightning_modules.command_line import arguments
-from tests.lightning_modules.training import quiet_trainer
+from tests.lightning_modules.training import fitted, quiet_trainer, small_data
 
 
 def coin(completion, example):
@@ -99,6 +108,29 @@ def test_schemes_do_not_select_what_is_measured(model_folder, tmp_path):
 def test_a_run_of_one_update_per_rollout_is_told_that_every_mean_is_the_same(model_folder, tmp_path):
     with pytest.warns(UserWarning, match="all ratios are 1"):
         found(tmp_path, model_folder, trial_data())
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "words"),
+    [
+        (tpo(), {"correction": SequenceCorrection(2.0), "old_log_probs": "trainer"}, "`correction` has weights"),
+        (real(), {"schemes": [DynamicPruning()]}, "`schemes` has DynamicPruning"),
+        (kpo(), {"token_weights": PositionWeights()}, "`token_weights` is PositionWeights"),
+        (PolicyObjective(NestedMean(GeometricMean(), ArithmeticMean())), {}, "`span_ids` is None"),
+    ],
+    ids=["correction", "schemes", "weights", "spans"],
+)
+def test_what_the_objective_has_no_definition_for_is_refused_before_sampling(
+    objective, options, words, model_folder, tmp_path
+):
+    def reward(completion, example):
+        raise AssertionError("a completion was sampled")
+
+    data, module = trial_data(reward=reward, **options), PolicyModule(model_folder, objective)
+    with pytest.raises(ValueError, match=words):
+        preflight(quiet_trainer(tmp_path, inference_mode=False), module, data)
+    with pytest.raises(ValueError, match=words):
+        fitted(tmp_path, model_folder, objective, small_data(reward=reward, **options))
 
 
 def test_options_are_checked(model_folder, tmp_path, capsys):
