@@ -72,7 +72,7 @@ class GroupValues:
 class GroupTerms(NamedTuple):
     """Value and gradient of a group objective at the current policy, by completion; detached; shapes `batch`.
 
-    Args:
+    Attributes:
         values: value of the completion's group.
         advantages: derivative of that value with respect to the log value of the completion, divided by the share of
             the completion in the weight of its group.
