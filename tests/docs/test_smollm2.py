@@ -32,7 +32,7 @@ SMALLER = {
         "group_size: 16": "group_size: 2",
         "prompts_per_rollout: 32": "prompts_per_rollout: 2",
         "max_completion_length: 48": "max_completion_length: 4",
-        "validation: sums-test.jsonl": "validation: null",
+        "validation: test.jsonl": "validation: null",
     },
     "gsm8k.yaml": {"max_completion_length: 64": "max_completion_length: 4"},
 }
@@ -68,7 +68,7 @@ def commands():
 def test_the_commands_run_one_after_another(prepared, monkeypatch, capsys):
     printed = []
     runpy.run_path("make_sums.py")
-    files = (Path(f"sums-{name}.jsonl").read_text().splitlines() for name in ("train", "test"))
+    files = (Path(f"{name}.jsonl").read_text().splitlines() for name in ("train", "test"))
     train, test = ([json.loads(row)["prompt"] for row in rows] for rows in files)
     assert (len(train), len(test)) == (2000, 256)
     assert not set(train) & set(test)
