@@ -29,6 +29,7 @@ from aggregate_po.group_objectives import (
 )
 from aggregate_po.linear_log_probs import linear_log_probs, linear_log_probs_and_entropy
 from aggregate_po.masked import divisor, masked_logsumexp, masked_mean, masked_softmax, masked_sum
+from aggregate_po.named import objective_of
 from aggregate_po.normalizers import (
     ConstantLength,
     LengthWeighted,
@@ -171,5 +172,6 @@ __all__ = [
     "masked_mean",
     "masked_softmax",
     "masked_sum",
+    "objective_of",
     "weight_entropy",
 ]

@@ -42,6 +42,7 @@ CORE_LAYERS = [
     ["trace"],
     ["objective"],
     ["recipes"],
+    ["named"],
     ["__init__"],
     ["testing"],  # imported by tests alone
 ]

@@ -23,10 +23,9 @@ import torch
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from aggregate_po import PolicyObjective
+from aggregate_po import PolicyObjective, objective_of
 from aggregate_po.advantages import GroupNormalized
 from experiments.exact.estimates import Problem, moments
-from experiments.exact.objectives import objective_of
 from experiments.exact.policies import Sequences
 
 OBJECTIVES = ("grpo", "gmpo", "gmpo_no_clip", "pmpo", "hmpo", "gspo", "ctpo", "kpo", "minpro")

@@ -10,7 +10,6 @@ from aggregate_po.advantages import GroupNormalized
 from aggregate_po.recipes import gmpo, grpo
 from experiments.exact import bias_variance
 from experiments.exact.learning import learning_curve
-from experiments.exact.objectives import objective_of
 from experiments.exact.policies import Sequences
 
 
@@ -46,17 +45,3 @@ def test_a_policy_that_follows_the_estimate_learns(objective):
     assert curve[0] == pytest.approx(1 / 8)
     assert all(later > earlier for earlier, later in itertools.pairwise(curve))
     assert curve[-1] > 0.5
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("gmpoo", "`objectives` has 'gmpoo'; pass one of .*gmpo"),
-        ("nowhere.Mean", "which cannot be imported: No module named 'nowhere'"),
-        ("tests.third_party.NoMean", "which cannot be imported: .*NoMean"),
-        ("math.tau", "which gives 6.28.*; pass an objective or an aggregator"),
-    ],
-)
-def test_what_is_no_objective_is_refused(name, message):
-    with pytest.raises(ValueError, match=message):
-        objective_of(name)
