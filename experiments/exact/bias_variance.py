@@ -18,41 +18,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
-import torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from aggregate_po import PolicyObjective, objective_of
 from aggregate_po.advantages import GroupNormalized
-from experiments.exact.estimates import Problem, moments
+from experiments.exact.estimates import moments
 from experiments.exact.policies import Sequences
+from experiments.exact.problems import random_problem
 
 OBJECTIVES = ("grpo", "gmpo", "gmpo_no_clip", "pmpo", "hmpo", "gspo", "ctpo", "kpo", "minpro")
 DISTANCES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 MEASURES = ("cosine", "bias", "noise", "mean_squared_error")
 # Okabe and Ito's colors, which color-blind readers tell apart.
 COLORS = ("#000000", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#7f7f7f", "#f0e442")
-
-
-def random_problem(sequences: Sequences, distance: float, seed: int) -> Problem:
-    """Return a random problem whose trained policy is so far from the behavior policy, per logit.
-
-    Args:
-        sequences: all sequences.
-        distance: root mean square of the differences of the logits.
-        seed: seed of behavior policy, direction and rewards; the same for all distances.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    old, direction = normal(*sequences.shape), normal(*sequences.shape)
-    rewards = (torch.rand(len(sequences), generator=generator) < 0.3).double()
-    # With equal rewards there would be no gradient at all.
-    rewards[0], rewards[-1] = 0.0, 1.0
-    return Problem(sequences, rewards, old + distance * direction / direction.square().mean().sqrt(), old)
 
 
 def rows(

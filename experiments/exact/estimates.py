@@ -1,45 +1,29 @@
-"""Mean and variance of the gradient that an objective estimates from a group of completions, without sampling error."""
+"""Mean and variance of the gradient that an objective estimates from a group of completions, without sampling error.
+
+An objective that is a sum over completions is enumerated by *kinds*. Completions of the same reward and length are of
+one kind, and the kinds in a group determine all advantages and totals. Given the kinds, the completions are
+independent, so their means and variances add up. With two rewards and one length there are only as many multisets of
+kinds as completions in a group, and one more. An objective that compares the completions of a group is enumerated by
+multisets of sequences.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
-from aggregate_po import AdvantageEstimator, PolicyBatch, PolicyObjective, StepTotals
+from aggregate_po import AdvantageEstimator, PolicyObjective, StepTotals
 from aggregate_po.advantages import GroupedRewards
-from experiments.exact.policies import Sequences
+from experiments.exact.multisets import AT_ONCE, all_multisets, number_of_multisets, sampled_groups
+from experiments.exact.problems import Problem
 
 MOST_GROUPS = 1_000_000  # beyond, groups are sampled
-_AT_ONCE = 8192
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A policy to improve, the policy that samples, and the rewards.
-
-    Args:
-        sequences: All sequences.
-        rewards: Reward of each sequence; shape `sequence`.
-        logits: Logits of the trained policy; shape `prefix symbol`.
-        old_logits: Logits of the behavior policy; shape `prefix symbol`.
-    """
-
-    sequences: Sequences
-    rewards: Tensor
-    logits: Tensor
-    old_logits: Tensor
-
-    @property
-    def policy_gradient(self) -> Tensor:
-        """Gradient of the expected reward of the trained policy; shape `parameter`."""
-        return self.sequences.policy_gradient(self.logits, self.rewards)
+_NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -49,14 +33,19 @@ class Moments:
     Args:
         mean: Mean of the estimate; shape `parameter`.
         variance: Sum of the variances of its entries.
-        groups: Number of groups that were evaluated.
-        exact: Whether these are all groups; otherwise a sample.
+        groups: Number of multisets, of kinds or of sequences, or of sampled groups.
+        exact: Whether nothing was sampled.
     """
 
     mean: Tensor
     variance: float
     groups: int
     exact: bool
+
+    @classmethod
+    def of(cls, mean: Tensor, second: float, groups: int, exact: bool) -> Moments:
+        """Return the moments from the mean of the estimate and that of its squared length."""
+        return cls(mean, max(second - float(mean.square().sum()), 0.0), groups, exact)
 
     def cosine(self, gradient: Tensor) -> float:
         """Return the cosine of the angle between the mean and a gradient."""
@@ -81,6 +70,10 @@ class Moments:
         """Return the mean squared distance of the scaled estimate from a gradient, relative to the gradient."""
         return self.bias(gradient) ** 2 + self.noise(gradient) ** 2
 
+    def signal_to_noise(self, gradient: Tensor) -> float:
+        """Return the part of the mean along a gradient over the standard deviation of the estimate."""
+        return self.cosine(gradient) * float(self.mean.norm()) / math.sqrt(self.variance)
+
 
 def expected_gradient(problem: Problem, objective: PolicyObjective, advantages: Tensor) -> Tensor:
     """Return the mean gradient of single completions whose advantages are given, whatever their group.
@@ -93,11 +86,10 @@ def expected_gradient(problem: Problem, objective: PolicyObjective, advantages: 
     Returns:
         Mean of the gradient over completions of the behavior policy; shape `parameter`.
     """
-    sequences = problem.sequences
-    totals = StepTotals(1, int(sequences.mask.sum(dim=-1).max()))
-    weights = _weights(problem, objective, torch.arange(len(sequences)), advantages, totals)
-    of_each = einsum(weights, sequences.scores(problem.logits), "sequence time, sequence time p -> sequence p")
-    return sequences.probabilities(problem.old_logits) @ of_each
+    totals = StepTotals(1, int(problem.lengths.max()))
+    weights = problem.weights(objective, torch.arange(len(problem.sequences)), advantages, totals)
+    scores = problem.sequences.scores(problem.logits)
+    return problem.behavior @ einsum(weights, scores, "sequence time, sequence time p -> sequence p")
 
 
 def moments(
@@ -110,28 +102,53 @@ def moments(
 ) -> Moments:
     """Return mean and variance of the gradient of an optimizer step on one group of completions.
 
-    Groups are enumerated as multisets of sequences with their probabilities, and sampled if there are too many.
+    Groups are enumerated by the kinds of their completions where the objective is a sum over completions, otherwise as
+    multisets of sequences, and sampled if there are too many.
 
     Args:
         problem: Policies and rewards.
         objective: Objective to differentiate.
-        estimator: Advantages from the rewards of the group.
+        estimator: Advantages from the rewards of the group, whatever the order of the completions.
         group_size: Completions per group.
         most_groups: Number of groups up to which they are enumerated, and that is sampled beyond.
         seed: Seed of the sample.
     """
-    count = math.comb(len(problem.sequences) + group_size - 1, group_size)
-    enumerated = count <= most_groups
-    groups = _all_groups if enumerated else _sampled_groups
+    count = number_of_multisets(len(problem.sequences), group_size)
+    if objective.group_objective is None:
+        of_kinds = number_of_multisets(len(_kinds(problem)[0]), group_size)
+        # Each multiset of kinds needs the gradient of each sequence, each multiset of sequences those of one group.
+        if of_kinds * len(problem.sequences) <= group_size * min(count, most_groups):
+            return moments_by_kind(problem, objective, estimator, group_size)
+    if count <= most_groups:
+        return moments_of_groups(problem, objective, estimator, all_multisets(problem.behavior, group_size), True)
+    groups = sampled_groups(problem.behavior, group_size, most_groups, seed)
+    return moments_of_groups(problem, objective, estimator, groups, False)
+
+
+def moments_of_groups(
+    problem: Problem,
+    objective: PolicyObjective,
+    estimator: AdvantageEstimator,
+    groups: Iterable[tuple[Tensor, Tensor]],
+    exact: bool,
+) -> Moments:
+    """Return the moments over given groups.
+
+    Args:
+        problem: Policies and rewards.
+        objective: Objective to differentiate.
+        estimator: Advantages from the rewards of a group.
+        groups: Sequences of each group, shape `group completion`, with the weights of the groups, in parts.
+        exact: Whether these are all groups.
+    """
     first = torch.zeros(math.prod(problem.logits.shape), dtype=problem.logits.dtype)
-    second = 0.0
-    for rows, weights in groups(problem, group_size, count if enumerated else most_groups, seed):
+    second, count = 0.0, 0
+    for rows, weights in groups:
         gradients = group_gradients(problem, objective, estimator, rows)
         first += weights @ gradients
         second += float(weights @ gradients.square().sum(dim=-1))
-    return Moments(
-        first, max(second - float(first.square().sum()), 0.0), count if enumerated else most_groups, enumerated
-    )
+        count += len(rows)
+    return Moments.of(first, second, count, exact)
 
 
 def group_gradients(
@@ -147,15 +164,14 @@ def group_gradients(
     """
     count, size = rows.shape
     flat = rearrange(rows, "group completion -> (group completion)")
-    lengths = problem.sequences.mask.sum(dim=-1)[flat]
+    lengths = problem.lengths[flat]
     advantages = estimator(GroupedRewards(problem.rewards[flat], size, lengths))
     weights = torch.zeros(len(flat), problem.sequences.mask.shape[1], dtype=problem.logits.dtype)
     # A step is one group, and its totals depend on its tokens; groups with the same totals go together.
     tokens = rearrange(lengths, "(group completion) -> group completion", group=count).sum(dim=-1)
     for total in tokens.unique().tolist():
         chosen = repeat(tokens == total, "group -> (group completion)", completion=size)
-        totals = StepTotals(size, total)
-        weights[chosen] = _weights(problem, objective, flat[chosen], advantages[chosen], totals, size)
+        weights[chosen] = problem.weights(objective, flat[chosen], advantages[chosen], StepTotals(size, total), size)
     # Add up the weights of each sequence first: there are fewer sequences than completions.
     of_sequences = weights.new_zeros(count, len(problem.sequences), weights.shape[1])
     at = repeat(rows, "group completion -> group completion time", time=weights.shape[1])
@@ -166,47 +182,71 @@ def group_gradients(
     return einsum(of_sequences, scores, "group sequence time, sequence time p -> group p")
 
 
-def _weights(
-    problem: Problem,
-    objective: PolicyObjective,
-    rows: Tensor,
-    advantages: Tensor,
-    totals: StepTotals,
-    group_size: int = 1,
-) -> Tensor:
-    """Return the gradient weight of each token of some completions, each in a step of its group alone."""
-    sequences = problem.sequences
-    batch = PolicyBatch(
-        sequences.log_probs(problem.old_logits)[rows],
-        sequences.mask[rows],
-        advantages,
-        totals,
-        groups=torch.arange(len(rows)) // group_size,
-    )
-    return objective.gradient_weights(sequences.log_probs(problem.logits)[rows], batch).total
+def moments_by_kind(
+    problem: Problem, objective: PolicyObjective, estimator: AdvantageEstimator, group_size: int
+) -> Moments:
+    """Return the moments of an objective that is a sum over completions, enumerated by their kinds.
+
+    Args:
+        problem: Policies and rewards.
+        objective: Objective to differentiate; it may not compare the completions of a group.
+        estimator: Advantages from the rewards of a group, whatever the order of the completions.
+        group_size: Completions per group.
+    """
+    kinds, kind_of = _kinds(problem)
+    share = problem.behavior.new_zeros(len(kinds)).index_add_(0, kind_of, problem.behavior)
+    first = share.new_zeros(math.prod(problem.logits.shape))
+    second, count = 0.0, 0
+    at_once = max(1, min(AT_ONCE, _NUMBERS_AT_ONCE // problem.sequences.mask.numel()))
+    for rows, probabilities in all_multisets(share, group_size, at_once):
+        numbers = share.new_zeros(len(rows), len(kinds)).scatter_add_(1, rows, share.new_ones(rows.shape))
+        rewards, lengths = kinds[rows].unbind(dim=-1)
+        advantages = estimator(GroupedRewards(rewards.flatten(), group_size, lengths.flatten().long()))
+        of_kind = torch.zeros_like(numbers).scatter_(1, rows, advantages.view(rows.shape))
+        mean, variance = share.new_zeros(len(rows), len(first)), share.new_zeros(len(rows))
+        for kind in range(len(kinds)):
+            there = numbers[:, kind].nonzero().squeeze(-1)
+            sequences = (kind_of == kind).nonzero().squeeze(-1)
+            tokens = lengths[there].sum(dim=-1).long()
+            own = _within(problem, objective, sequences, of_kind[there, kind], tokens, group_size)
+            mean[there] += numbers[there, kind, None] * own[0]
+            variance[there] += numbers[there, kind] * own[1]
+        first += probabilities @ mean
+        second += float(probabilities @ (mean.square().sum(dim=-1) + variance))
+        count += len(rows)
+    return Moments.of(first, second, count, True)
 
 
-def _all_groups(problem: Problem, size: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all multisets of sequences, in parts, with their probabilities."""
-    log_probabilities = problem.sequences.probabilities(problem.old_logits).log()
-    every = itertools.chain.from_iterable(itertools.combinations_with_replacement(range(len(problem.sequences)), size))
-    for start in range(0, count, _AT_ONCE):
-        part = min(_AT_ONCE, count - start)
-        rows = torch.from_numpy(np.fromiter(every, dtype=np.int64, count=part * size)).view(part, size)
-        # Permutations of a sorted multiset: the factorial of the size over those of its repetitions.
-        place = torch.ones(part, dtype=torch.long)
-        repeated = torch.zeros(part, dtype=problem.logits.dtype)
-        for column in range(1, size):
-            place = torch.where(rows[:, column] == rows[:, column - 1], place + 1, 1)
-            repeated += place.to(repeated).log()
-        yield rows, (math.lgamma(size + 1) - repeated + log_probabilities[rows].sum(dim=-1)).exp()
+def _kinds(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return reward and length of each kind, shape `kind 2`, and the kind of each sequence."""
+    both = torch.stack([problem.rewards, problem.lengths.to(problem.rewards)], dim=-1)
+    return both.unique(dim=0, return_inverse=True)
 
 
-def _sampled_groups(problem: Problem, size: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield sampled groups, in parts, with equal weights."""
-    generator = torch.Generator().manual_seed(seed)
-    probabilities = problem.sequences.probabilities(problem.old_logits)
-    for start in range(0, count, _AT_ONCE):
-        part = min(_AT_ONCE, count - start)
-        rows = torch.multinomial(probabilities, part * size, replacement=True, generator=generator).view(part, size)
-        yield rows, torch.full((part,), 1 / count, dtype=problem.logits.dtype)
+def _within(
+    problem: Problem, objective: PolicyObjective, sequences: Tensor, advantages: Tensor, tokens: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the gradient of a completion, given that it is one of some sequences.
+
+    Args:
+        problem: Policies and rewards.
+        objective: Objective to differentiate.
+        sequences: Numbers of the sequences.
+        advantages: Advantage of the completion in each of some groups; shape `group`.
+        tokens: Tokens of each of these groups; shape `group`.
+        size: Completions per group.
+    """
+    share = problem.behavior[sequences] / problem.behavior[sequences].sum()
+    scores = problem.sequences.scores(problem.logits)[sequences]
+    weights = scores.new_zeros(len(advantages), *scores.shape[:2])
+    for total in tokens.unique().tolist():
+        chosen = tokens == total
+        rows = repeat(sequences, "sequence -> (group sequence)", group=int(chosen.sum()))
+        repeated = repeat(advantages[chosen], "group -> (group sequence)", sequence=len(sequences))
+        flat = problem.weights(objective, rows, repeated, StepTotals(size, total))
+        weights[chosen] = rearrange(flat, "(group sequence) time -> group sequence time", sequence=len(sequences))
+    mean = einsum(weights, share, scores, "group sequence time, sequence, sequence time p -> group p")
+    # The scores of different tokens of a sequence are orthogonal: each has parameters of its own.
+    lengths = scores.square().sum(dim=-1)
+    squared = einsum(weights.square(), share, lengths, "group sequence time, sequence, sequence time -> group")
+    return mean, squared - mean.square().sum(dim=-1)

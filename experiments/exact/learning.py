@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from aggregate_po import AdvantageEstimator, PolicyObjective
-from experiments.exact.estimates import Problem, moments
+from experiments.exact.estimates import moments
 from experiments.exact.policies import Sequences
+from experiments.exact.problems import Problem
 
 
 def learning_curve(

@@ -9,10 +9,17 @@ import torch
 from aggregate_po import ArithmeticMean, GeometricMean, PolicyBatch, PolicyObjective, PowerMean, Product
 from aggregate_po.advantages import GroupCentered, GroupedRewards, GroupNormalized, LeaveOneOut
 from aggregate_po.prefixes import PrefixProduct
-from aggregate_po.recipes import dapo, gmpo, grpo, pmpo, real
-from experiments.exact.bias_variance import random_problem
-from experiments.exact.estimates import Problem, expected_gradient, group_gradients, moments
+from aggregate_po.recipes import ctpo, dapo, drpo, gmpo, grpo, gspo, kpo, minpro, pmpo, real
+from experiments.exact.estimates import (
+    expected_gradient,
+    group_gradients,
+    moments,
+    moments_by_kind,
+    moments_of_groups,
+)
+from experiments.exact.multisets import all_multisets, sampled_groups
 from experiments.exact.policies import Sequences
+from experiments.exact.problems import Problem, random_problem
 
 SEQUENCES = Sequences.of(2, 3)
 STALE = random_problem(SEQUENCES, 0.5, seed=0)
@@ -29,7 +36,8 @@ def relative_error(mean, problem):
 @pytest.mark.parametrize("recipe", [grpo, gmpo, dapo, pmpo, real])
 def test_multisets_give_the_moments_of_all_ordered_groups(problem, recipe):
     objective, size = recipe(), 3
-    found = moments(problem, objective, GroupNormalized(), size)
+    groups = all_multisets(problem.behavior, size, at_once=7)
+    found = moments_of_groups(problem, objective, GroupNormalized(), groups, True)
     every = torch.tensor(list(itertools.product(range(len(problem.sequences)), repeat=size)))
     weights = problem.sequences.probabilities(problem.old_logits)[every].prod(dim=-1)
     gradients = torch.stack(
@@ -53,15 +61,48 @@ def test_the_gradient_of_a_group_is_that_of_autograd():
     torch.testing.assert_close(found, logits.grad.flatten(), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("objective", [grpo(), gmpo()], ids=["grpo", "gmpo"])
+THREE_REWARDS = Problem(
+    SEQUENCES, torch.tensor([0.0, 1, 0.5, 0, 1, 0.5, 1, 0], dtype=torch.float64), STALE.logits, STALE.old_logits
+)
+
+
+@pytest.mark.parametrize("problem", [STALE, STOPPED, THREE_REWARDS], ids=["fixed length", "stopped", "three rewards"])
+@pytest.mark.parametrize("recipe", [grpo, gmpo, dapo, pmpo, gspo, ctpo, kpo, minpro, drpo])
+def test_kinds_give_the_moments_of_all_multisets(problem, recipe):
+    objective, size = recipe(), 4
+    found = moments_by_kind(problem, objective, GroupNormalized(), size)
+    groups = all_multisets(problem.behavior, size)
+    every = moments_of_groups(problem, objective, GroupNormalized(), groups, True)
+    torch.testing.assert_close(found.mean, every.mean, rtol=0, atol=1e-13)
+    assert found.variance == pytest.approx(every.variance, abs=1e-12)
+    assert found.groups <= every.groups
+    assert found.exact
+
+
+def test_the_cheapest_enumeration_is_chosen():
+    def number(problem, objective, **options):
+        found = moments(problem, objective, GroupNormalized(), 4, **options)
+        return found.groups, found.exact
+
+    assert number(STALE, gmpo()) == (5, True)  # 0 to 4 completions of reward 1
+    assert number(STALE, real()) == (math.comb(8 + 3, 4), True)
+    assert number(STALE, real(), most_groups=100) == (100, False)
+    different = Problem(SEQUENCES, torch.arange(8.0).double(), STALE.logits, STALE.old_logits)
+    assert number(different, gmpo(), most_groups=100) == (100, False)
+
+
+@pytest.mark.parametrize("objective", [grpo(), gmpo(), real()], ids=["grpo", "gmpo", "real"])
 def test_sampled_groups_agree_with_the_enumerated_ones(objective):
-    problem = random_problem(Sequences.of(2, 4), 0.5, seed=0)
-    exact = moments(problem, objective, GroupNormalized(), 5)
-    sampled = moments(problem, objective, GroupNormalized(), 5, most_groups=10_000)
-    assert (exact.exact, exact.groups, sampled.exact, sampled.groups) == (True, math.comb(20, 5), False, 10_000)
-    # The mean of 10,000 estimates has a hundredth of the standard deviation of one.
-    assert float((sampled.mean - exact.mean).norm()) < 3 * math.sqrt(exact.variance) / 100
-    assert sampled.variance == pytest.approx(exact.variance, rel=0.05)
+    """Within three standard errors, over 100,000 groups."""
+    problem, samples = random_problem(Sequences.of(2, 4), 0.5, seed=0), 100_000
+    exact = moments(problem, objective, GroupNormalized(), 4)
+    groups = list(sampled_groups(problem.behavior, 4, samples, seed=0))
+    sampled = moments_of_groups(problem, objective, GroupNormalized(), groups, False)
+    gradients = torch.cat([group_gradients(problem, objective, GroupNormalized(), rows) for rows, _ in groups])
+    assert (exact.exact, sampled.groups) == (True, samples)
+    assert float((sampled.mean - exact.mean).norm()) < 3 * math.sqrt(exact.variance / samples)
+    of_each = (gradients - exact.mean).square().sum(dim=-1)
+    assert abs(sampled.variance - exact.variance) < 3 * float(of_each.std()) / math.sqrt(samples)
 
 
 # What the moments say

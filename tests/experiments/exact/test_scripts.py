@@ -11,6 +11,7 @@ from aggregate_po.recipes import gmpo, grpo
 from experiments.exact import bias_variance
 from experiments.exact.learning import learning_curve
 from experiments.exact.policies import Sequences
+from experiments.exact.problems import random_problem
 
 
 def test_the_table_has_every_objective_at_every_distance(tmp_path, capsys):
@@ -31,7 +32,7 @@ def test_the_table_has_every_objective_at_every_distance(tmp_path, capsys):
 
 
 def test_distances_are_those_of_the_logits():
-    problem = bias_variance.random_problem(Sequences.of(3, 2), 0.4, seed=3)
+    problem = random_problem(Sequences.of(3, 2), 0.4, seed=3)
     assert (problem.logits - problem.old_logits).square().mean().sqrt().item() == pytest.approx(0.4)
     assert 0 < problem.rewards.mean() < 1
 
