@@ -74,8 +74,8 @@ TRAINING_LAYERS = [
     ["__init__"],
     ["run_config"],
     ["cli"],
-    ["planning", "evaluate_command", "audit"],
-    ["preflight"],
+    ["planning", "evaluate_command", "audit", "recordings"],
+    ["preflight", "comparison"],
     ["__main__"],
 ]
 # Lines; of functions and classes without their docstring.
