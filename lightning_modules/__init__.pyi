@@ -24,7 +24,6 @@ from .rewards import (
     boxed_answer,
 )
 from .schedules import CosineDecay, LinearDecay
-from .token_rows import TokenRow, read_token_rows
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -64,10 +63,8 @@ __all__ = [
     "SequenceLayout",
     "SharedPrompts",
     "SpanRule",
-    "TokenRow",
     "TrainingProgressBar",
     "Turns",
     "boxed_answer",
     "read_completions",
-    "read_token_rows",
 ]

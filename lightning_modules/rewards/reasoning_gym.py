@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
 
@@ -29,10 +30,8 @@ class ReasoningGymReward:
 
     def __call__(self, completion: str, example: Example) -> float:
         """Return the reward of one completion."""
-        import reasoning_gym
-
         entry = {name: example[name] for name in ("question", "answer", "metadata")}
-        verifier = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
+        verifier = _verifier(entry["metadata"]["source_dataset"])
         answer = final_answer(completion, self.answer_forms)
         if answer is None:
             return 0.0
@@ -40,3 +39,12 @@ class ReasoningGymReward:
             return float(verifier(answer.strip(), entry) == 1)
         except Exception:  # what verifiers raise on nonsense is as varied as they are
             return 0.0
+
+
+@cache
+def _verifier(task: str) -> Callable[[str, dict[str, Any]], float]:
+    """Return the verifier of a task, once per process: some tasks read their data files each time it is made."""
+    import reasoning_gym
+
+    verifier: Callable[[str, dict[str, Any]], float] = reasoning_gym.get_score_answer_fn(task)
+    return verifier
