@@ -62,9 +62,9 @@ TRAINING_LAYERS = [
     ],
     ["atomic", "parquet_files", "configuration", "errors", "optimizer"],
     ["tally", "resumption", "recorded_config", "schedules"],
-    ["metrics", "prompts", "token_texts"],
+    ["metrics", "prompts"],
     ["batch", "rewards", "addition"],
-    ["ratio_check", "group_terms", "token_rows"],
+    ["ratio_check", "group_terms"],
     ["model"],
     ["memory"],
     ["rollouts", "policy_module"],
@@ -74,8 +74,8 @@ TRAINING_LAYERS = [
     ["__init__"],
     ["run_config"],
     ["cli"],
-    ["planning", "evaluate_command", "audit", "recordings"],
-    ["preflight", "comparison"],
+    ["planning", "evaluate_command", "audit"],
+    ["preflight"],
     ["__main__"],
 ]
 # Lines; of functions and classes without their docstring.
