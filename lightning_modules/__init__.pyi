@@ -24,6 +24,7 @@ from .rewards import (
     boxed_answer,
 )
 from .schedules import CosineDecay, LinearDecay
+from .token_rows import TokenRow, read_token_rows
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -63,8 +64,10 @@ __all__ = [
     "SequenceLayout",
     "SharedPrompts",
     "SpanRule",
+    "TokenRow",
     "TrainingProgressBar",
     "Turns",
     "boxed_answer",
     "read_completions",
+    "read_token_rows",
 ]

@@ -93,6 +93,9 @@ class RolloutBatch(Sequences):
         policy: inputs of the objective.
         temperature: temperature of the sampling distribution.
         closes_update: whether this is the last micro-batch of an optimizer step.
+        samples: number of each completion in its group, from 0; with `policy.groups`, the number of the group in its
+            rollout over all ranks, it tells which completion of the rollout a row is; None if unknown; shape `batch`.
+        rewards: reward of each completion, NaN without one; None if unknown; shape `batch`.
     """
 
     def __init__(
@@ -105,14 +108,22 @@ class RolloutBatch(Sequences):
         policy: PolicyBatch,
         temperature: float = 1.0,
         closes_update: bool = True,
+        samples: PerCompletion | None = None,
+        rewards: PerCompletion | None = None,
     ) -> None:
         super().__init__(prompt_ids, prompt_mask, prompt_of, completion_ids, completion_mask, temperature)
         self.policy = policy
         self.closes_update = closes_update
+        self.samples = samples
+        self.rewards = rewards
 
     @override
     def _selected(self, rows: Tensor, time: int) -> dict[str, Any]:
-        return {"policy": self.policy.select(rows, time)}
+        known = {"samples": self.samples, "rewards": self.rewards}
+        return {
+            "policy": self.policy.select(rows, time),
+            **{name: values[rows] for name, values in known.items() if values is not None},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fields as tensors, numbers and dictionaries, for a checkpoint.

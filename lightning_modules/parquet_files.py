@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning_modules.atomic import replacing
+
+_NAME = re.compile(r"step-(\d+)\.parquet")
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """Return the file of an optimizer step in a folder that has one for each of some steps."""
+    return folder / f"step-{step:06}.parquet"
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """Return the files of a folder by their optimizer step, in its order; empty if there is no such folder."""
+    found = {int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def has_pyarrow() -> bool:

@@ -62,9 +62,9 @@ TRAINING_LAYERS = [
     ],
     ["atomic", "parquet_files", "configuration", "errors", "optimizer"],
     ["tally", "resumption", "recorded_config", "schedules"],
-    ["metrics", "prompts"],
+    ["metrics", "prompts", "token_texts"],
     ["batch", "rewards", "addition"],
-    ["ratio_check", "group_terms"],
+    ["ratio_check", "group_terms", "token_rows"],
     ["model"],
     ["memory"],
     ["rollouts", "policy_module"],
@@ -74,8 +74,8 @@ TRAINING_LAYERS = [
     ["__init__"],
     ["run_config"],
     ["cli"],
-    ["planning", "evaluate_command", "audit"],
-    ["preflight"],
+    ["planning", "evaluate_command", "audit", "recordings"],
+    ["preflight", "comparison"],
     ["__main__"],
 ]
 # Lines; of functions and classes without their docstring.

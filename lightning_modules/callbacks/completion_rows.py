@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.data.rollout import Rollout
-from lightning_modules.parquet_files import read_rows
+from lightning_modules.parquet_files import read_rows, step_file, step_files
 from lightning_modules.prompts.base import shown
 
 Row = dict[str, Any]
 
 FOLDER = "completions"
-_NAME = re.compile(r"step-(\d+)\.parquet")
 
 
 def rows_of_rollout(
@@ -67,13 +65,12 @@ def _advantage(values: Tensor, length: int) -> float | list[float]:
 
 def completion_file(run: Path, step: int) -> Path:
     """Return the file of the rollout whose first optimizer step this is."""
-    return run / FOLDER / f"step-{step:06}.parquet"
+    return step_file(run / FOLDER, step)
 
 
 def completion_files(run: Path) -> dict[int, Path]:
     """Return the files of a run, by their first optimizer step and in its order."""
-    found = {int(match[1]): path for path in (run / FOLDER).glob("*") if (match := _NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    return step_files(run / FOLDER)
 
 
 def read_completions(

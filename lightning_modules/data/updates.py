@@ -13,7 +13,7 @@ from aggregate_po.masked import masked_length
 from lightning_modules.batch import RolloutBatch, inert
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.rollout import Rollout
-from lightning_modules.distributed import data_parallel_rank
+from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.tally import Tally
 
 _NAMES, _KINDS = ("completions", "tokens"), ("", "weighted_")
@@ -43,7 +43,9 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
     lengths = masked_length(mask, None if mean_weights is None else mean_weights.double())
     counts = [_counted(lengths[rows], contributes[rows], weights[rows]).over_ranks(trainer) for rows in steps]
     scales = _scales(counts)
-    groups = data_parallel_rank(trainer) * len(rollout.groups) + torch.arange(len(mask)) // rollout.groups.group_size
+    # The ranks take prompts in turn.
+    own = torch.arange(len(rollout.groups)) * data_parallel_size(trainer) + data_parallel_rank(trainer)
+    groups = own.repeat_interleave(rollout.groups.group_size)
     batches = []
     for number in range(plan.updates * plan.epochs):
         rows, counted = steps[number % plan.updates], counts[number % plan.updates]
@@ -73,7 +75,12 @@ def _step(rollout: Rollout, rows: Tensor, groups: Tensor, totals: StepTotals) ->
         correction=log_probs.correction.map(lambda tensor: tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]),
         groups=groups[rows],
     )
-    return RolloutBatch(policy=policy, **vars(sequences))
+    return RolloutBatch(
+        policy=policy,
+        samples=rows % rollout.groups.group_size,
+        rewards=torch.where(rollout.groups.scored, rollout.groups.rewards, torch.nan)[rows],
+        **vars(sequences),
+    )
 
 
 def _in_precision(dtype: torch.dtype, advantages: Tensor) -> Tensor:
