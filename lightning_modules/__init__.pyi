@@ -4,12 +4,14 @@ from .callbacks.completions_file import CompletionsFile
 from .callbacks.progress import TrainingProgressBar
 from .callbacks.ratio_deviation import RatioDeviationStop
 from .callbacks.report import RunReport
+from .callbacks.token_weights_file import TokenWeightsFile
 from .data.held_out import HeldOutSet
 from .data.module import RolloutDataModule
 from .data.observers import RolloutObserver
 from .data.schemes import Curriculum, DraftRefinement, DynamicPruning, DynamicSampling, Replay, SamplingScheme
 from .data.spans import Sentences, SpanRule, Turns
 from .metrics import GradientWeightMetrics
+from .micro_batch_observers import MicroBatchObserver
 from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
 from .policy_module import PolicyModule
@@ -24,7 +26,7 @@ from .rewards import (
     boxed_answer,
 )
 from .schedules import CosineDecay, LinearDecay
-from .token_rows import TokenRow, read_token_rows
+from .token_rows import read_token_rows
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -43,6 +45,7 @@ __all__ = [
     "LinearDecay",
     "LoRA",
     "MathReward",
+    "MicroBatchObserver",
     "Mixture",
     "PackedSequences",
     "PaddedSequences",
@@ -64,7 +67,7 @@ __all__ = [
     "SequenceLayout",
     "SharedPrompts",
     "SpanRule",
-    "TokenRow",
+    "TokenWeightsFile",
     "TrainingProgressBar",
     "Turns",
     "boxed_answer",

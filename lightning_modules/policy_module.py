@@ -22,6 +22,7 @@ from lightning_modules.distributed import gathered_on_rank_zero, loss_scale, ran
 from lightning_modules.group_terms import UpdateGroups
 from lightning_modules.loops import align_checkpoint
 from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
+from lightning_modules.micro_batch_observers import observe_micro_batch
 from lightning_modules.model.layouts import SequenceLayout
 from lightning_modules.model.lora import LoRA, form_of, require_same_form
 from lightning_modules.model.policy import ModelSource, Policy
@@ -149,6 +150,7 @@ class PolicyModule(LightningModule):
         self._update.update(evaluated.value, entropy, log_probs, batch.policy)
         self._ratio_check.update(log_probs, batch, batch_idx, self.trainer)
         self._observed += evaluated.observed.double().cpu()
+        observe_micro_batch(self.trainer, batch, log_probs, entropy, evaluated)
         if batch.closes_update:
             self._log_update()
         return -loss_scale(self.trainer) * evaluated.value

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 
 from aggregate_po import Evaluated, PerCompletion, PerToken
 from lightning_modules.batch import RolloutBatch
-from lightning_modules.parquet_files import read_rows, step_file, step_files
+from lightning_modules.parquet_files import read_rows, step_files
 from lightning_modules.prompts.base import short
 from lightning_modules.token_texts import TokenTexts
 
@@ -128,11 +128,6 @@ def _numbers_or_none(values: PerCompletion | None, count: int) -> list[float | N
 def _prompts(batch: RolloutBatch, texts: TokenTexts) -> list[str]:
     rows = zip(batch.prompt_ids.cpu(), batch.prompt_mask.cpu(), strict=True)
     return [texts.joined(ids[mask].tolist()) for ids, mask in rows]
-
-
-def token_file(run: Path, step: int) -> Path:
-    """Return the file of an optimizer step."""
-    return step_file(run / FOLDER, step)
 
 
 def token_files(run: Path) -> dict[int, Path]:

@@ -64,7 +64,7 @@ TRAINING_LAYERS = [
     ["tally", "resumption", "recorded_config", "schedules"],
     ["metrics", "prompts", "token_texts"],
     ["batch", "rewards", "addition"],
-    ["ratio_check", "group_terms", "token_rows"],
+    ["ratio_check", "group_terms", "token_rows", "micro_batch_observers"],
     ["model"],
     ["memory"],
     ["rollouts", "policy_module"],

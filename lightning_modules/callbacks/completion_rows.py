@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.data.rollout import Rollout
-from lightning_modules.parquet_files import read_rows, step_file, step_files
+from lightning_modules.parquet_files import read_rows, step_files
 from lightning_modules.prompts.base import shown
 
 Row = dict[str, Any]
@@ -61,11 +61,6 @@ def rows_of_rollout(
 def _advantage(values: Tensor, length: int) -> float | list[float]:
     """Return the advantage of a completion, or those of its tokens."""
     return [float(value) for value in values[:length]] if values.ndim else float(values)
-
-
-def completion_file(run: Path, step: int) -> Path:
-    """Return the file of the rollout whose first optimizer step this is."""
-    return step_file(run / FOLDER, step)
 
 
 def completion_files(run: Path) -> dict[int, Path]:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from lightning_modules.callbacks.completion_rows import Row, completion_file, completion_files, rows_of_rollout
+from lightning_modules.callbacks.completion_rows import FOLDER, Row, rows_of_rollout
+from lightning_modules.callbacks.step_files import StepFiles
 from lightning_modules.data.observers import RolloutObserver
 from lightning_modules.data.rollout import Rollout
-from lightning_modules.distributed import (
-    data_parallel_rank,
-    data_parallel_size,
-    gathered_on_rank_zero,
-    tensor_parallel_size,
-)
-from lightning_modules.parquet_files import require_pyarrow, write_rows
+from lightning_modules.distributed import data_parallel_rank, data_parallel_size
+from lightning_modules.parquet_files import require_pyarrow
 from lightning_modules.validation import require_at_least
 
 _SHOWN_CHARACTERS = 100
@@ -50,35 +44,25 @@ class CompletionsFile(RolloutObserver):
     def __init__(self, max_gigabytes: float = 10.0, show_every_n_rollouts: int = 10) -> None:
         require_pyarrow("CompletionsFile", "leave it out of `trainer.callbacks`")
         require_at_least(0, max_gigabytes=max_gigabytes, show_every_n_rollouts=show_every_n_rollouts)
-        self.max_gigabytes = max_gigabytes
         self.show_every_n_rollouts = show_every_n_rollouts
+        self._files = StepFiles(FOLDER, max_gigabytes)
         self._rollouts = 0  # seen so far
-        self._removed = 0  # files
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the files of steps that this run repeats under another number."""
-        if trainer.is_global_zero and not _writes_nothing(trainer):
-            for step, path in completion_files(_folder(trainer)).items():
-                # The checkpoint may hold the rollout of the next step, before any of its updates.
-                if step > trainer.global_step + 1:
-                    path.unlink()
+        # The checkpoint may hold the rollout of the next step, before any of its updates.
+        self._files.forget_after(trainer.global_step + 1, trainer)
 
     @override
     def on_rollout(self, trainer: Trainer, rollout: Rollout) -> None:
         """Write the completions of all ranks, and show those of one prompt."""
         names = trainer.datamodule.rewards.names  # type: ignore[attr-defined]  # the one that has made the rollout
         shard, step = (data_parallel_rank(trainer), data_parallel_size(trainer)), trainer.global_step + 1
-        gathered = gathered_on_rank_zero(rows_of_rollout(rollout, step, names, *shard))
         number, self._rollouts = self._rollouts, self._rollouts + 1
-        if not trainer.is_global_zero or _writes_nothing(trainer):
+        rows = self._files.write(step, rows_of_rollout(rollout, step, names, *shard), trainer)
+        if rows is None:
             return
-        rows = [row for rows in gathered[:: tensor_parallel_size(trainer)] for row in rows]
-        rows.sort(key=lambda row: (row["group"], row["sample"]))
-        path = completion_file(_folder(trainer), step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(rows, path)
-        self._remove_oldest(_folder(trainer))
         sample = [row for row in rows if row["group"] == number % (rows[-1]["group"] + 1)]
         if self.show_every_n_rollouts and number % self.show_every_n_rollouts == 0:
             tqdm.write(sample_text(sample))
@@ -89,28 +73,17 @@ class CompletionsFile(RolloutObserver):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the number of files that were removed so far."""
-        pl_module.log("completions/removed_files", float(self._removed))
-
-    def _remove_oldest(self, folder: Path) -> None:
-        sizes = {path: path.stat().st_size for path in completion_files(folder).values()}
-        for path in list(sizes)[:-1]:
-            if sum(sizes.values()) <= self.max_gigabytes * 1e9:
-                return
-            path.unlink()
-            del sizes[path]
-            self._removed += 1
-            if self._removed == 1:
-                rank_zero_info(f"completions take more than {self.max_gigabytes} GB: the oldest are removed.")
+        pl_module.log("completions/removed_files", float(self._files.removed))
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers of rollouts and of removed files."""
-        return {"rollouts": self._rollouts, "removed": self._removed}
+        return {"rollouts": self._rollouts, "removed": self._files.removed}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._rollouts, self._removed = state_dict["rollouts"], state_dict["removed"]
+        self._rollouts, self._files.removed = state_dict["rollouts"], state_dict["removed"]
 
 
 def sample_text(rows: Sequence[Row]) -> str:
@@ -133,12 +106,3 @@ def _log_table(trainer: Trainer, rows: Sequence[Row]) -> None:
     for logger in trainer.loggers:
         if log_table := getattr(logger, "log_table", None):
             log_table(key=_TABLE, columns=columns, data=[list(row.values()) for row in rows], step=trainer.global_step)
-
-
-def _writes_nothing(trainer: Trainer) -> bool:
-    """Whether the run is a trial, `fast_dev_run`, of which Lightning keeps neither logs nor checkpoints."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's `_init_debugging_flags`
-
-
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir)

@@ -11,7 +11,14 @@ from lightning import Callback, Trainer
 from safetensors.torch import save_file
 
 from aggregate_po.recipes import grpo
-from lightning_modules import AtomicCheckpointIO, CompletionsFile, PolicyModule, RolloutDataModule, RunCheckpoint
+from lightning_modules import (
+    AtomicCheckpointIO,
+    CompletionsFile,
+    PolicyModule,
+    RolloutDataModule,
+    RunCheckpoint,
+    TokenWeightsFile,
+)
 from lightning_modules.data.schemes import DynamicSampling
 from lightning_modules.distributed import rank
 from tests.distributed.shared_rollouts import LONGEST, PromptedEngine
@@ -92,6 +99,7 @@ def train(model, folder, devices, stop_at=None, resume=False):
             trained,
             RunCheckpoint(str(folder / "checkpoints"), every_n_train_steps=1),
             CompletionsFile(show_every_n_rollouts=0),
+            TokenWeightsFile(),
         ],
         plugins=[AtomicCheckpointIO()],
     )

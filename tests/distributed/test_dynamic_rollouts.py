@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lightning_modules import read_completions
+from lightning_modules import read_completions, read_token_rows
 from lightning_modules.prompts import PromptOrder
 from tests.distributed.dynamic_rollouts import PER_RANK, PROMPTS, SEED, STEPS, is_live
 
@@ -89,6 +89,20 @@ def test_files_of_completions_have_those_of_all_ranks_after_a_stop_too(runs, dev
             assert [row["prompt"] for row in rows[3 * rank :: 3 * devices]] == note["trained"][step]
     for call in STOP_AT:
         assert read_completions(runs[devices] / f"stopped_{call}") == read_completions(undisturbed)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_files_of_tokens_have_the_completions_of_all_ranks_after_a_stop_too(runs, devices):
+    undisturbed = runs[devices] / "undisturbed"
+    for step in range(1, STEPS + 1):
+        completions = [row for row in read_completions(undisturbed, step=step) if row["advantage"]]
+        found = read_token_rows(undisturbed, step)
+        for name in ("group", "sample", "reward"):
+            assert [row[name] for row in found] == [row[name] for row in completions]
+        assert [len(row["weights"]) for row in found] == [row["length"] for row in completions]
+        assert [row["advantage"] for row in found] == pytest.approx([row["advantage"] for row in completions])
+    for call in STOP_AT:
+        assert read_token_rows(runs[devices] / f"stopped_{call}") == read_token_rows(undisturbed)
 
 
 def test_held_out_metrics_are_those_of_all_prompts_on_every_rank(runs):

@@ -22,9 +22,11 @@ BEYOND_EXPORTS = {
     "lightning_modules.data.groups.GroupSampler",
     "lightning_modules.data.groups.Groups",
     "lightning_modules.data.rollout.Rollout",
+    "lightning_modules.micro_batch_observers.EvaluatedMicroBatch",
     "lightning_modules.model.policy.ModelSource",
     "lightning_modules.model.policy.Policy",
     "lightning_modules.rollouts.servers.weight_channels.WeightChannel",
+    "lightning_modules.token_rows.TokenRow",
 }
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 import aggregate_po as core
-from lightning_modules import PromptDataset, RolloutObserver, SamplingScheme, SequenceLayout, SpanRule
+from lightning_modules import (
+    MicroBatchObserver,
+    PromptDataset,
+    RolloutObserver,
+    SamplingScheme,
+    SequenceLayout,
+    SpanRule,
+)
 from lightning_modules.model.policy import ModelSource
 from lightning_modules.rollouts import RolloutEngine
 from lightning_modules.rollouts.servers.weight_channels import WeightChannel
@@ -28,6 +35,7 @@ DOCUMENTED = [
     SamplingScheme,
     SpanRule,
     RolloutObserver,
+    MicroBatchObserver,
     ModelSource,
     RolloutEngine,
     WeightChannel,

@@ -5,10 +5,10 @@ import torch
 
 from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo, grpo, pmpo
-from lightning_modules import TokenRow, read_token_rows
+from lightning_modules import read_token_rows
 from lightning_modules.batch import RolloutBatch, inert, left_padded
-from lightning_modules.parquet_files import write_rows
-from lightning_modules.token_rows import token_file, token_files, token_rows
+from lightning_modules.parquet_files import step_file, write_rows
+from lightning_modules.token_rows import TokenRow, token_files, token_rows
 from lightning_modules.token_texts import TokenTexts
 
 PROMPTS = [[65, 66, 67], [68]]
@@ -99,10 +99,10 @@ def test_a_batch_without_numbers_is_an_error(tokenizer):
 
 def test_rows_are_read_by_step(tmp_path, tokenizer):
     pytest.importorskip("pyarrow")
+    (tmp_path / "tokens").mkdir()
     rows = {step: [{**row, "step": step} for row in rows_of(batch(), tokenizer)] for step in (2, 10, 30)}
     for step, own in rows.items():
-        token_file(tmp_path, step).parent.mkdir(exist_ok=True)
-        write_rows(own, token_file(tmp_path, step))
+        write_rows(own, step_file(tmp_path / "tokens", step))
     assert [path.name for path in token_files(tmp_path).values()] == [
         f"step-0000{step}.parquet" for step in ("02", 10, 30)
     ]
