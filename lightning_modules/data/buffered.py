@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from typing_extensions import override
 
+from aggregate_po import PolicyObjective
 from lightning_modules.batch import Evaluation, RolloutBatch
 from lightning_modules.data.arguments import required_policy
 from lightning_modules.data.buffer import RolloutBuffer, saved_position
@@ -22,7 +23,12 @@ class BufferedDataModule(LightningDataModule):
     """Data module that owns a rollout buffer: the loader over it, its state in checkpoints, and its position.
 
     Subclass requirements: implement `new_buffer`, and call `setup` of this class.
+
+    Attributes:
+        keeps_every_completion: whether micro-batches have completions without a gradient, too, for a recording.
     """
+
+    keeps_every_completion = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,6 +44,10 @@ class BufferedDataModule(LightningDataModule):
     def policy(self) -> Policy:
         """The policy of the trainer's module; an error if there is none."""
         return required_policy(self._trainer)
+
+    def keeps_all(self, objective: PolicyObjective) -> bool:
+        """Whether completions of advantage 0 are in the micro-batches of an objective."""
+        return self.keeps_every_completion or objective.trains_every_completion
 
     @abstractmethod
     def new_buffer(self, trainer: Trainer) -> RolloutBuffer:

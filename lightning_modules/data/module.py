@@ -274,7 +274,7 @@ class RolloutDataModule(BufferedDataModule):
         spans = span_ids(self.spans, groups, self.policy.tokenizer)
         rollout = Rollout(groups, sequences, log_probs, weighted, {**metrics, **kept}, mean_weights, spans)
         observe(self._trainer, rollout)
-        batches, trained = updates(rollout, plan, objective.trains_every_completion, self._trainer)
+        batches, trained = updates(rollout, plan, self.keeps_all(objective), self._trainer)
         self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)
         whole = {"completions/trained_ratio": trained, "time/rollout": time.perf_counter() - started}
         return PreparedRollout(batches, {**rollout.metrics, **whole})
