@@ -30,6 +30,7 @@ def _dispatch() -> None:
         from lightning_modules.evaluate_command import evaluate_command
         from lightning_modules.planning.command import plan
         from lightning_modules.preflight.command import preflight_command
+        from lightning_modules.recordings.command import record_command
         from lightning_modules.rollouts.serving.command import serve
 
     if sys.argv[1:2] == ["evaluate"]:
@@ -40,6 +41,8 @@ def _dispatch() -> None:
         plan(sys.argv[2:])
     elif sys.argv[1:2] == ["preflight"]:
         preflight_command(sys.argv[2:])
+    elif sys.argv[1:2] == ["record"]:
+        record_command(sys.argv[2:])
     elif sys.argv[1:2] == ["audit-reward"]:
         audit_command(sys.argv[2:])
     else:
