@@ -32,6 +32,7 @@ def _dispatch() -> None:
         from lightning_modules.preflight.command import preflight_command
         from lightning_modules.recordings.command import record_command
         from lightning_modules.rollouts.serving.command import serve
+        from lightning_modules.viewer.command import view_command
 
     if sys.argv[1:2] == ["evaluate"]:
         evaluate_command(sys.argv[2:])
@@ -45,6 +46,8 @@ def _dispatch() -> None:
         record_command(sys.argv[2:])
     elif sys.argv[1:2] == ["audit-reward"]:
         audit_command(sys.argv[2:])
+    elif sys.argv[1:2] == ["view"]:
+        view_command(sys.argv[2:])
     else:
         run()
 

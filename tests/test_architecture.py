@@ -74,7 +74,7 @@ TRAINING_LAYERS = [
     ["__init__"],
     ["run_config"],
     ["cli"],
-    ["planning", "evaluate_command", "audit", "recordings"],
+    ["planning", "evaluate_command", "audit", "recordings", "viewer"],
     ["preflight", "comparison"],
     ["__main__"],
 ]

@@ -87,6 +87,17 @@ def has_steps(path: Path) -> bool:
     return damaged > 0 or any(int(row["step"]) > 0 for row in rows)
 
 
+def read_metrics(path: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """Return the steps of a file, and the values of each metric, NaN where a cell is empty; damaged lines are left out.
+
+    A metric without any value is left out too.
+    """
+    names, rows, _, _ = _whole_rows(path, ())
+    values = {name: [float(row[name] or "nan") for row in rows] for name in names if name != "step"}
+    steps = [int(row["step"]) for row in rows]
+    return steps, {name: cells for name, cells in values.items() if not all(map(math.isnan, cells))}
+
+
 def _whole_rows(path: Path, columns: Sequence[str]) -> tuple[list[str], list[_Row], int, int]:
     """Return column names, undamaged rows, the number of damaged lines, and 1 if the last line was written in part."""
     *lines, end = path.read_bytes().split(b"\n")  # a kill may truncate the last line

@@ -1,0 +1,99 @@
+"""Facts about runs, from their recorded configurations, and runs that differ in their seed only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Config = Mapping[str, Any]
+
+# What differs between two runs of one experiment: where they are, how they were resumed, and their seed.
+_OF_ONE_RUN = (
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "checkpoint.dirpath",
+    "ckpt_path",
+    "resume_with_changes",
+    "weights_only",
+    "seed_everything",
+    "data.seed",
+)
+_FACTS = {
+    "objective": "model.objective",
+    "model": "model.model_name",
+    "data": "data.dataset",
+    "reward": "data.reward",
+    "seed": "seed_everything",
+    "learning rate": "model.learning_rate",
+    "updates per rollout": "data.updates_per_rollout",
+    "prompts per rollout": "data.prompts_per_rollout",
+    "group size": "data.group_size",
+}
+_MOST_DIFFERENCES = 4  # columns for options that no fact covers
+
+
+def facts_of(config: Config) -> dict[str, str]:
+    """Return what the header of a page says about a run, by label."""
+    values = {label: _value(config, option) for label, option in _FACTS.items()}
+    return {label: described_value(value) for label, value in values.items() if value is not None}
+
+
+def cohort_of(config: Config) -> str:
+    """Return a text that is equal for runs that differ in their seed only; empty without a configuration."""
+    return json.dumps(sorted(_leaves_without_seed(config)), default=str) if config else ""
+
+
+def differing_options(configs: Sequence[Config]) -> list[dict[str, str]]:
+    """Return, for each run, the options that differ between runs and that no fact covers; at most four."""
+    leaves = [dict(_leaves_without_seed(config)) for config in configs if config]
+    names = sorted({name for options in leaves for name in options if not name.startswith(tuple(_FACTS.values()))})
+    differ = [name for name in names if len({described_value(options.get(name)) for options in leaves}) > 1]
+    kept = differ[:_MOST_DIFFERENCES]
+    rest = {f"and {len(differ) - len(kept)} more options": "differ"} if len(differ) > len(kept) else {}
+    return [
+        ({name: described_value(_value(config, name)) for name in kept} | rest) if config else {} for config in configs
+    ]
+
+
+def described_value(value: Any) -> str:
+    """Return a value of a configuration as a short text, such as `gmpo(log_clip=0.4)`."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        arguments = value.get("init_args") or {}
+        given = [f"{name}={described_value(each)}" for name, each in arguments.items() if each not in (None, [], {})]
+        return _last_name(value["class_path"]) + (f"({', '.join(given)})" if given else "")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {described_value(each)}" for name, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(described_value, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return _last_name(value) if isinstance(value, str) else str(value)
+
+
+def _last_name(text: str) -> str:
+    """Return the last name of an import path, and any other text as it is."""
+    parts = text.split(".")
+    return parts[-1] if len(parts) > 1 and all(part.isidentifier() for part in parts) else text
+
+
+def _value(config: Config, option: str) -> Any:
+    node: Any = config
+    for name in option.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _leaves_without_seed(config: Config) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in _leaves(config) if not name.startswith(_OF_ONE_RUN)]
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a nested configuration with their dotted names; a list is one value."""
+    if isinstance(node, Mapping) and node:
+        for key, child in node.items():
+            yield from _leaves(child, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, node

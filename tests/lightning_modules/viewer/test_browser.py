@@ -1,0 +1,323 @@
+"""The page in headless Chromium: it opens offline, filters, colors agree with numbers, and nothing is hidden."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from lightning_modules.viewer import Completion, Plot, Quantity, Report, Run, Table, TokenNumbers, write_page
+from lightning_modules.viewer.view import run_report
+from tests.browser import Browser, require_chromium
+from tests.lightning_modules.viewer.run_folders import make_run
+
+require_chromium()
+
+PROBE = Path(__file__).with_name("page_probe.js").read_text(encoding="utf-8")
+TIMES, MINUS, NO_NUMBER = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
+HOSTILE = [
+    "</script><script>document.title = 'owned'</script>",
+    "<img src=x onerror=\"document.title = 'owned'\">",
+    "{{DATA}} <!-- ${document.title = 'owned'} \u2028 \U0001f600 \ud7ff \0 é",
+    "__proto__",
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser") / "profile")
+    yield browser
+    browser.close()
+
+
+def page(folder, report):
+    """Write a page and return its path."""
+    write_page(report, folder / "page.html")
+    return folder / "page.html"
+
+
+def faults(browser):
+    """What is wrong with the layout of the page, and errors of the console."""
+    return browser.run(PROBE) + browser.errors
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs that differ in their seed, and one of another objective without token numbers."""
+    folder = tmp_path_factory.mktemp("runs")
+    other = {"class_path": "aggregate_po.recipes.grpo", "init_args": {"clip_low": 0.2, "clip_high": 0.28}}
+    return [
+        *(make_run(folder / f"pmpo-seed{seed}", seed) for seed in range(3)),
+        make_run(folder / "grpo", 3, tokens=False, model__objective=other),
+    ]
+
+
+@pytest.fixture(scope="module")
+def several(runs, tmp_path_factory):
+    return page(tmp_path_factory.mktemp("several"), run_report(runs))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("view", ["metrics", "completions"])
+def test_nothing_is_clipped_overlaps_or_is_hard_to_read(view, theme, several, browser):
+    browser.open(f"{several}#{view}", theme)
+    assert browser.run("document.documentElement.dataset.theme") == theme
+    assert faults(browser) == []
+    if view == "completions":
+        for name in ("concentration", "log ratio", "clip", "advantage"):
+            click(browser, ".segments button", name)
+            assert faults(browser) == [], name
+
+
+def test_it_fits_a_narrow_window(several, browser):
+    browser.send("Emulation.setDeviceMetricsOverride", width=700, height=900, deviceScaleFactor=1, mobile=False)
+    try:
+        for view in ("metrics", "completions"):
+            browser.open(f"{several}#{view}")
+            assert faults(browser) == []
+    finally:
+        browser.send("Emulation.setDeviceMetricsOverride", width=1366, height=768, deviceScaleFactor=1, mobile=False)
+
+
+def click(browser, selector, text):
+    """Click the element with this text."""
+    all_found = f"[...document.querySelectorAll({json.dumps(selector)})]"
+    browser.run(f"{all_found}.find((each) => each.textContent === {json.dumps(text)}).click()")
+
+
+def fill(browser, name, value):
+    """Enter a value in a filter."""
+    browser.run(
+        f"(() => {{ const field = document.querySelector('.filters [name={name}]'); field.value = {json.dumps(value)};"
+        "field.dispatchEvent(new Event('input', { bubbles: true })); })()"
+    )
+
+
+def count(browser):
+    """Number of completions that pass the filters."""
+    return int(browser.run("document.querySelector('.count').textContent").split(" of ")[0].replace(",", ""))
+
+
+def test_the_header_says_what_each_run_is(several, browser):
+    browser.open(several)
+    text = browser.run("document.getElementById('runs').innerText")
+    for fact in ("pmpo(log_clip=0.3)", "grpo(clip_high=0.28, clip_low=0.2)", "AdditionWarmStart", "AdditionProblems"):
+        assert fact in text
+    for label in ("objective", "model", "data", "seed", "learning rate", "updates per rollout"):
+        assert label in text
+
+
+def test_runs_that_differ_in_their_seed_are_one_line_with_a_band(several, browser):
+    browser.open(several)
+    assert browser.run("document.querySelectorAll('svg[data-metric=\"reward\"] polyline').length") == 2
+    assert browser.run("document.querySelectorAll('svg[data-metric=\"reward\"] polygon').length") == 1
+    legend = browser.run("document.querySelector('.cohorts').innerText")
+    for text in ("pmpo", "mean of 3 seeds (0, 1, 2)", "band: min to max of the seeds"):
+        assert text in legend
+
+
+def test_the_values_of_a_step_are_shown_under_the_pointer(several, browser):
+    browser.open(several)
+    browser.move_to('svg[data-metric="reward"]')
+    tip = browser.run("document.getElementById('tip').innerText")
+    step = int(tip.split()[1])
+    means = browser.run(
+        f"""viewer.report.cohorts.map((cohort) => {{
+            const values = cohort.runs.map((run) => run.metrics.reward[run.steps.indexOf({step})]);
+            return values.reduce((a, b) => a + b) / values.length;
+        }})"""
+    )
+    for mean in means:
+        assert f"{mean:.4g}".replace("-", MINUS) in tip
+    assert "3 seeds" in tip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "passes"),
+    [
+        ("text", "WHAT IS 41", lambda one: one.group == 1),
+        ("run", "3", lambda one: one.run == 3),
+        ("stepFrom", "5", lambda one: one.step >= 5),
+        ("stepTo", "5", lambda one: one.step <= 5),
+        ("group", "1", lambda one: one.group == 1),
+        ("rewardFrom", "0.7", lambda one: one.reward >= 0.7),
+        ("rewardTo", "0.7", lambda one: one.reward <= 0.7),
+    ],
+)
+def test_filters_change_the_list(name, value, passes, runs, several, browser):
+    completions = run_report(runs).completions
+    browser.open(f"{several}#completions")
+    assert count(browser) == len(completions)
+    fill(browser, name, value)
+    assert count(browser) == sum(map(passes, completions)) not in (0, len(completions))
+    click(browser, ".list-head button", "clear filters")
+    assert count(browser) == len(completions)
+
+
+def test_a_filter_that_nothing_passes_says_so(several, browser):
+    browser.open(f"{several}#completions")
+    fill(browser, "text", "no such text")
+    assert count(browser) == 0
+    assert "No completion passes the filters." in browser.run("document.querySelector('.detail').innerText")
+
+
+def test_completions_are_sorted(several, browser):
+    browser.open(f"{several}#completions")
+    fill(browser, "sort", "reward")
+    shown = browser.run("[...document.querySelectorAll('.row .reward')].map((each) => Number(each.textContent))")
+    assert shown[:5] == sorted(shown, reverse=True)[:5] == [1.0] * 5
+
+
+def test_arrow_keys_go_through_the_list(several, browser):
+    browser.open(f"{several}#completions")
+    browser.run("document.querySelector('.list').focus()")
+    for _ in range(12):
+        for kind in ("keyDown", "keyUp"):
+            browser.send("Input.dispatchKeyEvent", type=kind, key="ArrowDown", code="ArrowDown")
+    assert browser.run("document.querySelector('.row[aria-selected=\"true\"]').dataset.index") == "12"
+    assert browser.run(
+        """(() => { const [row, list] = ['.row[aria-selected="true"]', '.list'].map((each) =>
+            document.querySelector(each).getBoundingClientRect());
+        return row.top >= list.top - 1 && row.bottom <= list.bottom + 1; })()"""
+    )
+
+
+def heat_map_page(tmp_path):
+    """A page of one completion whose numbers are known."""
+    quantities = [
+        Quantity("weight", "gradient weight"),
+        Quantity("share", "concentration", scale="share"),
+        Quantity("clip", "clip", scale="sides"),
+    ]
+    values = {
+        "weight": [-0.5, -0.25, 0.0, 0.25, 0.5, math.nan],
+        "share": [1 / 6, 1 / 3, 1 / 12, 1 / 6, 1 / 6, 1 / 12],
+        "clip": [-1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+    }
+    marks = {"clipped": [True, False, False, False, True, False], "untrained": [False] * 5 + [True]}
+    numbers = TokenNumbers(2, ["a", " b", "\n", "c", "d", "<e>"], [1, 2, 3, 4, 5, 6], values, marks)
+    completion = Completion(0, 1, 0, 0, "prompt", "a b\ncd<e>", 1.0, -0.5, 6, tokens=[numbers])
+    return page(tmp_path, Report("known", [Run("run")], [], [completion], quantities))
+
+
+def colors(browser):
+    """Background of each token, as three numbers."""
+    texts = browser.run(
+        "[...document.querySelectorAll('.heat .token')].map((token) => getComputedStyle(token).backgroundColor)"
+    )
+    return [[int(part) for part in text[text.index("(") + 1 : -1].split(", ")[:3]] for text in texts]
+
+
+def test_colors_agree_with_the_numbers_and_the_legend(tmp_path, browser):
+    browser.open(heat_map_page(tmp_path))
+    low, half_low, zero, half_high, high, _ = colors(browser)
+    # The ends and the middle of the scale, and halfway between them.
+    assert (low, zero, high) == ([33, 102, 172], [255, 255, 255], [205, 92, 8])
+    assert half_low == pytest.approx([(33 + 255) / 2, (102 + 255) / 2, (172 + 255) / 2], abs=1)
+    assert half_high == pytest.approx([(205 + 255) / 2, (92 + 255) / 2, (8 + 255) / 2], abs=1)
+    legend = browser.run("[...document.querySelectorAll('.ends span')].map((end) => end.textContent)")
+    assert legend == [f"≤ {MINUS}0.5", "0", "≥ 0.5"]
+    ramp = browser.run("getComputedStyle(document.querySelector('.ramp .bar')).backgroundImage")
+    assert ramp.index("rgb(33, 102, 172)") < ramp.index("rgb(255, 255, 255)") < ramp.index("rgb(205, 92, 8)")
+
+
+def test_a_share_is_colored_by_its_multiple_of_an_equal_share(tmp_path, browser):
+    browser.open(heat_map_page(tmp_path))
+    click(browser, ".segments button", "concentration")
+    equal, double, half, *_ = colors(browser)
+    assert (equal, double, half) == ([255, 255, 255], [205, 92, 8], [33, 102, 172])
+    legend = browser.run("[...document.querySelectorAll('.ends span')].map((end) => end.textContent)")
+    assert legend == [f"≤ 0.5 {TIMES}", "equal share", f"≥ 2 {TIMES}"]
+
+
+def test_clipped_tokens_are_marked_by_more_than_color(tmp_path, browser):
+    browser.open(heat_map_page(tmp_path))
+    marks = browser.run(
+        "[...document.querySelectorAll('.heat .token')].map((token) => getComputedStyle(token, '::after').content)"
+    )
+    assert marks == [f'"{TIMES}"', "none", "none", "none", f'"{TIMES}"', "none"]
+    assert "clipped" in browser.run("document.querySelector('.signs').innerText")
+    click(browser, ".segments button", "clip")
+    low, none, *_, high, _ = colors(browser)
+    assert (low, none, high) == ([33, 102, 172], [255, 255, 255], [205, 92, 8])
+
+
+def test_the_numbers_of_a_token_are_shown_under_the_pointer(tmp_path, browser):
+    browser.open(heat_map_page(tmp_path))
+    browser.move_to(".heat .token", 1)
+    tip = browser.run("document.getElementById('tip').innerText")
+    for text in ("·b", "token 2 of 6, id 2", f"{MINUS}0.25", f"0.3333 (2 {TIMES} equal share)"):
+        assert text in tip
+    browser.move_to(".heat .token", 5)
+    tip = browser.run("document.getElementById('tip').innerText")
+    for text in ("<e>", "untrained", NO_NUMBER):
+        assert text in tip
+
+
+def test_text_in_tokens_is_shown_as_it_is(tmp_path, browser):
+    browser.open(heat_map_page(tmp_path))
+    assert browser.run("document.querySelector('.heat').textContent") == "a·b⏎\ncd<e>"
+
+
+def test_text_of_completions_is_data(tmp_path, browser):
+    run = make_run(tmp_path / "run</script><b>", texts=HOSTILE, data__reward="<b>reward</b>")
+    browser.open(f"{page(tmp_path, run_report([run]))}#completions")
+    assert "owned" not in browser.run("document.title")
+    assert browser.run("document.querySelectorAll('main script, main b, main img').length") == 0
+    texts = browser.run("[...viewer.report.completions.text]")
+    assert set(texts) == set(HOSTILE)
+    for text in HOSTILE:
+        fill(browser, "text", text[:12])
+        tokens = browser.run("document.querySelector('.heat').textContent")
+        assert tokens.replace("·", " ") == text
+        assert "owned" not in browser.run("document.title")
+    assert faults(browser) == []
+
+
+def test_five_thousand_completions_open_and_scroll(tmp_path, browser):
+    run = make_run(tmp_path / "run", steps=2000, rollouts=range(1, 20 * 40, 20), groups=16, samples=8)
+    path = page(tmp_path, run_report([run]))
+    assert path.stat().st_size < 8e6
+    seconds = browser.open(f"{path}#completions")
+    assert seconds < 20  # measured: under 2
+    assert count(browser) == 5000 or count(browser) == 40 * 128
+    assert browser.run("document.querySelectorAll('.row').length") < 60  # only those in sight exist
+    browser.run("document.querySelector('.list').scrollTop = 1e9")
+    last = "document.querySelector('.row:last-child').dataset.index"
+    browser.wait_for(f"Number({last}) === viewer.report.completions.count - 1", 5)
+    fill(browser, "rewardFrom", "1")
+    assert 0 < count(browser) < 5000
+    assert faults(browser) == []
+    seconds = browser.open(f"{path}#metrics")
+    assert faults(browser) == []
+
+
+def test_a_page_of_tables_and_plots(tmp_path, browser):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="80"><rect width="200" height="80"/></svg>'
+    table = Table("Clipped", ["objective", "tokens"], [["<b>", 0.123456], ["gmpo", math.inf]], "Two rows.")
+    path = page(tmp_path, Report("results", [Run("grpo")], tables=[table], plots=[Plot("A plot", svg)]))
+    browser.open(path)
+    text = browser.run("document.querySelector('main').innerText")
+    for cell in ("<b>", "0.1235", "inf"):
+        assert cell in text
+    browser.wait_for("document.querySelector('img').naturalWidth === 200")
+    assert faults(browser) == []
+
+
+@pytest.mark.parametrize("missing", ["metrics", "tokens", "completions"])
+def test_a_page_without_some_of_its_parts(missing, tmp_path, browser):
+    options = {"metrics": {"steps": 0}, "tokens": {"tokens": False}, "completions": {"rollouts": ()}}[missing]
+    browser.open(page(tmp_path, run_report([make_run(tmp_path / "run", **options)])))
+    tabs = browser.run("document.getElementById('tabs').innerText")
+    assert ("Metrics" in tabs, "Completions" in tabs) == (missing != "metrics", missing != "completions")
+    note = {"metrics": "no metrics.csv", "tokens": "TokenWeightsFile", "completions": "CompletionsFile"}[missing]
+    assert note in browser.run("document.getElementById('notes').innerText")
+    assert faults(browser) == []
+
+
+def test_a_report_of_nothing_says_so(tmp_path, browser):
+    browser.open(page(tmp_path, Report("nothing", [])))
+    assert "There is nothing to show" in browser.run("document.body.innerText")
+    assert faults(browser) == []

@@ -1,0 +1,215 @@
+"""Reports of run folders: what they hold, what is left out, and which folders are refused."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from lightning_modules import read_completions
+from lightning_modules.parquet_files import write_rows
+from lightning_modules.token_rows import read_token_rows
+from lightning_modules.viewer.view import run_report
+from tests.lightning_modules.viewer.run_folders import make_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def test_every_kept_completion_is_shown_with_its_row(run):
+    completions, rows = run_report([run]).completions, read_completions(run)
+    assert len(completions) == len(rows) == 24
+    for one, row in zip(completions, rows, strict=True):
+        assert (one.step, one.group, one.sample) == (row["step"], row["group"], row["sample"])
+        assert (one.prompt, one.text) == (row["prompt"], row["completion"])
+        assert (one.reward, one.advantage, one.length) == (row["reward"], row["advantage"], row["length"])
+        assert one.facts["rewards/boxed_answer"] == f"{row['rewards/boxed_answer']:g}"
+        assert one.facts["answer"] == str(row["group"] + 40 + row["step"])
+
+
+def test_token_numbers_join_the_completions_of_their_rollout(run):
+    completions = {(one.step, one.group, one.sample): one for one in run_report([run]).completions}
+    rows = read_token_rows(run)
+    assert len(rows) == 24
+    for row in rows:
+        (numbers,) = completions[row["step"] - 1, row["group"], row["sample"]].tokens
+        assert (numbers.step, list(numbers.texts), list(numbers.ids)) == (row["step"], row["tokens"], row["token_ids"])
+        log_ratios = [new - old for new, old in zip(row["log_probs"], row["old_log_probs"], strict=True)]
+        shown = {"weight": row["weights"], "concentration": row["concentration"], "log_ratio": log_ratios}
+        for name, expected in shown.items():
+            assert list(numbers.values[name])[:-1] == pytest.approx(expected[:-1], rel=1e-6)
+            assert math.isnan(numbers.values[name][-1])  # not trained
+        assert list(numbers.marks["clipped"]) == row["clipped"]
+        assert numbers.values["clip"][2] == math.copysign(1, row["advantage"])
+        assert numbers.facts == {"exponent p": "0.5"}
+
+
+def test_token_rows_without_completions_are_shown_by_themselves(run):
+    for path in (run / "completions").iterdir():
+        path.unlink()
+    completions = run_report([run]).completions
+    assert [one.step for one in completions] == [2] * 8 + [6] * 8 + [10] * 8
+    assert all(one.tokens and one.length == len(one.tokens[0].texts) for one in completions)
+
+
+def test_advantages_per_token_are_shown_and_averaged(run):
+    path = run / "tokens" / "step-000002.parquet"
+    rows = read_token_rows(run, 2)
+    write_rows([{**row, "advantage": [float(n) for n in range(len(row["tokens"]))]} for row in rows], path)
+    (run / "completions" / "step-000001.parquet").unlink()
+    (one, *_) = run_report([run]).completions
+    count = len(one.tokens[0].texts)
+    assert one.advantage == (count - 1) / 2
+    assert list(one.tokens[0].values["advantage"])[:-1] == list(range(count - 1))
+
+
+def test_the_facts_of_a_run_come_from_its_configuration(run):
+    (one,) = run_report([run]).runs
+    assert one.facts == {
+        "objective": "pmpo(log_clip=0.3)",
+        "model": "AdditionWarmStart(steps=700)",
+        "data": "AdditionProblems(size=64)",
+        "reward": "boxed_answer",
+        "seed": "0",
+        "learning rate": "0.0001",
+        "updates per rollout": "4",
+        "prompts per rollout": "2",
+        "group size": "4",
+        "optimizer steps": "40",
+    }
+
+
+def test_the_newest_configuration_counts(run):
+    text = (run / "config.yaml").read_text().replace("log_clip: 0.3", "log_clip: 0.2")
+    (run / "config-from-step-20.yaml").write_text(text)
+    assert run_report([run]).runs[0].facts["objective"] == "pmpo(log_clip=0.2)"
+
+
+def test_runs_that_differ_in_their_seed_only_are_one_cohort(tmp_path):
+    runs = [make_run(tmp_path / f"run{seed}", seed) for seed in range(2)]
+    runs.append(make_run(tmp_path / "hot", 0, data__temperature=0.7))
+    first, second, hot = run_report(runs).runs
+    assert first.cohort == second.cohort != hot.cohort
+    assert (first.seed, second.seed) == ("0", "1")
+    assert (first.facts["data.temperature"], hot.facts["data.temperature"]) == ("1", "0.7")
+
+
+def test_options_beyond_four_that_differ_are_counted(tmp_path):
+    options = {f"data__option_{number}": number for number in range(6)}
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **options)]
+    facts = run_report(runs).runs[1].facts
+    assert [label for label in facts if label.startswith("data.option")] == [f"data.option_{n}" for n in range(4)]
+    assert facts["and 2 more options"] == "differ"
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [make_run(tmp_path / name / "run", steps=2, rollouts=()) for name in "ab"]
+    assert [one.name for one in run_report(runs).runs] == ["a/run", "b/run"]
+
+
+def test_metrics_are_those_of_the_file(run):
+    (one,) = run_report([run]).runs
+    assert list(one.steps) == list(range(41))
+    assert math.isnan(one.metrics["reward"][0])
+    held_out = [
+        step for step, value in zip(one.steps, one.metrics["val/pass@1_sampled"], strict=True) if value == value
+    ]
+    assert held_out == [0, 10, 20, 30, 40]
+
+
+def test_a_half_line_at_the_end_of_the_metrics_is_left_out(run):
+    with (run / "metrics.csv").open("a") as file:
+        file.write("41,0.5")
+    assert list(run_report([run]).runs[0].steps) == list(range(41))
+
+
+@pytest.mark.parametrize("limit", [16, 10, 8])
+def test_a_limit_keeps_whole_groups_over_all_steps_and_is_said(run, limit):
+    report = run_report([run], max_completions=limit)
+    groups = {(one.step, one.group) for one in report.completions}
+    assert len(report.completions) == 4 * len(groups) <= limit
+    assert len({step for step, _ in groups}) == min(3, limit // 4)
+    assert f"{len(report.completions)} of 24 completions are shown" in report.notes[0]
+
+
+def test_completions_with_token_numbers_come_first(run):
+    for step in (2, 6):
+        (run / "tokens" / f"step-{step:06}.parquet").unlink()
+    report = run_report([run], max_completions=8)
+    assert [(one.step, bool(one.tokens)) for one in report.completions] == [(9, True)] * 8
+
+
+def test_a_limit_is_shared_among_runs(tmp_path):
+    runs = [make_run(tmp_path / f"run{number}", number) for number in range(2)]
+    report = run_report(runs, max_completions=24)
+    assert [sum(one.run == number for one in report.completions) for number in range(2)] == [12, 12]
+
+
+def test_a_limit_of_tokens_is_said(run):
+    report = run_report([run], max_tokens=400)
+    with_tokens = [one for one in report.completions if one.tokens]
+    assert 0 < len(with_tokens) < 24 == len(report.completions)
+    assert sum(len(one.tokens[0].texts) for one in with_tokens) <= 400
+    assert f"Token numbers of {len(with_tokens)} of 24" in report.notes[0]
+
+
+def test_without_completions_no_parquet_file_is_read(run):
+    (run / "completions" / "step-000001.parquet").write_bytes(b"damaged")
+    assert run_report([run], max_completions=0).completions == []
+
+
+def test_what_a_run_lacks_is_said_with_the_remedy(tmp_path):
+    report = run_report([make_run(tmp_path / "run", rollouts=())])
+    assert any("lightning_modules.CompletionsFile" in note for note in report.runs[0].notes)
+    report = run_report([make_run(tmp_path / "other", tokens=False, steps=0)])
+    assert any("lightning_modules.TokenWeightsFile" in note for note in report.runs[0].notes)
+    assert any("no metrics.csv" in note for note in report.runs[0].notes)
+    (tmp_path / "other" / "config.yaml").unlink()
+    assert any("no config.yaml" in note for note in run_report([tmp_path / "other"]).runs[0].notes)
+
+
+@pytest.mark.parametrize("kind", ["none", "empty", "file"])
+def test_a_folder_without_a_run_is_refused(kind, tmp_path):
+    path = tmp_path / "run"
+    if kind == "empty":
+        path.mkdir()
+    elif kind == "file":
+        path.write_text("")
+    with pytest.raises(FileNotFoundError, match=r"`runs` has '.*run', which .*; pass the folder of a run"):
+        run_report([path])
+
+
+@pytest.mark.parametrize("folder", ["completions", "tokens"])
+def test_a_damaged_file_is_named(folder, run):
+    path = next((run / folder).iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{path}: not a readable Parquet file"):
+        run_report([run])
+
+
+@pytest.mark.parametrize("folder", ["completions", "tokens"])
+def test_a_file_of_other_columns_is_refused(folder, run):
+    path = next((run / folder).iterdir())
+    write_rows([{"step": 1, "group": 0}], path)
+    with pytest.raises(ValueError, match=rf"{path} has no column '\w+'; .* move it away"):
+        run_report([run])
+
+
+def test_a_damaged_configuration_is_named(run):
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"config.yaml: not readable YAML"):
+        run_report([run])
+
+
+def test_a_run_is_passed_once(run):
+    with pytest.raises(ValueError, match=r"`runs` has '.*' twice; pass each run once"):
+        run_report([run, Path(run) / "."])
+
+
+@pytest.mark.parametrize("name", ["max_completions", "max_tokens"])
+def test_a_negative_limit_is_refused(name, run):
+    with pytest.raises(ValueError, match=name):
+        run_report([run], **{name: -1})
