@@ -16,6 +16,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile
 # About half of the work of test-core, which runs in two processes; pytest-xdist is not among what it installs.
 CORE_HALF := $(addprefix tests/contracts/test_,padding.py precision.py testing.py)
+# The browser of the tests that open pages.
+BROWSER := tests/install_chromium.sh
 # vLLM for processors exists for this platform alone. Here a peer that is missing fails the tests; elsewhere they skip.
 ALL_PEERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
@@ -45,7 +47,7 @@ core-rest:
 test-fast: .venv/dev
 	$(PYTEST) $(PARALLEL) -m "not slow and not vllm and not parity" --ignore tests/parity $(ARGS)
 
-test: check docs-check .venv/peers $(if $(ALL_PEERS),.venv/vllm)
+test: check docs-check .venv/peers $(if $(ALL_PEERS),.venv/vllm .venv/browser)
 	REQUIRE_PEERS=$(if $(ALL_PEERS),1) $(PYTEST) $(PARALLEL) $(ARGS)
 
 docs: .venv/dev
@@ -81,6 +83,10 @@ format: .venv/dev
 
 .venv/vllm: .venv/trains $(VLLM)
 	sh $(firstword $(VLLM)) $(BIN)/python
+	touch $@
+
+.venv/browser: .venv/python $(BROWSER)
+	sh $(BROWSER)
 	touch $@
 
 clean:

@@ -12,8 +12,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.peers import MISSING
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-INSTALL = "sh tests/install_chromium.sh"
 _START, _ANSWER = 60, 60  # seconds
 
 
@@ -21,7 +22,7 @@ def require_chromium():
     """Skip the tests of a file without Chromium; with `REQUIRE_PEERS=1` in the environment they fail."""
     __tracebackhide__ = True
     if CHROMIUM is None:
-        reason = f"Chromium is not installed; to install it on Debian or Ubuntu: {INSTALL}"
+        reason = f"{MISSING}: chromium; to install it as root: sh tests/install_chromium.sh"
         if os.environ.get("REQUIRE_PEERS") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason, allow_module_level=True)

@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +12,14 @@ import pytest
 pytest.importorskip("mkdocs")
 pytest.importorskip("mkdocstrings")
 
+from tests.browser import CHROMIUM, require_chromium
+
+require_chromium()
+
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("site_probe.js")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # All pages but those of the API, which look alike; of these a few.
 PAGES = [*sorted(path.stem for path in (ROOT / "docs").glob("*.md")), "api/index", "api/geometry", "api/rollout_data"]
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="Chromium is not installed (Debian: `apt-get install chromium`), so no page is opened"
-)
 
 
 @pytest.fixture(scope="module")
