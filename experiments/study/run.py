@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     names = list(filter(None, options.objectives.split(",")))
     seeds = tuple(int(seed) for seed in options.seeds.split(","))
-    todo = list(ladders(options.task, seeds, tuple(_variant(name) for name in names)))
+    todo = list(ladders(options.task, seeds, tuple(variant(name) for name in names)))
     options.output.mkdir(parents=True, exist_ok=True)
     TASKS[options.task]().model.prepare()  # once, before the workers
     queue = [(ladder, options.output, options.rollouts) for ladder in todo]
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _variant(name: str) -> Variant:
+def variant(name: str) -> Variant:
     """Return the variant of the study with this name, or a new one for a recipe or an import path."""
     known = {variant.name: variant for variant in (*design.CORE, *design.FURTHER)}
     return known.get(name, Variant(name, name))
