@@ -27,6 +27,7 @@ def _dispatch() -> None:
     with _kept_for_good():
         from lightning_modules.audit.command import audit_command
         from lightning_modules.cli import run
+        from lightning_modules.comparison.command import compare_command
         from lightning_modules.evaluate_command import evaluate_command
         from lightning_modules.planning.command import plan
         from lightning_modules.preflight.command import preflight_command
@@ -44,6 +45,8 @@ def _dispatch() -> None:
         preflight_command(sys.argv[2:])
     elif sys.argv[1:2] == ["record"]:
         record_command(sys.argv[2:])
+    elif sys.argv[1:2] == ["compare"]:
+        compare_command(sys.argv[2:])
     elif sys.argv[1:2] == ["audit-reward"]:
         audit_command(sys.argv[2:])
     elif sys.argv[1:2] == ["view"]:

@@ -13,7 +13,7 @@ from lightning_modules.comparison.evaluation import evaluated_step, require_comp
 from lightning_modules.comparison.gradients import ParameterGradients, parameter_gradients, recorded_policy
 from lightning_modules.comparison.names import named_objectives
 from lightning_modules.comparison.rows import Row, objective_rows, overlap_rows
-from lightning_modules.comparison.tokens import Tokens, recorded_weights, weights_of
+from lightning_modules.comparison.tokens import Tokens, Weights, recorded_weights, weights_of
 from lightning_modules.recordings.recording import Recording
 
 RECORDED = "recorded"  # name of the objective that was trained, with the weights that its training steps computed
@@ -26,6 +26,8 @@ class Comparison:
 
     Args:
         recording: the recording.
+        tokens: trained tokens of all optimizer steps.
+        weights: weights of each named objective on these tokens.
         objectives: measures of each objective, over all steps and by update.
         overlap: overlap of the clipped tokens of each pair of objectives.
         by_log_ratio: weight relative to that on policy, against the log ratio.
@@ -36,6 +38,8 @@ class Comparison:
     """
 
     recording: Recording
+    tokens: Tokens
+    weights: Mapping[str, Weights]
     objectives: Sequence[Row]
     overlap: Sequence[Row]
     by_log_ratio: Sequence[Row]
@@ -80,6 +84,8 @@ def compare_objectives(
     found = None if gradients == "none" else _gradients(recording, named, gradients == "completions", device)
     return Comparison(
         recording=recording,
+        tokens=tokens,
+        weights=weights,
         objectives=[
             row
             for label, one in {RECORDED: recorded, **weights}.items()

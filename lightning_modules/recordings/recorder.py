@@ -167,8 +167,7 @@ def require_new(folder: Path) -> None:
     """
     if folder.exists():
         raise FileExistsError(
-            f"`output` is {str(folder)!r}, which exists; choose another folder, or remove it. A recording is never "
-            "overwritten."
+            f"`output` is {str(folder)!r}, which exists; choose another folder, or remove it. Nothing is overwritten."
         )
 
 
