@@ -52,8 +52,9 @@ class Moments:
         return float(torch.nn.functional.cosine_similarity(self.mean, gradient, dim=0))
 
     def scale(self, gradient: Tensor) -> float:
-        """Return the factor that brings the mean nearest to a gradient."""
-        return float(self.mean @ gradient / self.mean.square().sum())
+        """Return the factor that brings the mean nearest to a gradient, 0 for a mean of 0."""
+        square = float(self.mean.square().sum())
+        return float(self.mean @ gradient) / square if square > 0 else 0.0
 
     def bias(self, gradient: Tensor) -> float:
         """Return the distance of the scaled mean from a gradient, relative to the gradient.
@@ -71,8 +72,14 @@ class Moments:
         return self.bias(gradient) ** 2 + self.noise(gradient) ** 2
 
     def signal_to_noise(self, gradient: Tensor) -> float:
-        """Return the part of the mean along a gradient over the standard deviation of the estimate."""
-        return self.cosine(gradient) * float(self.mean.norm()) / math.sqrt(self.variance)
+        """Return the part of the mean along a gradient over the standard deviation of the estimate.
+
+        It is 0 if the estimate does not vary, as where a clip stops every completion.
+        """
+        along = self.cosine(gradient) * float(self.mean.norm())
+        return (
+            along / math.sqrt(self.variance) if self.variance > 0 else math.copysign(math.inf, along) if along else 0.0
+        )
 
 
 def expected_gradient(problem: Problem, objective: PolicyObjective, advantages: Tensor) -> Tensor:
@@ -88,8 +95,7 @@ def expected_gradient(problem: Problem, objective: PolicyObjective, advantages: 
     """
     totals = StepTotals(1, int(problem.lengths.max()))
     weights = problem.weights(objective, torch.arange(len(problem.sequences)), advantages, totals)
-    scores = problem.sequences.scores(problem.logits)
-    return problem.behavior @ einsum(weights, scores, "sequence time, sequence time p -> sequence p")
+    return problem.behavior @ einsum(weights, problem.scores, "sequence time, sequence time p -> sequence p")
 
 
 def moments(
@@ -178,8 +184,7 @@ def group_gradients(
     of_sequences.scatter_add_(
         1, at, rearrange(weights, "(group completion) time -> group completion time", group=count)
     )
-    scores = problem.sequences.scores(problem.logits)
-    return einsum(of_sequences, scores, "group sequence time, sequence time p -> group p")
+    return einsum(of_sequences, problem.scores, "group sequence time, sequence time p -> group p")
 
 
 def moments_by_kind(
@@ -237,7 +242,7 @@ def _within(
         size: Completions per group.
     """
     share = problem.behavior[sequences] / problem.behavior[sequences].sum()
-    scores = problem.sequences.scores(problem.logits)[sequences]
+    scores = problem.scores[sequences]
     weights = scores.new_zeros(len(advantages), *scores.shape[:2])
     for total in tokens.unique().tolist():
         chosen = tokens == total

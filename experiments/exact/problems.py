@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from aggregate_po import PolicyBatch, PolicyObjective, StepTotals
 from experiments.exact.policies import Sequences
 
 SUCCESSES = 0.3  # fraction of the sequences with reward 1
+_BISECTIONS = 40
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,31 @@ class Problem:
     logits: Tensor
     old_logits: Tensor
 
-    @property
+    @cached_property
     def policy_gradient(self) -> Tensor:
         """Gradient of the expected reward of the trained policy; shape `parameter`."""
         return self.sequences.policy_gradient(self.logits, self.rewards)
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         """Number of tokens of each sequence; shape `sequence`."""
         return self.sequences.mask.sum(dim=-1)
 
-    @property
+    @cached_property
     def behavior(self) -> Tensor:
         """Probability of each sequence under the behavior policy; shape `sequence`."""
         return self.sequences.probabilities(self.old_logits)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        r"""Gradient of the log-probability of each token under the trained policy; shape `sequence time parameter`."""
+        return self.sequences.scores(self.logits)
+
+    @property
+    def distance(self) -> float:
+        """Root mean square of the log ratios of the tokens that the behavior policy samples; nats."""
+        squares = (self.sequences.log_probs(self.logits) - self.sequences.log_probs(self.old_logits)).square()
+        return math.sqrt(self.behavior @ squares.sum(dim=-1) / (self.behavior @ self.lengths.double()))
 
     def weights(
         self,
@@ -72,11 +86,11 @@ class Problem:
 
 
 def random_problem(sequences: Sequences, distance: float, seed: int, along_gradient: bool = False) -> Problem:
-    """Return a random problem whose trained policy is so far from the behavior policy, per logit.
+    """Return a random problem whose trained policy is so far from the behavior policy.
 
     Args:
         sequences: All sequences.
-        distance: Root mean square of the differences of the logits.
+        distance: Root mean square of the log ratios of the tokens that the behavior policy samples; nats.
         seed: Seed of behavior policy, direction and rewards; the same for all distances.
         along_gradient: Move along the policy gradient of the behavior policy, as training does, in place of a random
             direction.
@@ -92,4 +106,21 @@ def random_problem(sequences: Sequences, distance: float, seed: int, along_gradi
     rewards[0], rewards[-1] = 0.0, 1.0
     if along_gradient:
         direction = sequences.policy_gradient(old, rewards).view(old.shape)
-    return Problem(sequences, rewards, old + distance * direction / direction.square().mean().sqrt(), old)
+    return _moved(Problem(sequences, rewards, old, old), direction / direction.norm(), distance)
+
+
+def _moved(problem: Problem, direction: Tensor, distance: float) -> Problem:
+    """Return the problem with the trained policy at this distance along a direction, found by bisection."""
+
+    def at(step: float) -> Problem:
+        return replace(problem, logits=problem.old_logits + step * direction)
+
+    if distance == 0:
+        return problem
+    low, high = 0.0, 1.0
+    while at(high).distance < distance:
+        low, high = high, 2 * high
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).distance < distance else (low, middle)
+    return at(high)

@@ -11,6 +11,7 @@ from aggregate_po.advantages import GroupCentered, GroupedRewards, GroupNormaliz
 from aggregate_po.prefixes import PrefixProduct
 from aggregate_po.recipes import ctpo, dapo, drpo, gmpo, grpo, gspo, kpo, minpro, pmpo, real
 from experiments.exact.estimates import (
+    Moments,
     expected_gradient,
     group_gradients,
     moments,
@@ -93,7 +94,7 @@ def test_the_cheapest_enumeration_is_chosen():
 
 @pytest.mark.parametrize("objective", [grpo(), gmpo(), real()], ids=["grpo", "gmpo", "real"])
 def test_sampled_groups_agree_with_the_enumerated_ones(objective):
-    """Within three standard errors, over 100,000 groups."""
+    """Mean and variance within three standard errors, over 100,000 groups."""
     problem, samples = random_problem(Sequences.of(2, 4), 0.5, seed=0), 100_000
     exact = moments(problem, objective, GroupNormalized(), 4)
     groups = list(sampled_groups(problem.behavior, 4, samples, seed=0))
@@ -135,6 +136,14 @@ def test_normalized_advantages_of_two_rewards_only_scale_it():
     assert normalized.bias(ON_POLICY.policy_gradient) < 1e-12
 
 
+@pytest.mark.parametrize("recipe", [grpo, gmpo, pmpo])
+def test_the_size_of_a_group_does_not_change_the_direction_with_two_rewards(recipe):
+    """Advantages of a group sum to zero, so that completions of both rewards weigh the same."""
+    biases = [moments(STALE, recipe(), GroupNormalized(), size).bias(STALE.policy_gradient) for size in (2, 5, 16)]
+    assert biases == pytest.approx([biases[0]] * 3, rel=1e-9)
+    assert biases[0] > 0.01
+
+
 def test_the_product_of_the_ratios_is_unbiased_off_policy_and_other_means_are_not():
     outcome = STALE.rewards
     assert relative_error(expected_gradient(STALE, PolicyObjective(Product()), outcome), STALE) < 1e-12
@@ -156,6 +165,25 @@ def test_the_measures_do_not_depend_on_the_scale_of_an_objective():
     estimate = moments(STALE, gmpo(), GroupNormalized(), 4)
     scaled = type(estimate)(5 * estimate.mean, 25 * estimate.variance, estimate.groups, True)
     gradient = STALE.policy_gradient
-    for measure in ("cosine", "bias", "noise", "mean_squared_error"):
+    for measure in ("cosine", "bias", "noise", "mean_squared_error", "signal_to_noise"):
         assert getattr(scaled, measure)(gradient) == pytest.approx(getattr(estimate, measure)(gradient), rel=1e-12)
     assert estimate.bias(gradient) == pytest.approx(math.sqrt(1 - estimate.cosine(gradient) ** 2), rel=1e-9)
+
+
+def test_measures_of_an_estimate_that_is_zero():
+    """A clip may stop every completion."""
+    nothing = Moments(torch.zeros(3, dtype=torch.float64), 0.0, 1, True)
+    gradient = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    assert (nothing.cosine(gradient), nothing.bias(gradient), nothing.noise(gradient)) == (0, 1, 0)
+    assert (nothing.mean_squared_error(gradient), nothing.signal_to_noise(gradient)) == (1, 0)
+
+
+def test_measures_of_an_estimate_worked_by_hand():
+    """Mean (3, 4) and variance 4, against the gradient (5, 0)."""
+    estimate = Moments(torch.tensor([3.0, 4.0]).double(), 4.0, 1, True)
+    gradient = torch.tensor([5.0, 0.0]).double()
+    assert estimate.scale(gradient) == pytest.approx(0.6)
+    assert estimate.bias(gradient) == pytest.approx(0.8)  # (1.8, 2.4) is 4 from (5, 0)
+    assert estimate.noise(gradient) == pytest.approx(0.24)
+    assert estimate.mean_squared_error(gradient) == pytest.approx(0.64 + 0.0576)
+    assert estimate.signal_to_noise(gradient) == pytest.approx(1.5)

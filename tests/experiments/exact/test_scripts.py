@@ -2,39 +2,111 @@
 
 import csv
 import itertools
+import math
 
 import pytest
 import torch
 
+from aggregate_po import PessimisticClip, PolicyObjective, PowerMean
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.recipes import gmpo, grpo
-from experiments.exact import bias_variance
+from experiments.exact import (
+    bias_variance,
+    clip_width,
+    completion_length,
+    ess_target,
+    exponent,
+    group_size,
+    learning_curves,
+    on_policy_bias,
+    ratio_bias,
+)
 from experiments.exact.learning import learning_curve
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import random_problem
 
+THIRD_PARTY = "tests.third_party.AsinhMean"
 
-def test_the_table_has_every_objective_at_every_distance(tmp_path, capsys):
-    names = "grpo,gmpo,tests.third_party.AsinhMean"
-    bias_variance.main(
-        ["--objectives", names, "--length", "2", "--problems", "2", "--group_size", "3", "--output", str(tmp_path)]
-    )
-    with (tmp_path / "bias_variance.csv").open(newline="") as file:
+
+class Sharp(PowerMean):
+    """A mean of the reader's own, with an exponent."""
+
+
+def clipped_sharp(log_clip):
+    return PolicyObjective(Sharp(3.0), PessimisticClip.log(log_clip, log_clip))
+
+
+def targeted(target):
+    return PolicyObjective(Sharp(target))
+
+
+SHORT = ["--length", "2", "--problems", "2", "--group_size", "3"]
+HERE = "tests.experiments.exact.test_scripts"
+# Script, its variable, objectives with one of the reader's own, and options for few values.
+SCRIPTS = {
+    "bias_variance": (bias_variance, "distance", f"grpo,gmpo,{THIRD_PARTY}", ["--distances", "0,0.4"]),
+    "gradient": (exponent, "exponent", f"holder_po,{HERE}.Sharp", ["--exponents=-1,2", "--direction", "gradient"]),
+    "completion_length": (completion_length, "length", f"grpo,{THIRD_PARTY}", ["--lengths", "2,3", "--stop"]),
+    "group_size": (group_size, "group_size", f"real,{THIRD_PARTY}", ["--group_sizes", "2,4"]),
+    "clip_width": (clip_width, "log_clip", f"gmpo,{HERE}.clipped_sharp", ["--log_clips", "0.2,0.8"]),
+    "exponent": (exponent, "exponent", f"holder_po,{HERE}.Sharp", ["--exponents=-1,2"]),
+    "ess_target": (ess_target, "target", f"{HERE}.targeted,experiments.exact.families.matched", ["--targets", "0.8,1"]),
+    "learning_curves": (learning_curves, "updates", f"gmpo,{THIRD_PARTY}", ["--updates", "1,2", "--rollouts", "2"]),
+}
+
+
+@pytest.mark.parametrize(("script", "variable", "names", "options"), SCRIPTS.values(), ids=SCRIPTS)
+def test_the_table_has_every_objective_at_every_value(tmp_path, capsys, script, variable, names, options):
+    script.main(["--objectives", names, *SHORT, *options, "--output", str(tmp_path)])
+    path, *_ = sorted(tmp_path.glob("*.csv"))
+    with path.open(newline="") as file:
         table = list(csv.DictReader(file))
     assert {row["objective"] for row in table} == set(names.split(","))
-    assert len(table) == 3 * len(bias_variance.DISTANCES)
-    for row in table:
-        if float(row["distance"]) == 0:
-            assert float(row["cosine"]) == pytest.approx(1)
-    picture = (tmp_path / "bias_variance.svg").read_text()
-    assert picture.count("AsinhMean") == 1
-    assert "tests.third_party.AsinhMean" in capsys.readouterr().out
+    assert len({(row["objective"], float(row[variable])) for row in table}) == 2 * len(names.split(","))
+    assert all(math.isfinite(float(number)) for row in table for column, number in row.items() if column != "objective")
+    own = names.split(",")[-1]
+    assert own in capsys.readouterr().out
+    picture = path.with_suffix(".svg").read_text()
+    assert picture.count(own.removeprefix("experiments.exact.families.")) == 1
 
 
-def test_distances_are_those_of_the_logits():
-    problem = random_problem(Sequences.of(3, 2), 0.4, seed=3)
-    assert (problem.logits - problem.old_logits).square().mean().sqrt().item() == pytest.approx(0.4)
+def test_files_are_the_same_whenever_they_are_written(tmp_path):
+    options = ["--objectives", "grpo,gmpo", *SHORT, "--distances", "0", "--formats", "svg,pdf"]
+    for folder in ("first", "second"):
+        bias_variance.main([*options, "--output", str(tmp_path / folder)])
+    names = {path.name for path in (tmp_path / "first").iterdir()}
+    parts = ("gradient", "plane", "random")
+    assert names == {f"bias_variance_{part}.{suffix}" for part in parts for suffix in ("csv", "svg", "pdf")}
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_on_policy_objectives_agree(tmp_path):
+    bias_variance.main(["--objectives", "grpo,gmpo", *SHORT, "--distances", "0", "--output", str(tmp_path)])
+    with (tmp_path / "bias_variance_random.csv").open(newline="") as file:
+        grpo_row, gmpo_row = csv.DictReader(file)
+    del grpo_row["objective"], gmpo_row["objective"]
+    assert grpo_row == gmpo_row
+    assert (float(grpo_row["cosine"]), float(grpo_row["bias"])) == (1, 0)
+
+
+@pytest.mark.parametrize("along_gradient", [False, True])
+def test_distances_are_those_of_the_log_ratios(along_gradient):
+    problem = random_problem(Sequences.of(3, 2, stop=True), 0.4, seed=3, along_gradient=along_gradient)
+    assert problem.distance == pytest.approx(0.4, abs=1e-9)
+    squares, tokens = 0.0, 0.0
+    for row, probability in enumerate(problem.behavior.tolist()):
+        log_ratios = (
+            problem.sequences.log_probs(problem.logits)[row] - problem.sequences.log_probs(problem.old_logits)[row]
+        )
+        squares += probability * log_ratios.square().sum().item()
+        tokens += probability * problem.sequences.mask[row].sum().item()
+    assert math.sqrt(squares / tokens) == pytest.approx(0.4, abs=1e-9)
     assert 0 < problem.rewards.mean() < 1
+    moved = (problem.logits - problem.old_logits).flatten()
+    gradient = problem.sequences.policy_gradient(problem.old_logits, problem.rewards)
+    cosine = torch.nn.functional.cosine_similarity(moved, gradient, dim=0).item()
+    assert (cosine == pytest.approx(1)) == along_gradient
 
 
 @pytest.mark.parametrize("objective", [grpo(), gmpo()], ids=["grpo", "gmpo"])
@@ -46,3 +118,40 @@ def test_a_policy_that_follows_the_estimate_learns(objective):
     assert curve[0] == pytest.approx(1 / 8)
     assert all(later > earlier for earlier, later in itertools.pairwise(curve))
     assert curve[-1] > 0.5
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_which_advantages_and_normalizers_are_unbiased_on_policy(tmp_path, stop):
+    options = ["--vocabulary", "3", "--length", "2", "--problems", "3", "--group_sizes", "2,4"]
+    on_policy_bias.main([*options, *["--stop"][:stop], "--output", str(tmp_path)])
+    (path,) = tmp_path.glob("*.csv")
+    bias = {(row["pair"], row["group_size"]): float(row["bias"]) for row in rows_of(path)}
+    for size in ("2", "4"):
+        assert bias["leave-one-out, constant length", size] == bias["centered, constant length", size] == 0
+        assert bias["normalized, constant length", size] > 0.01
+        assert (bias["leave-one-out, sequence mean", size] > 0.1) == stop
+        assert (bias["leave-one-out, token mean", size] > 0.01) == stop
+    # More completions make the advantages better, and the division by the own length as wrong as before.
+    assert bias["normalized, constant length", "4"] < bias["normalized, constant length", "2"]
+    sequence_means = [bias["leave-one-out, sequence mean", size] for size in ("2", "4")]
+    assert sequence_means[0] == pytest.approx(sequence_means[1])
+
+
+def test_which_ratios_are_unbiased_off_policy(tmp_path):
+    options = ["--objectives", THIRD_PARTY, "--problems", "3", "--distances", "0,0.4", "--output", str(tmp_path)]
+    ratio_bias.main(options)
+    bias = {
+        (row["ratio"], row["advantage"]): float(row["bias"])
+        for row in rows_of(tmp_path / "ratio_bias.csv")
+        if row["distance"] == "0.4"
+    }
+    unbiased = {("product of all", "reward"), ("product of the prefix", "value of the token")}
+    assert {key for key, value in bias.items() if value < 1e-12} == unbiased
+    assert bias["product of the prefix", "reward"] < bias["token", "reward"] < bias["none", "reward"]
+    assert (THIRD_PARTY, "reward") in bias
+    assert {float(row["bias"]) for row in rows_of(tmp_path / "ratio_bias.csv") if row["distance"] == "0"} == {0}

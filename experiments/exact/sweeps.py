@@ -1,0 +1,190 @@
+"""Tables and plots of the exact measures of objectives against one variable."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aggregate_po import AdvantageEstimator, PolicyObjective, objective_of
+from aggregate_po.advantages import GroupNormalized
+from experiments.exact.estimates import moments
+from experiments.exact.policies import Sequences
+from experiments.exact.problems import random_problem
+from experiments.figures.style import Value, legend_below, look, panels, save, write_table
+
+Row = dict[str, Value]
+# Labels of the axes; all measures have no unit.
+MEASURES = {
+    "cosine": "cosine of mean and policy gradient",
+    "bias": "bias / |policy gradient|",
+    "noise": "standard deviation / |policy gradient|",
+    "mean_squared_error": "mean squared error (relative)",
+    "signal_to_noise": "signal-to-noise ratio",
+}
+DIRECTIONS = {"random": "a random direction", "gradient": "the policy gradient"}
+PLOTTED = ("bias", "noise", "signal_to_noise")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Problems on which objectives are measured.
+
+    Args:
+        vocabulary: Number of symbols.
+        length: Largest number of tokens.
+        stop: Whether symbol 0 ends a completion.
+        group_size: Completions per group.
+        distance: Root mean square of the log ratios of the tokens that the behavior policy samples; nats.
+        direction: Direction in which the trained policy has moved, `random` or `gradient`.
+        problems: Number of random problems.
+    """
+
+    vocabulary: int = 2
+    length: int = 4
+    stop: bool = False
+    group_size: int = 4
+    distance: float = 0.2
+    direction: str = "random"
+    problems: int = 50
+
+
+def measured(
+    objectives: Mapping[str, PolicyObjective], setting: Setting, estimator: AdvantageEstimator = GroupNormalized()
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the name of each objective with the median of each measure over the problems, and its quartiles.
+
+    The quartiles have the names `MEASURE_q1` and `MEASURE_q3`.
+
+    Args:
+        objectives: Objectives by their name.
+        setting: Problems.
+        estimator: Advantages from the rewards of a group.
+    """
+    sequences = Sequences.of(setting.vocabulary, setting.length, setting.stop)
+    found: dict[str, list[list[float]]] = {name: [] for name in objectives}
+    for seed in range(setting.problems):
+        problem = random_problem(sequences, setting.distance, seed, setting.direction == "gradient")
+        for name, objective in objectives.items():
+            estimate = moments(problem, objective, estimator, setting.group_size)
+            found[name].append([getattr(estimate, measure)(problem.policy_gradient) for measure in MEASURES])
+    for name, of_problems in found.items():
+        row = {}
+        for measure, values in zip(MEASURES, zip(*of_problems, strict=True), strict=True):
+            quartiles = statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * values
+            row |= {measure: quartiles[1], f"{measure}_q1": quartiles[0], f"{measure}_q3": quartiles[2]}
+        yield name, row
+
+
+def swept(
+    objectives: Mapping[str, PolicyObjective], variable: str, settings: Iterable[tuple[float, Setting]]
+) -> Iterator[Row]:
+    """Yield a row for each objective in each setting.
+
+    Args:
+        objectives: Objectives by their name.
+        variable: Column of the value that differs between the settings.
+        settings: Value of the variable, and the setting.
+    """
+    for value, setting in settings:
+        for name, row in measured(objectives, setting):
+            yield {"objective": name, variable: value, **row}
+
+
+def swept_argument(names: Iterable[str], argument: str, values: Sequence[float], setting: Setting) -> Iterator[Row]:
+    """Yield a row for each objective and each value of an argument of it.
+
+    Args:
+        names: Recipes, or import paths of functions or classes, that take the argument.
+        argument: Name of the argument.
+        values: Values of the argument.
+        setting: Problems.
+    """
+    for value in values:
+        objectives = {name: objective_of(name, **{argument: value}) for name in names}
+        for name, row in measured(objectives, setting):
+            yield {"objective": name, argument: value, **row}
+
+
+def parser_of(
+    description: str | None, objectives: Sequence[str], setting: Setting = Setting()
+) -> argparse.ArgumentParser:
+    """Return a parser of the options that all scripts share.
+
+    Args:
+        description: Docstring of the script.
+        objectives: Default of the objectives.
+        setting: Defaults of the problems.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objectives", default=",".join(objectives), help="Recipes or import paths, by commas.")
+    parser.add_argument("--vocabulary", type=int, default=setting.vocabulary, help="Number of symbols.")
+    parser.add_argument("--length", type=int, default=setting.length, help="Largest number of tokens.")
+    parser.add_argument("--stop", action="store_true", help="Let symbol 0 end a completion.")
+    parser.add_argument("--group_size", type=int, default=setting.group_size, help="Completions per group.")
+    parser.add_argument("--distance", type=float, default=setting.distance, help="Root mean square of the log ratios.")
+    parser.add_argument("--direction", choices=DIRECTIONS, default=setting.direction, help="How the policy has moved.")
+    parser.add_argument("--problems", type=int, default=setting.problems, help="Number of random problems.")
+    parser.add_argument("--formats", default="svg", help="Formats of the plot, by commas: svg, pdf, png.")
+    parser.add_argument("--output", type=Path, default=Path("runs/exact"), help="Folder of the files.")
+    return parser
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    """Return the setting of parsed options."""
+    return Setting(**{name: getattr(options, name) for name in Setting.__dataclass_fields__})
+
+
+def numbers(text: str) -> list[float]:
+    """Return the numbers of a list by commas."""
+    return [float(number) for number in text.split(",")]
+
+
+def report(
+    rows: Iterable[Row],
+    variable: str,
+    label: str,
+    name: str,
+    options: argparse.Namespace,
+    scale: str = "linear",
+    ticks: Sequence[float] = (),
+) -> list[Row]:
+    """Print a table while it is made, write it with its plot, and return it.
+
+    Args:
+        rows: Rows with `objective`, the variable and the measures.
+        variable: Column on the horizontal axis.
+        label: Label of the horizontal axis.
+        name: Name of the files without their suffix.
+        options: Parsed options of the script.
+        scale: Scale of the horizontal axis, a name of matplotlib.
+        ticks: Ticks of the horizontal axis; those of matplotlib without any.
+    """
+    table = []
+    print(f"{'objective':32} {variable:>12} " + " ".join(f"{measure:>18}" for measure in MEASURES))
+    for row in rows:
+        table.append(row)
+        values = " ".join(f"{row[measure]:18.4f}" for measure in MEASURES)
+        print(f"{row['objective']:32} {row[variable]:12g} {values}", flush=True)
+    write_table(table, options.output, name)
+    canvas, axes = panels(1, len(PLOTTED), 12, 4)
+    for panel, measure in zip(axes, PLOTTED, strict=True):
+        for number, objective in enumerate(dict.fromkeys(row["objective"] for row in table)):
+            own = [row for row in table if row["objective"] == objective]
+            panel.plot(
+                [row[variable] for row in own],
+                [row[measure] for row in own],
+                label=str(objective).removeprefix("experiments.exact.families."),
+                **look(number),
+            )
+        panel.set_xscale(scale)
+        if ticks:
+            panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            panel.minorticks_off()
+        panel.set_xlabel(label)
+        panel.set_ylabel(MEASURES[measure])
+    legend_below(canvas, axes[0], 9)
+    save(canvas, options.output, name, options.formats.split(","))
+    return table

@@ -1,0 +1,1 @@
+"""Plots of the documentation, each with its data."""

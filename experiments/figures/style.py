@@ -1,0 +1,116 @@
+"""Style of the plots of the documentation, and files that are the same whenever they are written."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DATA = Path(__file__).with_name("data")  # what was measured once
+# Okabe and Ito's colors, which color-blind readers tell apart, with markers for when there are more lines.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#882255", "#7f7f7f")
+MARKERS = "osD^vPX*<>"
+SETTINGS = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # of nearly the same width
+    "font.size": 10,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",  # text, which is small and can be searched
+    "svg.hashsalt": "aggregate_po",  # ids that do not change
+}
+# No dates, and no version of the program.
+METADATA: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
+SMALLEST = 1e-12  # smaller numbers are rounding errors
+Value = float | int | str
+
+
+def plot_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the folder and the formats of a plot."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", default="svg", help="Formats of the plot, by commas: svg, pdf, png.")
+    parser.add_argument("--output", type=Path, default=Path("runs/figures"), help="Folder of the files.")
+    return parser
+
+
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a canvas with its panels, from left to right and from top to bottom.
+
+    Args:
+        rows: Rows of panels.
+        columns: Columns of panels.
+        width: Width of the canvas in inches.
+        height: Height of the canvas in inches.
+    """
+    plt.rcParams.update(SETTINGS)
+    canvas, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    return canvas, list(axes.flat)
+
+
+def look(number: int) -> dict[str, str]:
+    """Return color and marker of a line, by its number."""
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def legend_below(canvas: Figure, panel: Axes, columns: int) -> None:
+    """Put one legend, that of a panel, below all panels."""
+    handles, labels = panel.get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def save(canvas: Figure, folder: Path, name: str, formats: Sequence[str] = ("svg",)) -> None:
+    """Write a canvas in each of the formats, and close it.
+
+    Args:
+        canvas: The canvas.
+        folder: Folder of the files; made if it is missing.
+        name: Name of the files without their suffix.
+        formats: Formats of `METADATA`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in formats:
+        canvas.savefig(folder / f"{name}.{suffix}", metadata=METADATA[suffix], dpi=110)
+    plt.close(canvas)
+
+
+def write_table(rows: Iterable[Mapping[str, Value]], folder: Path, name: str) -> None:
+    """Write rows with equal columns as `NAME.csv`, numbers with six digits.
+
+    Args:
+        rows: Values of each row by their column; at least one row.
+        folder: Folder of the file; made if it is missing.
+        name: Name of the file without its suffix.
+    """
+    table = list(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in table:
+            writer.writerow({key: _text(value) if isinstance(value, float) else value for key, value in row.items()})
+
+
+def _text(value: float) -> str:
+    """Return six digits of a number, 0 for what is left of one by rounding, and nothing for NaN."""
+    if math.isnan(value):
+        return ""
+    return f"{value:.6g}" if abs(value) > SMALLEST else "0"
