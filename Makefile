@@ -21,7 +21,7 @@ BROWSER := tests/install_chromium.sh
 # vLLM for processors exists for this platform alone. Here a peer that is missing fails the tests; elsewhere they skip.
 ALL_PEERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
-.PHONY: train check docs-check test-core core-half core-rest test-fast test docs format clean
+.PHONY: train check docs-check test-core core-half core-rest test-fast test docs figures format clean
 
 train: .venv/trains $(if $(filter vllm,$(ENGINE)),.venv/vllm)
 	$(BIN)/aggregate-po fit $(CONFIGS:%=--config %) --trainer.default_root_dir $(RUN) $(ARGS)
@@ -52,6 +52,9 @@ test: check docs-check .venv/peers $(if $(ALL_PEERS),.venv/vllm .venv/browser)
 
 docs: .venv/dev
 	$(BIN)/mkdocs serve
+
+figures: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.figures $(ARGS)
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -84,6 +84,7 @@ ALLOWED = [
     ("aggregate_po/testing/*", "draw", r"draw|DrawFn"),  # names of hypothesis
     ("tests/*", "draw", r"draw"),
     ("experiments/benchmarks/cost_slopes.py", "law", r"power law"),
+    ("experiments/figures/*", "figure", r"(experiments\.|runs/|assets/)figures"),
     ("lightning_modules/callbacks/plots.py", "figure", r"figure"),  # of matplotlib
 ]
 

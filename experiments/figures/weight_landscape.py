@@ -1,0 +1,74 @@
+"""Gradient weight of a token against its own log ratio and that of another token, for several objectives.
+
+A completion of three tokens with advantage 1, alone in its step. One token has the log ratio on the horizontal axis,
+another that on the vertical axis, and the third has the ratio 1. Weights are multiplied by the length, so that they are
+1 on policy.
+
+    python -m experiments.figures.weight_landscape --output runs/figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, objective_of
+from experiments.figures.style import panels, plot_parser, save, write_table
+
+TOKENS, POINTS, HALF_WIDTH, LARGEST = 3, 41, 1.0, 1.6
+OBJECTIVES = ("grpo", "gmpo", "hmpo", "pmpo", "sapo", "tic_grpo")
+
+
+def landscape(objective: PolicyObjective, own: Tensor, other: Tensor, advantage: float) -> Tensor:
+    """Return the weight of the first token times the length; shape `other own`.
+
+    Args:
+        objective: Objective to differentiate.
+        own: Log ratios of the first token; shape `own`.
+        other: Log ratios of the second token; shape `other`.
+        advantage: Advantage of the completion.
+    """
+    pairs = torch.cartesian_prod(other, own)
+    log_probs = torch.stack([pairs[:, 1], pairs[:, 0], torch.zeros(len(pairs), dtype=own.dtype)], dim=-1)
+    old = torch.zeros_like(log_probs)
+    batch = PolicyBatch(old, torch.ones_like(old), torch.full_like(old[:, 0], advantage), StepTotals(1, TOKENS))
+    total = objective.gradient_weights(log_probs, batch).total
+    return TOKENS * total[:, 0].view(len(other), len(own))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write `weight_landscape.csv` and its plot."""
+    parser = plot_parser(__doc__)
+    parser.add_argument("--objectives", default=",".join(OBJECTIVES), help="Recipes or import paths, by commas.")
+    parser.add_argument("--advantage", type=float, default=1.0, help="Advantage of the completion.")
+    options = parser.parse_args(arguments)
+    names = options.objectives.split(",")
+    axis = torch.linspace(-HALF_WIDTH, HALF_WIDTH, POINTS, dtype=torch.float64)
+    found = {name: landscape(objective_of(name), axis, axis, options.advantage) for name in names}
+    places = torch.cartesian_prod(axis, axis).tolist()
+    table = [
+        {"own_log_ratio": own, "other_log_ratio": other} | {name: found[name].flatten()[i].item() for name in names}
+        for i, (other, own) in enumerate(places)
+    ]
+    columns = min(3, len(names))
+    canvas, axes = panels(-(-len(names) // columns), columns, 3.4 * columns + 1, 3.1 * -(-len(names) // columns))
+    for panel, name in zip(axes, names, strict=False):
+        edges = (-HALF_WIDTH, HALF_WIDTH, -HALF_WIDTH, HALF_WIDTH)
+        limits = {"vmin": 0.0, "vmax": LARGEST} if options.advantage > 0 else {"vmin": -LARGEST, "vmax": 0.0}
+        image = panel.imshow(found[name], origin="lower", extent=edges, cmap="cividis", **limits)
+        panel.grid(visible=False)
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("log ratio $x$ of this token (nats)")
+        panel.set_ylabel("log ratio of another (nats)")
+    for panel in axes[len(names) :]:
+        panel.remove()
+    bar = canvas.colorbar(image, ax=axes[: len(names)], extend="max" if options.advantage > 0 else "min", shrink=0.8)
+    bar.set_label("gradient weight of this token times length $n$")
+    write_table(table, options.output, "weight_landscape")
+    save(canvas, options.output, "weight_landscape", options.formats.split(","))
+
+
+if __name__ == "__main__":
+    main()
