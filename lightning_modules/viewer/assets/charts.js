@@ -212,8 +212,11 @@ function verticalScale(points, logarithmic) {
     };
   }
   if (low === high) [low, high] = low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * high)];
-  const margin = (high - low) * 0.04;
-  return { ticks: ticksBetween(low, high, 4), share: (value) => (value - low + margin) / (high - low + 2 * margin) };
+  // From a tick below all values to a tick above them.
+  const step = tickStep(low, high, 4);
+  low = Math.floor(low / step + 1e-9) * step;
+  high = Math.ceil(high / step - 1e-9) * step;
+  return { ticks: ticksBetween(low, high, (high - low) / step), share: (value) => (value - low) / (high - low) };
 }
 
 // All ticks of an axis with the same number of decimals.
@@ -228,7 +231,7 @@ function tickLabel(tick, ticks) {
 
 function stepTicks([first, last], width) {
   if (first === last) return [first];
-  return ticksBetween(first, last, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger);
+  return ticksBetween(first, last, Math.max(2, Math.floor(width / 62))).filter(Number.isInteger);
 }
 
 // The values nearest to the pointer, in the tooltip.

@@ -2,6 +2,7 @@
 // The list of completions with its filters, and the completion that is open.
 
 const ROW = 54; // pixels
+const PLACE = ["run", "step", "group", "sample"];
 
 function showCompletions(report, view) {
   const { completions } = report;
@@ -14,6 +15,7 @@ function showCompletions(report, view) {
   const count = element("output", { className: "count" });
   const detail = element("section", { className: "detail", attributes: { "aria-live": "polite" } });
   const { controls, values, reset } = filters(report);
+  const linked = new URLSearchParams(location.hash.split("&").slice(1).join("&")); // of an address like #completions&step=5
   list.append(spacer);
   view.append(element("aside", { className: "side" }, controls, element("div", { className: "list-head" }, count, reset), list), detail);
   let order = [];
@@ -24,7 +26,7 @@ function showCompletions(report, view) {
     spacer.style.height = `${order.length * ROW}px`;
     list.scrollTop = 0;
     rows();
-    if (!order.includes(state.chosen)) choose(order.length ? order[0] : -1);
+    if (!order.includes(state.chosen)) choose(order.find((index) => report.records.has(index)) ?? order[0] ?? -1);
   }
 
   // Only the rows in sight exist.
@@ -45,19 +47,33 @@ function showCompletions(report, view) {
 
   function open() {
     hideTip();
+    history.replaceState(null, "", `#completions${address()}`);
     detail.replaceChildren(...(state.chosen < 0 ? [element("p", { className: "loading" }, "No completion passes the filters.")] : opened()));
     detail.scrollTop = 0;
   }
 
+  // The completion that is open, so that a link leads back to it.
+  function address() {
+    if (state.chosen < 0) return "";
+    const place = PLACE.map((name) => [name, completions[name][state.chosen]]);
+    return `&${new URLSearchParams([...place, ["show", state.quantity]])}`;
+  }
+
   function opened() {
     const records = report.records.get(state.chosen) ?? [];
-    const parts = [heading(report, state.chosen), promptBox(report, state.chosen)];
+    const parts = [heading(report, state.chosen), promptBox(report, state.chosen, findPrompt)];
     if (!records.length || !shown.length) return [...parts, plainText(report, state.chosen), factsTable(report, state.chosen, -1)];
     const record = records[Math.min(state.record, records.length - 1)];
     const quantity = shown.find((each) => each.name === state.quantity);
     if (!bounds.has(quantity.name)) bounds.set(quantity.name, pageBound(report, quantity));
     const bound = state.range === "page" ? bounds.get(quantity.name) : recordBound(report, quantity, record);
     return [...parts, toolbar(records, quantity), ...heatMap(report, record, quantity, bound), factsTable(report, state.chosen, record)];
+  }
+
+  function findPrompt(text) {
+    controls.reset();
+    controls.elements.text.value = text;
+    apply();
   }
 
   function toolbar(records, quantity) {
@@ -67,9 +83,12 @@ function showCompletions(report, view) {
       button.addEventListener("click", () => change({ quantity: each.name }));
       return button;
     });
-    const range = select("color range", [["page", "as on the whole page"], ["completion", "of this completion"]], state.range, (value) => change({ range: value }));
+    const range = select("color range", [["page", "whole page"], ["completion", "this completion"]], state.range, (value) => change({ range: value }));
     const steps = records.map((record, number) => [String(number), `step ${report.tokens.step[record]}`]);
-    const step = records.length > 1 ? select("optimizer step", steps, String(state.record), (value) => change({ record: Number(value) })) : null;
+    const step =
+      records.length > 1
+        ? select("optimizer", steps, String(state.record), (value) => change({ record: Number(value) }))
+        : element("span", { className: "muted" }, `optimizer step ${report.tokens.step[records[0]]}`);
     return element("div", { className: "toolbar" }, element("div", { className: "segments", attributes: { role: "group", "aria-label": "Heat map of" } }, buttons), step, range);
   }
 
@@ -101,7 +120,16 @@ function showCompletions(report, view) {
     apply();
   });
   new ResizeObserver(rows).observe(list);
+  if (shown.some(({ name }) => name === linked.get("show"))) state.quantity = linked.get("show");
+  if (linked.has("step")) {
+    const isLinked = (index) => PLACE.every((name) => !linked.has(name) || completions[name][index] === Number(linked.get(name)));
+    state.chosen = [...completions.run.keys()].find(isLinked) ?? -1;
+  }
   apply();
+  if (state.chosen >= 0) {
+    list.scrollTop = order.indexOf(state.chosen) * ROW - list.clientHeight / 3;
+    choose(state.chosen);
+  }
   return { render: open };
 }
 
@@ -131,7 +159,7 @@ function filters(report) {
   const controls = element(
     "form",
     { className: "filters" },
-    field("text", "text", { type: "search", placeholder: "in prompt or completion" }),
+    field("text", "text", { type: "search", placeholder: "prompt or completion" }),
     choices("sort by", "sort", sorts),
     report.runs.length > 1 ? choices("run", "run", runs) : null,
     number("step ≥", "stepFrom"),
@@ -209,7 +237,9 @@ function row(report, index, at, chosen) {
 function heading(report, index) {
   const { completions } = report;
   const run = report.runs[completions.run[index]];
-  const about = ["objective", "model", "data", "seed"].filter((label) => run.facts[label]).map((label) => `${label} ${run.facts[label]}`);
+  // The header has the arguments of model and data.
+  const named = { objective: (text) => text, model: nameOf, data: nameOf, seed: (text) => text };
+  const about = Object.keys(named).filter((label) => run.facts[label]).map((label) => `${label} ${named[label](run.facts[label])}`);
   const chips = [
     ["reward", completions.reward[index]],
     ["advantage", completions.advantage[index]],
@@ -223,13 +253,17 @@ function heading(report, index) {
   );
 }
 
-function promptBox(report, index) {
+const nameOf = (text) => text.replace(/\(.*$/s, "");
+
+function promptBox(report, index, find) {
   const text = report.completions.prompts[report.completions.prompt[index]];
-  return element("div", { className: "prompt" }, element("span", { className: "muted" }, "prompt"), element("pre", {}, text));
+  const button = element("button", { type: "button", className: "quiet", title: "List all completions of this prompt, in all runs and steps" }, "find all of its completions");
+  button.addEventListener("click", () => find(text));
+  return element("div", { className: "prompt" }, element("div", { className: "prompt-head" }, element("span", { className: "muted" }, "prompt"), button), element("pre", {}, text));
 }
 
 function plainText(report, index) {
-  const hint = report.quantities.length ? "This completion has no token numbers." : "";
+  const hint = report.records.size ? "This completion has no token numbers: they are kept of some optimizer steps only, and of completions that have a gradient." : "";
   const text = element("pre", { className: "text" }, report.completions.text[index] || "(empty)");
   return element("div", {}, text, hint ? element("p", { className: "muted" }, hint) : null);
 }
@@ -284,7 +318,7 @@ function heatMap(report, record, quantity, bound) {
 // Bars of the same colors by position, of height |position| on the scale.
 function positionPlot(quantity, positions, bound) {
   const width = 900;
-  const [left, right, top, height, bottom] = [64, 8, 8, 92, 30];
+  const [left, right, top, height, bottom] = [64, 8, 8, 92, 46];
   const middle = top + (height - top) / 2;
   const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height + bottom}`, class: "positions", role: "img" });
   svg.append(svgElement("title", {}, `${quantity.label} against the position of the token`));
@@ -312,8 +346,8 @@ function positionPlot(quantity, positions, bound) {
   });
   const label = (at) => svgElement("text", { x: left + (at + 0.5) * step, y: height + 22, class: "tick", "text-anchor": "middle" }, String(at + 1));
   const ticksAt = positions.length > 1 ? ticksBetween(1, positions.length, 12).filter(Number.isInteger).map((tick) => Math.max(tick, 1) - 1) : [0];
-  svg.append(...ticksAt.filter((at) => left + (at + 0.5) * step < width - 190).map(label));
-  svg.append(svgElement("text", { x: width - right, y: height + 22, class: "axis", "text-anchor": "end" }, "position of the token (tokens)"));
+  svg.append(...ticksAt.map(label));
+  svg.append(svgElement("text", { x: (left + width - right) / 2, y: height + 41, class: "axis", "text-anchor": "middle" }, "position of the token in the completion"));
   return svg;
 }
 

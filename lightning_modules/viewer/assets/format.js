@@ -36,11 +36,15 @@ function short(value, digits = 4) {
 
 const counted = (number, noun) => `${number.toLocaleString("en-US")} ${noun}${number === 1 ? "" : "s"}`;
 
-// Round numbers from low to high, about `count` of them.
-function ticksBetween(low, high, count) {
+function tickStep(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+  return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+}
+
+// Round numbers from low to high, about `count` of them.
+function ticksBetween(low, high, count) {
+  const step = tickStep(low, high, count);
   const ticks = [];
   for (let index = Math.ceil(low / step - 1e-9); index * step <= high + step * 1e-9; index++) {
     ticks.push(Number((index * step).toPrecision(12)));

@@ -36,6 +36,8 @@ function showRuns(report) {
   if (shared.length) content.append(element("p", { className: "shared" }, element("strong", {}, "in all runs: "), inAll.slice(0, -1)));
   content.append(element("table", {}, element("thead", {}, head), element("tbody", {}, rows)));
   box.hidden = !labels.length && report.runs.length < 2;
+  // Texts between backticks are code.
+  const marked = (text) => text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
   const notes = [...report.notes, ...report.runs.flatMap((run) => run.notes.map((note) => `${run.name}: ${note}`))];
-  document.getElementById("notes").append(...notes.map((note) => element("p", { className: "note" }, note)));
+  document.getElementById("notes").append(...notes.map((note) => element("p", { className: "note" }, marked(note))));
 }

@@ -64,10 +64,12 @@ function legendLabels(quantity, bound) {
   return [`≤ ${short(-bound, 3)}`, "0", `≥ ${short(bound, 3)}`];
 }
 
+// Words, symbol and unit.
+const titleOf = ({ label, symbol, unit }) => label + (symbol ? `, ${symbol}` : "") + (unit ? ` (${unit})` : "");
+
 function legend(quantity, bound, marks) {
   const stops = [-1, -0.5, 0, 0.5, 1].map((position) => css(colorAt(position)));
   const labels = legendLabels(quantity, bound);
-  const unit = quantity.unit ? `, ${quantity.unit}` : "";
   const bar = element("div", { className: "bar" });
   bar.style.background =
     quantity.scale === "sides"
@@ -85,7 +87,7 @@ function legend(quantity, bound, marks) {
     element(
       "div",
       { className: "ramp" },
-      element("div", { className: "legend-title" }, `${quantity.label}${quantity.symbol ? ` ${quantity.symbol}` : ""}${unit}`),
+      element("div", { className: "legend-title" }, titleOf(quantity)),
       bar,
       element("div", { className: "ends" }, labels.map((label) => element("span", {}, label))),
     ),

@@ -31,7 +31,7 @@ async function start() {
 
   function open() {
     hideTip();
-    const name = kinds.find(([each]) => `#${each}` === location.hash)?.[0] ?? kinds[0]?.[0];
+    const name = kinds.find(([each]) => each === location.hash.slice(1).split("&")[0])?.[0] ?? kinds[0]?.[0];
     document.body.dataset.view = name ?? "none";
     document.getElementById("runs").open = name !== "completions";
     tabs.forEach((tab, index) => tab.setAttribute("aria-selected", kinds[index][0] === name));

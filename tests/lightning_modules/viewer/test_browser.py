@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from lightning_modules.viewer import Completion, Plot, Quantity, Report, Run, Table, TokenNumbers, write_page
+from lightning_modules.viewer.heat_map import color_at, color_bound
 from lightning_modules.viewer.view import run_report
 from tests.browser import Browser, require_chromium
 from tests.lightning_modules.viewer.run_folders import make_run
@@ -274,6 +275,34 @@ def test_text_of_completions_is_data(tmp_path, browser):
         assert tokens.replace("·", " ") == text
         assert "owned" not in browser.run("document.title")
     assert faults(browser) == []
+
+
+def test_a_link_opens_a_completion_and_its_quantity(several, browser):
+    browser.open(f"{several}#completions&run=1&step=5&group=1&sample=2&show=log_ratio")
+    assert "pmpo-seed1, step 5, group 1, sample 2" in browser.run("document.querySelector('.heading').innerText")
+    assert browser.run("document.querySelector('.heat').dataset.quantity") == "log_ratio"
+    click(browser, ".segments button", "concentration")
+    address = browser.run("location.hash")
+    assert address == "#completions&run=1&step=5&group=1&sample=2&show=concentration"
+    browser.open(f"{several}{address}")
+    assert browser.run("location.hash") == address
+    assert browser.run("document.querySelector('.heat').dataset.quantity") == "concentration"
+
+
+def test_all_completions_of_a_prompt_are_found(runs, several, browser):
+    browser.open(f"{several}#completions&step=5&group=1&sample=2")
+    click(browser, ".prompt button", "find all of its completions")
+    assert count(browser) == 4 * len(runs)
+    assert browser.run("document.querySelector('.heading h2').textContent").startswith("pmpo-seed0, step 5, group 1")
+
+
+def test_the_page_has_the_colors_of_the_picture(tmp_path, browser):
+    browser.open(heat_map_page(tmp_path))
+    for position in (-2.0, -1.0, -0.37, 0.0, 0.001, 0.5, 1.0):
+        assert browser.run(f"viewer.colorAt(Math.max(-1, Math.min(1, {position})))") == list(color_at(position))
+    values = [0.001 * number for number in range(-40, 200)]
+    bound = browser.run(f"viewer.boundOf({{scale: 'diverging'}}, {values}, [{len(values)}], [0], [0])")
+    assert bound == color_bound(values) == pytest.approx(0.197)
 
 
 def test_five_thousand_completions_open_and_scroll(tmp_path, browser):

@@ -1,0 +1,144 @@
+"""A completion as a picture: the heat map of its tokens as SVG, in the colors of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from lightning_modules.viewer.report import Quantity, TokenNumbers
+
+_NEUTRAL, _LOW, _HIGH = (255, 255, 255), (33, 102, 172), (205, 92, 8)
+_SHARE_OF_BOUND = 0.99  # quantile of the sizes of the numbers at which colors end
+_WIDTH, _MARGIN, _CHARACTER, _LINE = 860, 20, 9.0, 30  # pixels
+_SANS = "font-family='system-ui, Segoe UI, Helvetica, Arial, sans-serif'"
+_MONO = "font-family='ui-monospace, SFMono-Regular, DejaVu Sans Mono, Menlo, Consolas, monospace'"
+_INK, _MUTED, _OUTLINE = "#1a1d23", "#5c6470", "#dde1e7"
+
+
+def heat_map_svg(tokens: TokenNumbers, quantities: Sequence[Quantity], title: str, about: Sequence[str] = ()) -> str:
+    """Return the heat maps of a completion as an SVG file, one below the other, each with its legend.
+
+    Args:
+        tokens: numbers of the tokens.
+        quantities: quantities to show, of the scales `diverging` and `share`; each is colored up to the 99th percentile
+            of its sizes in this completion.
+        title: first line, such as the prompt.
+        about: lines below it, such as objective, model, data and step.
+
+    Raises:
+        ValueError: a quantity has no numbers, or another scale.
+    """
+    body = [_text(_MARGIN, 30, title, 15, _INK, "600")]
+    body += [_text(_MARGIN, 50 + 17 * number, line, 12.5, _MUTED) for number, line in enumerate(about)]
+    top = 65 + 17 * len(about)
+    for quantity in quantities:
+        if quantity.name not in tokens.values or quantity.scale not in ("diverging", "share"):
+            raise ValueError(
+                f"`quantities` has {quantity.name!r}, of which the completion has no numbers to color; pass quantities "
+                f"of the scales diverging and share among {sorted(tokens.values)}."
+            )
+        sizes = [_size(quantity, value, len(tokens.texts)) for value in tokens.values[quantity.name]]
+        bound = color_bound(sizes)
+        body += _legend(quantity, bound, top)
+        cells, top = _cells(tokens, quantity, [size / bound for size in sizes], top + 18)
+        body += cells
+        top += 34
+    if any(any(tokens.marks.get(quantity.mark, ())) for quantity in quantities):
+        body.append(_text(_MARGIN, top - 10, "\u25b2 clipped: the token has no gradient", 11.5, _MUTED))
+        top += 26
+    top -= 20
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}" viewBox="0 0 {_WIDTH} {top}">'
+    frame = f'<rect x="0.5" y="0.5" width="{_WIDTH - 1}" height="{top - 1}" rx="8" fill="#fff" stroke="{_OUTLINE}"/>'
+    return "\n".join([head, frame, *body, "</svg>\n"])
+
+
+def color_at(position: float) -> tuple[int, int, int]:
+    """Return red, green and blue at a position of the scale, from -1 to 1; 0 is white, and beyond is as at the end."""
+    end, share = _LOW if position < 0 else _HIGH, min(abs(position), 1.0)
+    red, green, blue = (math.floor(low + (high - low) * share + 0.5) for low, high in zip(_NEUTRAL, end, strict=True))
+    return red, green, blue
+
+
+def color_bound(sizes: Sequence[float]) -> float:
+    """Return the size at which the colors of a scale end, the 99th percentile; 1 without any."""
+    finite = sorted(abs(size) for size in sizes if math.isfinite(size))
+    if not finite:
+        return 1.0
+    return finite[math.ceil(len(finite) * _SHARE_OF_BOUND) - 1] or finite[-1] or 1.0
+
+
+def _size(quantity: Quantity, value: float, length: int) -> float:
+    """Return what the color of a number shows: the number, or the logarithm of its multiple of an equal share."""
+    if quantity.scale != "share":
+        return value
+    return -math.inf if value == 0 else math.log2(value * length) if value > 0 else math.nan
+
+
+def _cells(tokens: TokenNumbers, quantity: Quantity, positions: Sequence[float], top: int) -> tuple[list[str], int]:
+    """Return the cells of the tokens, and where the last line ends."""
+    cells, left = [], float(_MARGIN)
+    clipped = tokens.marks.get(quantity.mark) or [False] * len(tokens.texts)
+    for text, position, mark in zip(tokens.texts, positions, clipped, strict=True):
+        shown = text.replace(" ", "\u00b7").replace("\n", "\u23ce") or "\u2205"
+        width = len(shown) * _CHARACTER + 5
+        if left + width > _WIDTH - _MARGIN and left > _MARGIN:
+            left, top = float(_MARGIN), top + _LINE + 4
+        color = (240, 240, 240) if math.isnan(position) else color_at(position)
+        ink = "#fff" if _luminance(color) <= 0.179 else "#000"
+        edge = f'stroke="{_INK}" stroke-width="2"' if mark else f'stroke="{_OUTLINE}"'
+        cells.append(
+            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{_LINE - 4}" rx="3" fill="rgb{color}" {edge}/>'
+        )
+        cells.append(
+            f'<text x="{left + 2.5:.1f}" y="{top + 18}" {_MONO} font-size="15" fill="{ink}" '
+            f'textLength="{len(shown) * _CHARACTER:.1f}" lengthAdjust="spacingAndGlyphs" xml:space="preserve">'
+            f"{_clean(shown)}</text>"
+        )
+        if mark:
+            cells.append(_text(left + width / 2 - 4, top + _LINE + 6, "\u25b2", 9, _INK))
+        left += width + 1.5
+    return cells, top + _LINE
+
+
+def _legend(quantity: Quantity, bound: float, top: int) -> list[str]:
+    """Return the name of a quantity, and its color scale with the numbers at the ends."""
+    name = f"{quantity.label}, {quantity.symbol}" if quantity.symbol else quantity.label
+    if quantity.unit:
+        name += f" ({quantity.unit})"
+    if quantity.scale == "share":
+        low, middle, high = f"{2**-bound:.3g} \u00d7", "equal share", f"{2**bound:.3g} \u00d7"
+    else:
+        low, middle, high = f"\u2212{bound:.3g}", "0", f"{bound:.3g}"
+    left, width, steps = 520, 200, 20
+    ramp = [
+        f'<rect x="{left + index * width / steps:.1f}" y="{top - 4}" width="{width / steps + 0.5:.1f}" height="11" '
+        f'fill="rgb{color_at(2 * index / (steps - 1) - 1)}"/>'
+        for index in range(steps)
+    ]
+    labels = [
+        _text(left - 8, top + 6, low, 11.5, _MUTED, anchor="end"),
+        _text(left + width / 2, top - 9, middle, 11.5, _MUTED, anchor="middle"),
+        _text(left + width + 8, top + 6, high, 11.5, _MUTED),
+    ]
+    outline = f'<rect x="{left}" y="{top - 4}" width="{width}" height="11" fill="none" stroke="{_OUTLINE}"/>'
+    return [_text(_MARGIN, top + 6, name, 13, _INK, "600"), *ramp, outline, *labels]
+
+
+def _text(
+    left: float, top: float, text: str, size: float, color: str, weight: str = "400", anchor: str = "start"
+) -> str:
+    return (
+        f'<text x="{left:.1f}" y="{top}" {_SANS} font-size="{size}" font-weight="{weight}" fill="{color}" '
+        f'text-anchor="{anchor}">{_clean(text)}</text>'
+    )
+
+
+def _clean(text: str) -> str:
+    """Return a text as XML, which has no control characters."""
+    return escape("".join(letter if letter.isprintable() else "\ufffd" for letter in text))
+
+
+def _luminance(color: tuple[int, int, int]) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (c / 255 for c in color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,46 @@
+"""The command that makes the picture of the documentation, on the tokens of a short run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from tests.lightning_modules.viewer.run_folders import make_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "pmpo")
+
+
+def picture(run, output, *options):
+    """Run the command, and return what it prints."""
+    command = [sys.executable, "experiments/heat_map.py", run, *options, "--output", output]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_completion_is_chosen_and_shown(run, tmp_path):
+    done = picture(run, tmp_path / "heat-map.svg", "--step", "6", "--group", "1", "--sample", "2")
+    assert done.returncode == 0, done.stderr
+    assert "step 6, group 1, sample 2" in done.stdout
+    svg = (tmp_path / "heat-map.svg").read_text(encoding="utf-8")
+    for text in (
+        "What is 41 + 5?",
+        "objective pmpo",
+        "AdditionWarmStart",
+        "optimizer step 6",
+        "log ratio",
+        "concentration",
+    ):
+        assert text in svg
+
+
+def test_a_completion_that_is_not_there_is_refused(run, tmp_path):
+    done = picture(run, tmp_path / "heat-map.svg", "--step", "7")
+    assert done.returncode == 1
+    assert done.stderr == "error: no completion of step 7, group None, sample None has token rows.\n"

@@ -1,0 +1,84 @@
+"""The picture of a completion: its cells agree with its numbers, and nothing in it leaves the frame."""
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from lightning_modules.viewer import Quantity, TokenNumbers, heat_map_svg
+from lightning_modules.viewer.heat_map import color_at, color_bound
+
+SVG = "{http://www.w3.org/2000/svg}"
+WEIGHT, SHARE = Quantity("weight", "weight"), Quantity("share", "concentration", scale="share")
+
+
+def numbers(**changes):
+    """Numbers of four tokens, the second of which is clipped and the last not trained."""
+    values = {"weight": [-0.5, 0.0, 0.5, math.nan], "share": [0.25, 0.5, 0.125, math.nan]}
+    fields = {"texts": ["a", " b", "\n", "<c>"], "values": values, "marks": {"clipped": [False, True, False, False]}}
+    return TokenNumbers(step=1, **{**fields, **changes})
+
+
+def cells(svg):
+    """Text, fill and whether it is marked, of each cell."""
+    rectangles = [one for one in ElementTree.fromstring(svg).iter(f"{SVG}rect") if one.get("rx") == "3"]
+    texts = [one for one in ElementTree.fromstring(svg).iter(f"{SVG}text") if one.get("textLength")]
+    return [
+        (text.text, rectangle.get("fill"), rectangle.get("stroke-width") == "2")
+        for text, rectangle in zip(texts, rectangles, strict=True)
+    ]
+
+
+def test_cells_have_the_color_of_their_numbers():
+    assert cells(heat_map_svg(numbers(), [WEIGHT], "title")) == [
+        ("a", "rgb(33, 102, 172)", False),
+        ("\u00b7b", "rgb(255, 255, 255)", True),
+        ("\u23ce", "rgb(205, 92, 8)", False),
+        ("<c>", "rgb(240, 240, 240)", False),
+    ]
+
+
+def test_a_share_is_colored_by_its_multiple_of_an_equal_share():
+    svg = heat_map_svg(numbers(), [SHARE], "title")
+    assert [fill for _, fill, _ in cells(svg)][:3] == ["rgb(255, 255, 255)", "rgb(205, 92, 8)", "rgb(33, 102, 172)"]
+    assert ["0.5 \u00d7" in svg, "equal share" in svg, "2 \u00d7" in svg] == [True] * 3
+
+
+def test_clipped_tokens_are_marked_and_explained_only_where_there_are_some():
+    assert heat_map_svg(numbers(), [WEIGHT, SHARE], "title").count("\u25b2") == 3
+    assert "\u25b2" not in heat_map_svg(numbers(marks={}), [WEIGHT], "title")
+
+
+def test_all_tokens_are_within_the_frame():
+    texts = [f"word{number}" for number in range(300)]
+    svg = heat_map_svg(numbers(texts=texts, values={"weight": [0.1] * 300}, marks={}), [WEIGHT], "title", ["about"])
+    root = ElementTree.fromstring(svg)
+    width, height = float(root.get("width")), float(root.get("height"))
+    rectangles = [one for one in root.iter(f"{SVG}rect") if one.get("rx") == "3"]
+    assert len(rectangles) == 300
+    for one in rectangles:
+        assert 0 <= float(one.get("x")) <= width - float(one.get("width")) - 10
+        assert 0 <= float(one.get("y")) <= height - float(one.get("height")) - 4
+
+
+@pytest.mark.parametrize("text", ["</text><script>", "\0\x1b", "&amp;", "\ud800"])
+def test_any_text_makes_well_formed_xml(text):
+    svg = heat_map_svg(numbers(texts=[text] * 4), [WEIGHT], text, [text])
+    svg.encode()
+    assert len(cells(svg)) == 4
+    assert "<script" not in svg
+
+
+def test_the_bound_is_the_99th_percentile_of_the_sizes():
+    assert color_bound([0.001 * number for number in range(1, 1001)]) == pytest.approx(0.99)
+    assert color_bound([-3.0, math.nan, math.inf]) == 3.0
+    assert color_bound([0.0, 0.0]) == color_bound([]) == 1.0
+    assert color_at(-7.0) == color_at(-1.0)
+
+
+@pytest.mark.parametrize("quantity", [Quantity("gate", "gate"), Quantity("weight", "weight", scale="hidden")])
+def test_a_quantity_without_colors_is_refused(quantity):
+    with pytest.raises(ValueError, match=rf"`quantities` has '{quantity.name}', .*; pass quantities") as error:
+        heat_map_svg(numbers(), [quantity], "title")
+    assert re.search(r"\['share', 'weight'\]", str(error.value))
