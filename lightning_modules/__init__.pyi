@@ -1,3 +1,4 @@
+from .callbacks.aggregation_diagnostics import AggregationDiagnostics
 from .callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from .callbacks.completion_rows import read_completions
 from .callbacks.completions_file import CompletionsFile
@@ -29,6 +30,7 @@ from .schedules import CosineDecay, LinearDecay
 from .token_rows import read_token_rows
 
 __all__ = [
+    "AggregationDiagnostics",
     "AtomicCheckpointIO",
     "BatchReward",
     "CompletionsFile",

@@ -19,13 +19,13 @@ from aggregate_po import (
     weight_entropy,
 )
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of
+from lightning_modules.histograms import SignedLogBins
 from lightning_modules.tally import Tally
 
 _QUANTILES = (0.05, 0.5, 0.95)
 
-# Bins of log ratios for the quantiles: the smallest is a millionth wide, each further one is wider by 2 %.
-_FINEST, _BIN_WIDTH = 1e-4, 0.02
-_BINS = math.ceil(math.log1p(MAX_LOG_RATIO / _FINEST) / math.log1p(_BIN_WIDTH))
+# Bins of log ratios for the quantiles: the smallest is two millionths wide, each further one is wider by 2 %.
+_BINS = SignedLogBins(finest=1e-4, width=0.02, largest=MAX_LOG_RATIO)
 
 
 class GradientWeightMetrics(Metric):
@@ -84,7 +84,7 @@ class GradientWeightMetrics(Metric):
         self.add_state("ratio_max", torch.tensor(0.0, dtype=torch.double), dist_reduce_fx="max")
         self.add_state("exponent_min", torch.tensor(torch.inf, dtype=torch.double), dist_reduce_fx="min")
         self.add_state("exponent_max", torch.tensor(-torch.inf, dtype=torch.double), dist_reduce_fx="max")
-        self.add_state("ratio_counts", torch.zeros(2 * _BINS + 1, dtype=torch.double), dist_reduce_fx="sum")
+        self.add_state("ratio_counts", torch.zeros(len(_BINS), dtype=torch.double), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(
@@ -120,7 +120,7 @@ class GradientWeightMetrics(Metric):
         self.entropy += weight_entropy(weights.concentration).sum()
         self.ratio_min = torch.minimum(self.ratio_min, torch.where(mask, ratio, torch.inf).min().double())
         self.ratio_max = torch.maximum(self.ratio_max, torch.where(mask, ratio, 0).max().double())
-        self.ratio_counts += _counts_by_bin(bounded(log_ratio)[mask])
+        self.ratio_counts += torch.bincount(_BINS.numbers_of(bounded(log_ratio)[mask]), minlength=len(_BINS))
         if exponents is not None:
             self._count_exponents(exponents[nonempty].double())
 
@@ -135,6 +135,7 @@ class GradientWeightMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics by name, NaN if no token was counted; the class docstring lists them."""
         empty = self.tokens == 0
+        quantiles = _BINS.quantiles(self.ratio_counts, _QUANTILES).exp()
         return {
             "ratio/min": torch.where(empty, torch.nan, self.ratio_min),
             "ratio/max": torch.where(empty, torch.nan, self.ratio_max),
@@ -146,7 +147,7 @@ class GradientWeightMetrics(Metric):
             "weights/overflow": self.overflow / self.tokens,
             "weights/ess_fraction": self.ess_fraction / self.completions,
             "weights/entropy": self.entropy / self.completions,
-            **{f"ratio/quantile_{100 * q:02.0f}": _quantile(self.ratio_counts, q) for q in _QUANTILES},
+            **{f"ratio/quantile_{100 * q:02.0f}": value for q, value in zip(_QUANTILES, quantiles, strict=True)},
             **(self._exponent_metrics() if self._with_exponents else {}),
         }
 
@@ -157,21 +158,6 @@ class GradientWeightMetrics(Metric):
             "exponent/min": torch.where(empty, torch.nan, self.exponent_min),
             "exponent/max": torch.where(empty, torch.nan, self.exponent_max),
         }
-
-
-def _counts_by_bin(log_ratios: Tensor) -> Tensor:
-    """Count log ratios by bins that become wider by 2 % each with the distance from 0."""
-    distance = torch.log1p(log_ratios.double().abs() / _FINEST) / math.log1p(_BIN_WIDTH)
-    bins = (log_ratios.sign() * distance.round()).long() + _BINS
-    return torch.bincount(bins, minlength=2 * _BINS + 1).double()
-
-
-def _quantile(counts: Tensor, fraction: float) -> Tensor:
-    """Return the ratio below or at which this fraction of all tokens lies; NaN without tokens."""
-    total = counts.sum()
-    place = int(torch.searchsorted(counts.cumsum(dim=0), fraction * total)) - _BINS
-    log_ratio = math.copysign(_FINEST * math.expm1(abs(place) * math.log1p(_BIN_WIDTH)), place)
-    return torch.where(total > 0, math.exp(log_ratio) if total > 0 else math.nan, math.nan).to(counts)
 
 
 class UpdateMetrics:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals, recipes
 from aggregate_po.transforms import PessimisticClip
-from lightning_modules import LoRA, PackedSequences, PolicyModule
+from lightning_modules import AggregationDiagnostics, LoRA, PackedSequences, PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer
 from lightning_modules.data.loader import RolloutLoader
@@ -33,6 +33,7 @@ from tests.third_party.lehmer import LehmerMean
 
 ROWS, TIME, UPDATES = 12, 9, 3
 ACCUMULATE = (1, 2, 4)
+DIAGNOSED = ("weights/", "clip_ratio/", "log_ratio/", "exponent/")
 TIMEOUT = timedelta(seconds=60)  # of collectives
 
 
@@ -147,16 +148,19 @@ class FixedRollouts(LightningDataModule):
 
 
 class Metrics(Callback):
-    """Records the gradient norm of each step, and the number of skipped steps."""
+    """Records the gradient norm and the diagnostics of each step, and the number of skipped steps."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
+        self.diagnostics: list[list[float]] = []
         self.skipped = 0.0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         """Record after the last micro-batch of a step."""
         if batch.closes_update:
             self.norms.append(float(trainer.callback_metrics["grad_norm"]))
+            found = sorted(trainer.callback_metrics.items())
+            self.diagnostics.append([float(value) for name, value in found if name.startswith(DIAGNOSED)])
             self.skipped = float(trainer.callback_metrics["skipped_steps"])
 
 
@@ -184,7 +188,7 @@ def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) 
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[metrics],
+        callbacks=[AggregationDiagnostics(), metrics],
         **case.options,
     )
     trainer.fit(module, FixedRollouts(case.infinite))
@@ -192,7 +196,11 @@ def train(model: str, case: Case, strategy: str, accumulate: int, folder: Path) 
     parameters = {name: full_tensor(value.detach()).clone() for name, value in module.model.named_parameters()}
     assert {value.dtype for value in parameters.values()} == {torch.float32 if rounded else torch.float64}
     module.policy.save_pretrained(folder)
-    noted = {"grad_norm": torch.tensor(metrics.norms), "skipped_steps": torch.tensor(metrics.skipped)}
+    noted = {
+        "grad_norm": torch.tensor(metrics.norms),
+        "diagnostics": torch.tensor(metrics.diagnostics, dtype=torch.double),
+        "skipped_steps": torch.tensor(metrics.skipped),
+    }
     return {**parameters, **noted, **generated(module)}
 
 

@@ -35,7 +35,7 @@ def start(tiny_model):
     return dict(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).named_parameters())
 
 
-METRICS = {"grad_norm", "skipped_steps", "generated"}
+METRICS = {"grad_norm", "diagnostics", "skipped_steps", "generated"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -47,7 +47,8 @@ def test_same_parameters_however_the_step_is_split(name, trained, start):
     else:
         assert parameters == start.keys()
         assert max((alone[key] - start[key]).abs().max().item() for key in start) > 1e-3
-    assert len(alone["grad_norm"]) == UPDATES
+    assert len(alone["grad_norm"]) == len(alone["diagnostics"]) == UPDATES
+    assert alone["diagnostics"].shape[1] > 150
     assert alone["skipped_steps"] == (name == "a skipped step")
     apart = {}
     files = [
@@ -61,6 +62,7 @@ def test_same_parameters_however_the_step_is_split(name, trained, start):
         assert split.keys() == alone.keys()
         assert split["skipped_steps"] == alone["skipped_steps"]
         torch.testing.assert_close(split["grad_norm"], alone["grad_norm"], rtol=1e-6, atol=0, equal_nan=True)
+        torch.testing.assert_close(split["diagnostics"], alone["diagnostics"], rtol=1e-6, atol=1e-9, equal_nan=True)
         torch.testing.assert_close(split["generated"], alone["generated"], rtol=0, atol=1e-12)
         apart[strategy, accumulate, rank] = max((alone[key] - split[key]).abs().max().item() for key in parameters)
     assert max(apart.values()) < 1e-12, apart

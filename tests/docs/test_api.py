@@ -18,6 +18,7 @@ DIRECTIVE = re.compile(r"^::: ([\w.]+)(?:\n    options: \{members: \[([\w, ]+)\]
 NAMED = re.compile(rf"(?<![\w.])(?:{'|'.join(ROOTS)})(?:\.\w+)+")
 IMPORTED = re.compile(rf"^from ((?:{'|'.join(ROOTS)})[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 BEYOND_EXPORTS = {
+    "lightning_modules.aggregation_metrics.AggregationMetrics",
     "lightning_modules.batch.RolloutBatch",
     "lightning_modules.data.groups.GroupSampler",
     "lightning_modules.data.groups.Groups",
