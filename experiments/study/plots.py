@@ -1,0 +1,147 @@
+"""Plots of the study, from its results: edges of stability, learning curves, and fidelity of gradients.
+
+python -m experiments.study.plots
+python -m experiments.study.plots --results runs/mine --output runs/mine
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
+from experiments.study.design import LEARNING_RATES, UPDATES_PER_ROLLOUT
+from experiments.study.report import OBJECTIVES, fidelities, objectives_of
+from experiments.study.run import FOLDER, Row, read_rows
+from experiments.study.statistics import Run, edges, load, tuned_learning_rate
+
+_Table = list[dict[str, Value]]
+CURVES = ("grpo", "grpo_wide_clip", "grpo_no_clip", "gmpo", "gmpo_no_clip", "pmpo")
+CURVE_LABELS = {
+    "log_ratio_min": "smallest log ratio (nats)",
+    "log_ratio_max": "largest log ratio (nats)",
+    "entropy": "entropy (nats per token)",
+    "kl": "KL to the start (nats per token)",
+    "reward": "training reward",
+    "grad_norm_max": "largest gradient norm",
+}
+
+
+def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> None:
+    """Plot the median edge of each objective against the updates per rollout, with the range over seeds."""
+    canvas, (panel,) = panels(1, 1, 8, 4.5)
+    rows: _Table = []
+    for number, name in enumerate(objectives_of(runs)):
+        found = {updates: own for (objective, updates), own in sorted(edges(runs).items()) if objective == name}
+        if not found:
+            continue
+        medians = [own[(len(own) - 1) // 2] or LEARNING_RATES[0] / 2 for own in found.values()]
+        _line(panel, [updates * 1.02 ** (number - 8) for updates in found], medians, name, number)
+        rows += [
+            {"objective": name, "updates": updates, "low": own[0], "median": own[(len(own) - 1) // 2], "high": own[-1]}
+            for updates, own in found.items()
+        ]
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xticks(UPDATES_PER_ROLLOUT, [str(updates) for updates in UPDATES_PER_ROLLOUT])
+    panel.set_xlabel("updates per rollout")
+    panel.set_ylabel("largest stable learning rate (median over seeds)")
+    legend_below(canvas, panel, columns=5)
+    save(canvas, folder, "study_edges", formats)
+    write_table(rows, folder, "study_edges")
+
+
+def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
+    """Plot cosine and noise of the gradient of each objective against the updates since the rollout was sampled."""
+    canvas, (left, right) = panels(1, 2, 10, 4.5)
+    updates = sorted({int(row["updates"]) for row in fidelity})
+    rows: _Table = []
+    for number, name in enumerate(name for name in OBJECTIVES if any(row["objective"] == name for row in fidelity)):
+        for panel, measure in ((left, "cosine"), (right, "noise_to_signal")):
+            means = []
+            for count in updates:
+                values = fidelities(fidelity, name, count, measure)
+                means.append(sum(values) / len(values) if values else float("nan"))
+                rows.append({"objective": name, "updates": count, "measure": measure, "mean": means[-1]})
+            _line(panel, updates, means, name, number)
+    for panel, label in ((left, "cosine with the on-policy gradient"), (right, "noise to signal of one rollout")):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(updates, [str(count) for count in updates])
+        panel.set_xlabel("updates since the rollout was sampled")
+        panel.set_ylabel(label)
+    right.set_yscale("log")
+    legend_below(canvas, left, columns=6)
+    save(canvas, folder, "study_fidelity", formats)
+    write_table(rows, folder, "study_fidelity")
+
+
+def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
+    """Plot ratio range, entropy, divergence and reward over the rollouts, as means and ranges over seeds.
+
+    Each objective has 16 updates per rollout, and the learning rate that is tuned for them.
+    """
+    canvas, axes = panels(2, 3, 11, 6.5)
+    rows: _Table = []
+    for number, name in enumerate(name for name in CURVES if name in objectives_of(runs)):
+        rate = tuned_learning_rate(runs, name, 16)
+        own = [
+            row
+            for row in rollouts
+            if rate is not None
+            and (row["objective"], row["updates"], float(row["learning_rate"])) == (name, "16", rate)
+        ]
+        for panel, measure in zip(axes, CURVE_LABELS, strict=True):
+            points = [(count, values) for count, values in _by_rollout(own, measure) if values]
+            means = [sum(values) / len(values) for _, values in points]
+            steps = [count for count, _ in points]
+            color = look(number)["color"]
+            panel.plot(steps, means, label=f"{name}, {rate or 0:g}", color=color)
+            panel.fill_between(
+                steps, [min(v) for _, v in points], [max(v) for _, v in points], color=color, alpha=0.15, linewidth=0
+            )
+            rows += [
+                {"objective": name, "learning_rate": rate or 0.0, "measure": measure, "rollout": count, "mean": mean}
+                for count, mean in zip(steps, means, strict=True)
+            ]
+    for panel, label in zip(axes, CURVE_LABELS.values(), strict=True):
+        panel.set_xlabel("rollout")
+        panel.set_ylabel(label)
+    axes[-1].set_yscale("log")
+    legend_below(canvas, axes[0], columns=4)
+    save(canvas, folder, "study_curves", formats)
+    write_table(rows, folder, "study_curves")
+
+
+def _by_rollout(rows: Sequence[Row], measure: str) -> Iterator[tuple[int, list[float]]]:
+    """Yield each rollout with the values of its seeds; of a run that was made twice, the last one counts."""
+    last = {(int(row["rollout"]), row["seed"]): row[measure] for row in rows}
+    for count in sorted({rollout for rollout, _ in last}):
+        yield count, [float(value) for (rollout, _), value in last.items() if rollout == count and value]
+
+
+def _line(panel: Axes, across: Sequence[float], values: Sequence[float], label: str, number: int) -> None:
+    style = look(number)
+    panel.plot(across, values, label=label, color=style["color"], marker=style["marker"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the plots of which there are results."""
+    parser = plot_parser(__doc__)
+    parser.add_argument("--results", type=Path, default=FOLDER, help="Folder of the results.")
+    parser.add_argument("--task", default="addition", help="Task of the runs.")
+    options = parser.parse_args(arguments)
+    target = options.output, options.formats.split(",")
+    runs = load(options.results / "runs.csv", options.task)
+    rollouts = [row for row in read_rows(options.results / "rollouts.csv") if row["task"] == options.task]
+    fidelity = read_rows(options.results / "fidelity.csv")
+    if edges(runs):
+        plot_edges(runs, *target)
+        plot_curves(runs, rollouts, *target)
+    if fidelity:
+        plot_fidelity(fidelity, *target)
+
+
+if __name__ == "__main__":
+    main()

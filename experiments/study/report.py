@@ -1,0 +1,147 @@
+"""Tables of the study in Markdown, from its results.
+
+python -m experiments.study.report
+python -m experiments.study.report --results runs/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiments.study.design import CORE, FURTHER, LEARNING_RATES, TUNED_AT, UPDATES_PER_ROLLOUT
+from experiments.study.run import FOLDER, read_rows
+from experiments.study.statistics import Estimate, Run, edges, load, over_seeds, paired_difference, tuned_learning_rate
+
+OBJECTIVES = [variant.name for variant in (*CORE, *FURTHER)]
+# Mean against mean with the same clip, and clip against clip with the same mean.
+PAIRS = (
+    ("gmpo", "grpo"),
+    ("gmpo", "grpo_wide_clip"),
+    ("gmpo_narrow_clip", "grpo"),
+    ("gmpo_no_clip", "grpo_no_clip"),
+    ("grpo", "grpo_no_clip"),
+    ("gmpo", "gmpo_no_clip"),
+    ("pmpo", "gmpo"),
+)
+MEASURES = {
+    "log_ratio_90": "log ratios, 5 to 95 %",
+    "log_ratio_max": "largest log ratio",
+    "entropy_last": "entropy at the end",
+    "kl_last": "KL to the start",
+    "grad_norm_max": "largest gradient norm",
+    "reward_change": "change of the reward",
+    "sampled": "held-out reward",
+}
+Table = Iterator[list[str]]
+
+
+def edge_table(runs: Sequence[Run]) -> Table:
+    """Yield the edge of stability of each objective by updates per rollout: median over seeds, and range."""
+    yield ["objective", *(f"{updates} updates" for updates in UPDATES_PER_ROLLOUT)]
+    found = edges(runs)
+    for name in objectives_of(runs):
+        yield [f"`{name}`", *(_range(found.get((name, updates), [])) for updates in UPDATES_PER_ROLLOUT)]
+
+
+def tuned_table(runs: Sequence[Run]) -> Table:
+    """Yield the held-out reward of each objective at the learning rate that is tuned at 4 updates, and at 16."""
+    yield ["objective", *(f"{updates} updates: {what}" for updates in (TUNED_AT, 16) for what in ("rate", "reward"))]
+    for name in objectives_of(runs):
+        cells = []
+        for updates in (TUNED_AT, 16):
+            rate = tuned_learning_rate(runs, name, updates)
+            found = None if rate is None else over_seeds(runs, name, updates, rate, "sampled")
+            cells += ["" if rate is None else f"{rate:g}", _estimate(found)]
+        yield [f"`{name}`", *cells]
+
+
+def difference_table(runs: Sequence[Run], updates: int) -> Table:
+    """Yield the paired differences of the measures between two objectives."""
+    yield ["first minus second", *MEASURES.values()]
+    for first, second in PAIRS:
+        found = [paired_difference(runs, first, second, updates, measure) for measure in MEASURES]
+        if any(found):
+            yield [f"`{first}` - `{second}`", *map(_estimate, found)]
+
+
+def fidelity_table(rows: Sequence[dict[str, str]]) -> Table:
+    """Yield means over checkpoints, drift objectives and paths of the fidelity of each objective."""
+    updates = sorted({int(row["updates"]) for row in rows})
+    measures = {"cosine": "cosine", "noise_to_signal": "noise to signal"}
+    yield ["objective", *(f"{title}, {number} updates" for title in measures.values() for number in updates)]
+    for name in [name for name in OBJECTIVES if any(row["objective"] == name for row in rows)]:
+        cells = []
+        for measure in measures:
+            for number in updates:
+                values = fidelities(rows, name, number, measure)
+                cells.append(f"{sum(values) / len(values):.2f}" if values else "")
+        yield [f"`{name}`", *cells]
+
+
+def fidelities(rows: Sequence[dict[str, str]], objective: str, updates: int, measure: str) -> list[float]:
+    """Return a measure of fidelity on each path on which there was a signal above the noise."""
+    own = [row for row in rows if row["objective"] == objective and int(row["updates"]) == updates]
+    return [float(row[measure]) for row in own if row[measure]]
+
+
+def objectives_of(runs: Sequence[Run]) -> list[str]:
+    """Return the names of the objectives that were run, in the order of the design."""
+    names = {run.objective for run in runs}
+    return [*(name for name in OBJECTIVES if name in names), *sorted(names - set(OBJECTIVES))]
+
+
+def _range(values: Sequence[float]) -> str:
+    """Return the median of sorted edges, with their range if they differ and the sign of those beyond the grid."""
+    if not values:
+        return ""
+    low, median, high = (_rate(value) for value in (values[0], values[(len(values) - 1) // 2], values[-1]))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _rate(value: float) -> str:
+    if value == 0:
+        return f"< {LEARNING_RATES[0]:g}"
+    return f"≥ {value:g}" if value == LEARNING_RATES[-1] else f"{value:g}"
+
+
+def _estimate(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    interval = "" if found.low is None else f" ({found.low:.3g} to {found.high:.3g})"
+    return f"{found.mean:.3g}{interval}"
+
+
+def markdown(table: Table) -> str:
+    """Return a table in Markdown."""
+    head, *rows = table
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def tables(results: Path, task: str = "addition") -> dict[str, str]:
+    """Return the tables of the study in Markdown, by name; those without results are left out."""
+    runs, fidelity = load(results / "runs.csv", task), read_rows(results / "fidelity.csv")
+    made = {
+        "edges": edge_table(runs),
+        "tuned": tuned_table(runs),
+        **{f"differences at {updates}": difference_table(runs, updates) for updates in (4, 16)},
+        "fidelity": fidelity_table(fidelity),
+    }
+    found = {name: markdown(table) for name, table in made.items()}
+    return {name: text for name, text in found.items() if text.count("\n") > 1}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=FOLDER, help="Folder of the results.")
+    parser.add_argument("--task", default="addition", help="Task of the runs.")
+    options = parser.parse_args(arguments)
+    for name, text in tables(options.results, options.task).items():
+        print(f"{name}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Statistics of the study: edges of stability, tuned learning rates, and paired differences with intervals."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.study.design import LEARNING_RATES, TUNED_AT
+from experiments.study.run import read_rows
+
+LEVEL = 0.95
+_ENOUGH_SEEDS = 3  # for an interval
+_NAMES = ("task", "objective")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run with its measures.
+
+    Args:
+        task: name of the task.
+        objective: name of the objective.
+        updates: updates per rollout.
+        learning_rate: learning rate.
+        seed: seed of prompts and sampling.
+        measures: measures by name; what was not measured is missing.
+    """
+
+    task: str
+    objective: str
+    updates: int
+    learning_rate: float
+    seed: int
+    measures: Mapping[str, float]
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the run collapsed."""
+        return bool(self.measures["collapsed"])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its interval.
+
+    Args:
+        mean: mean.
+        low: lower end of the interval, None with fewer than three seeds.
+        high: upper end of the interval, None with fewer than three seeds.
+        seeds: number of seeds.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Return the mean of one value per seed, with the bootstrap interval of all resamples of the seeds."""
+        mean = sum(values) / len(values)
+        if len(values) < _ENOUGH_SEEDS:
+            return cls(mean, None, None, len(values))
+        means = sorted(sum(sample) / len(sample) for sample in itertools.product(values, repeat=len(values)))
+        tail = round((1 - LEVEL) / 2 * (len(means) - 1))
+        return cls(mean, means[tail], means[-1 - tail], len(values))
+
+
+def load(path: Path, task: str) -> list[Run]:
+    """Return the runs of a task; of a run that was made twice, the last one."""
+    runs = {}
+    for row in read_rows(path):
+        if row["task"] == task:
+            key = (row["task"], row["objective"], int(row["updates"]), float(row["learning_rate"]), int(row["seed"]))
+            names = [name for name, value in row.items() if value and name not in (*_NAMES, "updates", "seed")]
+            runs[key] = Run(*key, {name: float(row[name]) for name in names})
+    return list(runs.values())
+
+
+def whole_ladders(runs: Sequence[Run]) -> dict[tuple[str, int, int], list[Run]]:
+    """Return the ladders by objective, updates and seed, without those that an interruption left unfinished."""
+    found: dict[tuple[str, int, int], list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.learning_rate):
+        found[run.objective, run.updates, run.seed].append(run)
+    return {key: ladder for key, ladder in found.items() if _is_whole(ladder)}
+
+
+def _is_whole(ladder: Sequence[Run]) -> bool:
+    rates = [run.learning_rate for run in ladder]
+    ended = [run.collapsed for run in ladder[-2:]] == [True, True]
+    return rates == list(LEARNING_RATES[: len(rates)]) and (ended or len(rates) == len(LEARNING_RATES))
+
+
+def edge(ladder: Sequence[Run]) -> float:
+    """Return the largest learning rate below which, and at which, no run of a ladder collapsed; 0 if there is none."""
+    stable = list(itertools.takewhile(lambda run: not run.collapsed, ladder))
+    return stable[-1].learning_rate if stable else 0.0
+
+
+def edges(runs: Sequence[Run]) -> dict[tuple[str, int], list[float]]:
+    """Return the sorted edges over seeds, by objective and updates per rollout."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for (objective, updates, _), ladder in whole_ladders(runs).items():
+        found[objective, updates].append(edge(ladder))
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def tuned_learning_rate(runs: Sequence[Run], objective: str, updates: int = TUNED_AT) -> float | None:
+    """Return the learning rate with the best mean reward over all rollouts, averaged over the seeds of whole ladders.
+
+    A learning rate at which some seed has no run, since two smaller ones collapsed, is no candidate. None without runs.
+    """
+    own = [
+        ladder for (name, number, _), ladder in whole_ladders(runs).items() if (name, number) == (objective, updates)
+    ]
+    rewards: dict[float, list[float]] = defaultdict(list)
+    for run in itertools.chain.from_iterable(own):
+        rewards[run.learning_rate].append(run.measures["reward_area"])
+    means = {rate: sum(values) for rate, values in rewards.items() if len(values) == len(own)}
+    return max(means, key=lambda rate: means[rate]) if means else None
+
+
+def over_seeds(
+    runs: Sequence[Run], objective: str, updates: int, learning_rate: float, measure: str
+) -> Estimate | None:
+    """Return the mean of a measure over the seeds of one setting, None without runs."""
+    setting = objective, updates, learning_rate
+    own = [run for run in runs if (run.objective, run.updates, run.learning_rate) == setting]
+    values = [run.measures[measure] for run in own if measure in run.measures]
+    return Estimate.of(values) if values else None
+
+
+def paired_difference(runs: Sequence[Run], first: str, second: str, updates: int, measure: str) -> Estimate | None:
+    """Return the mean difference of a measure between two objectives, paired by learning rate and seed.
+
+    Learning rates count at which both were run with the same seeds, and neither collapsed with any. Differences are
+    averaged over the learning rates of a seed first, and a seed without one of them does not count. None without pairs.
+    """
+    by_setting = {(run.objective, run.learning_rate, run.seed): run for run in runs if run.updates == updates}
+    seeds = {run.seed for run in by_setting.values() if (first, run.learning_rate, run.seed) in by_setting}
+    shared = {seed for seed in seeds if all((name, LEARNING_RATES[0], seed) in by_setting for name in (first, second))}
+    differences: dict[int, list[float]] = defaultdict(list)
+    for rate in LEARNING_RATES:
+        pairs = {seed: [by_setting.get((name, rate, seed)) for name in (first, second)] for seed in shared}
+        values = {
+            seed: [run.measures[measure] for run in pair if run and not run.collapsed and measure in run.measures]
+            for seed, pair in pairs.items()
+        }
+        if all(len(pair) == 2 for pair in values.values()):
+            for seed, (one, other) in values.items():
+                differences[seed].append(one - other)
+    return Estimate.of([sum(values) / len(values) for values in differences.values()]) if differences else None

@@ -1,0 +1,69 @@
+"""Tables and plots of the study: on results that are made up by hand, and on those of the documentation."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from experiments.study import plots, report
+from experiments.study.design import LEARNING_RATES
+from experiments.study.training import measures
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two objectives at 16 updates: `grpo` collapses above the second learning rate, `gmpo` above the third."""
+    rollout = dict.fromkeys(["entropy", "kl", "log_ratio_90", "clipped", "ess_fraction", "grad_norm"], 0.5)
+    rollout |= {"log_ratio_min": -1.0, "log_ratio_max": 1.0, "grad_norm_max": 2.0, "skipped_steps": 0.0}
+    runs, rollouts = [], []
+    for objective, stable, entropy in (("grpo", 2, 0.5), ("gmpo", 3, 0.75)):
+        for seed in (0, 1, 2):
+            for number, rate in enumerate(LEARNING_RATES[: stable + 2]):
+                rewards = [0.1, 0.2, 0.3 + number / 10] if number < stable else [0.1, 0.0, 0.0]
+                rows = [{**rollout, "reward": reward, "entropy": entropy} for reward in rewards]
+                about = {"task": "addition", "objective": objective, "updates": 16, "learning_rate": rate, "seed": seed}
+                runs.append({**about, "sampled": 0.25 + seed / 4, **measures(rows)})
+                rollouts += [{**about, "rollout": count, **row} for count, row in enumerate(rows)]
+    write(tmp_path / "runs.csv", runs)
+    write(tmp_path / "rollouts.csv", rollouts)
+    path = {"checkpoint": 0, "drift": "grpo", "updates": 4, "norm_ratio": 1.0, "log_ratio_std": 0.1}
+    fidelity = [
+        {**path, "path": 0, "objective": "gmpo", "cosine": 0.9, "noise_to_signal": 1.0},
+        {**path, "path": 1, "objective": "gmpo", "cosine": 0.7, "noise_to_signal": ""},  # no signal above the noise
+    ]
+    write(tmp_path / "fidelity.csv", fidelity)
+    return tmp_path
+
+
+def test_tables_have_the_numbers_worked_by_hand(results):
+    found = report.tables(results)
+    assert found["edges"].splitlines()[2:] == ["| `grpo` |  |  | 8.4e-05 |", "| `gmpo` |  |  | 0.00014 |"]
+    # The best mean reward is at the largest stable rate; the interval is that of 0.25, 0.5 and 0.75.
+    assert found["tuned"].splitlines()[3] == "| `gmpo` |  |  | 0.00014 | 0.5 (0.333 to 0.667) |"
+    (difference,) = found["differences at 16"].splitlines()[2:]
+    assert difference.startswith("| `gmpo` - `grpo` | 0 (0 to 0) | 0 (0 to 0) | 0.25 (0.25 to 0.25) |")
+    assert found["fidelity"].splitlines()[2] == "| `gmpo` | 0.80 | 1.00 |"
+    assert "differences at 4" not in found
+
+
+def test_plots_show_every_objective(results, tmp_path):
+    plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
+    for name, objectives in (("study_edges", 2), ("study_curves", 2), ("study_fidelity", 1)):
+        picture = (tmp_path / "made" / f"{name}.svg").read_text()
+        assert "gmpo" in picture
+        with (tmp_path / "made" / f"{name}.csv").open() as file:
+            assert len({row["objective"] for row in csv.DictReader(file)}) == objectives
+
+
+def test_report_prints_its_tables(results, capsys):
+    report.main(["--results", str(results)])
+    assert "| `grpo` |  |  | 8.4e-05 |" in capsys.readouterr().out

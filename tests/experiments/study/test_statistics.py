@@ -1,0 +1,68 @@
+"""Statistics of the study on ladders that are made up by hand."""
+
+import itertools
+
+import pytest
+
+from experiments.study.design import LEARNING_RATES
+from experiments.study.statistics import Estimate, Run, edge, edges, load, paired_difference, tuned_learning_rate
+
+FIRST, SECOND, THIRD, FOURTH = LEARNING_RATES[:4]
+
+
+def ladder(objective, seed, collapsed, rewards=None, updates=4, **measures):
+    """Return the runs of a ladder, with `c` for a collapse and `.` for none."""
+    rewards = rewards or [0.5] * len(collapsed)
+    return [
+        Run("addition", objective, updates, rate, seed, {"collapsed": kind == "c", "reward_area": reward, **measures})
+        for rate, kind, reward in zip(LEARNING_RATES, collapsed, rewards, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("collapsed", "expected"),
+    [("..cc", SECOND), (".c.cc", FIRST), ("cc", 0.0), ("." * len(LEARNING_RATES), LEARNING_RATES[-1])],
+)
+def test_edge_is_the_last_rate_before_the_first_collapse(collapsed, expected):
+    assert edge(ladder("gmpo", 0, collapsed)) == expected
+
+
+def test_unfinished_ladders_do_not_count():
+    runs = [*ladder("gmpo", 0, "..cc"), *ladder("gmpo", 1, ".cc"), *ladder("gmpo", 2, "...")]
+    assert edges(runs) == {("gmpo", 4): [FIRST, SECOND]}
+
+
+def test_tuned_rate_has_the_best_mean_over_seeds_that_all_ran_it():
+    runs = ladder("gmpo", 0, "...cc", [0.1, 0.4, 0.5, 0.3, 0.9]) + ladder("gmpo", 1, "..cc", [0.1, 0.4, 0.2, 0.0])
+    assert tuned_learning_rate(runs, "gmpo") == SECOND
+    assert tuned_learning_rate(runs, "grpo") is None
+
+
+def test_differences_are_paired_where_neither_collapsed_with_any_seed():
+    runs = [
+        *ladder("gmpo", 0, "...cc", entropy=3.0),
+        *ladder("gmpo", 1, "..cc", entropy=5.0),  # the third rate does not count
+        *ladder("grpo", 0, "...cc", entropy=1.0),
+        *ladder("grpo", 1, "...cc", entropy=1.0),
+        *ladder("grpo", 2, "...cc", entropy=9.0),  # without a partner
+    ]
+    found = paired_difference(runs, "gmpo", "grpo", 4, "entropy")
+    assert (found.mean, found.low, found.seeds) == (3.0, None, 2)
+    assert paired_difference(runs, "gmpo", "grpo", 16, "entropy") is None
+
+
+def test_interval_is_that_of_all_resamples():
+    values = [0.0, 1.0, 5.0]
+    means = sorted(sum(sample) / 3 for sample in itertools.product(values, repeat=3))
+    found = Estimate.of(values)
+    assert found.mean == 2.0
+    assert (found.low, found.high) == (means[1], means[-2])  # 2.5 % of 27 at each end
+
+
+def test_last_run_of_a_setting_counts(tmp_path):
+    path = tmp_path / "runs.csv"
+    rows = ["addition,gmpo,4,5e-05,0,1,0.1", "addition,gmpo,4,5e-05,0,0,", "spell_backward,gmpo,4,5e-05,0,0,0.3"]
+    path.write_text("\n".join(["task,objective,updates,learning_rate,seed,collapsed,reward_area", *rows]) + "\n")
+    (run,) = load(path, "addition")
+    assert not run.collapsed
+    assert "reward_area" not in run.measures
