@@ -22,7 +22,7 @@ from lightning_modules.cli import PolicyCLI, run
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.interruption import interrupt_from_here
 from lightning_modules.recorded_config import require_recordable
-from lightning_modules.recordings.recorder import RolloutRecorder, require_new
+from lightning_modules.recordings.recorder import RolloutRecorder, require_new, require_one_device
 from lightning_modules.recordings.recording import Recording
 from lightning_modules.run_config import checkpoint_folder, checkpoint_path, newest_config
 
@@ -113,6 +113,7 @@ class RecordCLI(PolicyCLI):
     def before_fit(self) -> None:
         """Check the checkpoint, and ask for what the recording adds."""
         with ended_by_its_message():
+            require_one_device(self.trainer)
             self._require_checkpoint()
         if self._config.reference:
             self.model.policy.keep_reference()

@@ -67,11 +67,7 @@ class RolloutRecorder(RolloutObserver, MicroBatchObserver):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is one device, before anything is sampled."""
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"a recording is made by one process, but the trainer has {trainer.world_size}; pass "
-                "`--trainer.devices 1` and, if the model does not fit, `accumulate_grad_batches`."
-            )
+        require_one_device(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,6 +164,19 @@ def require_new(folder: Path) -> None:
     if folder.exists():
         raise FileExistsError(
             f"`output` is {str(folder)!r}, which exists; choose another folder, or remove it. Nothing is overwritten."
+        )
+
+
+def require_one_device(trainer: Trainer) -> None:
+    """Check that the training has one process.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"a recording is made by one process, but the trainer has {trainer.world_size}; pass `--trainer.devices 1` "
+            "and, if the memory is too small, more `--trainer.accumulate_grad_batches`."
         )
 
 

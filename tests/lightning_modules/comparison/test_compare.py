@@ -113,6 +113,7 @@ def test_rows_by_update_are_of_their_steps(tmp_path):
     assert (own[1]["steps"], own[1]["tokens"], own[1]["value"]) == (2, 4, 0)
     assert own[1]["positive_share"] == 0.5
     assert own[2]["value"] == pytest.approx(2 * 3.05 / 3)
+    assert [own[update]["total_weight"] for update in (1, 2, "all")] == pytest.approx([1, 6.1 / 3, (2 + 6.1 / 3) / 3])
     assert own["all"]["value"] == pytest.approx(own[2]["value"] / 3)
 
 

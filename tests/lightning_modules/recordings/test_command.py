@@ -91,6 +91,7 @@ def test_what_objectives_may_need_is_recorded_on_request(tmp_path, model_folder)
         (["--rollouts=0"], "`rollouts` is 0"),
         (["--ckpt_path=last"], "last.ckpt': it is missing"),
         (["--rollouts=two"], "rollouts"),
+        (["--trainer.devices=2"], "the trainer has 2; pass `--trainer.devices 1`"),
     ],
 )
 def test_wrong_arguments_end_with_their_message(tmp_path, model_folder, options, message, capsys):

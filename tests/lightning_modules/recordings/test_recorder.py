@@ -6,13 +6,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aggregate_po import GeometricMean, K3Penalty, PolicyObjective
-from aggregate_po.recipes import gmpo, grpo, pmpo, real
-from lightning_modules import PolicyModule
+from aggregate_po import (
+    ArithmeticMean,
+    GeometricMean,
+    K3Penalty,
+    NestedMean,
+    PolicyObjective,
+    PositionWeights,
+    SequenceCorrection,
+    TokenCorrection,
+)
+from aggregate_po.advantages import WhitenedReturns
+from aggregate_po.recipes import fipo, gmpo, grpo, pmpo, real
+from lightning_modules import PolicyModule, Sentences
 from lightning_modules.addition import AdditionProblems
+from lightning_modules.comparison import compare_objectives
 from lightning_modules.comparison.evaluation import evaluated_step
 from lightning_modules.recordings import Recording, RolloutRecorder
-from tests.lightning_modules.training import BatchRecorder, RecordingEngine, fitted, small_data, text_reward
+from tests.lightning_modules.training import (
+    BatchRecorder,
+    RecordingEngine,
+    fitted,
+    small_data,
+    text_reward,
+)
 
 PENALIZED = PolicyObjective(GeometricMean(), penalties=[K3Penalty(0.1)])
 
@@ -135,6 +152,35 @@ def test_a_rollout_that_a_checkpoint_has_begun_is_trained_and_not_recorded(tmp_p
 def test_a_training_that_ends_early_leaves_what_it_has(tmp_path, model_folder):
     run = recorded(tmp_path, model_folder, rollouts=5, max_steps=3)
     assert (run.recording.manifest.rollouts, len(run.recording), run.recording.manifest.model_step) == (2, 3, 3)
+
+
+def test_a_training_that_must_go_on_is_not_recorded_further(tmp_path, model_folder):
+    run = recorded(tmp_path, model_folder, rollouts=1, min_steps=5)
+    assert run.trainer.global_step > 4
+    assert ([entry.step for entry in run.recording.manifest.steps], run.recording.manifest.model_step) == ([1, 2], 2)
+    assert len(run.recording.completions) == 16
+
+
+PARTS = {
+    "weights of tokens": ({"token_weights": PositionWeights(power=1.0)}, gmpo()),
+    "spans": ({"spans": Sentences()}, PolicyObjective(NestedMean(GeometricMean(), ArithmeticMean()))),
+    "token correction": ({"correction": TokenCorrection(max_weight=1.02)}, gmpo()),
+    "sequence correction": ({"correction": SequenceCorrection()}, pmpo()),
+    "future": ({}, fipo()),
+    "advantages per token": ({"advantages": WhitenedReturns(discount=0.5)}, grpo()),
+}
+
+
+@pytest.mark.parametrize(("options", "objective"), PARTS.values(), ids=PARTS)
+def test_whatever_the_job_gives_the_objective_is_recorded(tmp_path, model_folder, options, objective):
+    if "correction" in options:
+        options = options | {"old_log_probs": "trainer", "rollouts": RecordingEngine(shift=0.1)}
+    run = recorded(tmp_path, model_folder, objective, rollouts=1, data=small_data(updates_per_rollout=2, **options))
+    last = run.recording.step(2)
+    for part, result in zip(last.batches, evaluated_step(objective, last), strict=True):
+        assert torch.equal(result.weights.total, part.evaluated.weights.total)
+    row = compare_objectives(run.recording.folder, {"own": objective}, gradients="none").objectives[-1]
+    assert (row["objective"], row["largest_difference"]) == ("own", 0)
 
 
 def test_nothing_is_left_after_an_error(tmp_path, model_folder):
