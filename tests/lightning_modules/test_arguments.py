@@ -30,6 +30,7 @@ RECORDS = (
     *("Estimate", "Tolerance", "Deviation", "Verdict", "WorkerProcess"),
     *("Findings", "PassRates", "TrialRollout", "Grader", "GradedCompletion", "BenchmarkResult"),
     *("Grades", "Audit", "PromptHistory", "Candidate", "Prompt"),
+    *("TokenRow", "SignedLogBins", "StepFiles", "ParameterGradients", "Weights", "Run", "TokenNumbers", "Table"),
 )
 ARGUMENTS = numeric_arguments(lightning_modules, REQUIRED, RECORDS)
 
