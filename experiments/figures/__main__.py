@@ -52,6 +52,7 @@ SCRIPTS = (
     Script("experiments.exact.learning_curves", (), ("learning_curves",)),
     Script("experiments.exact.on_policy_bias", ("--vocabulary", "3", "--stop"), ("on_policy_bias",)),
     Script("experiments.exact.ratio_bias", (), ("ratio_bias",)),
+    Script("experiments.figures.frozen_weights", (), ("frozen_weights",)),
     Script("experiments.figures.mean_values", (), ("mean_values",)),
     Script("experiments.figures.power_weights", (), ("power_weights",)),
     Script("experiments.figures.training_curves", (), ("training_curves",)),

@@ -29,8 +29,8 @@ _RELATIVE = r"weight over weight on policy, $w_t / w_t^{(r = 1)}$"
 def weight_plot(rows: Sequence[Row]) -> Any:
     """Return a plot of `rows_by_log_ratio`, one panel for each objective."""
     labels = _labels(rows)
-    columns = min(len(labels), _PANELS_PER_ROW) or 1
-    lines = -(-len(labels) // columns) or 1
+    lines = -(-len(labels) // _PANELS_PER_ROW) or 1
+    columns = -(-len(labels) // lines) or 1  # as many in each line, up to one
     size = (3.1 * columns + 0.6, 2.6 * lines + 0.6)
     canvas, panels = plt.subplots(
         lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
@@ -42,7 +42,7 @@ def weight_plot(rows: Sequence[Row]) -> Any:
             low, high = ([row[name] for row in chosen] for name in ("quantile_05", "quantile_95"))
             panel.fill_between(across, low, high, color=color, alpha=0.2, linewidth=0)
             style = "-" if sign == "positive" else "--"
-            panel.plot(across, [row["mean"] for row in chosen], style, color=color, label=meaning, marker=".")
+            panel.plot(across, [row["mean"] for row in chosen], style, color=color, label=meaning)
         panel.axhline(1, color="gray", linewidth=0.6)
         panel.axvline(0, color="gray", linewidth=0.6)
         panel.set_title(name, fontsize=10)

@@ -28,6 +28,7 @@ SHORTER = {
     "experiments.exact.learning_curves": (*EXACT, "--objectives", "gmpo", "--rollouts", "2", "--updates", "1,2"),
     "experiments.exact.on_policy_bias": (*EXACT, "--group_sizes", "2"),
     "experiments.exact.ratio_bias": (*EXACT, "--distances", "0,0.4"),
+    "experiments.figures.frozen_weights": (),
     "experiments.figures.mean_values": ("--objectives", f"gmpo,{OWN}"),
     "experiments.figures.power_weights": (),
     "experiments.figures.training_curves": (),
