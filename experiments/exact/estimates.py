@@ -95,7 +95,8 @@ def expected_gradient(problem: Problem, objective: PolicyObjective, advantages: 
     """
     totals = StepTotals(1, int(problem.lengths.max()))
     weights = problem.weights(objective, torch.arange(len(problem.sequences)), advantages, totals)
-    return problem.behavior @ einsum(weights, problem.scores, "sequence time, sequence time p -> sequence p")
+    shares = rearrange(problem.behavior, "sequence -> 1 sequence 1")
+    return problem.sequences.gradient(problem.logits, shares * weights)[0]
 
 
 def moments(
@@ -184,7 +185,7 @@ def group_gradients(
     of_sequences.scatter_add_(
         1, at, rearrange(weights, "(group completion) time -> group completion time", group=count)
     )
-    return einsum(of_sequences, problem.scores, "group sequence time, sequence time p -> group p")
+    return problem.sequences.gradient(problem.logits, of_sequences)
 
 
 def moments_by_kind(
@@ -241,17 +242,16 @@ def _within(
         tokens: Tokens of each of these groups; shape `group`.
         size: Completions per group.
     """
-    share = problem.behavior[sequences] / problem.behavior[sequences].sum()
-    scores = problem.scores[sequences]
-    weights = scores.new_zeros(len(advantages), *scores.shape[:2])
+    share = rearrange(problem.behavior[sequences] / problem.behavior[sequences].sum(), "sequence -> sequence 1")
+    weights = share.new_zeros(len(advantages), len(sequences), problem.sequences.mask.shape[1])
     for total in tokens.unique().tolist():
         chosen = tokens == total
         rows = repeat(sequences, "sequence -> (group sequence)", group=int(chosen.sum()))
         repeated = repeat(advantages[chosen], "group -> (group sequence)", sequence=len(sequences))
         flat = problem.weights(objective, rows, repeated, StepTotals(size, total))
         weights[chosen] = rearrange(flat, "(group sequence) time -> group sequence time", sequence=len(sequences))
-    mean = einsum(weights, share, scores, "group sequence time, sequence, sequence time p -> group p")
-    # The scores of different tokens of a sequence are orthogonal: each has parameters of its own.
-    lengths = scores.square().sum(dim=-1)
-    squared = einsum(weights.square(), share, lengths, "group sequence time, sequence, sequence time -> group")
+    mean = problem.sequences.gradient(problem.logits, share * weights, sequences)
+    # The gradients of different tokens of a sequence are orthogonal: each has parameters of its own.
+    lengths = share * problem.sequences.squared_scores(problem.logits)[sequences]
+    squared = einsum(weights.square(), lengths, "group sequence time, sequence time -> group")
     return mean, squared - mean.square().sum(dim=-1)

@@ -18,7 +18,7 @@ from experiments.exact.learning import learning_curve
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import random_problem
 from experiments.exact.sweeps import Row, Setting, numbers, parser_of
-from experiments.figures.style import legend_below, look, panels, save, write_table
+from experiments.figures.style import legend_below, look, panels, rounded, save, write_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
                 for one in rewards
             ]
-            medians = [statistics.median(values) for values in zip(*curves, strict=True)]
+            medians = [rounded(statistics.median(values)) for values in zip(*curves, strict=True)]
             print(f"{name:32} {count:3} updates per rollout: expected reward {medians[-1]:.4f}", flush=True)
             table += [
                 {"objective": name, "updates": count, "rollout": rollout, "expected_reward": value}

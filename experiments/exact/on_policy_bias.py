@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.append(row)
         print("{pair:32} {group_size:3} bias {bias:.4f} noise {noise:.4f}".format(**row), flush=True)
     name = "on_policy_bias"
-    write_table(table, options.output, name)
+    table = write_table(table, options.output, name)
     canvas, axes = panels(1, 2, 9, 4)
     for panel, measure in zip(axes, ("bias", "noise"), strict=True):
         for number, label in enumerate(dict.fromkeys(row["pair"] for row in table)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum, rearrange, repeat
 from torch import Tensor
 
 
@@ -86,15 +86,32 @@ class Sequences:
         """Return the probability of each sequence; shape `sequence`."""
         return self.log_probs(logits).sum(dim=-1).exp()
 
-    def scores(self, logits: Tensor) -> Tensor:
-        r"""Return $\nabla \log \pi(o_t)$ of each token, 0 after the end; shape `sequence time parameter`."""
-        chosen = torch.nn.functional.one_hot(self.tokens, self.vocabulary).to(logits)
-        of_token = chosen - torch.softmax(logits, dim=-1)[self.prefixes]
-        scores = of_token.new_zeros(*self.tokens.shape, *logits.shape)
-        at = rearrange(self.prefixes, "sequence time -> sequence time 1 1").expand(-1, -1, 1, self.vocabulary)
-        scores.scatter_(2, at, rearrange(of_token, "sequence time symbol -> sequence time 1 symbol"))
-        scores = scores * rearrange(self.mask, "sequence time -> sequence time 1 1")
-        return rearrange(scores, "sequence time prefix symbol -> sequence time (prefix symbol)")
+    def gradient(self, logits: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+        r"""Return $\sum w_t \nabla \log \pi(o_t)$ over all tokens of some sequences, without the scores themselves.
+
+        Args:
+            logits: Logits of the policy; shape `prefix symbol`.
+            weights: Weight $w_t$ of each token, in one batch or several; shape `batch sequence time`.
+            rows: Numbers of the sequences; all sequences without any.
+
+        Returns:
+            Weighted sum of each batch; shape `batch parameter`.
+        """
+        rows = torch.arange(len(self)) if rows is None else rows
+        weights = weights * self.mask[rows]
+        of_tokens = weights.new_zeros(len(weights), logits.numel())
+        at = self.prefixes[rows] * self.vocabulary + self.tokens[rows]
+        of_tokens.index_add_(1, at.flatten(), weights.flatten(1))
+        # What a softmax adds to the logit of a token it subtracts from all logits of the prefix by their probability.
+        of_tokens = rearrange(of_tokens, "batch (prefix symbol) -> batch prefix symbol", symbol=self.vocabulary)
+        centered = of_tokens - of_tokens.sum(dim=-1, keepdim=True) * torch.softmax(logits, dim=-1)
+        return rearrange(centered, "batch prefix symbol -> batch (prefix symbol)")
+
+    def squared_scores(self, logits: Tensor) -> Tensor:
+        r"""Return $|\nabla \log \pi(o_t)|^2$ of each token, 0 after the end; shape `sequence time`."""
+        probabilities = torch.softmax(logits, dim=-1)
+        others = probabilities.square().sum(dim=-1)[self.prefixes]
+        return (1 - 2 * probabilities[self.prefixes, self.tokens] + others) * self.mask
 
     def expected_reward(self, logits: Tensor, rewards: Tensor) -> Tensor:
         """Return the expected reward of the policy, a scalar attached to the graph of the logits.
@@ -107,7 +124,8 @@ class Sequences:
 
     def policy_gradient(self, logits: Tensor, rewards: Tensor) -> Tensor:
         """Return the gradient of the expected reward, enumerated; shape `parameter`."""
-        return (self.probabilities(logits) * rewards) @ self.scores(logits).sum(dim=1)
+        weights = repeat(self.probabilities(logits) * rewards, "sequence -> 1 sequence time", time=self.mask.shape[1])
+        return self.gradient(logits, weights)[0]
 
     def token_values(self, logits: Tensor, rewards: Tensor) -> Tensor:
         """Return the expected reward given the sequence up to and including each token; shape `sequence time`."""

@@ -47,11 +47,6 @@ class Problem:
         """Probability of each sequence under the behavior policy; shape `sequence`."""
         return self.sequences.probabilities(self.old_logits)
 
-    @cached_property
-    def scores(self) -> Tensor:
-        r"""Gradient of the log-probability of each token under the trained policy; shape `sequence time parameter`."""
-        return self.sequences.scores(self.logits)
-
     @property
     def distance(self) -> float:
         """Root mean square of the log ratios of the tokens that the behavior policy samples; nats."""

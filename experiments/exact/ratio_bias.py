@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows(objectives, sequences, numbers(options.distances), options.problems):
         table.append(row)
         print("{ratio:32} {advantage:20} {distance:5} bias {bias:.4f} cosine {cosine:.4f}".format(**row), flush=True)
-    write_table(table, options.output, "ratio_bias")
+    table = write_table(table, options.output, "ratio_bias")
     canvas, axes = panels(1, 2, 10, 4)
     for panel, advantage in zip(axes, ("reward", "value of the token"), strict=True):
         for number, name in enumerate(objectives):

@@ -168,7 +168,7 @@ def report(
         table.append(row)
         values = " ".join(f"{row[measure]:18.4f}" for measure in MEASURES)
         print(f"{row['objective']:32} {row[variable]:12g} {values}", flush=True)
-    write_table(table, options.output, name)
+    table = write_table(table, options.output, name)
     canvas, axes = panels(1, len(PLOTTED), 12, 4)
     for panel, measure in zip(axes, PLOTTED, strict=True):
         for number, objective in enumerate(dict.fromkeys(row["objective"] for row in table)):

@@ -24,7 +24,7 @@ from aggregate_po import (
     TokenAggregator,
     objective_of,
 )
-from experiments.figures.style import COLORS, panels, plot_parser, save, write_table
+from experiments.figures.style import COLORS, panels, plot_parser, rounded, save, write_table
 
 TOKENS, POINTS, WIDEST = 4, 81, 4.0
 MEANS: dict[str, TokenAggregator] = {
@@ -55,7 +55,7 @@ def values(objective: PolicyObjective, log_ratio: Tensor, moving: int, advantage
         old, advantages = torch.zeros_like(log_probs), torch.full((1,), advantage, dtype=torch.float64)
         batch = PolicyBatch(old, torch.ones_like(old), advantages, StepTotals(1, TOKENS))
         found.append(objective(log_probs, batch).item())
-    return found
+    return [float(rounded(value)) for value in found]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -85,21 +85,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         | {f"weight_{t + 1}": weights[i, t].item() for t in range(len(widest))}
         for i in range(POINTS)
     ]
-    write_table(table, options.output, "power_weights")
+    table = write_table(table, options.output, "power_weights")
+    curves = {column: [row[column] for row in table] for column in table[0]}
     canvas, (left, right) = panels(1, 2, 10.5, 4)
     order = widest.argsort(descending=True).tolist()
     labeled = order[:LABELED] + order[-LABELED:]
     for t in order:
         color = COLORS[labeled.index(t)] if t in labeled else "#bbbbbb"
         label = f"$x$ = {widest[t]:+.2f}".replace("-", "\N{MINUS SIGN}") if t in labeled else None
-        left.plot(exponents, weights[:, t], color=color, label=label, zorder=2 if t in labeled else 1)
+        left.plot(exponents, curves[f"weight_{t + 1}"], color=color, label=label, zorder=2 if t in labeled else 1)
     left.set_xlabel("exponent $p$")
     left.set_ylabel("weight $W_t(p)$ of each token of a completion")
     left.legend(fontsize=8, title="log ratio (nats)", title_fontsize=8)
     band = {"color": COLORS[0], "linewidth": 0}
-    right.fill_between(exponents, quantiles[0], quantiles[4], alpha=0.2, label="5% to 95%", **band)
-    right.fill_between(exponents, quantiles[1], quantiles[3], alpha=0.3, label="25% to 75%", **band)
-    right.plot(exponents, quantiles[2], color=COLORS[0], label="median")
+    right.fill_between(
+        exponents, curves["ess_fraction_05"], curves["ess_fraction_95"], alpha=0.2, label="5% to 95%", **band
+    )
+    right.fill_between(
+        exponents, curves["ess_fraction_25"], curves["ess_fraction_75"], alpha=0.3, label="25% to 75%", **band
+    )
+    right.plot(exponents, curves["ess_fraction_50"], color=COLORS[0], label="median")
     right.set_xlabel("exponent $p$")
     right.set_ylabel("effective sample size $\\mathrm{ESS}(p)\\,/\\,n$")
     right.legend(fontsize=8, title=f"{len(completions)} completions", title_fontsize=8)

@@ -92,25 +92,35 @@ def save(canvas: Figure, folder: Path, name: str, formats: Sequence[str] = ("svg
     plt.close(canvas)
 
 
-def write_table(rows: Iterable[Mapping[str, Value]], folder: Path, name: str) -> None:
-    """Write rows with equal columns as `NAME.csv`, numbers with six digits.
+def rounded(value: Value) -> Value:
+    """Return a number with six digits, 0 for what is left of one by rounding, and anything else as it is.
+
+    Plots of such numbers are the same where only the last digits of a computation differ.
+    """
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if abs(value) > SMALLEST or math.isnan(value) else 0.0
+
+
+def write_table(rows: Iterable[Mapping[str, Value]], folder: Path, name: str) -> list[dict[str, Value]]:
+    """Write rows with equal columns as `NAME.csv`, and return them with the numbers as they are written.
 
     Args:
-        rows: Values of each row by their column; at least one row.
+        rows: Values of each row by their column; at least one row. NaN is written as an empty cell.
         folder: Folder of the file; made if it is missing.
         name: Name of the file without its suffix.
     """
-    table = list(rows)
+    table = [{column: rounded(value) for column, value in row.items()} for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
         writer.writeheader()
         for row in table:
-            writer.writerow({key: _text(value) if isinstance(value, float) else value for key, value in row.items()})
+            writer.writerow({column: _text(value) for column, value in row.items()})
+    return table
 
 
-def _text(value: float) -> str:
-    """Return six digits of a number, 0 for what is left of one by rounding, and nothing for NaN."""
-    if math.isnan(value):
-        return ""
-    return f"{value:.6g}" if abs(value) > SMALLEST else "0"
+def _text(value: Value) -> Value:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"

@@ -45,11 +45,18 @@ def test_the_policy_gradient_is_that_of_autograd(vocabulary, length, stop, count
     )
 
 
-def test_the_score_is_the_gradient_of_each_log_probability():
+def test_weighted_gradients_are_those_of_autograd():
     sequences = Sequences.of(3, 3, stop=True)
     logits = random_logits(sequences)
     jacobian = torch.func.jacrev(sequences.log_probs)(logits).flatten(2)
-    torch.testing.assert_close(sequences.scores(logits), jacobian, rtol=0, atol=1e-14)
+    weights = torch.randn(2, *sequences.mask.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    every = torch.einsum("bst,stp->bp", weights, jacobian)
+    torch.testing.assert_close(sequences.gradient(logits, weights), every, rtol=0, atol=1e-13)
+    rows = torch.tensor([4, 0, 7])
+    some = torch.einsum("bst,stp->bp", weights[:, rows], jacobian[rows])
+    torch.testing.assert_close(sequences.gradient(logits, weights[:, rows], rows), some, rtol=0, atol=1e-13)
+    squares = jacobian.square().sum(dim=-1)
+    torch.testing.assert_close(sequences.squared_scores(logits), squares, rtol=0, atol=1e-14)
 
 
 def test_token_values_are_conditional_expectations():
