@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,22 @@ class RecordCLI(PolicyCLI):
         if self._config.reference:
             self.model.policy.keep_reference()
         self.datamodule.keeps_every_completion = self._config.every_completion
+        # The checkpoint of a run has the states of callbacks that a recording leaves out.
+        warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
         interrupt_from_here()
 
     @override
     def after_fit(self) -> None:
         """Say what was recorded."""
         manifest = Recording(self._config.output).manifest
-        print(f"recorded {manifest.rollouts} rollouts, {len(manifest.steps)} optimizer steps: {self._config.output}")
+        rollouts, steps = (
+            _counted(*pair) for pair in ((manifest.rollouts, "rollout"), (len(manifest.steps), "optimizer step"))
+        )
+        print(f"recorded {rollouts}, {steps}: {self._config.output}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def record_command(arguments: Sequence[str]) -> None:

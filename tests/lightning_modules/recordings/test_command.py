@@ -49,9 +49,11 @@ def test_the_recorded_configuration_is_one_of_fit(tmp_path, model_folder):
     assert torch.equal(first.log_probs, second.log_probs)
 
 
-def test_a_run_is_recorded_from_its_checkpoint_and_left_as_it_was(tmp_path, finished):
+def test_a_run_is_recorded_from_its_checkpoint_and_left_as_it_was(tmp_path, finished, capsys, recwarn):
     before = contents(finished)
     record_command([f"--run={finished}", f"--output={tmp_path / 'recording'}"])
+    assert "recorded 1 rollout, 2 optimizer steps" in capsys.readouterr().out
+    assert not [str(warning.message) for warning in recwarn if "callbacks used to create" in str(warning.message)]
     assert [entry.step for entry in Recording(tmp_path / "recording").manifest.steps] == [5, 6]
     assert contents(finished) == before
 
