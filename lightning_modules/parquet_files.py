@@ -45,8 +45,12 @@ def require_pyarrow(purpose: str, alternative: str) -> None:
         )
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
+def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Return the rows of a Parquet file.
+
+    Args:
+        path: path of the file.
+        columns: columns to read, without those that the file lacks; all when None.
 
     Raises:
         ValueError: the file is damaged, or is no Parquet file.
@@ -56,7 +60,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
     try:
         # Without memory mapping and dataset discovery: a path is a path.
-        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read().to_pylist()
+        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read(columns).to_pylist()
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again.") from None
     return rows

@@ -91,7 +91,8 @@ class Browser:
     def move_to(self, selector, index=0):
         """Move the pointer to the middle of an element."""
         box = self.run(
-            f"(() => {{ const box = document.querySelectorAll({json.dumps(selector)})[{index}].getBoundingClientRect();"
+            f"(() => {{ const element = document.querySelectorAll({json.dumps(selector)})[{index}];"
+            "element.scrollIntoView({ block: 'nearest' }); const box = element.getBoundingClientRect();"
             "return [box.left + box.width / 2, box.top + box.height / 2]; })()"
         )
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -118,18 +119,15 @@ def _read_completions(
         key = (start, row["group"], row["sample"])
         shown = found.setdefault(key, completion_of_token_row(row, start))
         found[key] = replace(shown, tokens=(*shown.tokens, numbers))
-    budget = Budget(share - len(found), len(files))
-    seen: set[Key] = set()
+    keys = [key for start, path in files.items() for key in _keys(start, path)]
+    others = [key for key in keys if key not in found]
+    chosen = set(spread(others, share - len(found), lambda key: key[:2], lambda key: 1)) | found.keys()
+    starts_of_chosen = {start for start, _, _ in chosen}
     for start, path in files.items():
-        rows = [(_key(start, row), row) for row in _rows(path, _COMPLETION_COLUMNS)]
-        seen |= {key for key, _ in rows}
-        others = [pair for pair in rows if pair[0] not in found]
-        more = spread(others, budget.next_share(), lambda pair: pair[0][:2], lambda pair: 1)
-        budget.use(len(more))
-        tokens = {key: found[key].tokens for key, _ in rows if key in found}
-        for key, row in [*more, *(pair for pair in rows if pair[0] in tokens)]:
-            found[key] = completion_of_row(row, key, tokens.get(key, ()))
-    data.kept = len(seen | found.keys())
+        for kept in _rows(path, _COMPLETION_COLUMNS) if start in starts_of_chosen else ():
+            if (key := _key(start, kept)) in chosen:
+                found[key] = completion_of_row(kept, key, found[key].tokens if key in found else ())
+    data.kept = len(found.keys() | set(keys))
     data.completions = [found[key] for key in sorted(found)]
 
 
@@ -148,9 +146,14 @@ def _token_rows(data: RunData, files: dict[int, Path], share: int, token_share: 
     return kept
 
 
-def _rows(path: Path, columns: set[str]) -> list[dict[str, Any]]:
-    """Return the rows of a file, which must have some columns."""
-    rows = read_rows(path)
+def _keys(start: int, path: Path) -> list[Key]:
+    """Return the keys of the completions of a file, without reading their texts."""
+    return [_key(start, row) for row in _rows(path, {"group", "sample"}, ("group", "sample"))]
+
+
+def _rows(path: Path, columns: set[str], only: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a file, which must have some columns; only these columns, if given."""
+    rows = read_rows(path, only)
     if rows and (missing := sorted(columns - rows[0].keys())):
         raise ValueError(f"{path} has no column {missing[0]!r}; it was not written by this library, so move it away.")
     return rows

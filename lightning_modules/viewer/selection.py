@@ -44,7 +44,7 @@ def spread(rows: Iterable[_Row], share: int, group: Callable[[_Row], Hashable], 
     for row in rows:
         groups.setdefault(group(row), []).append(row)
     sizes = [sum(map(size, members)) for members in groups.values()]
-    count = len(sizes) if sum(sizes) <= share else len(sizes) * share // max(sum(sizes), 1)
+    count = len(sizes)
     while count and sum(sizes[index] for index in _evenly(len(sizes), count)) > share:
         count -= 1
     members = list(groups.values())

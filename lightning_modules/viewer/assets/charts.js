@@ -5,7 +5,7 @@ const CHART = { height: 172, top: 10, right: 12, bottom: 34 };
 const MOST_POINTS = 400; // of a line; more are thinned to the extremes of each interval
 
 function showMetrics(report, view) {
-  const state = { band: "range", filter: "" };
+  const state = { band: "range", filter: "", window: 1 };
   const described = new Map(report.metrics.map((metric) => [metric.name, metric]));
   const names = new Set(report.runs.flatMap((run) => Object.keys(run.metrics)));
   const other = (name) => ({ name, section: "Other metrics", symbol: "", unit: "", expect: "", logarithmic: false });
@@ -21,10 +21,17 @@ function showMetrics(report, view) {
   const filter = element("input", { type: "search", placeholder: "find a metric", className: "metric-filter" });
   filter.setAttribute("aria-label", "Find a metric");
   const body = element("div", { className: "sections" });
-  const bar = element("div", { className: "toolbar sticky" }, filter, cohortLegend(report, state, render));
+  const windows = [1, 10, 50].map((size) => element("option", { value: size }, size === 1 ? "every step" : `mean of ${size} values`));
+  const smoothing = element("select", { attributes: { "aria-label": "Smoothing of the lines" } }, windows);
+  const bar = element("div", { className: "toolbar sticky" }, filter, smoothing, cohortLegend(report, state, render));
   view.append(bar, body);
   filter.addEventListener("input", () => {
     state.filter = filter.value.trim().toLowerCase();
+    render();
+  });
+
+  smoothing.addEventListener("change", () => {
+    state.window = Number(smoothing.value);
     render();
   });
 
@@ -130,6 +137,16 @@ function seriesOf(cohort, name, state, logarithmic) {
     });
 }
 
+// Means of the last values up to each step; the first ones are means of fewer.
+function smoothed(points, size) {
+  if (size === 1) return points;
+  return points.map((point, index) => {
+    const last = points.slice(Math.max(0, index - size + 1), index + 1);
+    const mean = (name) => last.reduce((sum, each) => sum + each[name], 0) / last.length;
+    return { ...point, mean: mean("mean"), low: mean("low"), high: mean("high") };
+  });
+}
+
 // At most MOST_POINTS points, with the smallest and the largest mean of each interval.
 function thinned(points) {
   if (points.length <= MOST_POINTS) return points;
@@ -146,7 +163,7 @@ function thinned(points) {
 
 function chart(report, metric, width, state) {
   const lines = report.cohorts
-    .map((cohort) => ({ cohort, points: seriesOf(cohort, metric.name, state, metric.logarithmic) }))
+    .map((cohort) => ({ cohort, points: smoothed(seriesOf(cohort, metric.name, state, metric.logarithmic), state.window) }))
     .filter((line) => line.points.length);
   const { height, top, right, bottom } = CHART;
   if (!lines.length) return element("p", { className: "muted none" }, "no values");
@@ -173,7 +190,7 @@ function chart(report, metric, width, state) {
     svg.append(svgElement("text", { x, y: height - bottom + 14, class: "tick", "text-anchor": "middle" }, label));
   }
   const middle = top + (height - top - bottom) / 2;
-  const unit = [metric.symbol, metric.unit && `(${metric.unit})`].filter(Boolean).join(" ") || metric.name.split("/").pop();
+  const unit = [metric.symbol, metric.unit && `(${metric.unit})`].filter(Boolean).join(" ") || lastName(metric.name);
   svg.append(
     svgElement("text", { x: (left + width - right) / 2, y: height - 4, class: "axis", "text-anchor": "middle" }, "optimizer step"),
     svgElement("text", { x: 11, y: middle, class: "axis", "text-anchor": "middle", transform: `rotate(-90 11 ${middle})` }, unit),
@@ -181,6 +198,12 @@ function chart(report, metric, width, state) {
   for (const { cohort, points } of lines) svg.append(...lineShapes(cohort, thinned(points), toX, toY));
   hoverable(svg, lines, { toX, toY, left, width, right, top, height, bottom });
   return svg;
+}
+
+// The last part of a name, where it fits the axis.
+function lastName(name) {
+  const last = name.split("/").pop();
+  return last.length <= 18 ? last : "value";
 }
 
 function lineShapes(cohort, points, toX, toY) {

@@ -344,7 +344,8 @@ function positionPlot(quantity, positions, bound) {
     }
     svg.append(group);
   });
-  const label = (at) => svgElement("text", { x: left + (at + 0.5) * step, y: height + 22, class: "tick", "text-anchor": "middle" }, String(at + 1));
+  const within = (x, text) => Math.min(x, width - text.length * 3.4);
+  const label = (at) => svgElement("text", { x: within(left + (at + 0.5) * step, String(at + 1)), y: height + 22, class: "tick", "text-anchor": "middle" }, String(at + 1));
   const ticksAt = positions.length > 1 ? ticksBetween(1, positions.length, 12).filter(Number.isInteger).map((tick) => Math.max(tick, 1) - 1) : [0];
   svg.append(...ticksAt.map(label));
   svg.append(svgElement("text", { x: (left + width - right) / 2, y: height + 41, class: "axis", "text-anchor": "middle" }, "position of the token in the completion"));

@@ -16,7 +16,7 @@ function showResults(report, view) {
           element(
             "table",
             {},
-            element("thead", {}, element("tr", {}, columns.map((column) => element("th", {}, column)))),
+            element("thead", {}, element("tr", {}, columns.map((column, index) => element("th", { className: rows.some((cells) => typeof cells[index] === "number") ? "number" : "" }, column)))),
             element("tbody", {}, rows.map((cells) => element("tr", {}, cells.map(cell)))),
           ),
         ),

@@ -2,6 +2,9 @@
 
 import json
 import math
+import random
+import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ pytest.importorskip("pyarrow")
 
 from lightning_modules.viewer import Completion, Plot, Quantity, Report, Run, Table, TokenNumbers, write_page
 from lightning_modules.viewer.heat_map import color_at, color_bound
+from lightning_modules.viewer.reading_aids import described_metrics
 from lightning_modules.viewer.view import run_report
 from tests.browser import Browser, require_chromium
 from tests.lightning_modules.viewer.run_folders import make_run
@@ -103,6 +107,8 @@ def count(browser):
 
 def test_the_header_says_what_each_run_is(several, browser):
     browser.open(several)
+    names = browser.run("[...document.querySelectorAll('#runs tbody th')].map((cell) => cell.innerText)")
+    assert names == ["pmpo-seed0", "pmpo-seed1", "pmpo-seed2", "grpo"]
     text = browser.run("document.getElementById('runs').innerText")
     for fact in ("pmpo(log_clip=0.3)", "grpo(clip_high=0.28, clip_low=0.2)", "AdditionWarmStart", "AdditionProblems"):
         assert fact in text
@@ -131,8 +137,47 @@ def test_the_values_of_a_step_are_shown_under_the_pointer(several, browser):
         }})"""
     )
     for mean in means:
-        assert f"{mean:.4g}".replace("-", MINUS) in tip
-    assert "3 seeds" in tip
+        assert shown(mean) in tip
+    seeds = browser.run(f"viewer.report.runs.slice(0, 3).map((run) => run.metrics.reward[run.steps.indexOf({step})])")
+    assert f"({shown(min(seeds))} to {shown(max(seeds))}, 3 seeds)" in tip
+
+
+def test_the_band_can_be_a_standard_error(several, browser):
+    browser.open(several)
+    choose(browser, "Band around", "error")
+    browser.move_to('svg[data-metric="reward"]')
+    tip = browser.run("document.getElementById('tip').innerText")
+    step = int(tip.split()[1])
+    seeds = browser.run(f"viewer.report.runs.slice(0, 3).map((run) => run.metrics.reward[run.steps.indexOf({step})])")
+    mean, error = statistics.mean(seeds), statistics.stdev(seeds) / math.sqrt(3)
+    assert f"({shown(mean - error)} to {shown(mean + error)}, 3 seeds)" in tip
+    edges = browser.run(
+        "document.querySelector('svg[data-metric=\"reward\"] polygon').getAttribute('points').split(' ').length"
+    )
+    assert edges == 2 * 40
+
+
+def choose(browser, label, value):
+    """Choose a value of the menu whose label begins so."""
+    menu = f"document.querySelector({json.dumps(f'select[aria-label^={json.dumps(label)}]')})"
+    browser.run(f"{menu}.value = {json.dumps(value)}; {menu}.dispatchEvent(new Event('change'))")
+
+
+def shown(number):
+    """A number as the page shows it."""
+    text = f"{number:.4g}" if abs(number) >= 1e-4 else f"{number:.2e}".replace("e-0", "e-")
+    return re.sub(r"(\.\d*?)0+(?=e|$)", r"\1", text).replace("-", MINUS)
+
+
+def test_lines_can_be_smoothed(several, browser):
+    browser.open(several)
+    choose(browser, "Smoothing", "10")
+    browser.move_to('svg[data-metric="custom/of_a_user"]')
+    tip = browser.run("document.getElementById('tip').innerText")
+    step = int(tip.split()[1])
+    values = browser.run("[...viewer.report.runs[3].metrics['custom/of_a_user']]")[step - 9 : step + 1]
+    assert shown(sum(values) / 10) in tip
+    assert faults(browser) == []
 
 
 @pytest.mark.parametrize(
@@ -321,6 +366,59 @@ def test_five_thousand_completions_open_and_scroll(tmp_path, browser):
     assert faults(browser) == []
     seconds = browser.open(f"{path}#metrics")
     assert faults(browser) == []
+
+
+def extreme_report():
+    """A report of many runs with long names, numbers of all sizes, and completions of 0 to 2,000 tokens."""
+    generator = random.Random(0)
+    steps = range(10_000, 24_000, 7)
+    metrics = {
+        "reward": [1e-9 * generator.random() for _ in steps],
+        "kl_old": [-1e6 * generator.random() for _ in steps],
+        "ratio/max": [10 ** generator.uniform(-3, 8) for _ in steps],
+        "grad_norm": [math.inf, *[100 * generator.random() for _ in steps][1:]],
+        "skipped_steps": [0.0 for _ in steps],
+        "exponent/mean": [math.nan for _ in steps],
+        "val/pass@1_sampled": [0.5, *[math.nan for _ in steps][1:]],
+        f"rewards/{'a_long_name_' * 7}/mean": [generator.gauss(0, 1) for _ in steps],
+        "a" * 80: [-1.234e-5 * step for step in steps],
+    }
+    runs = [
+        Run(
+            f"an-experiment-with-a-long-name-{number}",
+            {"objective": f"{'Long' * 20}(a=1)"},
+            steps=steps,
+            metrics=metrics,
+        )
+        for number in range(11)
+    ]
+    words = [" the", "\n", "\t", " " * 9, "long" * 30, "\N{SNOWMAN}", "\\xe2"]
+    quantities = [Quantity(f"weight/{number}", f"weight of objective {number}", "w") for number in range(11)]
+    completions = []
+    for number, length in enumerate((2000, 0, 1)):
+        texts = generator.choices(words, k=length)
+        values = {one.name: [generator.gauss(0, 1) ** 3 for _ in texts] for one in quantities}
+        tokens = [TokenNumbers(step, texts, (), values, facts={"exponent": "x" * 300}) for step in (3, 4)]
+        text = "".join(texts)
+        completions.append(
+            Completion(number, 10**6, 10**4, 999, "Long. " * 500, text, -1e-12, 1e30, length, tokens=tokens)
+        )
+    title = (
+        "A title that is much longer than the header of a page on a laptop has room for, whatever is next to it, really"
+    )
+    return Report(title, runs, described_metrics(metrics), completions, quantities)
+
+
+@pytest.mark.parametrize("view", ["metrics", "completions"])
+def test_extreme_numbers_names_and_lengths_fit(view, tmp_path, browser):
+    browser.open(f"{page(tmp_path, extreme_report())}#{view}")
+    assert faults(browser) == []
+    if view == "completions":
+        for _ in range(3):
+            browser.run(
+                "document.querySelector('.list').dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowDown' }))"
+            )
+            assert faults(browser) == []
 
 
 def test_a_page_of_tables_and_plots(tmp_path, browser):

@@ -10,6 +10,7 @@ pytest.importorskip("pyarrow")
 from lightning_modules import read_completions
 from lightning_modules.parquet_files import write_rows
 from lightning_modules.token_rows import read_token_rows
+from lightning_modules.viewer.selection import spread
 from lightning_modules.viewer.view import run_report
 from tests.lightning_modules.viewer.run_folders import make_run
 
@@ -140,6 +141,22 @@ def test_completions_with_token_numbers_come_first(run):
         (run / "tokens" / f"step-{step:06}.parquet").unlink()
     report = run_report([run], max_completions=8)
     assert [(one.step, bool(one.tokens)) for one in report.completions] == [(9, True)] * 8
+
+
+def test_the_rest_of_a_limit_goes_to_the_other_completions(run):
+    for step in (2, 6):
+        (run / "tokens" / f"step-{step:06}.parquet").unlink()
+    completions = run_report([run], max_completions=16).completions
+    assert [one.step for one in completions if one.tokens] == [9] * 8
+    assert [one.step for one in completions if not one.tokens] == [1] * 4 + [5] * 4
+
+
+def test_groups_that_are_kept_are_spread_over_all():
+    rows = [(group, sample) for group in range(10) for sample in range(2)]
+    kept = spread(rows, 9, lambda row: row[0], lambda row: 1)
+    assert kept == [(group, sample) for group in (0, 2, 5, 7) for sample in range(2)]
+    assert spread(rows, 9, lambda row: row[0], lambda row: 5) == []
+    assert spread(rows, 20, lambda row: row[0], lambda row: 1) == rows
 
 
 def test_a_limit_is_shared_among_runs(tmp_path):
