@@ -8,6 +8,8 @@ import sys
 import pytest
 from safetensors import safe_open
 
+pytest.importorskip("pyarrow")
+
 from lightning_modules.__main__ import main
 from lightning_modules.comparison.tables import summary_table
 from tests.docs.test_snippets import ROOT, blocks, folder

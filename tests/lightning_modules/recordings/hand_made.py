@@ -1,6 +1,9 @@
 """Recordings made by hand: log ratios and advantages that a test states."""
 
+import pytest
 import torch
+
+pytest.importorskip("pyarrow")
 
 from aggregate_po import PolicyBatch, StepTotals
 from lightning_modules.batch import RolloutBatch

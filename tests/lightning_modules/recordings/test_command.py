@@ -6,6 +6,8 @@ import pytest
 import torch
 import yaml
 
+pytest.importorskip("pyarrow")
+
 from lightning_modules import __main__
 from lightning_modules.recordings import Recording
 from lightning_modules.recordings.command import record_command, with_run

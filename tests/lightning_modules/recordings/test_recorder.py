@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytest.importorskip("pyarrow")
+
 from aggregate_po import (
     ArithmeticMean,
     GeometricMean,
