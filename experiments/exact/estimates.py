@@ -17,7 +17,7 @@ import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
-from aggregate_po import AdvantageEstimator, PolicyObjective, StepTotals
+from aggregate_po import AdvantageEstimator, PolicyBatch, PolicyObjective, StepTotals
 from aggregate_po.advantages import GroupedRewards
 from experiments.exact.multisets import AT_ONCE, all_multisets, number_of_multisets, sampled_groups
 from experiments.exact.problems import Problem
@@ -171,14 +171,13 @@ def group_gradients(
     """
     count, size = rows.shape
     flat = rearrange(rows, "group completion -> (group completion)")
-    lengths = problem.lengths[flat]
-    advantages = estimator(GroupedRewards(problem.rewards[flat], size, lengths))
+    rewards, lengths = problem.rewards[rows], problem.lengths[rows]
+    advantages = estimator(GroupedRewards(rewards.flatten(), size, lengths.flatten()))
     weights = torch.zeros(len(flat), problem.sequences.mask.shape[1], dtype=problem.logits.dtype)
-    # A step is one group, and its totals depend on its tokens; groups with the same totals go together.
-    tokens = rearrange(lengths, "(group completion) -> group completion", group=count).sum(dim=-1)
-    for total in tokens.unique().tolist():
-        chosen = repeat(tokens == total, "group -> (group completion)", completion=size)
-        weights[chosen] = problem.weights(objective, flat[chosen], advantages[chosen], StepTotals(size, total), size)
+    every, of_group = _totals(objective, rewards, lengths)
+    for number, totals in enumerate(every):
+        chosen = repeat(of_group == number, "group -> (group completion)", completion=size)
+        weights[chosen] = problem.weights(objective, flat[chosen], advantages[chosen], totals, size)
     # Add up the weights of each sequence first: there are fewer sequences than completions.
     of_sequences = weights.new_zeros(count, len(problem.sequences), weights.shape[1])
     at = repeat(rows, "group completion -> group completion time", time=weights.shape[1])
@@ -208,13 +207,13 @@ def moments_by_kind(
         numbers = share.new_zeros(len(rows), len(kinds)).scatter_add_(1, rows, share.new_ones(rows.shape))
         rewards, lengths = kinds[rows].unbind(dim=-1)
         advantages = estimator(GroupedRewards(rewards.flatten(), group_size, lengths.flatten().long()))
+        every, of_group = _totals(objective, rewards, lengths)
         of_kind = torch.zeros_like(numbers).scatter_(1, rows, advantages.view(rows.shape))
         mean, variance = share.new_zeros(len(rows), len(first)), share.new_zeros(len(rows))
         for kind in range(len(kinds)):
             there = numbers[:, kind].nonzero().squeeze(-1)
             sequences = (kind_of == kind).nonzero().squeeze(-1)
-            tokens = lengths[there].sum(dim=-1).long()
-            own = _within(problem, objective, sequences, of_kind[there, kind], tokens, group_size)
+            own = _within(problem, objective, sequences, of_kind[there, kind], every, of_group[there])
             mean[there] += numbers[there, kind, None] * own[0]
             variance[there] += numbers[there, kind] * own[1]
         first += probabilities @ mean
@@ -229,8 +228,41 @@ def _kinds(problem: Problem) -> tuple[Tensor, Tensor]:
     return both.unique(dim=0, return_inverse=True)
 
 
+def _totals(objective: PolicyObjective, rewards: Tensor, lengths: Tensor) -> tuple[list[StepTotals], Tensor]:
+    """Return the different totals of groups that are steps by themselves, and the number of those of each group.
+
+    Groups with the same totals are evaluated together, so rewards are among them only if the objective follows them.
+
+    Args:
+        objective: Objective that reads the totals.
+        rewards: Reward of each completion; shape `group completion`.
+        lengths: Number of tokens of each completion; shape `group completion`.
+    """
+    columns = [lengths.sum(dim=-1).to(rewards)]
+    if _follows_rewards(objective):
+        columns += [rewards.mean(dim=-1), rewards.std(dim=-1, correction=0)]
+    different, number = torch.stack(columns, dim=-1).unique(dim=0, return_inverse=True)
+    size = rewards.shape[1]
+    return [StepTotals(size, int(tokens), 0.0, *more) for tokens, *more in different.tolist()], number
+
+
+def _follows_rewards(objective: PolicyObjective) -> bool:
+    """Whether a part of an objective requires the rewards of the step, found by leaving them out."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    try:
+        objective.gradient_weights(-one, PolicyBatch(-one, one, one[0], StepTotals(1, 1), groups=torch.zeros(1)))
+    except ValueError as error:
+        return "`totals.reward_" in str(error)
+    return False
+
+
 def _within(
-    problem: Problem, objective: PolicyObjective, sequences: Tensor, advantages: Tensor, tokens: Tensor, size: int
+    problem: Problem,
+    objective: PolicyObjective,
+    sequences: Tensor,
+    advantages: Tensor,
+    every: list[StepTotals],
+    of_group: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance of the gradient of a completion, given that it is one of some sequences.
 
@@ -239,16 +271,16 @@ def _within(
         objective: Objective to differentiate.
         sequences: Numbers of the sequences.
         advantages: Advantage of the completion in each of some groups; shape `group`.
-        tokens: Tokens of each of these groups; shape `group`.
-        size: Completions per group.
+        every: Different totals of the groups.
+        of_group: Number of the totals of each of these groups; shape `group`.
     """
     share = rearrange(problem.behavior[sequences] / problem.behavior[sequences].sum(), "sequence -> sequence 1")
     weights = share.new_zeros(len(advantages), len(sequences), problem.sequences.mask.shape[1])
-    for total in tokens.unique().tolist():
-        chosen = tokens == total
+    for number in of_group.unique().tolist():
+        chosen = of_group == number
         rows = repeat(sequences, "sequence -> (group sequence)", group=int(chosen.sum()))
         repeated = repeat(advantages[chosen], "group -> (group sequence)", sequence=len(sequences))
-        flat = problem.weights(objective, rows, repeated, StepTotals(size, total))
+        flat = problem.weights(objective, rows, repeated, every[number])
         weights[chosen] = rearrange(flat, "(group sequence) time -> group sequence time", sequence=len(sequences))
     mean = problem.sequences.gradient(problem.logits, share * weights, sequences)
     # The gradients of different tokens of a sequence are orthogonal: each has parameters of its own.

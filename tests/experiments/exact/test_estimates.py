@@ -6,10 +6,19 @@ import math
 import pytest
 import torch
 
-from aggregate_po import ArithmeticMean, GeometricMean, PolicyBatch, PolicyObjective, PowerMean, Product
+from aggregate_po import (
+    ArithmeticMean,
+    GeometricMean,
+    PolicyBatch,
+    PolicyObjective,
+    PowerMean,
+    Product,
+    StepTotals,
+    recipes,
+)
 from aggregate_po.advantages import GroupCentered, GroupedRewards, GroupNormalized, LeaveOneOut
 from aggregate_po.prefixes import PrefixProduct
-from aggregate_po.recipes import ctpo, dapo, drpo, gmpo, grpo, gspo, kpo, minpro, pmpo, real
+from aggregate_po.recipes import apmpo, ctpo, dapo, drpo, gmpo, grpo, gspo, kpo, minpro, pmpo, real
 from experiments.exact.estimates import (
     Moments,
     expected_gradient,
@@ -68,7 +77,7 @@ THREE_REWARDS = Problem(
 
 
 @pytest.mark.parametrize("problem", [STALE, STOPPED, THREE_REWARDS], ids=["fixed length", "stopped", "three rewards"])
-@pytest.mark.parametrize("recipe", [grpo, gmpo, dapo, pmpo, gspo, ctpo, kpo, minpro, drpo])
+@pytest.mark.parametrize("recipe", [grpo, gmpo, dapo, pmpo, gspo, ctpo, kpo, minpro, drpo, apmpo])
 def test_kinds_give_the_moments_of_all_multisets(problem, recipe):
     objective, size = recipe(), 4
     found = moments_by_kind(problem, objective, GroupNormalized(), size)
@@ -78,6 +87,31 @@ def test_kinds_give_the_moments_of_all_multisets(problem, recipe):
     assert found.variance == pytest.approx(every.variance, abs=1e-12)
     assert found.groups <= every.groups
     assert found.exact
+
+
+def test_an_objective_that_follows_the_rewards_sees_those_of_its_group():
+    """Two of four completions succeed: mean 1/2, standard deviation 1/2."""
+    rows = torch.tensor([[0, 0, 7, 7]])
+    assert STALE.rewards[rows[0]].tolist() == [0, 0, 1, 1]
+    old_log_probs, log_probs = (SEQUENCES.log_probs(logits)[rows[0]] for logits in (STALE.old_logits, STALE.logits))
+    advantages = GroupNormalized()(GroupedRewards(STALE.rewards[rows[0]], 4))
+    batch = PolicyBatch(old_log_probs, torch.ones(4, 3), advantages, StepTotals(4, 12, 0.0, 0.5, 0.5))
+    weights = apmpo().gradient_weights(log_probs, batch).total
+    expected = SEQUENCES.gradient(STALE.logits, weights.unsqueeze(0), rows[0])
+    found = group_gradients(STALE, apmpo(), GroupNormalized(), rows)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", sorted(set(recipes.__all__) - {"dr_grpo", "fspo"}))
+def test_every_recipe_has_moments(name):
+    """On policy they vary; off policy a narrow clip may stop every completion."""
+    on_policy, stale = (
+        moments(random_problem(Sequences.of(2, 2), distance, seed=0), getattr(recipes, name)(), GroupNormalized(), 3)
+        for distance in (0.0, 0.2)
+    )
+    assert on_policy.exact
+    assert on_policy.variance > 0.01
+    assert stale.mean.isfinite().all()
 
 
 def test_the_cheapest_enumeration_is_chosen():

@@ -71,12 +71,11 @@ def test_the_table_has_every_objective_at_every_value(tmp_path, capsys, script, 
 
 
 def test_files_are_the_same_whenever_they_are_written(tmp_path):
-    options = ["--objectives", "grpo,gmpo", *SHORT, "--distances", "0", "--formats", "svg,pdf"]
+    options = ["--objectives", "holder_po", *SHORT, "--exponents=1", "--formats", "svg,pdf"]
     for folder in ("first", "second"):
-        bias_variance.main([*options, "--output", str(tmp_path / folder)])
+        exponent.main([*options, "--output", str(tmp_path / folder)])
     names = {path.name for path in (tmp_path / "first").iterdir()}
-    parts = ("gradient", "plane", "random")
-    assert names == {f"bias_variance_{part}.{suffix}" for part in parts for suffix in ("csv", "svg", "pdf")}
+    assert names == {"exponent.csv", "exponent.svg", "exponent.pdf"}
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
