@@ -2,13 +2,15 @@
 // Metrics as small multiples: one line per run, or per group of runs that differ in their seed only.
 
 const CHART = { height: 172, top: 10, right: 12, bottom: 34 };
+const OTHER = "Other metrics";
+const MOST_OTHERS = 12; // metrics without a description whose charts are shown at once
 const MOST_POINTS = 400; // of a line; more are thinned to the extremes of each interval
 
 function showMetrics(report, view) {
   const state = { band: "range", filter: "", window: 1 };
   const described = new Map(report.metrics.map((metric) => [metric.name, metric]));
   const names = new Set(report.runs.flatMap((run) => Object.keys(run.metrics)));
-  const other = (name) => ({ name, section: "Other metrics", symbol: "", unit: "", expect: "", logarithmic: false });
+  const other = (name) => ({ name, section: OTHER, symbol: "", unit: "", expect: "", logarithmic: false });
   const metrics = [
     ...report.metrics.filter((metric) => names.has(metric.name)),
     ...[...names].filter((name) => !described.has(name)).sort().map(other),
@@ -18,6 +20,7 @@ function showMetrics(report, view) {
     if (!sections.has(metric.section)) sections.set(metric.section, []);
     sections.get(metric.section).push(metric);
   }
+  state.closed = new Set([OTHER].filter((title) => (sections.get(title) ?? []).length > MOST_OTHERS));
   const filter = element("input", { type: "search", placeholder: "find a metric", className: "metric-filter" });
   filter.setAttribute("aria-label", "Find a metric");
   const body = element("div", { className: "sections" });
@@ -43,7 +46,16 @@ function showMetrics(report, view) {
       const shown = members.filter((metric) => metric.name.toLowerCase().includes(state.filter));
       if (!shown.length) continue;
       const grid = element("div", { className: "grid" });
-      body.append(element("section", {}, element("h2", {}, title), grid));
+      const isOpen = state.filter !== "" || !state.closed.has(title);
+      const count = element("span", { className: "muted" }, ` ${counted(shown.length, "metric")}`);
+      const section = element("details", { className: "section", open: isOpen }, element("summary", {}, element("h2", {}, title, count)), grid);
+      body.append(section);
+      section.addEventListener("toggle", () => {
+        if (section.open === isOpen) return;
+        state.closed[section.open ? "delete" : "add"](title);
+        render();
+      });
+      if (!isOpen) continue;
       for (const metric of shown) {
         const place = element("div", { className: "plot" });
         grid.append(
@@ -58,7 +70,7 @@ function showMetrics(report, view) {
         pending.push([place, metric]);
       }
     }
-    if (!pending.length) body.append(element("p", { className: "loading" }, "No metric has this in its name."));
+    if (!body.childElementCount) body.append(element("p", { className: "loading" }, "No metric has this in its name."));
     const widths = pending.map(([place]) => place.clientWidth); // read before anything is written
     pending.forEach(([place, metric], index) => place.append(chart(report, metric, widths[index], state)));
   }
@@ -227,18 +239,15 @@ function verticalScale(points, logarithmic) {
   let high = points.reduce((most, point) => Math.max(most, point.high), -Infinity);
   if (logarithmic && low <= 0) low = points.reduce((least, point) => Math.min(least, point.mean), Infinity);
   if (logarithmic && high / low > 1.02) {
-    const [bottom, topmost] = [Math.log(low), Math.log(high)];
-    const margin = (topmost - bottom) * 0.04;
-    return {
-      ticks: logTicksBetween(low, high, 5),
-      share: (value) => (Math.log(Math.max(value, low)) - bottom + margin) / (topmost - bottom + 2 * margin),
-    };
+    const ticks = logTicksBetween(low, high, 5);
+    const [bottom, topmost] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))].map(Math.log);
+    return { ticks, share: (value) => (Math.log(Math.max(value, low)) - bottom) / (topmost - bottom) };
   }
   if (low === high) [low, high] = low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * high)];
   // From a tick below all values to a tick above them.
   const step = tickStep(low, high, 4);
-  low = Math.floor(low / step + 1e-9) * step;
-  high = Math.ceil(high / step - 1e-9) * step;
+  low = Math.floor(low / step + 2e-3) * step;
+  high = Math.ceil(high / step - 2e-3) * step;
   return { ticks: ticksBetween(low, high, (high - low) / step), share: (value) => (value - low) / (high - low) };
 }
 

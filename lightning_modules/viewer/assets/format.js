@@ -52,26 +52,18 @@ function ticksBetween(low, high, count) {
   return ticks;
 }
 
+// Ticks of a logarithmic axis, from one below to one above: powers of ten or, within a decade or two, round numbers.
 function logTicksBetween(low, high, count) {
-  const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
-  const inside = (factors) => {
-    const found = [];
-    for (let power = first; power <= last; power++) {
-      for (const factor of factors) {
-        const tick = Number((factor * 10 ** power).toPrecision(12));
-        if (tick >= low * 0.9999 && tick <= high * 1.0001) found.push(tick);
-      }
-    }
-    return found;
-  };
-  for (const factors of [[1], [1, 3], [1, 2, 5]]) {
-    const found = inside(factors);
-    if (found.length >= 2 && (found.length >= 3 || factors.length === 3)) {
-      const stride = Math.ceil(found.length / count);
-      return found.filter((_, index) => index % stride === 0);
-    }
+  if (high / low < 30) {
+    const step = tickStep(low, high, count - 1);
+    const ticks = ticksBetween(Math.floor(low / step + 2e-3) * step, Math.ceil(high / step - 2e-3) * step, count - 1);
+    return ticks.filter((tick) => tick > 0);
   }
-  return ticksBetween(low, high, count - 1).filter((tick) => tick > 0);
+  const [first, last] = [Math.floor(Math.log10(low) + 2e-3), Math.ceil(Math.log10(high) - 2e-3)];
+  const stride = Math.ceil((last - first) / count);
+  const ticks = [];
+  for (let power = first; power < last + stride; power += stride) ticks.push(Number(`1e${power}`));
+  return ticks;
 }
 
 // The tooltip, near the pointer and within the window.

@@ -157,6 +157,38 @@ def test_the_band_can_be_a_standard_error(several, browser):
     assert edges == 2 * 40
 
 
+def test_many_metrics_without_a_description_are_shown_when_they_are_asked_for(tmp_path, browser):
+    metrics = {"reward": [1.0, 2.0]} | {f"mine/{number}": [1.0, 2.0] for number in range(20)}
+    run = Run("run", steps=[1, 2], metrics=metrics)
+    browser.open(page(tmp_path, Report("many", [run], described_metrics(metrics))))
+    charts = "[...document.querySelectorAll('svg[data-metric]')].map((chart) => chart.dataset.metric)"
+    assert browser.run(charts) == ["reward"]
+    assert "Other metrics 20 metrics" in browser.run("document.querySelector('.sections').innerText")
+    browser.run("document.querySelector('.section:last-child summary').click()")
+    browser.wait_for(f"{charts}.length === 21", 5)
+    assert faults(browser) == []
+    find = "document.querySelector('.metric-filter')"
+    browser.run(f"{find}.value = 'E/1'; {find}.dispatchEvent(new Event('input'))")
+    assert browser.run(charts) == ["mine/1", *(f"mine/{number}" for number in range(10, 20))]
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.22, 1.0], ["0.2", "0.4", "0.6", "0.8", "1.0"]),
+        ([1.0, 2.3], ["1.0", "1.5", "2.0", "2.5"]),
+        ([1e-3, 1e8], ["0.001", "1", "1,000", "1e6", "1e9"]),
+        ([2.0, 2.0], ["0", "1", "2", "3", "4"]),
+    ],
+)
+def test_a_logarithmic_axis_has_ticks_around_the_values(values, ticks, tmp_path, browser):
+    run = Run("run", steps=[1, 2], metrics={"ratio/max": values})
+    browser.open(page(tmp_path, Report("ratios", [run], described_metrics(["ratio/max"]))))
+    labels = "[...document.querySelectorAll('svg .tick[text-anchor=end]')].map((tick) => tick.textContent)"
+    assert browser.run(labels) == ticks
+    assert faults(browser) == []
+
+
 def choose(browser, label, value):
     """Choose a value of the menu whose label begins so."""
     menu = f"document.querySelector({json.dumps(f'select[aria-label^={json.dumps(label)}]')})"

@@ -4,6 +4,8 @@ import base64
 import gzip
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from lightning_modules.viewer import (
 )
 from lightning_modules.viewer.encoding import rounded
 
+ROOT = Path(__file__).resolve().parents[3]
 ELEMENT = re.compile(r'<script type="application/octet-stream" id="data">([^<]*)</script>')
 
 
@@ -80,6 +83,15 @@ def test_the_numbers_of_all_tokens_are_in_the_page(report):
     assert array(tokens["values"]["gate"]) == pytest.approx([nan, nan, 1.0], nan_ok=True)
     assert array(tokens["marks"]["clipped"]).tolist() == [1, 0, 0]
     assert tokens["facts"] == [{}, {"exponent": "0.5"}]
+
+
+def test_the_files_of_the_page_are_in_the_wheel():
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    folder = ROOT / "lightning_modules"
+    packed = {path for pattern in package["lightning_modules"] for path in folder.glob(pattern)}
+    assets = {path for path in (folder / "viewer" / "assets").rglob("*") if path.is_file()}
+    assert len(assets) > 5
+    assert assets <= packed
 
 
 def test_numbers_keep_four_digits():
