@@ -1,6 +1,7 @@
 """The page as a file: its data are complete, rounded to four digits, and cannot leave their element."""
 
 import base64
+import doctest
 import gzip
 import json
 import re
@@ -21,6 +22,7 @@ from lightning_modules.viewer import (
     page_html,
     write_page,
 )
+from lightning_modules.viewer import report as report_module
 from lightning_modules.viewer.encoding import rounded
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,6 +85,12 @@ def test_the_numbers_of_all_tokens_are_in_the_page(report):
     assert array(tokens["values"]["gate"]) == pytest.approx([nan, nan, 1.0], nan_ok=True)
     assert array(tokens["marks"]["clipped"]).tolist() == [1, 0, 0]
     assert tokens["facts"] == [{}, {"exponent": "0.5"}]
+
+
+def test_the_example_of_a_report_runs():
+    results = doctest.testmod(report_module)
+    assert results.attempted > 5
+    assert results.failed == 0
 
 
 def test_the_files_of_the_page_are_in_the_wheel():
