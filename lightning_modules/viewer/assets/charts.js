@@ -120,8 +120,11 @@ function sharedName(names) {
   return shared || `${names[0]}, ...`;
 }
 
+// Eight colors and four kinds of dashes, so that 32 lines are told apart.
+const styleOf = (number) => `cohort-${number % 8} dash-${(number + Math.floor(number / 8)) % 4}`;
+
 function lineSample(number) {
-  const line = svgElement("line", { x1: 1, x2: 27, y1: 6, y2: 6, class: `line cohort-${number % 8} dash-${number % 4}` });
+  const line = svgElement("line", { x1: 1, x2: 27, y1: 6, y2: 6, class: `line ${styleOf(number)}` });
   return svgElement("svg", { width: 28, height: 12, class: "sample" }, line);
 }
 
@@ -219,7 +222,7 @@ function lastName(name) {
 }
 
 function lineShapes(cohort, points, toX, toY) {
-  const classes = `cohort-${cohort.number % 8} dash-${cohort.number % 4}`;
+  const classes = styleOf(cohort.number);
   const shapes = [];
   const at = (point, value) => `${toX(point.step).toFixed(1)},${toY(value).toFixed(1)}`;
   if (cohort.runs.length > 1) {

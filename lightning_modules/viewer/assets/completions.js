@@ -311,8 +311,32 @@ function heatMap(report, record, quantity, bound) {
     part.addEventListener("pointermove", pointed);
     part.addEventListener("pointerleave", (event) => pointed({ ...event, target: document.body }));
   }
+  const table = tokenTable(report, record);
   const meaning = quantity.meaning ? element("p", { className: "muted meaning" }, quantity.meaning) : null;
-  return [legend(quantity, bound, seen), meaning, map, plot].filter(Boolean);
+  return [legend(quantity, bound, seen), meaning, map, plot, table].filter(Boolean);
+}
+
+// All numbers of all tokens, to read without a pointer and to copy; made when it is opened.
+function tokenTable(report, record) {
+  const { tokens } = report;
+  const quantities = report.quantities.filter(({ name, scale }) => tokens.values[name] && scale !== "sides");
+  const marks = Object.keys(tokens.marks);
+  const content = element("div", { className: "scroll" });
+  const box = element("details", { className: "numbers" }, element("summary", {}, "numbers of all tokens"), content);
+  const cells = (position) => {
+    const at = tokens.start[record] + position;
+    const token = element("code", {}, visible(tokens.vocabulary[tokens.text[at]]).trim());
+    const numbers = quantities.map(({ name }) => element("td", { className: "number" }, short(tokens.values[name][at])));
+    const marked = marks.filter((name) => tokens.marks[name][at]).join(", ");
+    return element("tr", {}, element("td", { className: "number" }, String(position + 1)), element("td", {}, token), numbers, element("td", {}, marked));
+  };
+  box.addEventListener("toggle", () => {
+    if (!box.open || content.childElementCount) return;
+    const head = ["position", "token", ...quantities.map(titleOf), "marks"].map((title, index) => element("th", { className: index === 1 || index > quantities.length + 1 ? "" : "number" }, title));
+    const rows = Array.from({ length: tokens.length[record] }, (_, position) => cells(position));
+    content.append(element("table", {}, element("thead", {}, element("tr", {}, head)), element("tbody", {}, rows)));
+  });
+  return box;
 }
 
 // Bars of the same colors by position, of height |position| on the scale.

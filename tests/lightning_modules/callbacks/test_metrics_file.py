@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from lightning_modules.callbacks.metrics_file import MetricsFile, has_steps
+from lightning_modules.callbacks.metrics_file import MetricsFile, has_steps, read_metrics
 
 
 def rows_of(path):
@@ -224,3 +224,14 @@ def test_a_file_with_the_row_of_a_step_is_that_of_a_run(path, content, holds):
     if content is not None:
         path.write_text(content)
     assert has_steps(path) is holds
+
+
+def test_metrics_are_read_back_without_damaged_lines_and_empty_columns(path):
+    three_steps(path).append(4, {"reward": 0.5, "kl": math.nan})
+    with path.open("a") as file:
+        file.write("\0\0\0\n5,0.1")
+    steps, metrics = read_metrics(path)
+    assert steps == [1, 2, 3, 4]
+    assert metrics.keys() == {"reward", "entropy"}
+    assert metrics["reward"] == [1 / 8, 2 / 8, 3 / 8, 0.5]
+    assert metrics["entropy"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, math.nan], nan_ok=True)

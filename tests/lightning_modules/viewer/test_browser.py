@@ -334,6 +334,19 @@ def test_the_numbers_of_a_token_are_shown_under_the_pointer(tmp_path, browser):
         assert text in tip
 
 
+def test_all_numbers_of_the_tokens_are_in_a_table(tmp_path, browser):
+    browser.open(heat_map_page(tmp_path))
+    assert browser.run("document.querySelectorAll('.numbers tr').length") == 0
+    browser.run("document.querySelector('.numbers summary').click()")
+    browser.wait_for("document.querySelectorAll('.numbers tbody tr').length === 6", 5)
+    rows = "[...document.querySelectorAll('.numbers tr')].map((row) => [...row.cells].map((cell) => cell.innerText))"
+    head, *_, fifth, last = browser.run(rows)
+    assert head == ["position", "token", "gradient weight", "concentration", "marks"]
+    assert fifth == ["5", "d", "0.5", "0.1667", "clipped"]
+    assert last == ["6", "<e>", NO_NUMBER, "0.08333", "untrained"]
+    assert faults(browser) == []
+
+
 def test_text_in_tokens_is_shown_as_it_is(tmp_path, browser):
     browser.open(heat_map_page(tmp_path))
     assert browser.run("document.querySelector('.heat').textContent") == "a·b⏎\ncd<e>"
