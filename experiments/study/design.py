@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,17 +106,30 @@ class Ladder:
     jobs: tuple[Job, ...]
 
 
-def ladders(task: str, seeds: tuple[int, ...] = SEEDS, variants: tuple[Variant, ...] = ()) -> Iterator[Ladder]:
+@dataclass(frozen=True)
+class Grid:
+    """What the runs of a task differ in.
+
+    Args:
+        seeds: seeds of prompts and sampling.
+        updates: updates per rollout.
+        learning_rates: learning rates, rising.
+    """
+
+    seeds: tuple[int, ...] = SEEDS
+    updates: tuple[int, ...] = UPDATES_PER_ROLLOUT
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+
+
+def ladders(task: str, variants: tuple[Variant, ...] = (), grid: Grid = Grid()) -> Iterator[Ladder]:
     """Yield the runs of a task, in the order in which to make them.
 
     Args:
         task: name of the task.
-        seeds: seeds, the outermost order.
         variants: objectives; those of the study when empty, `CORE` with all seeds before `FURTHER`.
+        grid: seeds, updates per rollout and learning rates.
     """
     for part in (variants,) if variants else (CORE, FURTHER):
-        for seed in seeds:
-            for updates in reversed(UPDATES_PER_ROLLOUT):
-                for variant in part:
-                    if updates > 1 or variants or variant.name in ON_POLICY:
-                        yield Ladder(tuple(Job(task, variant, updates, rate, seed) for rate in LEARNING_RATES))
+        for seed, updates, variant in itertools.product(grid.seeds, reversed(grid.updates), part):
+            if updates > 1 or variants or variant.name in ON_POLICY:
+                yield Ladder(tuple(Job(task, variant, updates, rate, seed) for rate in grid.learning_rates))

@@ -12,8 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
-from experiments.study.design import LEARNING_RATES, UPDATES_PER_ROLLOUT
-from experiments.study.report import OBJECTIVES, fidelities, objectives_of
+from experiments.study.report import OBJECTIVES, fidelities, objectives_of, updates_of
 from experiments.study.run import FOLDER, Row, read_rows
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
 
@@ -32,12 +31,13 @@ CURVE_LABELS = {
 def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> None:
     """Plot the median edge of each objective against the updates per rollout, with the range over seeds."""
     canvas, (panel,) = panels(1, 1, 8, 4.5)
+    lowest = min(run.learning_rate for run in runs)
     rows: _Table = []
     for number, name in enumerate(objectives_of(runs)):
         found = {updates: own for (objective, updates), own in sorted(edges(runs).items()) if objective == name}
         if not found:
             continue
-        medians = [own[(len(own) - 1) // 2] or LEARNING_RATES[0] / 2 for own in found.values()]
+        medians = [own[(len(own) - 1) // 2] or lowest / 2 for own in found.values()]
         _line(panel, [updates * 1.02 ** (number - 8) for updates in found], medians, name, number)
         rows += [
             {"objective": name, "updates": updates, "low": own[0], "median": own[(len(own) - 1) // 2], "high": own[-1]}
@@ -45,7 +45,7 @@ def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> Non
         ]
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    panel.set_xticks(UPDATES_PER_ROLLOUT, [str(updates) for updates in UPDATES_PER_ROLLOUT])
+    panel.set_xticks(updates_of(runs), [str(updates) for updates in updates_of(runs)])
     panel.set_xlabel("updates per rollout")
     panel.set_ylabel("largest stable learning rate (median over seeds)")
     legend_below(canvas, panel, columns=5)
@@ -80,12 +80,14 @@ def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str])
 def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
     """Plot ratio range, entropy, divergence and reward over the rollouts, as means and ranges over seeds.
 
-    Each objective has 16 updates per rollout, and the learning rate that is tuned for them.
+    Each objective has the most updates per rollout that were run, and the learning rate that is tuned for them.
     """
     canvas, axes = panels(2, 3, 11, 6.5)
     rows: _Table = []
-    for number, name in enumerate(name for name in CURVES if name in objectives_of(runs)):
-        rate = tuned_learning_rate(runs, name, 16)
+    most = updates_of(runs)[-1]
+    shown = [name for name in objectives_of(runs) if name in CURVES or name not in OBJECTIVES]
+    for number, name in enumerate(shown):
+        rate = tuned_learning_rate(runs, name, most)
         own = [
             row
             for row in rollouts

@@ -7,10 +7,11 @@ python -m experiments.study.report --results runs/mine
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.study.design import CORE, FURTHER, LEARNING_RATES, TUNED_AT, UPDATES_PER_ROLLOUT
+from experiments.study.design import CORE, FURTHER
 from experiments.study.run import FOLDER, read_rows
 from experiments.study.statistics import Estimate, Run, edges, load, over_seeds, paired_difference, tuned_learning_rate
 
@@ -39,18 +40,20 @@ Table = Iterator[list[str]]
 
 def edge_table(runs: Sequence[Run]) -> Table:
     """Yield the edge of stability of each objective by updates per rollout: median over seeds, and range."""
-    yield ["objective", *(f"{updates} updates" for updates in UPDATES_PER_ROLLOUT)]
-    found = edges(runs)
+    yield ["objective", *map(_of_updates, updates_of(runs))]
+    found, rates = edges(runs), [run.learning_rate for run in runs]
     for name in objectives_of(runs):
-        yield [f"`{name}`", *(_range(found.get((name, updates), [])) for updates in UPDATES_PER_ROLLOUT)]
+        own = [found.get((name, updates), []) for updates in updates_of(runs)]
+        yield [f"`{name}`", *(_range(values, min(rates), max(rates)) for values in own)]
 
 
 def tuned_table(runs: Sequence[Run]) -> Table:
-    """Yield the held-out reward of each objective at the learning rate that is tuned at 4 updates, and at 16."""
-    yield ["objective", *(f"{updates} updates: {what}" for updates in (TUNED_AT, 16) for what in ("rate", "reward"))]
+    """Yield the held-out reward of each objective at the learning rate that is tuned for each number of updates."""
+    titles = itertools.product(map(_of_updates, updates_of(runs)), ("rate", "reward"))
+    yield ["objective", *map(": ".join, titles)]
     for name in objectives_of(runs):
         cells = []
-        for updates in (TUNED_AT, 16):
+        for updates in updates_of(runs):
             rate = tuned_learning_rate(runs, name, updates)
             found = None if rate is None else over_seeds(runs, name, updates, rate, "sampled")
             cells += ["" if rate is None else f"{rate:g}", _estimate(found)]
@@ -58,9 +61,11 @@ def tuned_table(runs: Sequence[Run]) -> Table:
 
 
 def difference_table(runs: Sequence[Run], updates: int) -> Table:
-    """Yield the paired differences of the measures between two objectives."""
+    """Yield the paired differences of the measures between two objectives, and of the reader's own to all others."""
     yield ["first minus second", *MEASURES.values()]
-    for first, second in PAIRS:
+    names = objectives_of(runs)
+    own = itertools.product([name for name in names if name not in OBJECTIVES], names)
+    for first, second in (*PAIRS, *((new, other) for new, other in own if new != other)):
         found = [paired_difference(runs, first, second, updates, measure) for measure in MEASURES]
         if any(found):
             yield [f"`{first}` - `{second}`", *map(_estimate, found)]
@@ -70,7 +75,7 @@ def fidelity_table(rows: Sequence[dict[str, str]]) -> Table:
     """Yield means over checkpoints, drift objectives and paths of the fidelity of each objective."""
     updates = sorted({int(row["updates"]) for row in rows})
     measures = {"cosine": "cosine", "noise_to_signal": "noise to signal"}
-    yield ["objective", *(f"{title}, {number} updates" for title in measures.values() for number in updates)]
+    yield ["objective", *(f"{title}, {_of_updates(number)}" for title in measures.values() for number in updates)]
     for name in [name for name in OBJECTIVES if any(row["objective"] == name for row in rows)]:
         cells = []
         for measure in measures:
@@ -92,18 +97,25 @@ def objectives_of(runs: Sequence[Run]) -> list[str]:
     return [*(name for name in OBJECTIVES if name in names), *sorted(names - set(OBJECTIVES))]
 
 
-def _range(values: Sequence[float]) -> str:
+def updates_of(runs: Sequence[Run]) -> list[int]:
+    """Return the numbers of updates per rollout that were run."""
+    return sorted({run.updates for run in runs})
+
+
+def _of_updates(updates: int) -> str:
+    return "1 update" if updates == 1 else f"{updates} updates"
+
+
+def _range(values: Sequence[float], lowest: float, highest: float) -> str:
     """Return the median of sorted edges, with their range if they differ and the sign of those beyond the grid."""
     if not values:
         return ""
-    low, median, high = (_rate(value) for value in (values[0], values[(len(values) - 1) // 2], values[-1]))
+
+    def shown(value: float) -> str:
+        return f"< {lowest:g}" if value == 0 else f"≥ {value:g}" if value == highest else f"{value:g}"
+
+    low, median, high = (shown(value) for value in (values[0], values[(len(values) - 1) // 2], values[-1]))
     return median if low == high else f"{median} ({low} to {high})"
-
-
-def _rate(value: float) -> str:
-    if value == 0:
-        return f"< {LEARNING_RATES[0]:g}"
-    return f"≥ {value:g}" if value == LEARNING_RATES[-1] else f"{value:g}"
 
 
 def _estimate(found: Estimate | None) -> str:
@@ -126,7 +138,7 @@ def tables(results: Path, task: str = "addition") -> dict[str, str]:
     made = {
         "edges": edge_table(runs),
         "tuned": tuned_table(runs),
-        **{f"differences at {updates}": difference_table(runs, updates) for updates in (4, 16)},
+        **{f"differences at {_of_updates(updates)}": difference_table(runs, updates) for updates in updates_of(runs)},
         "fidelity": fidelity_table(fidelity),
     }
     found = {name: markdown(table) for name, table in made.items()}

@@ -1,7 +1,7 @@
 """Run the study, or go on with it: one line of `runs.csv` and of `rollouts.csv` per run and rollout.
 
     python -m experiments.study.run --workers 2
-    python -m experiments.study.run --objectives gmpo,mypackage.MyMean --seeds 0 --output runs/mine
+    python -m experiments.study.run --objectives gmpo,mypackage.MyMean --seeds 0 1 2 --updates 4 --output runs/mine
 
 Runs that are in `runs.csv` are not repeated. Each worker has one thread, so that two machines with the same libraries
 give the same numbers.
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from experiments.study import design
-from experiments.study.design import Job, Ladder, Variant, ladders
+from experiments.study.design import Grid, Job, Ladder, Variant, ladders
 from experiments.study.tasks import TASKS
 from experiments.study.training import Measures, train
 
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing."""
     options = _parser().parse_args(arguments)
     names = list(filter(None, options.objectives.split(",")))
-    seeds = tuple(int(seed) for seed in options.seeds.split(","))
-    todo = list(ladders(options.task, seeds, tuple(variant(name) for name in names)))
+    grid = Grid(tuple(options.seeds), tuple(options.updates), tuple(sorted(options.learning_rates)))
+    todo = list(ladders(options.task, tuple(variant(name) for name in names), grid))
     options.output.mkdir(parents=True, exist_ok=True)
     TASKS[options.task]().model.prepare()  # once, before the workers
     queue = [(ladder, options.output, options.rollouts) for ladder in todo]
@@ -52,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--objectives", default="", help="Variants of the study or import paths, by commas; all if empty."
     )
-    parser.add_argument("--seeds", default=",".join(map(str, design.SEEDS)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=design.SEEDS)
+    parser.add_argument(
+        "--updates", type=int, nargs="+", default=design.UPDATES_PER_ROLLOUT, help="Updates per rollout."
+    )
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=design.LEARNING_RATES)
     parser.add_argument("--rollouts", type=int, default=design.ROLLOUTS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=FOLDER)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.study.design import LEARNING_RATES, TUNED_AT
+from experiments.study.design import TUNED_AT
 from experiments.study.run import read_rows
 
 LEVEL = 0.95
@@ -85,13 +85,12 @@ def whole_ladders(runs: Sequence[Run]) -> dict[tuple[str, int, int], list[Run]]:
     found: dict[tuple[str, int, int], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.learning_rate):
         found[run.objective, run.updates, run.seed].append(run)
-    return {key: ladder for key, ladder in found.items() if _is_whole(ladder)}
+    highest = max((run.learning_rate for run in runs), default=0.0)
+    return {key: ladder for key, ladder in found.items() if _is_whole(ladder, highest)}
 
 
-def _is_whole(ladder: Sequence[Run]) -> bool:
-    rates = [run.learning_rate for run in ladder]
-    ended = [run.collapsed for run in ladder[-2:]] == [True, True]
-    return rates == list(LEARNING_RATES[: len(rates)]) and (ended or len(rates) == len(LEARNING_RATES))
+def _is_whole(ladder: Sequence[Run], highest: float) -> bool:
+    return [run.collapsed for run in ladder[-2:]] == [True, True] or ladder[-1].learning_rate == highest
 
 
 def edge(ladder: Sequence[Run]) -> float:
@@ -141,9 +140,10 @@ def paired_difference(runs: Sequence[Run], first: str, second: str, updates: int
     """
     by_setting = {(run.objective, run.learning_rate, run.seed): run for run in runs if run.updates == updates}
     seeds = {run.seed for run in by_setting.values() if (first, run.learning_rate, run.seed) in by_setting}
-    shared = {seed for seed in seeds if all((name, LEARNING_RATES[0], seed) in by_setting for name in (first, second))}
+    rates = sorted({run.learning_rate for run in by_setting.values()})
+    shared = {seed for seed in seeds if all((name, rates[0], seed) in by_setting for name in (first, second))}
     differences: dict[int, list[float]] = defaultdict(list)
-    for rate in LEARNING_RATES:
+    for rate in rates:
         pairs = {seed: [by_setting.get((name, rate, seed)) for name in (first, second)] for seed in shared}
         values = {
             seed: [run.measures[measure] for run in pair if run and not run.collapsed and measure in run.measures]

@@ -65,10 +65,9 @@ def test_shortened_study_runs_and_goes_on_where_it_was(task, tmp_path, monkeypat
     held_out = [task().held_out[number] for number in range(8)]
     short = replace(task(), model=replace(task().model, steps=2), held_out=held_out)
     monkeypatch.setitem(TASKS, task.__name__, lambda: short)
-    monkeypatch.setattr(design, "LEARNING_RATES", (1e-4,))
-    monkeypatch.setattr(design, "UPDATES_PER_ROLLOUT", (2,))
     monkeypatch.setattr(run.multiprocessing, "get_context", lambda kind: InProcess)
     options = ["--task", task.__name__, "--seeds", "0", "--rollouts", "2", "--output", str(tmp_path)]
+    options += ["--updates", "2", "--learning_rates", "1e-4"]
     run.main(["--objectives", "gmpo", *options])
     run.main(["--objectives", "gmpo,tests.experiments.study.test_run.OwnMean", *options])
     with (tmp_path / "runs.csv").open() as file:

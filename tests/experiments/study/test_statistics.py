@@ -30,6 +30,8 @@ def test_edge_is_the_last_rate_before_the_first_collapse(collapsed, expected):
 def test_unfinished_ladders_do_not_count():
     runs = [*ladder("gmpo", 0, "..cc"), *ladder("gmpo", 1, ".cc"), *ladder("gmpo", 2, "...")]
     assert edges(runs) == {("gmpo", 4): [FIRST, SECOND]}
+    # The highest rate of all ends a ladder, too.
+    assert edges([*runs, *ladder("gmpo", 3, "....")]) == {("gmpo", 4): [FIRST, SECOND, FOURTH]}
 
 
 def test_tuned_rate_has_the_best_mean_over_seeds_that_all_ran_it():
