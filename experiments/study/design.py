@@ -108,7 +108,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Grid:
-    """What the runs of a task differ in.
+    """Seeds, updates per rollout and learning rates of the runs of a task.
 
     Args:
         seeds: seeds of prompts and sampling.

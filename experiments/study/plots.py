@@ -71,7 +71,8 @@ def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str])
         panel.set_xticks(updates, [str(count) for count in updates])
         panel.set_xlabel("updates since the rollout was sampled")
         panel.set_ylabel(label)
-    right.set_yscale("log")
+    if right.dataLim.y1 > 0:  # otherwise there was no signal anywhere
+        right.set_yscale("log")
     legend_below(canvas, left, columns=6)
     save(canvas, folder, "study_fidelity", formats)
     write_table(rows, folder, "study_fidelity")
@@ -88,12 +89,8 @@ def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, form
     shown = [name for name in objectives_of(runs) if name in CURVES or name not in OBJECTIVES]
     for number, name in enumerate(shown):
         rate = tuned_learning_rate(runs, name, most)
-        own = [
-            row
-            for row in rollouts
-            if rate is not None
-            and (row["objective"], row["updates"], float(row["learning_rate"])) == (name, "16", rate)
-        ]
+        setting = name, str(most), rate
+        own = [row for row in rollouts if (row["objective"], row["updates"], float(row["learning_rate"])) == setting]
         for panel, measure in zip(axes, CURVE_LABELS, strict=True):
             points = [(count, values) for count, values in _by_rollout(own, measure) if values]
             means = [sum(values) / len(values) for _, values in points]
@@ -110,7 +107,7 @@ def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, form
     for panel, label in zip(axes, CURVE_LABELS.values(), strict=True):
         panel.set_xlabel("rollout")
         panel.set_ylabel(label)
-    axes[-1].set_yscale("log")
+    axes[-1].set_yscale("symlog", linthresh=1)
     legend_below(canvas, axes[0], columns=4)
     save(canvas, folder, "study_curves", formats)
     write_table(rows, folder, "study_curves")

@@ -1,7 +1,7 @@
 """Run the study, or go on with it: one line of `runs.csv` and of `rollouts.csv` per run and rollout.
 
     python -m experiments.study.run --workers 2
-    python -m experiments.study.run --objectives gmpo,mypackage.MyMean --seeds 0 1 2 --updates 4 --output runs/mine
+    python -m experiments.study.run --objectives gmpo,mypackage.MyMean --seeds 0,1,2 --updates 4 --output runs/mine
 
 Runs that are in `runs.csv` are not repeated. Each worker has one thread, so that two machines with the same libraries
 give the same numbers.
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing."""
     options = _parser().parse_args(arguments)
     names = list(filter(None, options.objectives.split(",")))
-    grid = Grid(tuple(options.seeds), tuple(options.updates), tuple(sorted(options.learning_rates)))
+    rates = sorted(float(rate) for rate in options.learning_rates.split(","))
+    grid = Grid(_integers(options.seeds), _integers(options.updates), tuple(rates))
     todo = list(ladders(options.task, tuple(variant(name) for name in names), grid))
     options.output.mkdir(parents=True, exist_ok=True)
     TASKS[options.task]().model.prepare()  # once, before the workers
@@ -52,15 +53,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--objectives", default="", help="Variants of the study or import paths, by commas; all if empty."
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=design.SEEDS)
-    parser.add_argument(
-        "--updates", type=int, nargs="+", default=design.UPDATES_PER_ROLLOUT, help="Updates per rollout."
-    )
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=design.LEARNING_RATES)
+    parser.add_argument("--seeds", default=_by_commas(design.SEEDS), help="Seeds, by commas.")
+    updates = _by_commas(design.UPDATES_PER_ROLLOUT)
+    parser.add_argument("--updates", default=updates, help="Updates per rollout, by commas.")
+    rates = _by_commas(design.LEARNING_RATES)
+    parser.add_argument("--learning_rates", default=rates, help="Learning rates, by commas.")
     parser.add_argument("--rollouts", type=int, default=design.ROLLOUTS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=FOLDER)
     return parser
+
+
+def _by_commas(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def variant(name: str) -> Variant:
