@@ -448,10 +448,13 @@ def extreme_report():
         completions.append(
             Completion(number, 10**6, 10**4, 999, "Long. " * 500, text, -1e-12, 1e30, length, tokens=tokens)
         )
-    title = (
-        "A title that is much longer than the header of a page on a laptop has room for, whatever is next to it, really"
+    return Report(
+        "A title that is longer than the header has room for. " * 5,
+        runs,
+        described_metrics(metrics),
+        completions,
+        quantities,
     )
-    return Report(title, runs, described_metrics(metrics), completions, quantities)
 
 
 @pytest.mark.parametrize("view", ["metrics", "completions"])
