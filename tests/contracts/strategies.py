@@ -205,7 +205,7 @@ COMPOSITIONS |= {
 
 
 # Where a property is tested on each of many parts, the long run tries fewer inputs on each.
-shared = settings(max_examples=max(25, settings().max_examples // 20))
+shared = settings(max_examples=max(12, settings().max_examples // 20))
 
 
 def each_composition(test):

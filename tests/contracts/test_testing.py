@@ -52,7 +52,7 @@ from tests.contracts.strategies import (
 from tests.third_party import AsinhMean, LehmerMean, PseudoHuberMean, SelfDualMean, TanhLimit
 
 # Many parts are one class with other numbers, so each is tried on fewer inputs.
-FEW = settings(max_examples=max(10, settings().max_examples // 40))
+FEW = settings(max_examples=max(6, settings().max_examples // 40))
 
 
 def contract(kind, part, **attributes):
