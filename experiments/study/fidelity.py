@@ -28,7 +28,7 @@ from aggregate_po.advantages import GroupNormalized
 from aggregate_po.bounds import log_ratio_of
 from aggregate_po.recipes import gmpo, gmpo_no_clip, grpo
 from experiments.study import design
-from experiments.study.run import FOLDER, append_rows, read_rows, variant
+from experiments.study.run import FOLDER, append_rows, count, read_rows, variants
 from experiments.study.tasks import Task, addition
 from experiments.study.training import GROUP_SIZE, PROMPTS_PER_ROLLOUT
 from lightning_modules.batch import Sequences, left_padded
@@ -139,7 +139,13 @@ class MeanGradient:
 
     @property
     def variance(self) -> float:
-        """Sum of the variances of a single rollout's gradient."""
+        """Sum of the variances of a single rollout's gradient.
+
+        Raises:
+            ValueError: there are fewer than two rollouts.
+        """
+        if self._count < 2:
+            raise ValueError(f"the gradients are of {self._count} rollout, which has no variance; add two or more.")
         return (self._squares - self._count * float(self.mean.double().square().sum())) / (self._count - 1)
 
     @property
@@ -198,18 +204,24 @@ def measured(
         yield {"objective": name, **{key: "" if value is None else f"{value:.6g}" for key, value in values.items()}}
 
 
+def _checkpoint(text: str) -> int:
+    return 0 if text == "0" else count(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the paths that are missing in `fidelity.csv`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objectives", default="", help="Names in the design or import paths; all if empty.")
-    parser.add_argument("--checkpoints", type=int, nargs="+", default=CHECKPOINTS)
-    parser.add_argument("--paths", type=int, default=PATHS)
+    parser.add_argument("--objectives", type=variants, default=(), help="Names in the design or paths; all if empty.")
+    parser.add_argument("--checkpoints", type=_checkpoint, nargs="+", default=CHECKPOINTS)
+    parser.add_argument("--paths", type=count, default=PATHS)
     parser.add_argument("--output", type=Path, default=FOLDER)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    names = list(filter(None, options.objectives.split(",")))
-    variants = [variant(name) for name in names] or [*design.CORE, *design.FURTHER]
-    objectives = {each.name: each.objective() for each in variants}
+    options.checkpoints = sorted(set(options.checkpoints))  # the policy is trained from one to the next
+    objectives = {each.name: each.objective() for each in options.objectives or (*design.CORE, *design.FURTHER)}
+    for name, objective in objectives.items():
+        if objective.needs_reference or objective.group_objective is not None:
+            parser.error(f"`--objectives` has {name!r}, which reads a reference or rewards of groups; leave it out")
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "fidelity.csv"
     done = {tuple(row[name] for name in _KEYS) for row in read_rows(file)}

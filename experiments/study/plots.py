@@ -58,7 +58,7 @@ def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str])
     canvas, (left, right) = panels(1, 2, 10, 4.5)
     updates = sorted({int(row["updates"]) for row in fidelity})
     rows: _Table = []
-    for number, name in enumerate(name for name in OBJECTIVES if any(row["objective"] == name for row in fidelity)):
+    for number, name in enumerate(objectives_of(fidelity)):
         for panel, measure in ((left, "cosine"), (right, "noise_to_signal")):
             means = []
             for count in updates:

@@ -76,7 +76,7 @@ def fidelity_table(rows: Sequence[dict[str, str]]) -> Table:
     updates = sorted({int(row["updates"]) for row in rows})
     measures = {"cosine": "cosine", "noise_to_signal": "noise to signal"}
     yield ["objective", *(f"{title}, {_of_updates(number)}" for title in measures.values() for number in updates)]
-    for name in [name for name in OBJECTIVES if any(row["objective"] == name for row in rows)]:
+    for name in objectives_of(rows):
         cells = []
         for measure in measures:
             for number in updates:
@@ -86,14 +86,15 @@ def fidelity_table(rows: Sequence[dict[str, str]]) -> Table:
 
 
 def fidelities(rows: Sequence[dict[str, str]], objective: str, updates: int, measure: str) -> list[float]:
-    """Return a measure of fidelity on each path on which there was a signal above the noise."""
+    """Return a measure of fidelity on each path with a signal above the noise; of a repeated path, the last one."""
     own = [row for row in rows if row["objective"] == objective and int(row["updates"]) == updates]
-    return [float(row[measure]) for row in own if row[measure]]
+    last = {(row["checkpoint"], row["drift"], row["path"]): row[measure] for row in own}
+    return [float(value) for value in last.values() if value]
 
 
-def objectives_of(runs: Sequence[Run]) -> list[str]:
-    """Return the names of the objectives that were run, in the order of the design."""
-    names = {run.objective for run in runs}
+def objectives_of(results: Sequence[Run] | Sequence[dict[str, str]]) -> list[str]:
+    """Return the names of the objectives that there are results of, in the order of the design."""
+    names = {one.objective if isinstance(one, Run) else one["objective"] for one in results}
     return [*(name for name in OBJECTIVES if name in names), *sorted(names - set(OBJECTIVES))]
 
 

@@ -12,11 +12,15 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
+import io
 import logging
+import math
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -27,16 +31,23 @@ from experiments.study.training import Measures, train
 
 FOLDER = Path("experiments/study/results")
 Row = dict[str, str]
+Number = TypeVar("Number", int, float)
+Value = TypeVar("Value", bound=Hashable)
 _KEYS = ("task", "objective", "updates", "learning_rate", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing."""
-    options = _parser().parse_args(arguments)
-    names = list(filter(None, options.objectives.split(",")))
-    rates = sorted(float(rate) for rate in options.learning_rates.split(","))
-    grid = Grid(_integers(options.seeds), _integers(options.updates), tuple(rates))
-    todo = list(ladders(options.task, tuple(variant(name) for name in names), grid))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    grid = Grid(options.seeds, options.updates, tuple(sorted(options.learning_rates)))
+    todo = list(ladders(options.task, options.objectives, grid))
+    known = _lengths(options.output, options.task)
+    if known - {options.rollouts}:
+        parser.error(
+            f"`--rollouts` is {options.rollouts}, but {options.output} has runs of {sorted(known)} rollouts, which "
+            "cannot be compared; pass the same number, or another `--output`"
+        )
     options.output.mkdir(parents=True, exist_ok=True)
     TASKS[options.task]().model.prepare()  # once, before the workers
     queue = [(ladder, options.output, options.rollouts) for ladder in todo]
@@ -50,26 +61,73 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=sorted(TASKS), default="addition")
-    parser.add_argument(
-        "--objectives", default="", help="Variants of the study or import paths, by commas; all if empty."
-    )
-    parser.add_argument("--seeds", default=_by_commas(design.SEEDS), help="Seeds, by commas.")
-    updates = _by_commas(design.UPDATES_PER_ROLLOUT)
-    parser.add_argument("--updates", default=updates, help="Updates per rollout, by commas.")
-    rates = _by_commas(design.LEARNING_RATES)
-    parser.add_argument("--learning_rates", default=rates, help="Learning rates, by commas.")
-    parser.add_argument("--rollouts", type=int, default=design.ROLLOUTS)
-    parser.add_argument("--workers", type=int, default=1)
+    names = "Variants of the study or import paths, by commas; all if empty."
+    parser.add_argument("--objectives", type=variants, default=(), help=names)
+    parser.add_argument("--seeds", type=_seeds, default=design.SEEDS, help="Seeds, by commas.")
+    updates = design.UPDATES_PER_ROLLOUT
+    parser.add_argument("--updates", type=_counts, default=updates, help="Updates per rollout, by commas.")
+    rates = design.LEARNING_RATES
+    parser.add_argument("--learning_rates", type=_rates, default=rates, help="Learning rates, by commas.")
+    parser.add_argument("--rollouts", type=count, default=design.ROLLOUTS)
+    parser.add_argument("--workers", type=count, default=1)
     parser.add_argument("--output", type=Path, default=FOLDER)
     return parser
 
 
-def _by_commas(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
+def _seeds(text: str) -> tuple[int, ...]:
+    return distinct([_number(part, int, "a whole number from 0", lambda seed: seed >= 0) for part in text.split(",")])
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+def _counts(text: str) -> tuple[int, ...]:
+    return distinct([count(part) for part in text.split(",")])
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    words = "a number above 0"
+    return distinct([_number(part, float, words, lambda rate: 0 < rate < math.inf) for part in text.split(",")])
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1, as the type of an argument."""
+    return _number(text, int, "a whole number from 1", lambda number: number >= 1)
+
+
+def _number(text: str, kind: Callable[[str], Number], words: str, fits: Callable[[Number], bool]) -> Number:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not fits(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+    return number
+
+
+def distinct(values: Sequence[Value]) -> tuple[Value, ...]:
+    """Return values of which none is there twice, as the type of an argument."""
+    if twice := [value for value, times in Counter(values).items() if times > 1]:
+        raise argparse.ArgumentTypeError(f"{twice[0]} is there twice; pass it once")
+    return tuple(values)
+
+
+def variants(text: str) -> tuple[Variant, ...]:
+    """Return the variants whose names are separated by commas, as the type of an argument."""
+    names = distinct(list(filter(None, text.split(","))))
+    found = tuple(variant(name) for name in names)
+    for each in found:
+        try:
+            each.objective()
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"{each.name!r} cannot be made: {error}") from None
+    return found
+
+
+def _lengths(output: Path, task: str) -> set[int]:
+    """Return the numbers of rollouts of the runs of a task, without those that gradients that are not finite ended."""
+    whole = {_key(row) for row in read_rows(output / "runs.csv") if row["task"] == task and row["sampled"]}
+    last: dict[tuple[str, ...], int] = defaultdict(int)
+    for row in read_rows(output / "rollouts.csv"):
+        last[_key(row)] = max(last[_key(row)], int(row["rollout"]))
+    return {last[key] + 1 for key in whole & last.keys()}
 
 
 def variant(name: str) -> Variant:
@@ -119,21 +177,36 @@ def _cells(measures: Measures) -> Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a CSV file, none if it does not exist; a half line at the end is dropped."""
+    """Return the rows of a CSV file, none if it does not exist.
+
+    A line that was not written to its end is dropped, and so is one with more or fewer cells than columns.
+    """
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
+    return [row for row in rows if None not in row and None not in row.values()]
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows; processes that do so at the same time wait for each other."""
-    with path.open("a", newline="", encoding="utf-8") as file:
+    """Append rows in place of a line that was not written to its end; processes wait for each other.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        writer = csv.DictWriter(file, list(rows[0]))
-        if file.tell() == 0:
-            writer.writeheader()
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        head, found = text.getvalue(), content.decode().partition("\n")
+        if found[1] and found[0].strip() != head.strip():
+            raise ValueError(f"{path} has other columns than {', '.join(rows[0])}; write to another folder.")
         writer.writerows(rows)
+        file.write(text.getvalue()[len(head) if found[1] else 0 :].encode())
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def by_rollout(steps: Sequence[dict[str, float]], updates: int) -> list[Measures
     for start in range(0, len(steps), updates):
         part = steps[start : start + updates]
         log_ratios = [math.log(step[name]) for step in part for name in ("ratio/min", "ratio/max") if step[name] > 0]
-        widths = [math.log(step["ratio/quantile_95"] / step["ratio/quantile_05"]) for step in part]
+        widths = [_width(step["ratio/quantile_05"], step["ratio/quantile_95"]) for step in part]
         rows.append(
             {
                 "rollout": start // updates,
@@ -103,7 +103,7 @@ def by_rollout(steps: Sequence[dict[str, float]], updates: int) -> list[Measures
                 "clipped": _mean([step["clip_ratio/region_mean"] for step in part]),
                 "ess_fraction": _mean([step["weights/ess_fraction"] for step in part]),
                 "grad_norm": _mean([step["grad_norm"] for step in part]),
-                "grad_norm_max": max((step["grad_norm"] for step in part), default=None),
+                "grad_norm_max": _largest([step["grad_norm"] for step in part]),
                 "skipped_steps": part[-1]["skipped_steps"],
             }
         )
@@ -136,13 +136,23 @@ def measures(rows: Sequence[Measures]) -> Measures:
         "clipped": _mean([row["clipped"] for row in rows]),
         "ess_fraction": _mean([row["ess_fraction"] for row in rows]),
         "grad_norm": _mean([row["grad_norm"] for row in rows]),
-        "grad_norm_max": max((row["grad_norm_max"] for row in rows if row["grad_norm_max"] is not None), default=None),
+        "grad_norm_max": _largest([row["grad_norm_max"] for row in rows]),
         "skipped_steps": rows[-1]["skipped_steps"],
     }
 
 
 def _recent(rows: Sequence[Measures], name: str) -> list[float | None]:
     return [row[name] for row in rows[-RECENT:]]
+
+
+def _width(low: float, high: float) -> float | None:
+    """Return the logarithm of a quotient, None where a ratio is too small for a number."""
+    return math.log(high) - math.log(low) if low > 0 and high > 0 else None
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    """Return the largest value that is known and no NaN, which would hide those before or after it."""
+    return max((value for value in values if value is not None and not math.isnan(value)), default=None)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

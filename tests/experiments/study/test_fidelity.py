@@ -44,6 +44,37 @@ def test_nothing_is_compared_below_the_noise():
     assert compared(noise, noise)["cosine"] is None
 
 
+def test_one_rollout_has_no_variance():
+    single = MeanGradient()
+    single.add(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="of 1 rollout"):
+        compared(single, single)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--checkpoints", "0", "-5"], "'-5' is not a whole number"),
+        (["--paths", "0"], "'0' is not a whole number from 1"),
+        (["--objectives", "nosuch"], "'nosuch' cannot be made"),
+        (["--objectives", "tpo"], "'tpo', which reads a reference or rewards of groups"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(arguments, words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fidelity.main([*arguments, "--output", str(tmp_path)])
+    assert words in capsys.readouterr().err
+
+
+def test_checkpoints_are_measured_where_their_key_says(monkeypatch, tmp_path, task):
+    monkeypatch.setattr(fidelity, "addition", lambda: task)
+    monkeypatch.setattr(fidelity, "Learner", lambda task: None)
+    asked = []
+    monkeypatch.setattr(fidelity, "paths", lambda options, learner: asked.extend(options.checkpoints) or [])
+    fidelity.main(["--checkpoints", "20", "0", "10", "--output", str(tmp_path)])
+    assert asked == [0, 10, 20]
+
+
 def test_gradients_are_those_of_the_objective(task):
     learner = Learner(task)
     samples = learner.sample(0)

@@ -36,7 +36,10 @@ def results(tmp_path):
     write(tmp_path / "runs.csv", runs)
     write(tmp_path / "rollouts.csv", rollouts)
     path = {"checkpoint": 0, "drift": "grpo", "updates": 4, "norm_ratio": 1.0, "log_ratio_std": 0.1}
+    own = {**path, "path": 0, "objective": "mypackage.MyMean", "noise_to_signal": 2.0}
     fidelity = [
+        {**own, "cosine": 0.1},
+        {**own, "cosine": 0.5},  # the same path again: the last one counts
         {**path, "path": 0, "objective": "gmpo", "cosine": 0.9, "noise_to_signal": 1.0},
         {**path, "path": 1, "objective": "gmpo", "cosine": 0.7, "noise_to_signal": ""},  # no signal above the noise
     ]
@@ -51,12 +54,12 @@ def test_tables_have_the_numbers_worked_by_hand(results):
     assert found["tuned"].splitlines()[3] == "| `gmpo` | 0.00014 | 0.5 (0.333 to 0.667) |"
     (difference,) = found["differences at 16 updates"].splitlines()[2:]
     assert difference.startswith("| `gmpo` - `grpo` | 0 (0 to 0) | 0 (0 to 0) | 0.25 (0.25 to 0.25) |")
-    assert found["fidelity"].splitlines()[2] == "| `gmpo` | 0.80 | 1.00 |"
+    assert found["fidelity"].splitlines()[2:] == ["| `gmpo` | 0.80 | 1.00 |", "| `mypackage.MyMean` | 0.50 | 2.00 |"]
 
 
 def test_plots_show_every_objective(results, tmp_path):
     plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
-    for name, objectives in (("study_edges", 2), ("study_curves", 2), ("study_fidelity", 1)):
+    for name, objectives in (("study_edges", 2), ("study_curves", 2), ("study_fidelity", 2)):
         picture = (tmp_path / "made" / f"{name}.svg").read_text()
         assert "gmpo" in picture
         with (tmp_path / "made" / f"{name}.csv").open() as file:

@@ -9,6 +9,7 @@ import pytest
 from aggregate_po import GeometricMean
 from experiments.study import design, run
 from experiments.study.design import CORE, FURTHER, ladders
+from experiments.study.run import append_rows, read_rows
 from experiments.study.tasks import TASKS, addition, spell_backward
 from experiments.study.training import by_rollout, measures
 
@@ -57,6 +58,71 @@ def test_every_objective_of_the_design_has_a_ladder_for_each_seed_at_4_and_16_up
         own = {(job.updates, job.seed) for ladder in jobs for job in ladder if job.variant is variant}
         assert {(updates, seed) for updates in (4, 16) for seed in design.SEEDS} <= own
     assert all([job.learning_rate for job in ladder] == list(design.LEARNING_RATES) for ladder in jobs)
+
+
+def test_gradient_norms_that_are_no_numbers_hide_no_others():
+    first, *others = rollouts([0.1, 0.2, 0.3])
+    norms = [math.nan, 7.0, 2.0]
+    rows = [{**row, "grad_norm_max": norm} for row, norm in zip([first, *others], norms, strict=True)]
+    assert measures(rows)["grad_norm_max"] == 7.0
+
+
+def test_a_half_line_is_neither_read_nor_mixed_with_the_next_one(tmp_path):
+    path = tmp_path / "runs.csv"
+    rows = [{"objective": name, "reward": "0.125", "seconds": "83.5"} for name in ("gmpo", "grpo", "pmpo")]
+    append_rows(path, rows[:2])
+    whole = path.read_bytes()
+    for cut in (4, 12, len("grpo,0.125,83.5")):  # also within the last cell, and before the end of the line
+        path.write_bytes(whole[: whole.index(b"grpo") + cut])
+        assert read_rows(path) == rows[:1]
+        append_rows(path, rows[2:])
+        assert read_rows(path) == [rows[0], rows[2]]
+
+
+def test_a_mixed_line_of_two_runs_is_not_read(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("objective,seed,reward\ngmpo,0,0.5\ngrpo,0,gmpo,1,0.25\ngmpo,2\n")
+    assert read_rows(path) == [{"objective": "gmpo", "seed": "0", "reward": "0.5"}]
+
+
+def test_rows_with_other_columns_are_not_appended(tmp_path):
+    append_rows(tmp_path / "runs.csv", [{"objective": "gmpo", "reward": "0.5"}])
+    with pytest.raises(ValueError, match="other columns than objective, collapsed"):
+        append_rows(tmp_path / "runs.csv", [{"objective": "gmpo", "collapsed": "0"}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "one"], "'one' is not a whole number from 0"),
+        (["--seeds", "0,1,0"], "0 is there twice"),
+        (["--updates", "4,"], "'' is not a whole number from 1"),
+        (["--updates", "0"], "'0' is not a whole number from 1"),
+        (["--learning_rates", ""], "'' is not a number above 0"),
+        (["--learning_rates", "1e-4,nan"], "'nan' is not a number above 0"),
+        (["--learning_rates", "1e-4,0.0001"], "is there twice"),
+        (["--objectives", "gmpo,nosuch"], "'nosuch' cannot be made"),
+        (["--objectives", "gmpo,gmpo"], "gmpo is there twice"),
+        (["--rollouts", "0"], "'0' is not a whole number from 1"),
+        (["--workers", "-1"], "'-1' is not a whole number from 1"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused_before_any_run(arguments, words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run.main([*arguments, "--output", str(tmp_path / "results")])
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_runs_of_another_length_are_not_mixed(tmp_path, capsys):
+    about = {"task": "addition", "objective": "gmpo", "updates": "4", "learning_rate": "5e-05", "seed": "0"}
+    unfinished = {**about, "seed": "1"}  # interrupted before its line was written, or while it was
+    append_rows(tmp_path / "rollouts.csv", [{**about, "rollout": str(n), "reward": "0.5"} for n in range(3)])
+    append_rows(tmp_path / "rollouts.csv", [{**unfinished, "rollout": "0", "reward": "0.5"}])
+    append_rows(tmp_path / "runs.csv", [{**about, "sampled": "0.5", "collapsed": "0"}])
+    with pytest.raises(SystemExit):
+        run.main(["--rollouts", "5", "--output", str(tmp_path)])
+    assert "runs of [3] rollouts" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -61,6 +61,15 @@ def test_interval_is_that_of_all_resamples():
     assert (found.low, found.high) == (means[1], means[-2])  # 2.5 % of 27 at each end
 
 
+def test_interval_of_many_seeds_takes_random_resamples():
+    values = [float(number % 4) for number in range(16)]
+    found = Estimate.of(values)
+    assert found == Estimate.of(values)
+    error = (1.25 / 16) ** 0.5
+    assert found.low == pytest.approx(1.5 - 1.96 * error, abs=0.07)
+    assert found.high == pytest.approx(1.5 + 1.96 * error, abs=0.07)
+
+
 def test_last_run_of_a_setting_counts(tmp_path):
     path = tmp_path / "runs.csv"
     rows = ["addition,gmpo,4,5e-05,0,1,0.1", "addition,gmpo,4,5e-05,0,0,", "spell_backward,gmpo,4,5e-05,0,0,0.3"]
