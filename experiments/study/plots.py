@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
+from experiments.study.design import CORE
 from experiments.study.report import OBJECTIVES, fidelities, objectives_of, updates_of
 from experiments.study.run import FOLDER, Row, read_rows
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
@@ -54,26 +55,29 @@ def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> Non
 
 
 def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
-    """Plot cosine and noise of the gradient of each objective against the updates since the rollout was sampled."""
+    """Plot cosine and noise of stale gradients against the updates since the rollout was sampled, as means over paths.
+
+    More than the core objectives, and the reader's own, could not be told apart; the data have all.
+    """
     canvas, (left, right) = panels(1, 2, 10, 4.5)
     updates = sorted({int(row["updates"]) for row in fidelity})
     rows: _Table = []
+    core = [variant.name for variant in CORE]
     for number, name in enumerate(objectives_of(fidelity)):
         for panel, measure in ((left, "cosine"), (right, "noise_to_signal")):
             means = []
             for count in updates:
-                values = fidelities(fidelity, name, count, measure)
+                values = fidelities(fidelity, name, count, measure).values()
                 means.append(sum(values) / len(values) if values else float("nan"))
                 rows.append({"objective": name, "updates": count, "measure": measure, "mean": means[-1]})
-            _line(panel, updates, means, name, number)
+            if name in core or name not in OBJECTIVES:
+                _line(panel, updates, means, name, number)
     for panel, label in ((left, "cosine with the on-policy gradient"), (right, "noise to signal of one rollout")):
         panel.set_xscale("log", base=2)
         panel.set_xticks(updates, [str(count) for count in updates])
         panel.set_xlabel("updates since the rollout was sampled")
         panel.set_ylabel(label)
-    if right.dataLim.y1 > 0:  # otherwise there was no signal anywhere
-        right.set_yscale("log")
-    legend_below(canvas, left, columns=6)
+    legend_below(canvas, left, columns=5)
     save(canvas, folder, "study_fidelity", formats)
     write_table(rows, folder, "study_fidelity")
 
@@ -107,7 +111,6 @@ def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, form
     for panel, label in zip(axes, CURVE_LABELS.values(), strict=True):
         panel.set_xlabel("rollout")
         panel.set_ylabel(label)
-    axes[-1].set_yscale("symlog", linthresh=1)
     legend_below(canvas, axes[0], columns=4)
     save(canvas, folder, "study_curves", formats)
     write_table(rows, folder, "study_curves")

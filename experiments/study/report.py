@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.study.design import CORE, FURTHER
-from experiments.study.run import FOLDER, read_rows
+from experiments.study.run import FOLDER, Row, read_rows
 from experiments.study.statistics import Estimate, Run, edges, load, over_seeds, paired_difference, tuned_learning_rate
 
 OBJECTIVES = [variant.name for variant in (*CORE, *FURTHER)]
@@ -63,16 +63,20 @@ def tuned_table(runs: Sequence[Run]) -> Table:
 def difference_table(runs: Sequence[Run], updates: int) -> Table:
     """Yield the paired differences of the measures between two objectives, and of the reader's own to all others."""
     yield ["first minus second", *MEASURES.values()]
-    names = objectives_of(runs)
-    own = itertools.product([name for name in names if name not in OBJECTIVES], names)
-    for first, second in (*PAIRS, *((new, other) for new, other in own if new != other)):
+    for first, second in _pairs(objectives_of(runs)):
         found = [paired_difference(runs, first, second, updates, measure) for measure in MEASURES]
         if any(found):
             yield [f"`{first}` - `{second}`", *map(_estimate, found)]
 
 
-def fidelity_table(rows: Sequence[dict[str, str]]) -> Table:
-    """Yield means over checkpoints, drift objectives and paths of the fidelity of each objective."""
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs to compare: those of the study, and the reader's own objectives with all others."""
+    own = itertools.product([name for name in names if name not in OBJECTIVES], names)
+    return [*PAIRS, *((new, other) for new, other in own if new != other)]
+
+
+def fidelity_table(rows: Sequence[Row]) -> Table:
+    """Yield the fidelity of each objective: means over checkpoints, drift objectives and paths, and ranges."""
     updates = sorted({int(row["updates"]) for row in rows})
     measures = {"cosine": "cosine", "noise_to_signal": "noise to signal"}
     yield ["objective", *(f"{title}, {_of_updates(number)}" for title in measures.values() for number in updates)]
@@ -80,16 +84,34 @@ def fidelity_table(rows: Sequence[dict[str, str]]) -> Table:
         cells = []
         for measure in measures:
             for number in updates:
-                values = fidelities(rows, name, number, measure)
-                cells.append(f"{sum(values) / len(values):.2f}" if values else "")
+                values = list(fidelities(rows, name, number, measure).values())
+                range_ = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+                cells.append(f"{sum(values) / len(values):.2f}{range_}" if values else "")
         yield [f"`{name}`", *cells]
 
 
-def fidelities(rows: Sequence[dict[str, str]], objective: str, updates: int, measure: str) -> list[float]:
-    """Return a measure of fidelity on each path with a signal above the noise; of a repeated path, the last one."""
+def fidelity_difference_table(rows: Sequence[Row]) -> Table:
+    """Yield the mean difference of the fidelities of two objectives after most updates, and its sign on the paths."""
+    updates = max((int(row["updates"]) for row in rows), default=0)
+    measures = {"cosine": "higher", "noise_to_signal": "lower"}
+    titles = [f"{measure.replace('_', ' ')}, {_of_updates(updates)}" for measure in measures]
+    yield ["first minus second", *itertools.chain.from_iterable(zip(titles, measures.values(), strict=True))]
+    for first, second in _pairs(objectives_of(rows)):
+        cells = []
+        for measure, better in measures.items():
+            one, other = (fidelities(rows, name, updates, measure) for name in (first, second))
+            differences = [one[path] - other[path] for path in one if path in other]
+            wins = sum(value > 0 if better == "higher" else value < 0 for value in differences)
+            if differences:
+                cells += [f"{sum(differences) / len(differences):.2f}", f"{wins} of {len(differences)} paths"]
+        if cells:
+            yield [f"`{first}` - `{second}`", *cells]
+
+
+def fidelities(rows: Sequence[Row], objective: str, updates: int, measure: str) -> dict[tuple[str, ...], float]:
+    """Return a measure of fidelity by path, if there was a signal; of a repeated path, the last one."""
     own = [row for row in rows if row["objective"] == objective and int(row["updates"]) == updates]
-    last = {(row["checkpoint"], row["drift"], row["path"]): row[measure] for row in own}
-    return [float(value) for value in last.values() if value]
+    return {(row["checkpoint"], row["drift"], row["path"]): float(row[measure]) for row in own if row[measure]}
 
 
 def objectives_of(results: Sequence[Run] | Sequence[dict[str, str]]) -> list[str]:
@@ -141,6 +163,7 @@ def tables(results: Path, task: str = "addition") -> dict[str, str]:
         "tuned": tuned_table(runs),
         **{f"differences at {_of_updates(updates)}": difference_table(runs, updates) for updates in updates_of(runs)},
         "fidelity": fidelity_table(fidelity),
+        "differences of fidelity": fidelity_difference_table(fidelity),
     }
     found = {name: markdown(table) for name, table in made.items()}
     return {name: text for name, text in found.items() if text.count("\n") > 1}

@@ -41,6 +41,7 @@ def results(tmp_path):
         {**own, "cosine": 0.1},
         {**own, "cosine": 0.5},  # the same path again: the last one counts
         {**path, "path": 0, "objective": "gmpo", "cosine": 0.9, "noise_to_signal": 1.0},
+        {**path, "path": 0, "objective": "grpo", "cosine": 0.8, "noise_to_signal": 3.0},
         {**path, "path": 1, "objective": "gmpo", "cosine": 0.7, "noise_to_signal": ""},  # no signal above the noise
     ]
     write(tmp_path / "fidelity.csv", fidelity)
@@ -54,12 +55,21 @@ def test_tables_have_the_numbers_worked_by_hand(results):
     assert found["tuned"].splitlines()[3] == "| `gmpo` | 0.00014 | 0.5 (0.333 to 0.667) |"
     (difference,) = found["differences at 16 updates"].splitlines()[2:]
     assert difference.startswith("| `gmpo` - `grpo` | 0 (0 to 0) | 0 (0 to 0) | 0.25 (0.25 to 0.25) |")
-    assert found["fidelity"].splitlines()[2:] == ["| `gmpo` | 0.80 | 1.00 |", "| `mypackage.MyMean` | 0.50 | 2.00 |"]
+    assert found["fidelity"].splitlines()[2:] == [
+        "| `grpo` | 0.80 | 3.00 |",
+        "| `gmpo` | 0.80 (0.70 to 0.90) | 1.00 |",
+        "| `mypackage.MyMean` | 0.50 | 2.00 |",
+    ]
+    assert found["differences of fidelity"].splitlines()[2:] == [
+        "| `gmpo` - `grpo` | 0.10 | 1 of 1 paths | -2.00 | 1 of 1 paths |",
+        "| `mypackage.MyMean` - `grpo` | -0.30 | 0 of 1 paths | -1.00 | 1 of 1 paths |",
+        "| `mypackage.MyMean` - `gmpo` | -0.40 | 0 of 1 paths | 1.00 | 0 of 1 paths |",
+    ]
 
 
 def test_plots_show_every_objective(results, tmp_path):
     plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
-    for name, objectives in (("study_edges", 2), ("study_curves", 2), ("study_fidelity", 2)):
+    for name, objectives in (("study_edges", 2), ("study_curves", 2), ("study_fidelity", 3)):
         picture = (tmp_path / "made" / f"{name}.svg").read_text()
         assert "gmpo" in picture
         with (tmp_path / "made" / f"{name}.csv").open() as file:
