@@ -28,6 +28,10 @@ def require_chromium():
         pytest.skip(reason, allow_module_level=True)
 
 
+class ProtocolError(Exception):
+    """A command that the browser refuses."""
+
+
 class Browser:
     """A browser without a network, with one page.
 
@@ -63,23 +67,29 @@ class Browser:
         """Return the result of a command of the protocol."""
         return self._loop.run_until_complete(self._send(method, parameters))
 
-    def open(self, path, theme="light"):
-        """Open a file, wait until the page is ready, and return the seconds that it took."""
+    def open(self, path, theme="light", ready="document.documentElement?.dataset.ready", seconds=30):
+        """Open a file, wait until it is ready, and return the seconds that it took; its address may have a fragment."""
         self.errors.clear()
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
         self.send("Page.navigate", url="about:blank")
         start = time.monotonic()
         url, _, fragment = str(path).partition("#")
         self.send("Page.navigate", url=Path(url).resolve().as_uri() + (f"#{fragment}" if fragment else ""))
-        self.wait_for("document.documentElement?.dataset.ready")
+        self.wait_for(ready, seconds)
         return time.monotonic() - start
 
     def wait_for(self, expression, seconds=30):
         """Wait until an expression is true."""
         until = time.monotonic() + seconds
-        while not self.run(expression):
+        while not self._is_true(expression):
             assert time.monotonic() < until, f"not true after {seconds} seconds: {expression}; {self.errors}"
             time.sleep(0.05)
+
+    def _is_true(self, expression):
+        try:
+            return self.run(expression)
+        except ProtocolError:  # between two pages there is none to ask
+            return False
 
     def run(self, expression):
         """Return the value of a JavaScript expression, as JSON can hold it; promises are awaited."""
@@ -126,7 +136,8 @@ class Browser:
         while True:
             message = await self._socket.receive_json(timeout=_ANSWER)
             if message.get("id") == self._number:
-                assert "error" not in message, message["error"]
+                if "error" in message:
+                    raise ProtocolError(message["error"])
                 return message["result"]
             self._note(message)
 

@@ -1,8 +1,6 @@
 """The built site, opened in headless Chromium: nothing overflows, no formula is cut, every image loads."""
 
-import html
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 pytest.importorskip("mkdocs")
 pytest.importorskip("mkdocstrings")
 
-from tests.browser import CHROMIUM, require_chromium
+from tests.browser import Browser, require_chromium
 
 require_chromium()
 
@@ -36,31 +34,18 @@ def site(tmp_path_factory):
     return folder
 
 
-def probed(page, profile):
-    """What the probe found in a page that is 1440 pixels wide; the browser gets no network."""
-    command = [
-        CHROMIUM,
-        "--headless=new",
-        "--no-sandbox",  # tests may run as root in a container
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={profile}",
-        "--window-size=1440,1200",
-        "--virtual-time-budget=30000",
-        "--dump-dom",
-        page.as_uri(),
-    ]
-    dumped = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    found = re.search(r'data-probe="([^"]*)"', dumped.stdout)
-    assert found, f"the probe did not finish:\n{dumped.stderr[-2000:]}"
-    return json.loads(html.unescape(found[1]))
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser") / "profile", width=1440, height=1200)
+    yield browser
+    browser.close()
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_nothing_overflows_no_formula_is_cut_and_every_image_loads(name, site, tmp_path):
+def test_nothing_overflows_no_formula_is_cut_and_every_image_loads(name, site, browser):
     stem = name.removesuffix("index").rstrip("/")
-    found = probed(site / stem / "index.html", tmp_path / "profile")
+    browser.open(site / stem / "index.html", ready="document.documentElement?.dataset.probe", seconds=120)
+    found = json.loads(browser.run("document.documentElement.dataset.probe"))
     assert not found["faults"], "\n".join(found["faults"])
     assert found["formulas"] > 40 or name != "theory"
     assert found["pictures"] > 0 or name != "index"
