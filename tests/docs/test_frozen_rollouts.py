@@ -72,3 +72,13 @@ def test_the_commands_run_and_write_what_the_tables_name(written):
 
 def test_the_printed_table_has_the_columns_of_the_page():
     assert summary_table([], [{"objective": "recorded"}]).splitlines()[0] in TEXT
+
+
+def test_the_page_names_the_printed_columns():
+    gradients = [{"objective": "gmpo"}]
+    printed = [cell.strip() for cell in summary_table([], gradients).splitlines()[0].strip("|").split("|")]
+    table = TEXT[TEXT.index("| printed |") :].split("\n\n")[0].splitlines()[2:]
+    columns = [column for row in table for column in row.split(" | ")[0].strip("| ").split(", ")]
+    assert sorted(["objective", *columns]) == sorted(printed)
+    measures = {name for row in table for name in code(row)}
+    assert measures <= names("Measures", "column")
