@@ -70,7 +70,8 @@ def compare_objectives(
 
     Raises:
         FileNotFoundError: the folder is no recording, or a file is missing.
-        ValueError: a file is damaged, an objective is unknown, or it reads what the recording lacks.
+        ValueError: a file is damaged, an objective is unknown, it reads what the recording lacks or has a gradient that
+            is not finite, or no token was trained.
     """
     recording = Recording(folder)
     named = named_objectives(objectives) if isinstance(objectives, str) else dict(objectives)
@@ -80,7 +81,14 @@ def compare_objectives(
     for label, objective in named.items():
         require_comparable(label, objective, recording.manifest, steps[0])
     tokens, recorded = Tokens.of(steps), recorded_weights(None, steps)
+    if not len(tokens):
+        raise ValueError(
+            f"`folder` is {str(folder)!r}, whose {len(steps)} steps train no token, as where the rewards of each group "
+            "are equal or all completions are truncated and masked; record more rollouts, or a later checkpoint."
+        )
     weights = {label: weights_of(objective, steps) for label, objective in named.items()}
+    for label, own in weights.items():
+        _require_finite(label, own, tokens)
     found = None if gradients == "none" else _gradients(recording, named, gradients == "completions", device)
     return Comparison(
         recording=recording,
@@ -98,6 +106,17 @@ def compare_objectives(
         gradients=[] if found is None else _gradient_rows(found),
         cosines=[] if found is None else _cosine_rows(found),
     )
+
+
+def _require_finite(label: str, weights: Weights, tokens: Tokens) -> None:
+    """Check the weights of an objective, of which no measure could say that some are missing."""
+    wrong = ~weights.total.isfinite()
+    if wrong.any():
+        raise ValueError(
+            f"`objectives` has {label!r}, whose gradient is not finite on {int(wrong.sum())} of {len(tokens)} tokens, "
+            f"first in step {int(tokens.step[wrong][0])} at a log ratio of {float(tokens.log_ratio[wrong][0]):.3g}; "
+            "correct the objective, or leave it out."
+        )
 
 
 def _gradients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -47,7 +47,7 @@ def cohort_of(config: Config) -> str:
 def differing_options(configs: Sequence[Config]) -> list[dict[str, str]]:
     """Return, for each run, the options that differ between runs and that no fact covers; at most four."""
     leaves = [dict(_leaves_without_seed(config)) for config in configs if config]
-    names = sorted({name for options in leaves for name in options if not name.startswith(tuple(_FACTS.values()))})
+    names = sorted({name for options in leaves for name in options if not _is_within(name, _FACTS.values())})
     differ = [name for name in names if len({described_value(options.get(name)) for options in leaves}) > 1]
     kept = differ[:_MOST_DIFFERENCES]
     rest = {f"and {len(differ) - len(kept)} more options": "differ"} if len(differ) > len(kept) else {}
@@ -87,7 +87,12 @@ def _value(config: Config, option: str) -> Any:
 
 
 def _leaves_without_seed(config: Config) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in _leaves(config) if not name.startswith(_OF_ONE_RUN)]
+    return [(name, value) for name, value in _leaves(config) if not _is_within(name, _OF_ONE_RUN)]
+
+
+def _is_within(name: str, options: Iterable[str]) -> bool:
+    """Return whether a dotted name is one of the options or of a part of one."""
+    return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """Comparison on recordings made by hand: three tokens worked out, and what cannot be compared."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,3 +172,25 @@ def test_completions_that_were_left_out_are_not_missed_silently(tmp_path):
 def test_gradients_need_a_model(three_tokens):
     with pytest.raises(ValueError, match="has no model; record again, or pass `--gradients none`"):
         compare_objectives(three_tokens, "grpo")
+
+
+def test_a_recording_without_trained_tokens_is_refused(tmp_path):
+    step = recorded_step(ARITHMETIC, (LOG_RATIOS, ADVANTAGES))
+    policy = step.batches[0].batch.policy
+    step.batches[0].batch.policy = replace(policy, response_mask=torch.zeros_like(policy.response_mask))
+    folder = write(tmp_path / "recording", ARITHMETIC, step)
+    with pytest.raises(ValueError, match="1 steps train no token"):
+        compare_objectives(folder, {"mean": ARITHMETIC}, gradients="none")
+
+
+class NotFinite(GeometricMean):
+    """A mean whose weights are wrong above a log ratio."""
+
+    def token_weights(self, tokens):
+        return torch.where(tokens.log_ratio > 0.2, torch.nan, super().token_weights(tokens))
+
+
+def test_an_objective_whose_gradient_is_not_finite_is_refused(three_tokens):
+    words = r"'mine', whose gradient is not finite on 1 of 3 tokens, first in step 1 at a log ratio of 0.223"
+    with pytest.raises(ValueError, match=words):
+        compare_objectives(three_tokens, {"mine": PolicyObjective(NotFinite())}, gradients="none")

@@ -10,6 +10,7 @@ pytest.importorskip("pyarrow")
 from lightning_modules import read_completions
 from lightning_modules.parquet_files import write_rows
 from lightning_modules.token_rows import read_token_rows
+from lightning_modules.viewer.run_facts import cohort_of, differing_options
 from lightning_modules.viewer.selection import spread
 from lightning_modules.viewer.view import run_report
 from tests.lightning_modules.viewer.run_folders import make_run
@@ -87,6 +88,13 @@ def test_the_newest_configuration_counts(run):
     text = (run / "config.yaml").read_text().replace("log_clip: 0.3", "log_clip: 0.2")
     (run / "config-from-step-20.yaml").write_text(text)
     assert run_report([run]).runs[0].facts["objective"] == "pmpo(log_clip=0.2)"
+
+
+def test_options_whose_names_begin_like_a_fact_or_the_seed_are_compared():
+    first, second = ({"data": {"reward": "exact", "reward_weights": weights}} for weights in ([1.0], [2.0]))
+    assert differing_options([first, second]) == [{"data.reward_weights": "[1]"}, {"data.reward_weights": "[2]"}]
+    assert cohort_of({"data": {"seed": 0, "seeds": 1}}) != cohort_of({"data": {"seed": 0, "seeds": 2}})
+    assert cohort_of({"data": {"seed": 0}}) == cohort_of({"data": {"seed": 1}})
 
 
 def test_runs_that_differ_in_their_seed_only_are_one_cohort(tmp_path):
