@@ -39,7 +39,8 @@ NAMES = [name for script in figures.SCRIPTS for name in script.names]
 OF_RUNS = {
     "addition.png": ("README.md", "make train"),
     "heat-map.svg": ("docs/view.md", "python experiments/heat_map.py"),
-    "view.png": ("docs/view.md", "aggregate-po view"),
+    "view.png": ("docs/view.md", "aggregate-po view runs/pmpo --output pmpo.html"),
+    "view-metrics.png": ("docs/view.md", "aggregate-po view runs/pmpo-0 runs/pmpo-1 runs/grpo-0 runs/grpo-1"),
 }
 
 
