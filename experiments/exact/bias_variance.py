@@ -24,7 +24,7 @@ DISTANCES = "0,0.05,0.1,0.2,0.4,0.8"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write tables and plots of both directions against the distance, and of bias against noise."""
-    parser = parser_of(__doc__, OBJECTIVES)
+    parser = parser_of(__doc__, OBJECTIVES, without=("distance", "direction"))
     parser.add_argument("--distances", default=DISTANCES, help="RMS log ratios, by commas; nats.")
     options = parser.parse_args(arguments)
     objectives = {name: objective_of(name) for name in options.objectives.split(",")}
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         setting = replace(setting_of(options), direction=direction)
         settings = [(distance, replace(setting, distance=distance)) for distance in numbers(options.distances)]
         rows = swept(objectives, "distance", settings)
+        print(f"The policy has moved along {DIRECTIONS[direction]}.")
         tables[direction] = report(rows, "distance", "RMS log ratio (nats)", f"bias_variance_{direction}", options)
     name = "bias_variance_plane"
     columns = ("objective", "distance", "bias", "noise")

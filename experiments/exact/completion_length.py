@@ -15,7 +15,7 @@ from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swe
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `completion_length.csv` and its plot."""
-    parser = parser_of(__doc__, OBJECTIVES)
+    parser = parser_of(__doc__, OBJECTIVES, without=("length",))
     parser.add_argument("--lengths", default="2,3,4,5,6,7,8", help="Numbers of tokens, by commas.")
     options = parser.parse_args(arguments)
     objectives = {name: objective_of(name) for name in options.objectives.split(",")}

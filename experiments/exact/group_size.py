@@ -15,7 +15,7 @@ from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swe
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `group_size.csv` and its plot."""
-    parser = parser_of(__doc__, OBJECTIVES)
+    parser = parser_of(__doc__, OBJECTIVES, without=("group_size",))
     parser.add_argument("--group_sizes", default="2,4,8,16,32", help="Completions per group, by commas.")
     options = parser.parse_args(arguments)
     objectives = {name: objective_of(name) for name in options.objectives.split(",")}

@@ -23,7 +23,7 @@ from experiments.figures.style import legend_below, look, panels, rounded, save,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `learning_curves.csv` and its plot, and print the last expected rewards."""
-    parser = parser_of(__doc__, OBJECTIVES, Setting(problems=5))
+    parser = parser_of(__doc__, OBJECTIVES, Setting(problems=5), without=("distance", "direction"))
     parser.add_argument("--updates", default="1,4,16", help="Updates per rollout, by commas.")
     parser.add_argument("--rollouts", type=int, default=15, help="Number of rollouts.")
     parser.add_argument("--learning_rate", type=float, default=2.0, help="Size of a step.")

@@ -65,7 +65,7 @@ def rows(sequences: Sequences, group_sizes: Sequence[int], problems: int) -> Ite
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `on_policy_bias.csv` and its plot, and print the table."""
-    parser = parser_of(__doc__, (), Setting(problems=10))
+    parser = parser_of(__doc__, (), Setting(problems=10), without=("objectives", "group_size", "distance", "direction"))
     parser.add_argument("--group_sizes", default="2,4,8", help="Completions per group, by commas.")
     options = parser.parse_args(arguments)
     sequences = Sequences.of(options.vocabulary, options.length, options.stop)

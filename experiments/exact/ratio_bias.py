@@ -81,7 +81,7 @@ def rows(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `ratio_bias.csv` and its plot, and print the table."""
-    parser = parser_of(__doc__, (), Setting(length=3))
+    parser = parser_of(__doc__, (), Setting(length=3), without=("stop", "group_size", "distance", "direction"))
     parser.add_argument("--distances", default="0,0.05,0.1,0.2,0.4,0.8", help="RMS log ratios, by commas; nats.")
     options = parser.parse_args(arguments)
     objectives = kinds() | {name: objective_of(name) for name in options.objectives.split(",") if name}

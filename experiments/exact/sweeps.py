@@ -7,13 +7,14 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aggregate_po import AdvantageEstimator, PolicyObjective, objective_of
 from aggregate_po.advantages import GroupNormalized
 from experiments.exact.estimates import moments
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import random_problem
-from experiments.figures.style import Value, legend_below, look, panels, save, write_table
+from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
 
 Row = dict[str, Value]
 # Labels of the axes; all measures have no unit.
@@ -109,32 +110,48 @@ def swept_argument(names: Iterable[str], argument: str, values: Sequence[float],
 
 
 def parser_of(
-    description: str | None, objectives: Sequence[str], setting: Setting = Setting()
+    description: str | None, objectives: Sequence[str], setting: Setting = Setting(), without: Sequence[str] = ()
 ) -> argparse.ArgumentParser:
-    """Return a parser of the options that all scripts share.
+    """Return a parser of the options that scripts share.
 
     Args:
         description: Docstring of the script.
         objectives: Default of the objectives.
         setting: Defaults of the problems.
+        without: Options that the script does not have, since it varies them or they make no difference.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objectives", default=",".join(objectives), help="Recipes or import paths, by commas.")
-    parser.add_argument("--vocabulary", type=int, default=setting.vocabulary, help="Number of symbols.")
-    parser.add_argument("--length", type=int, default=setting.length, help="Largest number of tokens.")
-    parser.add_argument("--stop", action="store_true", help="Let symbol 0 end a completion.")
-    parser.add_argument("--group_size", type=int, default=setting.group_size, help="Completions per group.")
-    parser.add_argument("--distance", type=float, default=setting.distance, help="Root mean square of the log ratios.")
-    parser.add_argument("--direction", choices=DIRECTIONS, default=setting.direction, help="How the policy has moved.")
-    parser.add_argument("--problems", type=int, default=setting.problems, help="Number of random problems.")
-    parser.add_argument("--formats", default="svg", help="Formats of the plot, by commas: svg, pdf, png.")
-    parser.add_argument("--output", type=Path, default=Path("runs/exact"), help="Folder of the files.")
+    parser = plot_parser(description, Path("runs/exact"))
+
+    def add(name: str, help_text: str, **more: Any) -> None:
+        if name not in without:
+            parser.add_argument(f"--{name}", help=help_text, **more)
+
+    add("objectives", "Recipes or import paths, by commas.", default=",".join(objectives))
+    add("vocabulary", "Number of symbols.", type=positive, default=setting.vocabulary)
+    add("length", "Largest number of tokens.", type=positive, default=setting.length)
+    add("stop", "Let symbol 0 end a completion.", action="store_true")
+    add("group_size", "Completions per group.", type=positive, default=setting.group_size)
+    add("distance", "Root mean square of the log ratios; nats.", type=float, default=setting.distance)
+    add("direction", "How the policy has moved.", choices=DIRECTIONS, default=setting.direction)
+    add("problems", "Number of random problems.", type=positive, default=setting.problems)
     return parser
 
 
+def positive(text: str) -> int:
+    """Return a whole number from 1 on, for `argparse`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on; pass one such as 2.")
+    return int(text)
+
+
 def setting_of(options: argparse.Namespace) -> Setting:
-    """Return the setting of parsed options."""
-    return Setting(**{name: getattr(options, name) for name in Setting.__dataclass_fields__})
+    """Return the setting of parsed options, with the defaults for those that the script does not have."""
+    return Setting(**{name: getattr(options, name) for name in Setting.__dataclass_fields__ if hasattr(options, name)})
+
+
+def shown(objective: object) -> str:
+    """Return the name of an objective in tables and plots: without the module, for those of the scripts."""
+    return str(objective).removeprefix("experiments.exact.families.")
 
 
 def numbers(text: str) -> list[float]:
@@ -163,11 +180,12 @@ def report(
         ticks: Ticks of the horizontal axis; those of matplotlib without any.
     """
     table = []
-    print(f"{'objective':32} {variable:>12} " + " ".join(f"{measure:>18}" for measure in MEASURES))
+    width = max(len("objective"), *(len(shown(name)) for name in options.objectives.split(",")))
+    print(f"{'objective':{width}} {variable:>12} " + " ".join(f"{measure:>18}" for measure in MEASURES))
     for row in rows:
         table.append(row)
         values = " ".join(f"{row[measure]:18.4f}" for measure in MEASURES)
-        print(f"{row['objective']:32} {row[variable]:12g} {values}", flush=True)
+        print(f"{shown(row['objective']):{width}} {row[variable]:12g} {values}", flush=True)
     table = write_table(table, options.output, name)
     canvas, axes = panels(1, len(PLOTTED), 12, 4)
     for panel, measure in zip(axes, PLOTTED, strict=True):
@@ -176,7 +194,7 @@ def report(
             panel.plot(
                 [row[variable] for row in own],
                 [row[measure] for row in own],
-                label=str(objective).removeprefix("experiments.exact.families."),
+                label=shown(objective),
                 **look(number),
             )
         panel.set_xscale(scale)

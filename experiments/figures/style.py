@@ -44,12 +44,24 @@ SMALLEST = 1e-12  # smaller numbers are rounding errors
 Value = float | int | str
 
 
-def plot_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of the folder and the formats of a plot."""
+def plot_parser(description: str | None, folder: Path = Path("runs/figures")) -> argparse.ArgumentParser:
+    """Return a parser of the folder and the formats of a plot.
+
+    Args:
+        description: Docstring of the script.
+        folder: Default of the folder.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--formats", default="svg", help="Formats of the plot, by commas: svg, pdf, png.")
-    parser.add_argument("--output", type=Path, default=Path("runs/figures"), help="Folder of the files.")
+    help_text = f"Formats of the plot, by commas: {', '.join(METADATA)}."
+    parser.add_argument("--formats", type=_formats, default="svg", help=help_text)
+    parser.add_argument("--output", type=Path, default=folder, help=f"Folder of the files; {folder} without it.")
     return parser
+
+
+def _formats(text: str) -> str:
+    if unknown := sorted(set(text.split(",")) - set(METADATA)):
+        raise argparse.ArgumentTypeError(f"{','.join(unknown)!r} is unknown; pass any of {', '.join(METADATA)}.")
+    return text
 
 
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -78,7 +90,7 @@ def legend_below(canvas: Figure, panel: Axes, columns: int) -> None:
 
 
 def save(canvas: Figure, folder: Path, name: str, formats: Sequence[str] = ("svg",)) -> None:
-    """Write a canvas in each of the formats, and close it.
+    """Write a canvas in each of the formats, print the paths, and close it.
 
     Args:
         canvas: The canvas.
@@ -88,7 +100,9 @@ def save(canvas: Figure, folder: Path, name: str, formats: Sequence[str] = ("svg
     """
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in formats:
-        canvas.savefig(folder / f"{name}.{suffix}", metadata=METADATA[suffix], dpi=110)
+        path = folder / f"{name}.{suffix}"
+        canvas.savefig(path, metadata=METADATA[suffix], dpi=110)
+        print(path)
     plt.close(canvas)
 
 

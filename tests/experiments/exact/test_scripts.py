@@ -41,6 +41,7 @@ def targeted(target):
 
 
 SHORT = ["--length", "2", "--problems", "2", "--group_size", "3"]
+FAMILIES = "experiments.exact.families."
 HERE = "tests.experiments.exact.test_scripts"
 # Script, its variable, objectives with one of the reader's own, and options for few values.
 SCRIPTS = {
@@ -64,10 +65,42 @@ def test_the_table_has_every_objective_at_every_value(tmp_path, capsys, script, 
     assert {row["objective"] for row in table} == set(names.split(","))
     assert len({(row["objective"], float(row[variable])) for row in table}) == 2 * len(names.split(","))
     assert all(math.isfinite(float(number)) for row in table for column, number in row.items() if column != "objective")
-    own = names.split(",")[-1]
-    assert own in capsys.readouterr().out
+    own = names.split(",")[-1].removeprefix(FAMILIES)
+    printed = capsys.readouterr().out
+    assert own in printed
+    assert str(path.with_suffix(".svg")) in printed
     picture = path.with_suffix(".svg").read_text()
-    assert picture.count(own.removeprefix("experiments.exact.families.")) == 1
+    assert picture.count(own) == 1
+
+
+def test_printed_columns_are_aligned_and_tables_have_titles(tmp_path, capsys):
+    clip_width.main(["--objectives", f"{HERE}.clipped_sharp,gmpo", *SHORT, "--log_clips=1", "--output", str(tmp_path)])
+    head, *rows = capsys.readouterr().out.splitlines()[:3]
+    assert {len(row) for row in rows} == {len(head)}
+    bias_variance.main(["--objectives", "grpo", *SHORT, "--distances", "0", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    first, second = (
+        printed.index(f"along {direction}.") for direction in ("a random direction", "the policy gradient")
+    )
+    assert first < printed.index("objective") < second
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (bias_variance, ["--problems", "0"], "--problems: '0' is not a whole number from 1 on"),
+        (group_size, ["--length", "two"], "--length: 'two' is not a whole number from 1 on"),
+        (exponent, ["--formats", "svg,gif"], "--formats: 'gif' is unknown; pass any of svg, pdf, png"),
+        (bias_variance, ["--direction", "random"], "unrecognized arguments: --direction"),  # it makes both
+        (learning_curves, ["--distance", "0.3"], "unrecognized arguments: --distance"),  # it begins on policy
+        (on_policy_bias, ["--objectives", "grpo"], "unrecognized arguments: --objectives"),
+        (ratio_bias, ["--stop"], "unrecognized arguments: --stop"),
+    ],
+)
+def test_arguments_that_are_wrong_or_would_be_ignored_are_refused(capsys, script, arguments, message):
+    with pytest.raises(SystemExit):
+        script.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_files_are_the_same_whenever_they_are_written(tmp_path):
