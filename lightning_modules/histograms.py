@@ -52,7 +52,9 @@ class SignedLogBins:
         """
         cumulative = counts.double().cumsum(dim=-1)
         total = cumulative[..., -1:]
-        places = torch.searchsorted(cumulative, total * torch.tensor(fractions).to(total)) - self.per_side
+        # A product that is above a whole number by rounding would mean the next number.
+        ends = total * torch.tensor(fractions, dtype=torch.double, device=total.device) * (1 - 1e-12)
+        places = torch.searchsorted(cumulative, ends) - self.per_side
         distance = self.finest * torch.expm1(places.abs() * math.log1p(self.width))
         return torch.where(total > 0, places.sign() * distance, math.nan)
 

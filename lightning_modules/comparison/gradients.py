@@ -110,7 +110,9 @@ def parameter_gradients(
 def _rows(batch: RolloutBatch, per_completion: bool) -> list[Tensor]:
     """Return the completions of each forward pass, those without a trained token left out."""
     trained = batch.policy.response_mask.any(dim=-1).nonzero().flatten()
-    return list(trained.split(1)) if per_completion else [trained] if len(trained) else []
+    if not len(trained):  # which `split` would not divide into no parts, but return as one
+        return []
+    return list(trained.split(1)) if per_completion else [trained]
 
 
 def _gradients(log_probs: PerToken, weights: Sequence[PerToken], parameters: Sequence[nn.Parameter]) -> list[Tensor]:

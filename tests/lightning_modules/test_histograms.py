@@ -27,6 +27,13 @@ def test_quantiles_are_exact_to_half_a_bin(numbers, fraction):
     assert low - 0.026 * abs(low) - 1e-6 <= found <= high + 0.026 * abs(high) + 1e-6
 
 
+@pytest.mark.parametrize("count", [20, 60, 120, 140, 1000])
+def test_a_fraction_of_a_whole_number_of_values_ends_with_the_last_of_them(count):
+    numbers = [1.1**n for n in range(60)] + [1e6] * (count - 60) if count > 60 else [1.1**n for n in range(count)]
+    (found,) = BINS.quantiles(counts_of(numbers), [0.05]).tolist()
+    assert found == pytest.approx(numbers[count // 20 - 1], rel=0.026)
+
+
 def test_quantiles_of_many_histograms_at_once():
     counts = torch.stack([counts_of([1.0, 2.0, 3.0]), counts_of([-5.0]), torch.zeros(len(BINS)).long()])
     found = BINS.quantiles(counts, [0.05, 0.5])

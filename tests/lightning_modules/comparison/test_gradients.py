@@ -1,6 +1,7 @@
 """Gradients of the parameters: those of the training step, of any objective, and their variance."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,19 @@ def test_squares_are_those_of_single_completions(parts):
             squares += float(gradient_of((by_token[row] * log_probs[row]).sum(), policy).square().sum())
     assert float(found.squares[0]) == pytest.approx(squares, rel=1e-4)
     assert found.completions == 8  # with those that have no gradient
+
+
+@pytest.mark.parametrize("per_completion", [True, False])
+def test_a_micro_batch_without_trained_tokens_adds_nothing(parts, per_completion):
+    step, policy, weights = parts
+    expected = parameter_gradients(weights, step, policy, per_completion)
+    part = step.batches[0]
+    own = part.batch.policy
+    untrained = replace(own, response_mask=torch.zeros_like(own.response_mask))
+    longer = replace(step, batches=[replace(part, batch=part.batch.replace(policy=untrained)), *step.batches])
+    first = {label: [by_batch[0], *by_batch] for label, by_batch in weights.items()}
+    found = parameter_gradients(first, longer, policy, per_completion)
+    assert torch.equal(found.products, expected.products)
 
 
 def test_variance_by_hand():
