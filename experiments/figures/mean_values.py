@@ -76,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             column = name.replace("$", "") if sign is None else f"{name} advantage {sign:g}"
             for row, value in zip(table, curve, strict=True):
                 row[column] = value
-            look = {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)]}
-            panel.plot(ratio, curve, label=name, **look)
+            color, dashes = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+            # Dashes above lines, so that both are seen where they are equal.
+            panel.plot(ratio, curve, label=name, color=color, linestyle=dashes, zorder=2 if dashes == "-" else 3)
         panel.set_xscale("log", base=2)
         panel.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     axes[0].set_xlabel("ratio $r$ of one token of four")

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for i, (other, own) in enumerate(places)
     ]
     columns = min(3, len(names))
-    canvas, axes = panels(-(-len(names) // columns), columns, 3.4 * columns + 1, 3.1 * -(-len(names) // columns))
+    rows = -(-len(names) // columns)
+    canvas, axes = panels(rows, columns, 3.4 * columns + 1, 3.1 * rows)
     for panel, name in zip(axes, names, strict=False):
         edges = (-HALF_WIDTH, HALF_WIDTH, -HALF_WIDTH, HALF_WIDTH)
         limits = {"vmin": 0.0, "vmax": LARGEST} if options.advantage > 0 else {"vmin": -LARGEST, "vmax": 0.0}
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for panel in axes[len(names) :]:
         panel.remove()
     bar = canvas.colorbar(image, ax=axes[: len(names)], extend="max" if options.advantage > 0 else "min", shrink=0.8)
-    bar.set_label("gradient weight of this token times length $n$")
+    bar.set_label("gradient weight of this token times length $n$" if rows > 1 else "gradient weight times length $n$")
     write_table(table, options.output, "weight_landscape")
     save(canvas, options.output, "weight_landscape", options.formats.split(","))
 
