@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
 from experiments.study.design import CORE
-from experiments.study.report import OBJECTIVES, fidelities, objectives_of, updates_of
+from experiments.study.report import OBJECTIVES, fidelities, nothing, objectives_of, updates_of
 from experiments.study.run import FOLDER, Row, read_rows
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
 
@@ -46,7 +46,10 @@ def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> Non
         ]
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    panel.set_xticks(updates_of(runs), [str(updates) for updates in updates_of(runs)])
+    counts = updates_of(runs)
+    panel.set_xticks(counts, [str(updates) for updates in counts])
+    if len(counts) == 1:  # lines are points, and limits from their small distances would leave the tick at an edge
+        panel.set_xlim(counts[0] / 2, counts[0] * 2)
     panel.set_xlabel("updates per rollout")
     panel.set_ylabel("largest stable learning rate (median over seeds)")
     legend_below(canvas, panel, columns=5)
@@ -138,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = load(options.results / "runs.csv", options.task)
     rollouts = [row for row in read_rows(options.results / "rollouts.csv") if row["task"] == options.task]
     fidelity = read_rows(options.results / "fidelity.csv")
+    if not (edges(runs) or fidelity):
+        parser.error(nothing(options.results, options.task))
     if edges(runs):
         plot_edges(runs, *target)
         plot_curves(runs, rollouts, *target)

@@ -14,6 +14,7 @@ from pathlib import Path
 from experiments.study.design import CORE, FURTHER
 from experiments.study.run import FOLDER, Row, read_rows
 from experiments.study.statistics import Estimate, Run, edges, load, over_seeds, paired_difference, tuned_learning_rate
+from experiments.study.tasks import TASKS
 
 OBJECTIVES = [variant.name for variant in (*CORE, *FURTHER)]
 # Mean against mean with the same clip, and clip against clip with the same mean.
@@ -169,13 +170,22 @@ def tables(results: Path, task: str = "addition") -> dict[str, str]:
     return {name: text for name, text in found.items() if text.count("\n") > 1}
 
 
+def nothing(results: Path, task: str) -> str:
+    """Return what is wrong with a folder that has nothing to show."""
+    remedy = f"pass the `--output` of `experiments.study.run`, and a task of {', '.join(sorted(TASKS))}"
+    return f"`--results` is {str(results)!r}, which has no results of the task {task!r}; {remedy}."
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=FOLDER, help="Folder of the results.")
     parser.add_argument("--task", default="addition", help="Task of the runs.")
     options = parser.parse_args(arguments)
-    for name, text in tables(options.results, options.task).items():
+    found = tables(options.results, options.task)
+    if not found:
+        parser.error(nothing(options.results, options.task))
+    for name, text in found.items():
         print(f"{name}\n\n{text}\n")
 
 

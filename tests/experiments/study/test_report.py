@@ -7,6 +7,7 @@ import pytest
 
 from experiments.study import plots, report
 from experiments.study.design import LEARNING_RATES
+from experiments.study.statistics import load
 from experiments.study.training import measures
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,6 +75,25 @@ def test_plots_show_every_objective(results, tmp_path):
         assert "gmpo" in picture
         with (tmp_path / "made" / f"{name}.csv").open() as file:
             assert len({row["objective"] for row in csv.DictReader(file)}) == objectives
+
+
+def test_the_tick_of_a_single_number_of_updates_is_in_the_middle(results, tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(plots, "save", lambda canvas, *_: limits.append(canvas.axes[0].get_xlim()))
+    plots.plot_edges(load(results / "runs.csv", "addition"), tmp_path, ["svg"])
+    assert limits == [(8, 32)]
+
+
+@pytest.mark.parametrize("script", [plots, report])
+def test_results_that_are_missing_are_refused(results, tmp_path, script, capsys):
+    for folder, task in ((tmp_path / "none", "addition"), (results, "none")):
+        (results / "fidelity.csv").unlink(missing_ok=True)
+        with pytest.raises(SystemExit):
+            script.main(["--results", str(folder), "--task", task])
+        message = capsys.readouterr().err
+        assert (
+            f"`--results` is {str(folder)!r}, which has no results of the task {task!r}; pass the `--output`" in message
+        )
 
 
 def test_report_prints_its_tables(results, capsys):
