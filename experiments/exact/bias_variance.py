@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from aggregate_po import objective_of
-from experiments.exact.sweeps import DIRECTIONS, MEASURES, numbers, parser_of, report, setting_of, swept
+from experiments.exact.sweeps import DIRECTIONS, MEASURES, distances, parser_of, report, setting_of, swept
 from experiments.figures.style import legend_below, look, panels, save, write_table
 
 OBJECTIVES = ("grpo", "gmpo", "gmpo_no_clip", "pmpo", "hmpo", "gspo", "ctpo", "kpo", "minpro")
@@ -25,13 +25,13 @@ DISTANCES = "0,0.05,0.1,0.2,0.4,0.8"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write tables and plots of both directions against the distance, and of bias against noise."""
     parser = parser_of(__doc__, OBJECTIVES, without=("distance", "direction"))
-    parser.add_argument("--distances", default=DISTANCES, help="RMS log ratios, by commas; nats.")
+    parser.add_argument("--distances", type=distances, default=DISTANCES, help="RMS log ratios, by commas; nats.")
     options = parser.parse_args(arguments)
     objectives = {name: objective_of(name) for name in options.objectives.split(",")}
     tables = {}
     for direction in DIRECTIONS:
         setting = replace(setting_of(options), direction=direction)
-        settings = [(distance, replace(setting, distance=distance)) for distance in numbers(options.distances)]
+        settings = [(distance, replace(setting, distance=distance)) for distance in options.distances]
         rows = swept(objectives, "distance", settings)
         print(f"The policy has moved along {DIRECTIONS[direction]}.")
         tables[direction] = report(rows, "distance", "RMS log ratio (nats)", f"bias_variance_{direction}", options)

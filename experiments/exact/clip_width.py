@@ -23,9 +23,11 @@ OBJECTIVES = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `clip_width.csv` and its plot."""
     parser = parser_of(__doc__, OBJECTIVES)
-    parser.add_argument("--log_clips", default="0.025,0.05,0.1,0.2,0.4,0.8,1.6,3.2", help="Bounds, by commas.")
+    parser.add_argument(
+        "--log_clips", type=numbers, default="0.025,0.05,0.1,0.2,0.4,0.8,1.6,3.2", help="Bounds, by commas."
+    )
     options = parser.parse_args(arguments)
-    names, values = options.objectives.split(","), numbers(options.log_clips)
+    names, values = options.objectives.split(","), options.log_clips
     rows = swept_argument(names, "log_clip", values, setting_of(options))
     report(rows, "log_clip", "bound on the log ratio (nats)", "clip_width", options, "log", values)
 

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 from aggregate_po import objective_of
 from experiments.exact.bias_variance import OBJECTIVES
-from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swept
+from experiments.exact.sweeps import parser_of, report, setting_of, swept, whole_numbers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `completion_length.csv` and its plot."""
     parser = parser_of(__doc__, OBJECTIVES, without=("length",))
-    parser.add_argument("--lengths", default="2,3,4,5,6,7,8", help="Numbers of tokens, by commas.")
+    parser.add_argument("--lengths", type=whole_numbers, default="2,3,4,5,6,7,8", help="Numbers of tokens, by commas.")
     options = parser.parse_args(arguments)
     objectives = {name: objective_of(name) for name in options.objectives.split(",")}
-    settings = [(length, replace(setting_of(options), length=int(length))) for length in numbers(options.lengths)]
+    settings = [(length, replace(setting_of(options), length=length)) for length in options.lengths]
     report(swept(objectives, "length", settings), "length", "completion length (tokens)", "completion_length", options)
 
 

@@ -10,16 +10,18 @@ from dataclasses import replace
 
 from aggregate_po import objective_of
 from experiments.exact.bias_variance import OBJECTIVES
-from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swept
+from experiments.exact.sweeps import parser_of, report, setting_of, swept, whole_numbers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `group_size.csv` and its plot."""
     parser = parser_of(__doc__, OBJECTIVES, without=("group_size",))
-    parser.add_argument("--group_sizes", default="2,4,8,16,32", help="Completions per group, by commas.")
+    parser.add_argument(
+        "--group_sizes", type=whole_numbers, default="2,4,8,16,32", help="Completions per group, by commas."
+    )
     options = parser.parse_args(arguments)
     objectives = {name: objective_of(name) for name in options.objectives.split(",")}
-    settings = [(size, replace(setting_of(options), group_size=int(size))) for size in numbers(options.group_sizes)]
+    settings = [(size, replace(setting_of(options), group_size=size)) for size in options.group_sizes]
     name, label = "group_size", "completions per group"
     report(swept(objectives, name, settings), name, label, name, options, "log", [size for size, _ in settings])
 

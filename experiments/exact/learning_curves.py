@@ -17,20 +17,20 @@ from experiments.exact.bias_variance import OBJECTIVES
 from experiments.exact.learning import learning_curve
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import random_problem
-from experiments.exact.sweeps import Row, Setting, numbers, parser_of
+from experiments.exact.sweeps import Row, Setting, parser_of, positive, whole_numbers
 from experiments.figures.style import legend_below, look, panels, rounded, save, write_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `learning_curves.csv` and its plot, and print the last expected rewards."""
     parser = parser_of(__doc__, OBJECTIVES, Setting(problems=5), without=("distance", "direction"))
-    parser.add_argument("--updates", default="1,4,16", help="Updates per rollout, by commas.")
-    parser.add_argument("--rollouts", type=int, default=15, help="Number of rollouts.")
+    parser.add_argument("--updates", type=whole_numbers, default="1,4,16", help="Updates per rollout, by commas.")
+    parser.add_argument("--rollouts", type=positive, default=15, help="Number of rollouts.")
     parser.add_argument("--learning_rate", type=float, default=2.0, help="Size of a step.")
     options = parser.parse_args(arguments)
     sequences = Sequences.of(options.vocabulary, options.length, options.stop)
     rewards = [random_problem(sequences, 0.0, seed).rewards for seed in range(options.problems)]
-    updates = [int(number) for number in numbers(options.updates)]
+    updates = options.updates
     table: list[Row] = []
     canvas, axes = panels(1, len(updates), 4 * len(updates), 4)
     for panel, count in zip(axes, updates, strict=True):

@@ -20,7 +20,7 @@ from aggregate_po.advantages import GroupCentered, GroupNormalized, LeaveOneOut
 from experiments.exact.estimates import moments
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import Problem, random_problem
-from experiments.exact.sweeps import MEASURES, Row, Setting, numbers, parser_of
+from experiments.exact.sweeps import MEASURES, Row, Setting, parser_of, whole_numbers
 from experiments.figures.style import legend_below, look, panels, save, write_table
 
 REWARDS = (0.0, 0.1, 1.0)
@@ -66,11 +66,11 @@ def rows(sequences: Sequences, group_sizes: Sequence[int], problems: int) -> Ite
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `on_policy_bias.csv` and its plot, and print the table."""
     parser = parser_of(__doc__, (), Setting(problems=10), without=("objectives", "group_size", "distance", "direction"))
-    parser.add_argument("--group_sizes", default="2,4,8", help="Completions per group, by commas.")
+    parser.add_argument("--group_sizes", type=whole_numbers, default="2,4,8", help="Completions per group, by commas.")
     options = parser.parse_args(arguments)
     sequences = Sequences.of(options.vocabulary, options.length, options.stop)
     table = []
-    sizes = [int(size) for size in numbers(options.group_sizes)]
+    sizes = options.group_sizes
     for row in rows(sequences, sizes, options.problems):
         table.append(row)
         print("{pair:32} {group_size:3} bias {bias:.4f} noise {noise:.4f}".format(**row), flush=True)

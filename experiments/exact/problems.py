@@ -89,7 +89,12 @@ def random_problem(sequences: Sequences, distance: float, seed: int, along_gradi
         seed: Seed of behavior policy, direction and rewards; the same for all distances.
         along_gradient: Move along the policy gradient of the behavior policy, as training does, in place of a random
             direction.
+
+    Raises:
+        ValueError: the distance is negative or not finite, so that no policy has it.
     """
+    if not 0 <= distance < math.inf:
+        raise ValueError(f"`distance` is {distance}; pass a finite number from 0 on.")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -28,7 +28,7 @@ from aggregate_po import (
 from experiments.exact.estimates import expected_gradient
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import Problem, random_problem
-from experiments.exact.sweeps import Row, Setting, numbers, parser_of
+from experiments.exact.sweeps import Row, Setting, distances, parser_of
 from experiments.figures.style import legend_below, look, panels, save, write_table
 
 
@@ -82,12 +82,14 @@ def rows(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `ratio_bias.csv` and its plot, and print the table."""
     parser = parser_of(__doc__, (), Setting(length=3), without=("stop", "group_size", "distance", "direction"))
-    parser.add_argument("--distances", default="0,0.05,0.1,0.2,0.4,0.8", help="RMS log ratios, by commas; nats.")
+    parser.add_argument(
+        "--distances", type=distances, default="0,0.05,0.1,0.2,0.4,0.8", help="RMS log ratios, by commas; nats."
+    )
     options = parser.parse_args(arguments)
     objectives = kinds() | {name: objective_of(name) for name in options.objectives.split(",") if name}
     sequences = Sequences.of(options.vocabulary, options.length)
     table = []
-    for row in rows(objectives, sequences, numbers(options.distances), options.problems):
+    for row in rows(objectives, sequences, options.distances, options.problems):
         table.append(row)
         print("{ratio:32} {advantage:20} {distance:5} bias {bias:.4f} cosine {cosine:.4f}".format(**row), flush=True)
     table = write_table(table, options.output, "ratio_bias")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def parser_of(
     add("length", "Largest number of tokens.", type=positive, default=setting.length)
     add("stop", "Let symbol 0 end a completion.", action="store_true")
     add("group_size", "Completions per group.", type=positive, default=setting.group_size)
-    add("distance", "Root mean square of the log ratios; nats.", type=float, default=setting.distance)
+    add("distance", "Root mean square of the log ratios; nats.", type=distance, default=setting.distance)
     add("direction", "How the policy has moved.", choices=DIRECTIONS, default=setting.direction)
     add("problems", "Number of random problems.", type=positive, default=setting.problems)
     return parser
@@ -155,8 +156,36 @@ def shown(objective: object) -> str:
 
 
 def numbers(text: str) -> list[float]:
-    """Return the numbers of a list by commas."""
-    return [float(number) for number in text.split(",")]
+    """Return the numbers of a list by commas, for `argparse`."""
+    return [number(part) for part in text.split(",")]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Return the whole numbers from 1 on of a list by commas, for `argparse`."""
+    return [positive(part) for part in text.split(",")]
+
+
+def distances(text: str) -> list[float]:
+    """Return the distances of a list by commas, for `argparse`."""
+    return [distance(part) for part in text.split(",")]
+
+
+def number(text: str) -> float:
+    """Return a finite number, for `argparse`."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number; pass one such as 0.2.")
+    return found
+
+
+def distance(text: str) -> float:
+    """Return a number from 0 on, for `argparse`."""
+    if (found := number(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0; pass a distance such as 0.2.")
+    return found
 
 
 def report(

@@ -187,3 +187,27 @@ def test_which_ratios_are_unbiased_off_policy(tmp_path):
     assert bias["product of the prefix", "reward"] < bias["token", "reward"] < bias["none", "reward"]
     assert (THIRD_PARTY, "reward") in bias
     assert {float(row["bias"]) for row in rows_of(tmp_path / "ratio_bias.csv") if row["distance"] == "0"} == {0}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        (group_size, ["--group_sizes", "2,2.5"], "'2.5' is not a whole number"),
+        (completion_length, ["--lengths", "2,nan"], "'nan' is not a whole number"),
+        (learning_curves, ["--updates", "1.5"], "'1.5' is not a whole number"),
+        (learning_curves, ["--rollouts", "0"], "'0' is not a whole number"),
+        (group_size, ["--distance", "-0.5"], "'-0.5' is below 0"),
+        (bias_variance, ["--distances", "0.1,nan"], "'nan' is not a finite number"),
+        (exponent, ["--exponents", "one"], "'one' is not a finite number"),
+    ],
+)
+def test_values_that_would_be_measured_under_another_number_are_refused(script, arguments, words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script.main([*arguments, "--output", str(tmp_path)])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("distance", [-0.5, math.nan, math.inf])
+def test_no_policy_has_a_negative_or_infinite_distance(distance):
+    with pytest.raises(ValueError, match="`distance` is"):
+        random_problem(Sequences.of(2, 2), distance, seed=0)
