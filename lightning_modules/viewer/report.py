@@ -19,7 +19,7 @@ class Metric:
         symbol: symbol or short name at the vertical axis.
         unit: unit at the vertical axis; empty for none.
         expect: one sentence that says what to expect; empty for none.
-        logarithmic: whether the vertical axis is logarithmic; values that are not positive are left out then.
+        logarithmic: whether the vertical axis is logarithmic; values that are not positive are at its lower end then.
     """
 
     name: str

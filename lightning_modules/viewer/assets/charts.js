@@ -129,13 +129,13 @@ function lineSample(number) {
 }
 
 // Step, mean, lower and upper end for each step at which a run of the cohort has a value.
-function seriesOf(cohort, name, state, logarithmic) {
+function seriesOf(cohort, name, state) {
   const points = new Map();
   for (const run of cohort.runs) {
     const values = run.metrics[name];
     if (!values) continue;
     values.forEach((value, index) => {
-      if (!Number.isFinite(value) || (logarithmic && value <= 0)) return;
+      if (!Number.isFinite(value)) return;
       const step = run.steps[index];
       if (!points.has(step)) points.set(step, []);
       points.get(step).push(value);
@@ -178,7 +178,7 @@ function thinned(points) {
 
 function chart(report, metric, width, state) {
   const lines = report.cohorts
-    .map((cohort) => ({ cohort, points: smoothed(seriesOf(cohort, metric.name, state, metric.logarithmic), state.window) }))
+    .map((cohort) => ({ cohort, points: smoothed(seriesOf(cohort, metric.name, state), state.window) }))
     .filter((line) => line.points.length);
   const { height, top, right, bottom } = CHART;
   if (!lines.length) return element("p", { className: "muted none" }, "no values");
@@ -236,15 +236,17 @@ function lineShapes(cohort, points, toX, toY) {
   return shapes;
 }
 
-// Ticks, and the share of the height for a value.
+// Ticks, and the share of the height for a value. A logarithmic axis has 0, and what is below it, at its lower end.
 function verticalScale(points, logarithmic) {
   let low = points.reduce((least, point) => Math.min(least, point.low), Infinity);
   let high = points.reduce((most, point) => Math.max(most, point.high), -Infinity);
-  if (logarithmic && low <= 0) low = points.reduce((least, point) => Math.min(least, point.mean), Infinity);
-  if (logarithmic && high / low > 1.02) {
+  if (logarithmic && low <= 0 && high > 0) {
+    low = points.reduce((least, { mean }) => (mean > 0 ? Math.min(least, mean) : least), high);
+  }
+  if (logarithmic && low > 0 && high / low > 1.02) {
     const ticks = logTicksBetween(low, high, 5);
     const [bottom, topmost] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))].map(Math.log);
-    return { ticks, share: (value) => (Math.log(Math.max(value, low)) - bottom) / (topmost - bottom) };
+    return { ticks, share: (value) => (value > 0 ? Math.max(0, (Math.log(value) - bottom) / (topmost - bottom)) : 0) };
   }
   if (low === high) [low, high] = low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * high)];
   // From a tick below all values to a tick above them.

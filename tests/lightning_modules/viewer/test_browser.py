@@ -189,6 +189,33 @@ def test_a_logarithmic_axis_has_ticks_around_the_values(values, ticks, tmp_path,
     assert faults(browser) == []
 
 
+def test_a_logarithmic_axis_has_zero_at_its_lower_end_and_in_its_means(tmp_path, browser):
+    """The gradient norm is 0 in a step without trained tokens, which its mean has to count."""
+    run = Run("run", steps=[1, 2, 3], metrics={"grad_norm": [0.5, 0.0, 1.0]})
+    browser.open(page(tmp_path, Report("zero", [run], described_metrics(["grad_norm"]))))
+    line = "document.querySelector('svg[data-metric] polyline').getAttribute('points')"
+    first, zero, last = (float(point.split(",")[1]) for point in browser.run(line).split())
+    lowest = (
+        "Math.max(...[...document.querySelectorAll('svg[data-metric] .rule')].map((rule) => rule.getAttribute('y1')))"
+    )
+    assert last < first < zero
+    assert zero >= browser.run(lowest) - 0.05
+    browser.move_to('svg[data-metric="grad_norm"]')
+    assert "step 2 run 0" in " ".join(browser.run("document.getElementById('tip').innerText").split())
+    choose(browser, "Smoothing", "10")
+    browser.move_to('svg[data-metric="grad_norm"]')
+    assert "step 2 run 0.25" in " ".join(browser.run("document.getElementById('tip').innerText").split())
+    assert faults(browser) == []
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [-1.0, 0.0]])
+def test_a_logarithmic_axis_without_positive_values_is_linear(values, tmp_path, browser):
+    run = Run("run", steps=[1, 2], metrics={"grad_norm": values})
+    browser.open(page(tmp_path, Report("none", [run], described_metrics(["grad_norm"]))))
+    assert "NaN" not in browser.run("document.querySelector('svg[data-metric]').outerHTML")
+    assert faults(browser) == []
+
+
 def choose(browser, label, value):
     """Choose a value of the menu whose label begins so."""
     menu = f"document.querySelector({json.dumps(f'select[aria-label^={json.dumps(label)}]')})"
