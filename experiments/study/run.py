@@ -16,6 +16,7 @@ import io
 import logging
 import math
 import multiprocessing
+import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -52,10 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     TASKS[options.task]().model.prepare()  # once, before the workers
     queue = [(ladder, options.output, options.rollouts) for ladder in todo]
     context = multiprocessing.get_context("spawn")
-    # A worker is replaced now and then, so that memory does not grow.
-    with context.Pool(options.workers, _one_thread, maxtasksperchild=10) as pool:
-        for _ in pool.imap_unordered(_climb, queue, chunksize=1):
-            pass
+    try:
+        # A worker is replaced now and then, so that memory does not grow.
+        with context.Pool(options.workers, _one_thread, maxtasksperchild=10) as pool:
+            for _ in pool.imap_unordered(_climb, queue, chunksize=1):
+                pass
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on with the runs that are missing") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,6 +142,8 @@ def variant(name: str) -> Variant:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 

@@ -150,6 +150,18 @@ def _log_prob_difference(step: RecordedStep, policy: Policy) -> float:
     return float(every.max()) if len(every) else 0.0
 
 
+def _usable(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # the latter without support for the device
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`device` is {device!r}, which cannot be used here ({reason}); pass another, as cpu."
+        ) from None
+    return found
+
+
 def recorded_policy(recording: Recording, device: str = "cpu") -> Policy:
     """Return the policy of a recording, before the update of `manifest.model_step`.
 
@@ -158,12 +170,12 @@ def recorded_policy(recording: Recording, device: str = "cpu") -> Policy:
         device: device to load the model on.
 
     Raises:
-        ValueError: the recording has no model.
+        ValueError: the recording has no model, or the device cannot be used.
     """
-    folder = recording.model_folder
+    target, folder = _usable(device), recording.model_folder
     if folder is None:
         raise ValueError(f"{str(recording.folder)!r} has no model; record again, or pass `--gradients none`.")
     policy = Policy(str(folder), attn_implementation=recording.manifest.attn_implementation)
-    policy.load().to(torch.device(device))  # type: ignore[arg-type]  # a wrong annotation of transformers
+    policy.load().to(target)  # type: ignore[arg-type]  # a wrong annotation of transformers
     policy.choose_layout()
     return policy

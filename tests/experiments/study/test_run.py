@@ -3,6 +3,7 @@
 import csv
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,6 +124,17 @@ def test_runs_of_another_length_are_not_mixed(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main(["--rollouts", "5", "--output", str(tmp_path)])
     assert "runs of [3] rollouts" in capsys.readouterr().err
+
+
+def test_an_interrupted_study_says_how_it_goes_on(tmp_path, monkeypatch):
+    def interrupted(task):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(TASKS, "addition", lambda: SimpleNamespace(model=SimpleNamespace(prepare=lambda: None)))
+    monkeypatch.setattr(run.multiprocessing, "get_context", lambda kind: InProcess)
+    monkeypatch.setattr(run, "_climb", interrupted)
+    with pytest.raises(SystemExit, match="interrupted; the same command goes on"):
+        run.main(["--output", str(tmp_path)])
 
 
 @pytest.mark.slow

@@ -80,6 +80,12 @@ def test_a_micro_batch_without_trained_tokens_adds_nothing(parts, per_completion
     assert torch.equal(found.products, expected.products)
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_refused_by_name(run, device):
+    with pytest.raises(ValueError, match=f"`device` is '{device}', which cannot be used here"):
+        recorded_policy(run.recording, device)
+
+
 def test_variance_by_hand():
     # Completions with the gradients 1 and 2 in one dimension, and one without: mean 1, squared deviations 0, 1, 1.
     products = torch.tensor([[9.0, 0.0], [0.0, 0.0]], dtype=torch.double)
