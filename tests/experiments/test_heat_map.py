@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
+from experiments.heat_map import shortened
 from tests.lightning_modules.viewer.run_folders import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,23 @@ def test_a_completion_is_chosen_and_shown(run, tmp_path):
 
 
 def test_a_completion_that_is_not_there_is_refused(run, tmp_path):
-    done = picture(run, tmp_path / "heat-map.svg", "--step", "7")
+    done = picture(run, tmp_path / "heat-map.svg", "--step", "7", "--group", "1")
     assert done.returncode == 1
-    assert done.stderr == "error: no completion of step 7, group None, sample None has token rows.\n"
+    assert done.stderr.startswith("error: no completion of step 7, group 1 has token rows; pass one of the steps ")
+    assert " 6" in done.stderr
+
+
+def test_a_run_without_token_rows_and_an_unknown_quantity_are_refused(tmp_path):
+    other = make_run(tmp_path / "other", tokens=False)
+    done = picture(other, tmp_path / "heat-map.svg")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: the run has no token rows; train with the callback lightning_modules.TokenWeightsFile.\n"
+    )
+    done = picture(other, tmp_path / "heat-map.svg", "--quantities", "size")
+    assert "argument --quantities: invalid choice: 'size' (choose from" in done.stderr
+
+
+def test_an_objective_of_parts_is_shown_with_its_mean():
+    assert shortened("PolicyObjective(aggregator=MyMean(scale=0.3), normalizer=TokenMean)") == "PolicyObjective(MyMean)"
+    assert shortened("pmpo(log_clip=0.3)") == "pmpo"
