@@ -1,7 +1,4 @@
-"""All plots of the documentation, with their data.
-
-python -m experiments.figures
-"""
+"""All plots of the documentation, with their data."""
 
 from __future__ import annotations
 
@@ -62,9 +59,11 @@ SCRIPTS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make all plots, or some."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("python -m experiments.figures", description=__doc__)
     parser.add_argument("names", nargs="*", help="Plots to make; all without any.")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="Folder of the files.")
+    parser.add_argument(
+        "--output", type=Path, default=FOLDER, help="Folder of the files; that of the documentation without it."
+    )
     options = parser.parse_args(arguments)
     known = {name: script for script in SCRIPTS for name in script.names}
     if unknown := sorted(set(options.names) - known.keys()):

@@ -212,9 +212,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the paths that are missing in `fidelity.csv`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objectives", type=variants, default=(), help="Names in the design or paths; all if empty.")
-    parser.add_argument("--checkpoints", type=_checkpoint, nargs="+", default=CHECKPOINTS)
-    parser.add_argument("--paths", type=count, default=PATHS)
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument(
+        "--checkpoints", type=_checkpoint, nargs="+", default=CHECKPOINTS, help="Rollouts before a checkpoint."
+    )
+    parser.add_argument(
+        "--paths", type=count, default=PATHS, help=f"Drift paths of each checkpoint; {PATHS} without it."
+    )
+    parser.add_argument("--output", type=Path, default=FOLDER, help=f"Folder of the results; {FOLDER} without it.")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.checkpoints = sorted(set(options.checkpoints))  # the policy is trained from one to the next

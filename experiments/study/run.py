@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=sorted(TASKS), default="addition")
+    parser.add_argument("--task", choices=sorted(TASKS), default="addition", help="Task; addition without it.")
     names = "Variants of the study or import paths, by commas; all if empty."
     parser.add_argument("--objectives", type=variants, default=(), help=names)
     parser.add_argument("--seeds", type=_seeds, default=design.SEEDS, help="Seeds, by commas.")
@@ -72,9 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--updates", type=_counts, default=updates, help="Updates per rollout, by commas.")
     rates = design.LEARNING_RATES
     parser.add_argument("--learning_rates", type=_rates, default=rates, help="Learning rates, by commas.")
-    parser.add_argument("--rollouts", type=count, default=design.ROLLOUTS)
-    parser.add_argument("--workers", type=count, default=1)
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument(
+        "--rollouts", type=count, default=design.ROLLOUTS, help=f"Rollouts of a run; {design.ROLLOUTS} without it."
+    )
+    parser.add_argument("--workers", type=count, default=1, help="Runs at the same time; 1 without it.")
+    parser.add_argument("--output", type=Path, default=FOLDER, help=f"Folder of the results; {FOLDER} without it.")
     return parser
 
 

@@ -2,13 +2,14 @@
 
 import csv
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from aggregate_po import GeometricMean
-from experiments.study import design, run
+from experiments.study import design, fidelity, run
 from experiments.study.design import CORE, FURTHER, ladders
 from experiments.study.run import append_rows, read_rows
 from experiments.study.tasks import TASKS, addition, spell_backward
@@ -174,3 +175,13 @@ class InProcess:
     @staticmethod
     def imap_unordered(function, queue, chunksize):
         return map(function, queue)
+
+
+@pytest.mark.parametrize("script", [run, fidelity])
+def test_help_says_what_each_option_is_and_where_results_go(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    options = capsys.readouterr().out.split("options:")[1]
+    described = [entry for entry in re.split(r"\n  -", options)[1:] if re.search(r"\s{2,}[A-Z]\w+|show this", entry)]
+    assert len(described) == len(re.findall(r"\n  -", options))
+    assert f"{run.FOLDER} without it" in " ".join(options.split())
