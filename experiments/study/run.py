@@ -28,7 +28,7 @@ import torch
 from experiments.study import design
 from experiments.study.design import Grid, Job, Ladder, Variant, ladders
 from experiments.study.tasks import TASKS
-from experiments.study.training import Measures, train
+from experiments.study.training import PROMPTS_PER_ROLLOUT, Measures, train
 
 FOLDER = Path("experiments/study/results")
 Row = dict[str, str]
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if odd := [number for number in options.updates if PROMPTS_PER_ROLLOUT % number]:
+        parser.error(f"`--updates` has {odd[0]}, which does not divide {PROMPTS_PER_ROLLOUT}, the prompts of a rollout")
     grid = Grid(options.seeds, options.updates, tuple(sorted(options.learning_rates)))
     todo = list(ladders(options.task, options.objectives, grid))
     known = _lengths(options.output, options.task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from lightning_modules.viewer.token_numbers import token_numbers
 
 Key = tuple[int, int, int]  # first step of the rollout, group, sample
 
+_KEY_COLUMNS = ("group", "sample", "length")
 _COMPLETION_COLUMNS = {"step", "group", "sample", "prompt", "completion"}
 _WITHOUT_COMPLETIONS = (
     "no completions were kept; train with `--trainer.callbacks+=lightning_modules.CompletionsFile` to see them."
@@ -111,15 +112,17 @@ def _read_completions(
     data: RunData, files: dict[int, Path], token_rows: dict[int, Path], share: int, token_share: int
 ) -> None:
     """Add the completions with token numbers, then others, evenly over the rollouts."""
-    starts = sorted(files)
+    lengths: dict[Key, int | None] = {}
+    for start, path in files.items():
+        lengths.update({_key(start, row): row.get("length") for row in _rows(path, {"group", "sample"}, _KEY_COLUMNS)})
+    rows = _token_rows(data, token_rows, share, token_share)
+    starts = _starts(sorted(files), lengths, [row for row, _ in rows])
     found: dict[Key, Completion] = {}
-    for row, numbers in _token_rows(data, token_rows, share, token_share):
-        index = bisect_right(starts, row["step"]) - 1
-        start = starts[index] if index >= 0 else row["step"]
-        key = (start, row["group"], row["sample"])
-        shown = found.setdefault(key, completion_of_token_row(row, start))
+    for row, numbers in rows:
+        key = _key(starts[row["step"]], row)
+        shown = found.setdefault(key, completion_of_token_row(row, key[0]))
         found[key] = replace(shown, tokens=(*shown.tokens, numbers))
-    keys = [key for start, path in files.items() for key in _keys(start, path)]
+    keys = list(lengths)
     others = [key for key in keys if key not in found]
     chosen = set(spread(others, share - len(found), lambda key: key[:2], lambda key: 1)) | found.keys()
     starts_of_chosen = {start for start, _, _ in chosen}
@@ -129,6 +132,21 @@ def _read_completions(
                 found[key] = completion_of_row(kept, key, found[key].tokens if key in found else ())
     data.kept = len(found.keys() | set(keys))
     data.completions = [found[key] for key in sorted(found)]
+
+
+def _starts(starts: Sequence[int], lengths: Mapping[Key, int | None], rows: Sequence[TokenRow]) -> dict[int, int]:
+    """Return the first step of the rollout of each step, and the step itself where the rollout has no file.
+
+    Without its file, a rollout would be taken for the one before, whose completions have other lengths.
+    """
+    found = {}
+    for row in rows:
+        index = bisect_right(starts, row["step"]) - 1
+        found[row["step"]] = starts[index] if index >= 0 else row["step"]
+    for row in rows:
+        if lengths.get(_key(found[row["step"]], row)) not in (None, len(row["tokens"])):
+            found[row["step"]] = row["step"]
+    return found
 
 
 def _token_rows(data: RunData, files: dict[int, Path], share: int, token_share: int) -> list[tuple[TokenRow, Any]]:
@@ -146,11 +164,6 @@ def _token_rows(data: RunData, files: dict[int, Path], share: int, token_share: 
     return kept
 
 
-def _keys(start: int, path: Path) -> list[Key]:
-    """Return the keys of the completions of a file, without reading their texts."""
-    return [_key(start, row) for row in _rows(path, {"group", "sample"}, ("group", "sample"))]
-
-
 def _rows(path: Path, columns: set[str], only: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Return the rows of a file, which must have some columns; only these columns, if given."""
     rows = read_rows(path, only)
@@ -159,5 +172,5 @@ def _rows(path: Path, columns: set[str], only: Sequence[str] | None = None) -> l
     return rows
 
 
-def _key(start: int, row: dict[str, Any]) -> Key:
+def _key(start: int, row: Mapping[str, Any]) -> Key:
     return start, row["group"], row["sample"]

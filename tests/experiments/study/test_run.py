@@ -99,6 +99,7 @@ def test_rows_with_other_columns_are_not_appended(tmp_path):
         (["--seeds", "one"], "'one' is not a whole number from 0"),
         (["--seeds", "0,1,0"], "0 is there twice"),
         (["--updates", "4,"], "'' is not a whole number from 1"),
+        (["--updates", "4,3"], "3, which does not divide 16"),
         (["--updates", "0"], "'0' is not a whole number from 1"),
         (["--learning_rates", ""], "'' is not a number above 0"),
         (["--learning_rates", "1e-4,nan"], "'nan' is not a number above 0"),

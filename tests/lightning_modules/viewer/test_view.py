@@ -238,3 +238,10 @@ def test_a_run_is_passed_once(run):
 def test_a_negative_limit_is_refused(name, run):
     with pytest.raises(ValueError, match=name):
         run_report([run], **{name: -1})
+
+
+def test_tokens_of_a_rollout_without_its_file_are_not_those_of_the_rollout_before(run):
+    (run / "completions" / "step-000005.parquet").unlink()
+    report = run_report([run])
+    assert {(one.step, record.step) for one in report.completions for record in one.tokens} == {(1, 2), (6, 6), (9, 10)}
+    assert all(len(record.texts) == one.length for one in report.completions for record in one.tokens)
