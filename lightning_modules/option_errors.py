@@ -6,7 +6,7 @@ import difflib
 import re
 import textwrap
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 
 _REMEDY = (
     "Pass the import path of a class or function, such as aggregate_po.recipes.gmpo; your own file must be in the "
@@ -44,7 +44,17 @@ def explained(message: str, parser: ArgumentParser) -> str:
     if unknown := re.match(r"unrecognized arguments: (--[\w.-]+)", message):
         alike = difflib.get_close_matches(unknown[1], list(_options(parser)), n=1)
         message += f"; did you mean {alike[0]}?" if alike else ""
+    if missing := re.fullmatch(r"the following arguments are required: ([\w.]+(?:, [\w.]+)*)", message):
+        message += f"; pass {' '.join(_usage(missing[1].split(', '), set(_options(parser))))}"
     return message
+
+
+def _usage(names: Sequence[str], options: Container[str]) -> Iterator[str]:
+    """Yield how each argument is given, most of them as options without the name of the subcommand."""
+    for name in names:
+        ways = (f"--{name}", f"--{name.partition('.')[2]}")
+        option = next((way for way in ways if way in options), None)
+        yield f"{option} VALUE" if option else name.upper()
 
 
 def _options(parser: ArgumentParser) -> Iterator[str]:
