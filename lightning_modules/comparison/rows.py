@@ -45,7 +45,7 @@ def _row(label: str, update: int | str, rows: Tensor, tokens: Tokens, weights: W
     by_log_ratio = shares_by_quantile(total, tokens.log_ratio[rows])
     completions = by_completion(total, completion)
     clipped, exponents = weights.clipped[rows], weights.exponent[rows]
-    steps = tokens.step[rows].unique().tolist()
+    steps = [step for step, own in tokens.update_of.items() if update in (ALL, own)]
     return {
         "objective": label,
         "update": update,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ class Tokens:
         completion: number of the completion in this table, from 0.
         step: number of the optimizer step in its run.
         update: number of the optimizer step among those of its rollout, from 1.
+        update_of: update of each optimizer step, also of those without trained tokens.
     """
 
     log_ratio: Tensor
@@ -37,6 +38,7 @@ class Tokens:
     completion: Tensor
     step: Tensor
     update: Tensor
+    update_of: Mapping[int, int]
 
     def __len__(self) -> int:
         return len(self.log_ratio)
@@ -64,7 +66,8 @@ class Tokens:
                     "update": torch.full(mask.shape, step.update),
                 }
                 rows.append({name: column[mask] for name, column in columns.items()})
-        return cls(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+        columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return cls(**columns, update_of={step.step: step.update for step in steps})
 
     @property
     def completions(self) -> int:

@@ -174,6 +174,18 @@ def test_gradients_need_a_model(three_tokens):
         compare_objectives(three_tokens, "grpo")
 
 
+def test_steps_without_trained_tokens_count_in_means_over_steps(tmp_path):
+    steps = [recorded_step(ARITHMETIC, (LOG_RATIOS, ADVANTAGES), step=number) for number in (1, 2)]
+    part = steps[1].batches[0]
+    policy = replace(part.batch.policy, response_mask=torch.zeros_like(part.batch.policy.response_mask))
+    part.batch.policy = policy
+    folder = write(tmp_path / "recording", ARITHMETIC, *steps)
+    row = all_rows(compare_objectives(folder, {"mean": ARITHMETIC}, gradients="none"))["mean"]
+    assert (row["steps"], row["completions"]) == (2, 1)
+    assert row["value"] == pytest.approx(2 * 3.05 / 3 / 2)
+    assert row["total_weight"] == pytest.approx(6.1 / 3 / 2)
+
+
 def test_a_recording_without_trained_tokens_is_refused(tmp_path):
     step = recorded_step(ARITHMETIC, (LOG_RATIOS, ADVANTAGES))
     policy = step.batches[0].batch.policy
