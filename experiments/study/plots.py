@@ -18,7 +18,7 @@ from experiments.study.run import FOLDER, Row, read_rows
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
 
 _Table = list[dict[str, Value]]
-CURVES = ("grpo", "grpo_wide_clip", "grpo_no_clip", "gmpo", "gmpo_no_clip", "pmpo")
+CURVES = ("grpo", "grpo_no_clip", "gmpo", "gmpo_no_clip")
 CURVE_LABELS = {
     "log_ratio_min": "smallest log ratio (nats)",
     "log_ratio_max": "largest log ratio (nats)",
@@ -33,13 +33,14 @@ def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> Non
     """Plot the median edge of each objective against the updates per rollout, with the range over seeds."""
     canvas, (panel,) = panels(1, 1, 8, 4.5)
     lowest = min(run.learning_rate for run in runs)
+    middle = (len(objectives_of(runs)) - 1) / 2  # markers of equal edges stand side by side
     rows: _Table = []
     for number, name in enumerate(objectives_of(runs)):
         found = {updates: own for (objective, updates), own in sorted(edges(runs).items()) if objective == name}
         if not found:
             continue
         medians = [own[(len(own) - 1) // 2] or lowest / 2 for own in found.values()]
-        _line(panel, [updates * 1.02 ** (number - 8) for updates in found], medians, name, number)
+        _line(panel, [updates * 1.02 ** (number - middle) for updates in found], medians, name, number)
         rows += [
             {"objective": name, "updates": updates, "low": own[0], "median": own[(len(own) - 1) // 2], "high": own[-1]}
             for updates, own in found.items()
@@ -104,9 +105,9 @@ def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, form
             steps = [count for count, _ in points]
             color = look(number)["color"]
             panel.plot(steps, means, label=f"{name}, {rate or 0:g}", color=color)
-            panel.fill_between(
-                steps, [min(v) for _, v in points], [max(v) for _, v in points], color=color, alpha=0.15, linewidth=0
-            )
+            if max((len(values) for _, values in points), default=0) > 1:
+                low, high = [min(values) for _, values in points], [max(values) for _, values in points]
+                panel.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
             rows += [
                 {"objective": name, "learning_rate": rate or 0.0, "measure": measure, "rollout": count, "mean": mean}
                 for count, mean in zip(steps, means, strict=True)

@@ -33,6 +33,7 @@ SHORTER = {
     "experiments.figures.power_weights": (),
     "experiments.figures.training_curves": (),
     "experiments.figures.weight_landscape": ("--objectives", f"gmpo,{OWN}"),
+    "experiments.study.plots": (),
 }
 NAMES = [name for script in figures.SCRIPTS for name in script.names]
 # Pictures of runs, with the page that names the command that makes them.

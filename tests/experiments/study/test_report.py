@@ -7,6 +7,7 @@ import pytest
 
 from experiments.study import plots, report
 from experiments.study.design import LEARNING_RATES
+from experiments.study.run import FOLDER
 from experiments.study.statistics import load
 from experiments.study.training import measures
 
@@ -99,3 +100,11 @@ def test_results_that_are_missing_are_refused(results, tmp_path, script, capsys)
 def test_report_prints_its_tables(results, capsys):
     report.main(["--results", str(results)])
     assert "| `grpo` | 8.4e-05 |" in capsys.readouterr().out
+
+
+def test_page_shows_the_tables_of_the_results():
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    tables = report.tables(ROOT / FOLDER)
+    assert tables
+    missing = [name for name, text in tables.items() if text not in page]
+    assert missing == [], "put in the tables that `python -m experiments.study.report` prints"
