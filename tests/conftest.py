@@ -28,8 +28,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of whole folders."""
+    """Mark the tests of whole folders, and refuse names that are others in the next process."""
     for item in items:
+        if " at 0x" in item.nodeid:  # processes that share the tests must find the same ones
+            raise pytest.UsageError(f"{item.nodeid}: the name has an address in memory; give the parameters `ids`.")
         if item.path.is_relative_to(TESTS):
             for marker in MARKERS.get(item.path.relative_to(TESTS).parts[0], []):
                 item.add_marker(marker)

@@ -118,7 +118,10 @@ def test_rows_by_update_are_of_their_steps(tmp_path):
     assert own["all"]["value"] == pytest.approx(own[2]["value"] / 3)
 
 
-@pytest.mark.parametrize("objective", [gmpo(), pmpo(), PENALIZED, real(), tpo()], ids=repr)
+TRAINED = {"gmpo": gmpo(), "pmpo": pmpo(), "penalty": PENALIZED, "real": real(), "tpo": tpo()}
+
+
+@pytest.mark.parametrize("objective", TRAINED.values(), ids=TRAINED.keys())
 def test_micro_batches_of_a_step_give_its_weights_to_the_bit(tmp_path, objective):
     """A group objective reads the whole step, whatever its micro-batches are."""
     generator = torch.Generator().manual_seed(0)
