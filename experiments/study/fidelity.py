@@ -28,7 +28,7 @@ from aggregate_po.advantages import GroupNormalized
 from aggregate_po.bounds import log_ratio_of
 from aggregate_po.recipes import gmpo, gmpo_no_clip, grpo
 from experiments.study import design
-from experiments.study.run import FOLDER, append_rows, count, read_rows, variants
+from experiments.study.run import FOLDER, append_rows, count, read_rows, require_own_folder, variants
 from experiments.study.tasks import Task, addition
 from experiments.study.training import GROUP_SIZE, PROMPTS_PER_ROLLOUT
 from lightning_modules.batch import Sequences, left_padded
@@ -220,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default=FOLDER, help=f"Folder of the results; {FOLDER} without it.")
     options = parser.parse_args(arguments)
+    require_own_folder(parser, options)
     torch.set_num_threads(1)
     options.checkpoints = sorted(set(options.checkpoints))  # the policy is trained from one to the next
     objectives = {each.name: each.objective() for each in options.objectives or (*design.CORE, *design.FURTHER)}

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    require_own_folder(parser, options)
     if odd := [number for number in options.updates if PROMPTS_PER_ROLLOUT % number]:
         parser.error(f"`--updates` has {odd[0]}, which does not divide {PROMPTS_PER_ROLLOUT}, the prompts of a rollout")
     grid = Grid(options.seeds, options.updates, tuple(sorted(options.learning_rates)))
@@ -80,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=count, default=1, help="Runs at the same time; 1 without it.")
     parser.add_argument("--output", type=Path, default=FOLDER, help=f"Folder of the results; {FOLDER} without it.")
     return parser
+
+
+def require_own_folder(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse to put a reader's own objectives among the results of the documentation."""
+    own = [each.name for each in options.objectives if each not in (*design.CORE, *design.FURTHER)]
+    if own and options.output == FOLDER:
+        parser.error(f"`--objectives` has {own[0]}, which is not of the study; pass a folder of your own as `--output`")
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -159,6 +159,13 @@ def test_shortened_study_runs_and_goes_on_where_it_was(task, tmp_path, monkeypat
     assert all(0 <= float(row["reward"]) <= 1 for row in rows)
 
 
+@pytest.mark.parametrize("main", [run.main, fidelity.main], ids=["run", "fidelity"])
+def test_objectives_of_the_reader_need_a_folder_of_their_own(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["--objectives", "gmpo,tests.experiments.study.test_run.OwnMean"])
+    assert "pass a folder of your own as `--output`" in capsys.readouterr().err
+
+
 class InProcess:
     """Stands for a pool of processes, in which the test's changes to the design would be lost."""
 
