@@ -69,6 +69,7 @@ TRAINING_LAYERS = [
     ["memory"],
     ["rollouts", "policy_module"],
     ["data"],
+    ["flow"],
     ["evaluation"],
     ["callbacks"],
     ["__init__"],
