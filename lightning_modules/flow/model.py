@@ -1,0 +1,96 @@
+"""Interface of a flow-matching model, and of what makes one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aggregate_po import PerCompletion
+from lightning_modules.prompts import Example
+
+
+class FlowModel(nn.Module, ABC):
+    """Velocity of latents, with what turns examples into conditions and latents into samples.
+
+    Subclass requirements:
+
+    - Set `latent_shape`, the shape of the latents of one sample.
+    - Implement `encode`, `forward` and `decode`. Rows must not depend on each other.
+    - Parameters that require a gradient are trained. Freeze the others, such as those of text encoders.
+    - Time runs from 1 (noise) to 0 (sample), and the velocity is noise minus sample. Guidance is part of `forward`.
+    """
+
+    latent_shape: tuple[int, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return the conditions of examples, on the device of the model and without gradient.
+
+        Args:
+            examples: examples of the data set.
+
+        Returns:
+            Keyword arguments of `forward`. The first dimension of each tensor is the examples, and rows can be selected
+            and repeated.
+        """
+
+    @abstractmethod
+    def forward(self, latents: Tensor, times: PerCompletion, **conditions: Tensor) -> Tensor:
+        """Return the velocity of latents; shape `batch *latent`.
+
+        Args:
+            latents: present latents; shape `batch *latent`.
+            times: time of each row, from 1 (noise) to 0 (sample); shape `batch`.
+            conditions: rows of what `encode` returned.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Sequence[Any]:
+        """Return the samples that rewards receive, one for each row of the latents at time 0.
+
+        Points are tensors on the CPU, in the shape of the latents.
+
+        Args:
+            latents: latents at time 0; shape `batch *latent`.
+        """
+
+
+class FlowModelSource(ABC):
+    """Makes a flow-matching model with its initial weights.
+
+    Subclass requirements:
+
+    - Implement `prepare`, `load` and `save`. `prepare` is called first.
+    - The same arguments must always give the same weights, because the reference and resumed adapters are loaded again.
+    - Constructor arguments become options of the command line, so annotate and document them.
+    """
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what does not exist yet, such as weights that are trained locally.
+
+        Several processes may call it at once, so write to a scratch folder and rename that.
+        """
+
+    @abstractmethod
+    def load(self) -> FlowModel:
+        """Return a new model with the initial weights, on the CPU; the same weights in every call."""
+
+    @abstractmethod
+    def save(self, model: FlowModel, folder: Path) -> None:
+        """Write the weights of a trained model to an existing folder.
+
+        Args:
+            model: model that `load` returned, after training.
+            folder: folder to write to.
+        """
