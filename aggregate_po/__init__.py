@@ -14,7 +14,7 @@ from aggregate_po.aggregators import (
     Product,
     TokenAggregator,
 )
-from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch
 from aggregate_po.corrections import CorrectionWeights, SamplerCorrection, SequenceCorrection, TokenCorrection
 from aggregate_po.exponents import ESSMatching, ExponentRule, FixedExponent, LinearExponent, RewardExponent
 from aggregate_po.geometry import effective_sample_size, gated_fraction, weight_entropy
@@ -60,6 +60,7 @@ from aggregate_po.prefixes import (
     PrefixProduct,
 )
 from aggregate_po.suffixes import DiscountedFuture, SuffixWeight
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import (
     AdaptiveClip,
@@ -68,10 +69,12 @@ from aggregate_po.transforms import (
     Chain,
     CompletionRatio,
     GammaKernel,
+    GaussianKLMask,
     LogPessimisticClip,
     NegativeCap,
     PessimisticClip,
     RatioMask,
+    RatioNorm,
     RatioTransform,
     ScaledClip,
     SigmoidGate,
@@ -101,6 +104,7 @@ __all__ = [
     "ExponentRule",
     "FixedExponent",
     "GammaKernel",
+    "GaussianKLMask",
     "GeometricMean",
     "GradientWeights",
     "GroupObjective",
@@ -141,6 +145,7 @@ __all__ = [
     "ProbabilityWeighted",
     "Product",
     "RatioMask",
+    "RatioNorm",
     "RatioTransform",
     "RatioVariance",
     "RewardExponent",

@@ -1,4 +1,4 @@
-"""Inputs of an objective and of its parts: the batch, and the log-ratio context."""
+"""Inputs of an objective: the completions of one micro-batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from aggregate_po.corrections import CorrectionWeights
-from aggregate_po.masked import divisor, masked_length, masked_sum
 from aggregate_po.shapes import PerCompletion, PerToken, bind_shapes
 from aggregate_po.spans import checked_span_ids
 from aggregate_po.totals import StepTotals
+from aggregate_po.transitions import checked_divergence, checked_scale
 from aggregate_po.weights import checked_weights
 
 _NO_CORRECTION = CorrectionWeights()
+_OPTIONAL_PER_TOKEN = ("ref_log_probs", "mean_weights", "span_ids", "divergence", "scale", "ref_divergence")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,20 @@ class PolicyBatch:
             Boolean weights narrow the mask. None counts every token once; shape `batch time`.
         span_ids: number of each token's span, such as a sentence, a step or a turn, for means over spans; integers, 0
             or more; shape `batch time`.
+        divergence: divergence of each denoising step between the transitions of the trained and the behavior policy
+            (eq. 61), averaged over latent dimensions as `log_probs` are, and with a graph as they have; nats; shape
+            `batch time`.
+        scale: standard deviation of each step's transition, positive; shape `batch time`.
+        ref_divergence: divergence of each step from the transition of the reference policy, with its graph, for a
+            penalty; nats; shape `batch time`.
 
-    Values on padding are replaced by zero, and so are the advantage and the correction of an empty completion.
+    Values on padding are replaced by zero, and so are the advantage and the correction of an empty completion; a scale
+    is replaced by one.
 
     Raises:
         TypeError: an argument is not a tensor.
-        ValueError: shapes disagree, a weight is negative, not finite or too large, or spans are not integers from 0.
+        ValueError: shapes disagree, a weight is negative, not finite or too large, spans are not integers from 0, a
+            divergence is negative, or a scale not positive or too large.
     """
 
     old_log_probs: PerToken
@@ -58,10 +67,13 @@ class PolicyBatch:
     group_advantages: PerCompletion | None = None
     mean_weights: PerToken | None = None
     span_ids: PerToken | None = None
+    divergence: PerToken | None = None
+    scale: PerToken | None = None
+    ref_divergence: PerToken | None = None
 
     def __post_init__(self) -> None:
         per_token = {"response_mask": self.response_mask, "old_log_probs": self.old_log_probs}
-        optional = {name: getattr(self, name) for name in ("ref_log_probs", "mean_weights", "span_ids")}
+        optional = {name: getattr(self, name) for name in _OPTIONAL_PER_TOKEN}
         per_token |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         per_group = {name: getattr(self, name) for name in ("groups", "group_values", "group_advantages")}
         bind_shapes(
@@ -76,6 +88,9 @@ class PolicyBatch:
             if getattr(self, name) is not None:
                 filled[name] = torch.where(mask, getattr(self, name), 0)
         filled["advantages"] = torch.where(mask if self.has_token_advantages else mask.any(dim=-1), self.advantages, 0)
+        for name in ("divergence", "ref_divergence"):
+            filled[name] = checked_divergence(name, mask, getattr(self, name))
+        filled["scale"] = checked_scale(mask, self.scale)
         filled["span_ids"] = checked_span_ids(mask, self.span_ids)
         filled["correction"] = self.correction.on_tokens(mask)
         if self.totals is None:
@@ -107,129 +122,6 @@ class PolicyBatch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         fewer: dict[str, Any] = {name: selected(value) for name, value in tensors.items()}
         return replace(self, **fewer, correction=self.correction.map(selected))
-
-
-@dataclass(frozen=True)
-class TokenRatios:
-    """Context that every part of an objective receives.
-
-    Before the mean the tensors have shape `batch time`; after the mean they have shape `batch`.
-
-    Args:
-        log_ratio: log ratios, after all earlier parts.
-        raw_log_ratio: log ratios before any transform; detached.
-        response_mask: True on trained tokens; after the mean, True on completions that have at least one.
-        saturated: True where an earlier transform has derivative zero.
-        lengths: response tokens of each completion, or the sum of their weights; shape `batch`.
-        old_log_probs: log-probabilities under the behavior policy; after the mean, their sum over the completion.
-        advantages: advantages, which broadcast against `log_ratio`: shape `(batch, 1)` before the mean, or
-            `(batch, time)` for per-token advantages; shape `(batch,)` after the mean.
-        totals: counts over the optimizer step.
-        log_correction: sampler correction included in `log_ratio`; None without a correction.
-        mean_weights: weights of the tokens, 0 on padding; None counts every token once, and after the mean.
-        span_ids: number of each token's span; None without spans, and after the mean.
-    """
-
-    log_ratio: Tensor
-    raw_log_ratio: Tensor
-    response_mask: Tensor
-    saturated: Tensor
-    lengths: PerCompletion
-    old_log_probs: Tensor
-    advantages: Tensor
-    totals: StepTotals
-    log_correction: Tensor | None = None
-    mean_weights: PerToken | None = None
-    span_ids: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls,
-        log_ratio: PerToken,
-        response_mask: PerToken | None = None,
-        advantages: PerCompletion | PerToken | None = None,
-        totals: StepTotals | None = None,
-        mean_weights: PerToken | None = None,
-        span_ids: PerToken | None = None,
-    ) -> TokenRatios:
-        """Return a context made from log ratios alone, to try a part by hand; shape `batch time`.
-
-        Example:
-            >>> from aggregate_po.aggregators import GeometricMean
-            >>> GeometricMean().log_aggregate(TokenRatios.of(torch.tensor([[0.5, -0.5, 0.3]])))
-            tensor([0.1000])
-        """
-        mask = torch.ones_like(log_ratio, dtype=torch.bool) if response_mask is None else response_mask.bool()
-        mask, weights = checked_weights(mask, mean_weights)
-        if advantages is None:
-            advantages = log_ratio.new_ones(log_ratio.shape[:-1])
-        filled = torch.where(mask, log_ratio, 0)
-        return cls(
-            log_ratio=filled,
-            raw_log_ratio=filled.detach(),
-            response_mask=mask,
-            saturated=torch.zeros_like(mask),
-            lengths=masked_length(mask, weights),
-            old_log_probs=torch.zeros_like(filled),
-            advantages=advantages if advantages.ndim == 2 else advantages.unsqueeze(-1),
-            totals=StepTotals.of(mask, weights) if totals is None else totals,
-            mean_weights=weights,
-            span_ids=checked_span_ids(mask, span_ids),
-        )
-
-    @property
-    def positions(self) -> Tensor:
-        """Position of each token among the response tokens, from 1; after the mean, the length; never 0."""
-        positions = self.lengths if self.log_ratio.ndim == 1 else self.response_mask.cumsum(dim=-1)
-        return divisor(positions).to(self.log_ratio.dtype)
-
-    def transformed(self, log_ratio: Tensor, saturated: Tensor) -> TokenRatios:
-        """Return the context after a transform with result `log_ratio` and derivative zero where `saturated`."""
-        return replace(self, log_ratio=log_ratio, saturated=self.saturated | (saturated & self.response_mask))
-
-    def corrected(self, weights: CorrectionWeights) -> TokenRatios:
-        """Return the context of the aggregator: log weights are added as constants, masked tokens have ratio one."""
-        if weights.log_token is None and weights.kept is None:
-            return self
-        log_ratio = self.log_ratio
-        if weights.log_token is not None:
-            log_ratio = log_ratio + weights.log_token.to(log_ratio.dtype)
-        if weights.kept is not None:
-            log_ratio = torch.where(weights.kept, log_ratio, 0)
-        return replace(self, log_ratio=log_ratio, log_correction=(log_ratio - self.log_ratio).detach())
-
-    @property
-    def uncorrected(self) -> Tensor:
-        """Log ratios without the sampler correction, as exponent rules read them; detached."""
-        log_ratio = self.log_ratio.detach()
-        return log_ratio if self.log_correction is None else log_ratio - self.log_correction
-
-    def after_mean(self, log_mean: PerCompletion) -> TokenRatios:
-        """Return the context of a sequence transform; advantages must be per completion."""
-        nonempty = self.lengths > 0
-        return TokenRatios(
-            log_ratio=log_mean,
-            raw_log_ratio=log_mean.detach(),
-            response_mask=nonempty,
-            saturated=torch.zeros_like(nonempty),
-            lengths=self.lengths,
-            old_log_probs=masked_sum(self.old_log_probs, self.response_mask, self.mean_weights),
-            advantages=self.advantages.squeeze(-1),
-            totals=self.totals,
-        )
-
-    def requiring_grad(self) -> TokenRatios:
-        """Return a detached copy whose `log_ratio` requires gradient, also from inference tensors.
-
-        Call this with gradients enabled and inference mode off.
-        """
-        copies = _cloned(self)
-        copies["log_ratio"].requires_grad_()
-        return replace(self, **copies, totals=replace(self.totals, **_cloned(self.totals)))
-
-
-def _cloned(fields: TokenRatios | StepTotals) -> dict[str, Any]:
-    return {name: value.detach().clone() for name, value in vars(fields).items() if isinstance(value, Tensor)}
 
 
 def _ndim(advantages: Any) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aggregate_po.batch import TokenRatios
+from aggregate_po.token_ratios import TokenRatios
 
 
 def elementwise_derivative(function: Callable[[TokenRatios], Tensor], ratios: TokenRatios) -> Tensor:

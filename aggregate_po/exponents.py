@@ -9,8 +9,9 @@ import torch
 from typing_extensions import override
 
 from aggregate_po.arguments import require_finite, require_non_negative
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.masked import divisor, masked_length, masked_max, masked_mean
+from aggregate_po.token_ratios import TokenRatios
 
 
 class ExponentRule(ABC):

@@ -11,6 +11,11 @@ from aggregate_po.batch import PerCompletion, PerToken
 class GradientWeights:
     """Gradient weight of each token's log-probability, in factors (eq. 4).
 
+    These are derivatives by `log_probs`, with every other tensor of the batch held fixed. The divergence of a denoising
+    step depends on the policy too. Where `RatioNorm` is the first transform, the derivative by the divergence of a step
+    equals that by its log-probability, because it reads their sum. So the gradient by the mean of a transition is
+    `total` times the derivative of `log_probs + divergence` (eq. 62).
+
     Every factor broadcasts against `batch time`; factors of a completion have shape `(batch, 1)`.
 
     Args:

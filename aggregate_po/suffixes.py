@@ -10,9 +10,10 @@ import torch
 from typing_extensions import override
 
 from aggregate_po.arguments import require_non_negative, require_positive
-from aggregate_po.batch import PerToken, TokenRatios
+from aggregate_po.batch import PerToken
 from aggregate_po.scans import linear_recurrence
 from aggregate_po.shapes import require_shape
+from aggregate_po.token_ratios import TokenRatios
 
 
 class SuffixWeight(ABC):

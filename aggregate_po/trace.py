@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from aggregate_po.aggregators.base import TokenAggregator
-from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
 from aggregate_po.checks import require_comparable, require_one_ratio, require_weights_taken, required_groups
 from aggregate_po.gradient_weights import GradientWeights
@@ -21,7 +21,9 @@ from aggregate_po.normalizers import Normalizer
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import bind_shapes, require_shape
 from aggregate_po.suffixes import SuffixWeight
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform, evaluated
+from aggregate_po.transitions import bounded_divergence
 
 
 class Parts(Protocol):
@@ -174,7 +176,7 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
     # Convert once, so that a gradient in half precision is rounded once.
     log_probs = torch.where(mask, working_precision(log_probs), 0)
     raw = log_ratio_of(log_probs, batch.old_log_probs, mask)
-    log_ratio = bounded(raw)
+    log_ratio, within = bounded(raw), raw.detach().abs() <= MAX_LOG_RATIO
     advantages = batch.advantages.to(log_ratio.dtype)
     weights = None if batch.mean_weights is None else batch.mean_weights.to(log_ratio.dtype)
     entering = TokenRatios(
@@ -188,10 +190,11 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
         totals=batch.totals,
         mean_weights=weights,
         span_ids=batch.span_ids,
+        divergence=bounded_divergence(batch.divergence, within, log_ratio.dtype),
+        scale=None if batch.scale is None else batch.scale.to(log_ratio.dtype),
     )
     if parts.suffix_weight is not None:
         entering = replace(entering, advantages=entering.advantages * parts.suffix_weight(entering))
-    within = raw.detach().abs() <= MAX_LOG_RATIO
     if parts.prefix is not None:
         aggregated = parts.prefix(entering)
         within = within & (aggregated.detach().abs() <= MAX_LOG_RATIO)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.derivatives import elementwise_derivative
+from aggregate_po.token_ratios import TokenRatios
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po.aggregators.base import Mean
-from aggregate_po.batch import PerCompletion, TokenRatios
+from aggregate_po.batch import PerCompletion
 from aggregate_po.masked import masked_mean
+from aggregate_po.token_ratios import TokenRatios
 
 
 class KolmogorovMean(Mean):

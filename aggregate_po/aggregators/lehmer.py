@@ -6,8 +6,9 @@ from typing_extensions import override
 
 from aggregate_po.aggregators.base import HomogeneousMean
 from aggregate_po.arguments import require_finite
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.masked import masked_logsumexp, masked_max, masked_softmax
+from aggregate_po.token_ratios import TokenRatios
 
 
 @dataclass(frozen=True)

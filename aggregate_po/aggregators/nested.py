@@ -10,8 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.masked import masked_length, masked_mean, masked_sum
+from aggregate_po.token_ratios import TokenRatios
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import torch
 from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, HomogeneousMean
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.exponents import ExponentRule
 from aggregate_po.masked import divisor, masked_length, masked_logsumexp, masked_max, masked_mean, masked_softmax
+from aggregate_po.token_ratios import TokenRatios
 
 _LARGEST_EXPONENT = 1e6  # times a log ratio, still far from overflow in single precision
 

@@ -6,8 +6,9 @@ import torch
 from typing_extensions import override
 
 from aggregate_po.aggregators.base import TokenAggregator
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.masked import divisor, masked_sum
+from aggregate_po.token_ratios import TokenRatios
 
 
 @dataclass(frozen=True)

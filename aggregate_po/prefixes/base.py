@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from aggregate_po.batch import PerToken, TokenRatios
+from aggregate_po.batch import PerToken
 from aggregate_po.shapes import require_shape
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.compose import carried
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.batch import PerToken, TokenRatios
+from aggregate_po.batch import PerToken
 from aggregate_po.prefixes.base import PrefixAggregate
 from aggregate_po.scans import linear_recurrence
+from aggregate_po.token_ratios import TokenRatios
 
 # Below, the drift over a million tokens is lost in rounding, and its exponentials would be in single precision.
 _NO_DRIFT = 1e-25

@@ -6,8 +6,9 @@ import torch
 from torch.nn.functional import pad
 from typing_extensions import override
 
-from aggregate_po.batch import PerToken, TokenRatios
+from aggregate_po.batch import PerToken
 from aggregate_po.prefixes.base import PrefixAggregate
+from aggregate_po.token_ratios import TokenRatios
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import Generator, Tensor
 
 from aggregate_po.advantages import AdvantageEstimator, GroupAdvantage, GroupedRewards
 from aggregate_po.testing.contexts import copied, require_untouched
+from aggregate_po.testing.group_strategies import grouped_rewards, two_reward_rollout
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require, require_close, require_finite, require_form, scale
-from aggregate_po.testing.strategies import generators, grouped_rewards, two_reward_rollout
+from aggregate_po.testing.strategies import generators
 
 _LARGEST = torch.finfo(torch.float32).max
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from typing_extensions import override
 
 from aggregate_po.aggregators import HomogeneousMean, Mean, TokenAggregator
-from aggregate_po.batch import PerCompletion, PerToken, TokenRatios
+from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.masked import masked_logsumexp
 from aggregate_po.normalizers import TokenMean
 from aggregate_po.objective import PolicyObjective
@@ -30,6 +30,7 @@ from aggregate_po.testing.laws import KeptLaws, check, law
 from aggregate_po.testing.mean_weights import MeanWeightContract, weighted
 from aggregate_po.testing.reports import require, require_all, require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import Case, batches, exact_token_ratios, generators, junk, token_ratios
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms import PessimisticClip, RatioTransform
 
 

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from aggregate_po.batch import PolicyBatch, TokenRatios
+from aggregate_po.batch import PolicyBatch
 from aggregate_po.gradient_weights import GradientWeights
 from aggregate_po.masked import divisor
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.testing.reports import LawBroken, require, require_close, require_form, scale
+from aggregate_po.token_ratios import TokenRatios
 
 Context = TypeVar("Context", TokenRatios, PolicyBatch)
 
@@ -64,7 +65,8 @@ def with_mean_weights(tokens: TokenRatios, weights: Tensor | None) -> TokenRatio
 
 def with_junk(ratios: TokenRatios, junk: float) -> TokenRatios:
     """Write `junk` on padding; after the mean, on completions without tokens."""
-    names = ("log_ratio", "raw_log_ratio", "old_log_probs")
+    names = ["log_ratio", "raw_log_ratio", "old_log_probs"]
+    names += [name for name in ("divergence", "scale") if getattr(ratios, name) is not None]
     mask = ratios.response_mask
     dirty: dict[str, Any] = {name: torch.where(mask, getattr(ratios, name), junk) for name in names}
     return replace(ratios, **dirty)

@@ -8,7 +8,7 @@ from torch import Generator
 from torch.nn.functional import pad
 from typing_extensions import override
 
-from aggregate_po.batch import PerCompletion, TokenRatios
+from aggregate_po.batch import PerCompletion
 from aggregate_po.exponents import ExponentRule
 from aggregate_po.masked import masked_max, masked_softmax
 from aggregate_po.testing.contexts import (
@@ -23,6 +23,7 @@ from aggregate_po.testing.laws import KeptLaws, check, law
 from aggregate_po.testing.mean_weights import MeanWeightContract, weighted
 from aggregate_po.testing.reports import require, require_close, require_finite, require_form
 from aggregate_po.testing.strategies import generators, junk, token_ratios
+from aggregate_po.token_ratios import TokenRatios
 
 
 class ExponentRuleContract(MeanWeightContract):

@@ -12,9 +12,10 @@ from aggregate_po.testing.contexts import (
     copied,
     require_untouched,
 )
+from aggregate_po.testing.group_strategies import group_values
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require_close, require_finite, require_form, scale
-from aggregate_po.testing.strategies import generators, group_values, junk
+from aggregate_po.testing.strategies import generators, junk
 
 
 class GroupObjectiveContract(Contract):

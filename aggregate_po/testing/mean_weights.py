@@ -11,11 +11,11 @@ from hypothesis.strategies import SearchStrategy
 from torch import Generator
 
 from aggregate_po.aggregators import Mean
-from aggregate_po.batch import TokenRatios
 from aggregate_po.exponents import ExponentRule
 from aggregate_po.testing.contexts import repeated, with_mean_weights
 from aggregate_po.testing.laws import Contract, law
 from aggregate_po.testing.strategies import generators, token_ratios
+from aggregate_po.token_ratios import TokenRatios
 
 
 def weighted(strategy: Callable[..., SearchStrategy[Any]], **options: Any) -> Callable[[Contract], SearchStrategy[Any]]:

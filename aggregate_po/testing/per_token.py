@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import pad
 
-from aggregate_po.batch import TokenRatios
 from aggregate_po.testing.contexts import (
     copied,
     in_precision,
@@ -20,6 +19,7 @@ from aggregate_po.testing.contexts import (
 from aggregate_po.testing.laws import Contract, law
 from aggregate_po.testing.reports import require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import exact_token_ratios, junk, token_ratios
+from aggregate_po.token_ratios import TokenRatios
 
 
 class PerTokenContract(Contract):

@@ -7,13 +7,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aggregate_po.batch import TokenRatios
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.testing.compositions import TRANSFORMS, prefixed_by_each, require_gradients
 from aggregate_po.testing.laws import KeptLaws, check, law
 from aggregate_po.testing.per_token import PerTokenContract
 from aggregate_po.testing.reports import require_close, scale
 from aggregate_po.testing.strategies import Case, batches, generators, token_ratios
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms import RatioTransform
 
 

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from aggregate_po.advantages import GroupedRewards
-from aggregate_po.batch import PerToken, PolicyBatch, TokenRatios
-from aggregate_po.group_objectives import GroupValues
+from aggregate_po.batch import PerToken, PolicyBatch
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.totals import StepTotals
 
 # Log ratios exactly on the bounds of common clips and of the objective.
 ON_BOUNDS = [0.4, -0.4, 20.0, -20.0, math.log1p(0.2), math.log1p(-0.2), math.log1p(0.28), math.log1p(4e-4)]
+
+# Divergences of denoising steps, one of them exactly on the bound of a mask.
+DIVERGENCES = [0.0, 1e-5, 1e-6, 0.0125, 2.0, 30.0]
 
 EXTREMES = [800.0, -800.0, 20.0, -20.0, 0.0, 1e4, -1e4, 1e30, -1e30, 1e-30]
 
@@ -130,6 +132,16 @@ def span_ids(batch: int, time: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(batch, 1, generator=generator) < 0.5, steps, 0).cumsum(dim=-1) % 4
 
 
+def transitions(batch: int, time: int, generator: torch.Generator) -> dict[str, Any]:
+    """Sample divergence and standard deviation of denoising steps; shape `batch time`, float64."""
+    divergences = torch.tensor(DIVERGENCES, dtype=torch.float64)
+    scales = torch.tensor([1.0, 0.5, 1.5, 2.0**-7], dtype=torch.float64)
+    return {
+        "divergence": divergences[torch.randint(len(divergences), (batch, time), generator=generator)],
+        "scale": scales[torch.randint(len(scales), (batch, time), generator=generator)],
+    }
+
+
 @st.composite
 def token_ratios(
     draw: DrawFn, limit: float = 80.0, empty_rows: bool = True, max_time: int = 64, weighted: bool = False
@@ -140,9 +152,10 @@ def token_ratios(
     mask = draw(masks(batch, time, empty_rows))
     weights = draw(mean_weights(batch, time, zeros=empty_rows)) if weighted and draw(_SWITCH) else None
     totals = draw(step_totals(mask, weights))
-    tokens = TokenRatios.of(log_ratio, mask, draw(advantages(batch)), totals, weights)
-    mask = tokens.response_mask
     generator = draw(generators())
+    steps = transitions(batch, time, generator)
+    tokens = TokenRatios.of(log_ratio, mask, draw(advantages(batch)), totals, weights, **steps)
+    mask = tokens.response_mask
     saturated = torch.rand(batch, time, generator=generator) < 0.3 * draw(_SWITCH)
     old = 0 - 5 * torch.rand(batch, time, generator=generator, dtype=torch.float64) * draw(_SWITCH)
     spans = torch.where(mask, span_ids(batch, time, generator), 0)
@@ -183,6 +196,8 @@ def batches(
         groups=torch.randint(3, (batch,), generator=generator),
         mean_weights=weights,
         span_ids=span_ids(batch, time, generator),
+        ref_divergence=torch.rand(batch, time, generator=generator, dtype=torch.float64),
+        **transitions(batch, time, generator),
     )
     return Case(log_probs.requires_grad_(), filled)
 
@@ -203,40 +218,6 @@ def finite_batches(draw: DrawFn, dtype: torch.dtype) -> Case:
     given, groups = draw(advantages(batch)).to(dtype), torch.randint(3, (batch,), generator=generator)
     weights = draw(mean_weights(batch, time)) if draw(_SWITCH) else None
     optional: dict[str, Any] = {"ref_log_probs": fill(), "groups": groups, "mean_weights": weights}
-    optional["span_ids"] = span_ids(batch, time, generator)
+    optional |= {"span_ids": span_ids(batch, time, generator), "ref_divergence": fill().abs()}
+    optional |= transitions(batch, time, generator) | {"divergence": fill().abs()}
     return Case(log_probs, PolicyBatch(old, mask, given, draw(step_totals(mask, weights)), **optional))
-
-
-@st.composite
-def group_values(draw: DrawFn, limit: float = 80.0) -> GroupValues:
-    """Generate contexts of a group objective: groups of different sizes, float64."""
-    groups, members = draw(sizes(4)), draw(sizes(8))
-    generator = draw(generators())
-    log_values = draw(log_ratios(groups, members, limit))
-    mask = draw(masks(groups, members, empty_rows=False))
-    weights = torch.where(mask, 1 + draw(_SWITCH) * torch.rand(groups, members, generator=generator).double(), 0)
-    old = -50 * torch.rand(groups, members, generator=generator, dtype=torch.float64)
-    given = draw(advantages(groups * members)).reshape(groups, members)
-    log_values, old, given = (torch.where(mask, values, 0) for values in (log_values, old, given))
-    return GroupValues(log_values, old, given, weights / weights.sum(dim=-1, keepdim=True), mask)
-
-
-@st.composite
-def grouped_rewards(
-    draw: DrawFn, numbers: SearchStrategy[float], dtype: torch.dtype = torch.float32, limit: int = 5
-) -> GroupedRewards:
-    """Generate rollouts of up to `limit` prompts, with tied rewards, zero lengths and two reward components."""
-    prompts, group_size = draw(sizes(limit)), draw(sizes(8))
-    generator = draw(generators())
-    palette = torch.tensor(draw(st.lists(numbers, min_size=1, max_size=5)), dtype=dtype)
-    rewards = palette[torch.randint(len(palette), (prompts * group_size,), generator=generator)]
-    lengths = torch.randint(draw(st.integers(0, 1)), 40, rewards.shape, generator=generator)
-    return two_reward_rollout(rewards, group_size, lengths, draw(st.integers(0, 2**63 - 1)))
-
-
-def two_reward_rollout(rewards: Tensor, group_size: int, lengths: Tensor, seed: int = 0) -> GroupedRewards:
-    """Return a rollout with two components: the first for every other completion, the second for the rest."""
-    first = torch.arange(len(rewards)) % 2 == 0
-    # Half of the reward at weight 2, so that the weighted sum has no rounding error.
-    components = torch.stack([torch.where(first, rewards, 0), torch.where(first, 0, rewards / 2)], dim=-1)
-    return GroupedRewards(rewards, group_size, lengths, components, component_weights=(1.0, 2.0), seed=seed)

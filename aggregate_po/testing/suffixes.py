@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from aggregate_po.batch import TokenRatios
 from aggregate_po.suffixes import SuffixWeight
 from aggregate_po.testing.compositions import TRANSFORMS, require_gradients, weighted_by
 from aggregate_po.testing.laws import KeptLaws, check, law
 from aggregate_po.testing.per_token import PerTokenContract
 from aggregate_po.testing.reports import require, require_all, require_close, scale
 from aggregate_po.testing.strategies import Case, batches, token_ratios
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms import RatioTransform
 
 

@@ -9,7 +9,6 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 from torch.nn.functional import pad
 
-from aggregate_po.batch import TokenRatios
 from aggregate_po.masked import masked_max
 from aggregate_po.testing.compositions import TRANSFORMS, aggregated_by_each, require_gradients
 from aggregate_po.testing.contexts import (
@@ -24,6 +23,7 @@ from aggregate_po.testing.contexts import (
 from aggregate_po.testing.laws import Contract, KeptLaws, check, law
 from aggregate_po.testing.reports import require, require_close, require_finite, require_form, scale
 from aggregate_po.testing.strategies import Case, batches, junk, token_ratios
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.totals import StepTotals
 from aggregate_po.transforms import RatioTransform
 
@@ -76,7 +76,8 @@ class TransformContract(Contract):
 
     def places(self) -> list[str]:
         """Return the names of the arguments of `PolicyObjective` that accept the transform."""
-        tokens = TokenRatios.of(torch.zeros(2, 3, dtype=torch.float64), totals=StepTotals(2, 6, 0.5, 0.25, 0.4))
+        zeros, totals = torch.zeros(2, 3, dtype=torch.float64), StepTotals(2, 6, 0.5, 0.25, 0.4)
+        tokens = TokenRatios.of(zeros, totals=totals, divergence=zeros, scale=zeros + 1)
         return [
             place
             for place, context in (("token_transform", tokens), ("sequence_transform", _after_mean(tokens)))

@@ -13,6 +13,7 @@ from aggregate_po.transforms.completion import CompletionRatio
 from aggregate_po.transforms.compose import Chain, StraightThrough
 from aggregate_po.transforms.gate import ArctanGate, GammaKernel, SigmoidGate
 from aggregate_po.transforms.mask import BernoulliKLMask, RatioMask, StaleCompletionMask, TotalVariationMask
+from aggregate_po.transforms.transition import GaussianKLMask, RatioNorm
 from aggregate_po.transforms.two_sided import NegativeCap, TwoSidedClip
 
 __all__ = [
@@ -24,12 +25,14 @@ __all__ = [
     "CompletionRatio",
     "EvaluatedTransform",
     "GammaKernel",
+    "GaussianKLMask",
     "JointTransform",
     "LogPessimisticClip",
     "NegativeCap",
     "OneSidedClip",
     "PessimisticClip",
     "RatioMask",
+    "RatioNorm",
     "RatioTransform",
     "ScaledClip",
     "SigmoidGate",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.batch import TokenRatios
 from aggregate_po.derivatives import elementwise_derivative
 from aggregate_po.shapes import require_shape
+from aggregate_po.token_ratios import TokenRatios
 
 
 @dataclass(frozen=True)

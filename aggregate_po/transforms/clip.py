@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po.arguments import require_non_negative
-from aggregate_po.batch import TokenRatios
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
 
 _REMEDY = "pass a distance from the bound to no change at all, 0 or more"

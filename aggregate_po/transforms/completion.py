@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po.aggregators.base import TokenAggregator
-from aggregate_po.batch import TokenRatios
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.base import RatioTransform
 from aggregate_po.transforms.compose import carried
 

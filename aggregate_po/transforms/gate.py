@@ -8,8 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po.arguments import require_positive
-from aggregate_po.batch import TokenRatios
 from aggregate_po.bounds import MAX_LOG_RATIO
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.base import RatioTransform
 
 # From here on the gate is constant to the last bit, in float64 too, and the exponential is far from overflow.

@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po.arguments import require_finite, require_non_negative
-from aggregate_po.batch import TokenRatios
 from aggregate_po.masked import masked_mean
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
 
 # Keeps the log-probability of all other tokens finite.

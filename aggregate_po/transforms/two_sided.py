@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.batch import TokenRatios
+from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.clip import Clip
 
 

@@ -22,6 +22,7 @@ from aggregate_po import (
     EntropyBonus,
     ESSMatching,
     GammaKernel,
+    GaussianKLMask,
     GeometricMean,
     ImportanceWeighted,
     K1Penalty,
@@ -44,6 +45,7 @@ from aggregate_po import (
     PrefixProduct,
     ProbabilityWeighted,
     Product,
+    RatioNorm,
     RatioVariance,
     RewardExponent,
     ScaledClip,
@@ -74,6 +76,7 @@ from aggregate_po.testing.strategies import (  # noqa: F401  # one place to impo
     span_ids,
     step_totals,
     token_ratios,
+    transitions,
 )
 from tests.third_party import (
     AsinhMean,
@@ -134,6 +137,9 @@ TOKEN_TRANSFORMS = [
     PREFIX_CLIP,
     BernoulliKLMask(),
     StaleCompletionMask(0.4),
+    RatioNorm(),
+    Chain([RatioNorm(), PessimisticClip(4e-6, 4e-6)]),
+    GaussianKLMask(),
     SigmoidGate(),
     ArctanGate(1.0),
     TanhLimit(2.0),

@@ -44,6 +44,7 @@ from tests.contracts.strategies import (
     scale_of,
     taken,
     token_ratios,
+    transitions,
 )
 
 
@@ -62,7 +63,8 @@ def everything():
     totals = StepTotals(completions=20, tokens=150, progress=0.3, reward_mean=0.4, reward_std=0.3)
     zeros = torch.zeros(12, 9, dtype=torch.float64)
     ids = {"groups": torch.arange(12) % 3, "span_ids": torch.arange(9).expand(12, 9) // 5}
-    return log_ratio, PolicyBatch(zeros, mask, advantages, totals, ref_log_probs=log_ratio.flip(0) / 2, **ids)
+    steps = transitions(12, 9, generator) | {"ref_divergence": log_ratio.abs()}
+    return log_ratio, PolicyBatch(zeros, mask, advantages, totals, ref_log_probs=log_ratio.flip(0) / 2, **ids, **steps)
 
 
 # The factors of normalizer and penalties do not depend on the other parts, so each composition has one pair in turn.

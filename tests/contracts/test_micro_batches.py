@@ -14,6 +14,7 @@ from tests.contracts.strategies import (
     mean_weights,
     some_rows,
     taken,
+    transitions,
     with_group_terms,
 )
 
@@ -45,6 +46,7 @@ def steps(draw):
         "groups": torch.randint(4, (COMPLETIONS,), generator=generator),
         "span_ids": torch.randint(3, shape, generator=generator),
     }
+    ids |= transitions(*shape, generator)
     batch = PolicyBatch(old, mask, advantages, totals, ref_log_probs, mean_weights=weights, **ids)
     return log_probs, batch, order.tensor_split(boundaries)
 

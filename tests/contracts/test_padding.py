@@ -25,6 +25,8 @@ from tests.contracts.strategies import (
 # may move it, and the weights by as much as the ratios differ.
 REORDERED = 1e-7
 
+TRANSITIONS = ("divergence", "scale", "ref_divergence")
+
 
 def mapped(batch, per_token, per_completion=lambda advantages: advantages):
     """The batch with its tensors rearranged, which pass through its checks again; same totals."""
@@ -37,6 +39,7 @@ def mapped(batch, per_token, per_completion=lambda advantages: advantages):
         groups=per_completion(batch.groups),
         mean_weights=None if batch.mean_weights is None else per_token(batch.mean_weights),
         span_ids=per_token(batch.span_ids),
+        **{name: per_token(getattr(batch, name)) for name in TRANSITIONS},
     )
 
 
@@ -67,6 +70,7 @@ def test_contents_of_padding_change_nothing(objective, case, junk):
         groups=batch.groups,
         mean_weights=None if batch.mean_weights is None else torch.where(mask, batch.mean_weights, -junk),
         span_ids=torch.where(mask, batch.span_ids, -1),
+        **{name: torch.where(mask, getattr(batch, name), -junk) for name in TRANSITIONS},
     )
     dirty_value, dirty_gradient, dirty_weights = differentiate(objective, torch.where(mask, log_probs, junk), dirty)
     assert torch.equal(dirty_value, value)
@@ -158,7 +162,8 @@ def test_square_batch_is_no_special_case(objective, size, data):
     mask = torch.arange(size) <= torch.arange(size).unsqueeze(-1)
     totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
     ids = {"groups": torch.arange(size), "span_ids": torch.arange(size).expand(size, size) // 2}
-    square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0), **ids)
+    steps = {name: torch.rand(size, size, generator=generator, dtype=torch.float64) + 0.1 for name in TRANSITIONS}
+    square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0), **ids, **steps)
     value, gradient, weights = differentiate(objective, log_probs, square)
     for row in range(size):
         one = slice(row, row + 1)

@@ -45,6 +45,7 @@ from tests.contracts.strategies import (
     span_ids,
     step_totals,
     taken,
+    transitions,
     with_group_terms,
 )
 from tests.third_party import TanhLimit
@@ -94,7 +95,8 @@ def far_from_the_policy():
     mask[1, 50:] = False
     totals = StepTotals(completions=60, tokens=5000, progress=0.3, reward_mean=0.4, reward_std=0.3)
     spans = torch.arange(128).expand_as(log_ratio) // 10
-    return log_ratio, PolicyBatch(torch.zeros_like(log_ratio), mask, signs, totals, span_ids=spans)
+    steps = transitions(*log_ratio.shape, generator)
+    return log_ratio, PolicyBatch(torch.zeros_like(log_ratio), mask, signs, totals, span_ids=spans, **steps)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-2)], ids=["double", "single"])
@@ -131,6 +133,9 @@ def exact_batches(draw):
     totals = draw(step_totals(mask, weights))
     optional = {"groups": torch.randint(3, (batch,), generator=generator), "mean_weights": weights}
     optional["span_ids"] = span_ids(batch, time, generator)
+    # Multiples of 1/8 too; 1/16 is on no bound of a mask.
+    optional["divergence"], optional["ref_divergence"] = eighths().abs(), eighths().abs()
+    optional["scale"] = torch.full((batch, time), draw(st.sampled_from([0.5, 1.0])), dtype=torch.float64)
     return Case(eighths(), PolicyBatch(eighths(), mask, draw(advantages(batch)), totals, eighths(), **optional))
 
 

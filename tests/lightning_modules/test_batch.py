@@ -30,6 +30,9 @@ def example_batch(ref=True):
         advantages=torch.arange(6.0) - 2.5,
         totals=StepTotals(completions=12.0, tokens=30.0, progress=0.25, reward_mean=0.5, reward_std=0.125),
         ref_log_probs=-numbers - 100 if ref else None,
+        divergence=numbers / 3 if ref else None,
+        scale=numbers + 0.5 if ref else None,
+        ref_divergence=numbers / 5 if ref else None,
     )
     return RolloutBatch(
         prompt_ids=prompt_ids,

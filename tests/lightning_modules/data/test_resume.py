@@ -32,6 +32,9 @@ def micro_batch(number, closes=True, trained=True):
             advantages=values[:, 0],
             totals=TOTALS,
             ref_log_probs=-2 * values,
+            divergence=values / 3,
+            scale=values + 0.5,
+            ref_divergence=values / 5,
             correction=CorrectionWeights(log_token=values / 7, log_sequence=values[:, -1]),
         ),
         temperature=0.7,
@@ -47,6 +50,7 @@ def completions(batches):
         for row in policy.response_mask.any(dim=-1).nonzero().flatten().tolist():
             mask, prompt = batch.completion_mask[row], batch.prompt_of[row]
             per_token = (batch.completion_ids, policy.old_log_probs, policy.ref_log_probs, correction.log_token)
+            per_token += (policy.divergence, policy.scale, policy.ref_divergence)
             key = int(batch.completion_ids[row, 0])
             assert key not in found
             found[key] = (
