@@ -62,7 +62,7 @@ TRAINING_LAYERS = [
         "option_errors",
         "loops",
     ],
-    ["atomic", "parquet_files", "configuration", "errors", "optimizer"],
+    ["atomic", "cache", "parquet_files", "configuration", "errors", "optimizer"],
     ["tally", "histograms", "resumption", "recorded_config", "schedules"],
     ["metrics", "aggregation_metrics", "prompts", "token_texts"],
     ["batch", "rewards", "addition"],

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, 
 
 from aggregate_po.arguments import require_positive
 from lightning_modules.addition.problems import guessed_answer, question, random_pairs, worked_answer
+from lightning_modules.cache import arguments_key, cached_folder
 from lightning_modules.progress import progress_bar
 
 _Example = tuple[list[int], list[int]]  # token ids of the prompt, and of the answer with the end-of-sequence token
@@ -65,20 +61,7 @@ class AdditionWarmStart:
 
     def prepare(self) -> str:
         """Return a folder that `from_pretrained` loads; the first call builds the model, later calls use the cache."""
-        folder = _cache_folder() / f"addition-{self._key()}"
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-            try:
-                self._make(scratch)
-                # The rename is atomic: other processes find a complete model or none.
-                scratch.replace(folder)
-            except OSError:
-                if not folder.exists():  # otherwise another process has built the same model meanwhile
-                    raise
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-        return str(folder)
+        return str(cached_folder(f"addition-{self._key()}", self._make))
 
     def describe(self) -> tuple[Qwen2Config, PreTrainedTokenizerFast]:
         """Return configuration and tokenizer of the model without building it."""
@@ -86,8 +69,7 @@ class AdditionWarmStart:
         return model_config(tokenizer), tokenizer
 
     def _key(self) -> str:
-        described = json.dumps({"format": _FORMAT, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(described.encode()).hexdigest()[:12]
+        return arguments_key(format=_FORMAT, **asdict(self))
 
     def _make(self, folder: Path) -> None:
         tokenizer = make_tokenizer()
@@ -200,9 +182,3 @@ def _supervised_batch(pad_token_id: int, rows: Sequence[_Example]) -> tuple[torc
         inputs[row, :end] = torch.tensor([*prompt_ids, *answer_ids])
         labels[row, start:end] = inputs[row, start:end]
     return inputs, labels
-
-
-def _cache_folder() -> Path:
-    """Return the cache folder: `AGGREGATE_PO_CACHE`, or a folder in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("AGGREGATE_PO_CACHE") or Path(home) / "aggregate_po")
