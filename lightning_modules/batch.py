@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
-from lightning import Trainer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from aggregate_po import PerCompletion, PerToken, PolicyBatch
+from lightning_modules.micro_batch import MicroBatch, ModelInputs
 from lightning_modules.prompts import Example
 from lightning_modules.rewards.verdict import Cause
 from lightning_modules.tally import Tally
 
 
-class Sequences:
+class Sequences(ModelInputs):
     """Completions with their prompts, as token ids for a forward pass.
-
-    It is not a dataclass: under some precisions Lightning rebuilds dataclasses field by field to convert their tensors,
-    and it rejects frozen ones such as `PolicyBatch`, a field of `RolloutBatch`.
 
     Args:
         prompt_ids: token ids of the distinct prompts, padded on the left; shape `prompt prompt_time`.
@@ -49,19 +46,12 @@ class Sequences:
         self.completion_mask = completion_mask
         self.temperature = temperature
 
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed."""
-        return type(self)(**{**vars(self), **changes})
+    @property
+    @override
+    def prompt_lengths(self) -> Tensor:
+        return self.prompt_mask.sum(dim=-1)
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Return a copy whose tensors are moved as by `Tensor.to`."""
-        moved: dict[str, Any] = {
-            name: value.to(*args, **kwargs)
-            for name, value in vars(self).items()
-            if isinstance(value, (Tensor, PolicyBatch))
-        }
-        return self.replace(**moved)
-
+    @override
     def select(self, rows: Tensor) -> Self:
         """Return the selected completions with their prompts, trimmed to the longest of each."""
         prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
@@ -76,12 +66,12 @@ class Sequences:
             **self._selected(rows, time),
         )
 
-    def _selected(self, rows: Tensor, time: int) -> dict[str, Any]:
-        """Return the fields of a subclass for the selected completions, trimmed to `time` tokens."""
-        return {}
+    @override
+    def micro_batch(self, **fields: Any) -> RolloutBatch:
+        return RolloutBatch(**vars(self), **fields)
 
 
-class RolloutBatch(Sequences):
+class RolloutBatch(MicroBatch, Sequences):
     """A micro-batch of completions: token ids for the model, and a `PolicyBatch` for the objective.
 
     Args:
@@ -90,13 +80,14 @@ class RolloutBatch(Sequences):
         prompt_of: see `Sequences`.
         completion_ids: see `Sequences`.
         completion_mask: see `Sequences`.
-        policy: inputs of the objective.
-        temperature: temperature of the sampling distribution.
-        closes_update: whether this is the last micro-batch of an optimizer step.
-        samples: number of each completion in its group, from 0; with `policy.groups`, the number of the group in its
-            rollout over all ranks, it tells which completion of the rollout a row is; None if unknown; shape `batch`.
-        rewards: reward of each completion, NaN without one; None if unknown; shape `batch`.
+        policy: see `MicroBatch`.
+        temperature: see `Sequences`.
+        closes_update: see `MicroBatch`.
+        samples: see `MicroBatch`.
+        rewards: see `MicroBatch`.
     """
+
+    _padded_left = frozenset({"prompt_ids", "prompt_mask"})
 
     def __init__(
         self,
@@ -117,73 +108,10 @@ class RolloutBatch(Sequences):
         self.samples = samples
         self.rewards = rewards
 
-    @override
-    def _selected(self, rows: Tensor, time: int) -> dict[str, Any]:
-        known = {"samples": self.samples, "rewards": self.rewards}
-        return {
-            "policy": self.policy.select(rows, time),
-            **{name: values[rows] for name, values in known.items() if values is not None},
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the fields as tensors, numbers and dictionaries, for a checkpoint.
-
-        Raises:
-            TypeError: a field has another type, which a checkpoint would have to pickle.
-        """
-        return {name: _plain(name, value) for name, value in vars(self).items()}
-
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> RolloutBatch:
-        """Return the batch whose `state_dict` is given."""
-        return cls(**{**state, "policy": _rebuilt(PolicyBatch, state["policy"])})
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Convert dataclasses to dictionaries, recursively; return tensors and numbers unchanged."""
-    if is_dataclass(value):
-        return {part.name: _plain(f"{name}.{part.name}", getattr(value, part.name)) for part in fields(value)}
-    if value is None or isinstance(value, (Tensor, bool, int, float, str)):
-        return value
-    raise TypeError(
-        f"`{name}` is {value!r}, which a checkpoint cannot hold; make it a tensor, a number or a dataclass."
-    )
-
-
-def _rebuilt(kind: type[Any], state: Mapping[str, Any]) -> Any:
-    """Rebuild a dataclass from the dictionary that `_plain` returned."""
-    hints = get_type_hints(kind)
-    nested = {name: hints[name] for name in state if is_dataclass(hints[name])}
-    return kind(**{**state, **{name: _rebuilt(inner, state[name]) for name, inner in nested.items()}})
-
-
-def inert(batch: RolloutBatch) -> RolloutBatch:
-    """Return the batch with an empty response mask: the forward pass runs, and the gradient is zero."""
-    policy = replace(batch.policy, response_mask=torch.zeros_like(batch.policy.response_mask))
-    return batch.replace(policy=policy)
-
-
-def current_rollout_metrics(trainer: Trainer) -> Mapping[str, float]:
-    """Return the metrics of the current rollout by name; empty if the data loader has no `metrics`."""
-    return getattr(trainer.train_dataloader, "metrics", {})
-
-
-def rest_of_update(batch: RolloutBatch, trainer: Trainer) -> Sequence[RolloutBatch]:
-    """Return the micro-batches that follow in the optimizer step of a batch, which is the current one.
-
-    Raises:
-        ValueError: the data loader has no `rest_of_update`, as `RolloutLoader` has.
-    """
-    if batch.closes_update:
-        return []
-    rest: Sequence[RolloutBatch] | None = getattr(trainer.train_dataloader, "rest_of_update", None)
-    if rest is None:
-        raise ValueError(
-            f"`accumulate_grad_batches` is {trainer.accumulate_grad_batches}, but the data loader "
-            f"{type(trainer.train_dataloader).__name__} has no `rest_of_update`, which the group objective needs; use "
-            "RolloutLoader, or one micro-batch per optimizer step."
-        )
-    return rest
+    @override
+    def _prompts_in(cls, state: dict[str, Any]) -> int:
+        return len(state["prompt_ids"])
 
 
 @dataclass(frozen=True)

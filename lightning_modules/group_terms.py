@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from lightning import Trainer
 
-from aggregate_po import CompletionValues, GroupTerms, PerToken, PolicyBatch, PolicyObjective
-from lightning_modules.batch import RolloutBatch, rest_of_update
+from aggregate_po import CompletionValues, GroupTerms, PolicyBatch, PolicyObjective
 from lightning_modules.distributed import data_parallel_rank, gathered_values
+from lightning_modules.micro_batch import MicroBatch, rest_of_update
+from lightning_modules.model.trained import PolicyPass
 from lightning_modules.seeding import random_state_kept
 
 
@@ -37,42 +38,42 @@ class UpdateGroups:
 
     def with_terms(
         self,
-        log_probs: PerToken,
-        batch: RolloutBatch,
-        log_probs_of: Callable[[RolloutBatch], PerToken],
+        passed: PolicyPass,
+        batch: MicroBatch,
+        pass_of: Callable[[MicroBatch], PolicyPass],
         trainer: Trainer,
     ) -> PolicyBatch:
         """Return the inputs of the objective with their group terms; every rank must call it.
 
         Args:
-            log_probs: log-probabilities of the micro-batch under the current policy; shape `batch time`; nats.
+            passed: forward pass over the micro-batch.
             batch: the micro-batch.
-            log_probs_of: returns those of another micro-batch, without gradient.
+            pass_of: returns that over another micro-batch, without gradient.
             trainer: trainer, for the other micro-batches of the step and for collectives over ranks.
 
         Raises:
             ValueError: the batches have no groups, or the other micro-batches of the step are not known.
         """
         if self._objective.group_objective is None:
-            return batch.policy
+            return passed.inputs
         if not self._left:
-            self._left = self._collected(log_probs, batch, log_probs_of, trainer)
-        values, advantages = (term.to(log_probs.device) for term in self._left.pop(0))
-        return replace(batch.policy, group_values=values, group_advantages=advantages)
+            self._left = self._collected(passed, batch, pass_of, trainer)
+        values, advantages = (term.to(passed.log_probs.device) for term in self._left.pop(0))
+        return replace(passed.inputs, group_values=values, group_advantages=advantages)
 
     def _collected(
         self,
-        log_probs: PerToken,
-        batch: RolloutBatch,
-        log_probs_of: Callable[[RolloutBatch], PerToken],
+        passed: PolicyPass,
+        batch: MicroBatch,
+        pass_of: Callable[[MicroBatch], PolicyPass],
         trainer: Trainer,
     ) -> list[GroupTerms]:
         """Return the terms of this micro-batch and of the others of the step."""
-        values = [self._objective.completion_values(log_probs.detach(), batch.policy)]
+        values = [self._objective.completion_values(passed.log_probs.detach(), passed.inputs)]
         with random_state_kept():
             for other in rest_of_update(batch, trainer):
-                moved = other.to(log_probs.device)
-                values.append(self._objective.completion_values(log_probs_of(moved), moved.policy))
+                found = pass_of(other.to(passed.log_probs.device))
+                values.append(self._objective.completion_values(found.log_probs, found.inputs))
         tables = [completions.table.cpu() for completions in values]
         ranks = gathered_values(torch.cat(tables), trainer)
         completions = CompletionValues.of(ranks)

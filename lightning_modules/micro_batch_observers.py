@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lightning import Callback, Trainer
 
 from aggregate_po import Evaluated, PerToken
-from lightning_modules.batch import RolloutBatch
+from lightning_modules.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EvaluatedMicroBatch:
         evaluated: value and gradient weights of the objective.
     """
 
-    batch: RolloutBatch
+    batch: MicroBatch
     log_probs: PerToken
     entropy: PerToken
     evaluated: Evaluated
@@ -44,7 +44,7 @@ class MicroBatchObserver(Callback, ABC):
 
 
 def observe_micro_batch(
-    trainer: Trainer, batch: RolloutBatch, log_probs: PerToken, entropy: PerToken, evaluated: Evaluated
+    trainer: Trainer, batch: MicroBatch, log_probs: PerToken, entropy: PerToken, evaluated: Evaluated
 ) -> None:
     """Show a micro-batch to all callbacks that observe micro-batches."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector

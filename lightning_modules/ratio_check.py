@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from aggregate_po import PerToken, masked_sum
 from aggregate_po.bounds import log_ratio_of
-from lightning_modules.batch import RolloutBatch, current_rollout_metrics
+from lightning_modules.micro_batch import MicroBatch, current_rollout_metrics
 from lightning_modules.tally import Tally
 
 # Largest mean of |log ratio| that rounding explains, in nats. Measured means of vLLM against the trainer are 7e-7 in
@@ -31,7 +31,7 @@ class RatioCheck:
         self._warned = False
 
     @torch.no_grad()
-    def update(self, log_probs: PerToken, batch: RolloutBatch, batch_idx: int, trainer: Trainer) -> None:
+    def update(self, log_probs: PerToken, batch: MicroBatch, batch_idx: int, trainer: Trainer) -> None:
         """Count one micro-batch, and warn after the last one of a first update; every rank must call it.
 
         Args:

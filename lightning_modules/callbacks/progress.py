@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from lightning_modules.batch import current_rollout_metrics
+from lightning_modules.micro_batch import current_rollout_metrics
 from lightning_modules.progress import progress_bar
 
 

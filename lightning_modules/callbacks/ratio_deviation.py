@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from aggregate_po import masked_sum
 from aggregate_po.bounds import bounded, log_ratio_of
-from lightning_modules.batch import RolloutBatch
 from lightning_modules.data.loader import RolloutLoader
-from lightning_modules.model.policy import Policy
+from lightning_modules.micro_batch import MicroBatch
+from lightning_modules.model.trained import TrainedPolicy
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.tally import Tally
 
@@ -54,7 +54,7 @@ class RatioDeviationStop(Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RolloutBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
     ) -> None:
         """Measure the deviation between two inner epochs, and drop the rest of the rollout if it is too large."""
         buffer = cast(RolloutLoader, trainer.train_dataloader).buffer
@@ -68,11 +68,11 @@ class RatioDeviationStop(Callback):
         pl_module.log("dropped_updates", float(self.dropped_updates))
 
     @torch.no_grad()
-    def _deviation(self, trainer: Trainer, policy: Policy, batches: Sequence[RolloutBatch]) -> float:
+    def _deviation(self, trainer: Trainer, policy: TrainedPolicy, batches: Sequence[MicroBatch]) -> float:
         counted = Tally()
         for batch in batches:
             moved = batch.to(policy.device)
-            log_probs = policy.current_log_probs(moved)
+            log_probs = policy.current(moved).log_probs
             mask = moved.policy.response_mask
             ratio = bounded(log_ratio_of(log_probs, moved.policy.old_log_probs, mask)).exp()
             counted += Tally.of(deviation=masked_sum((ratio - 1).abs(), mask).sum(), tokens=mask.sum())

@@ -12,15 +12,15 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from lightning_modules.batch import Evaluation, current_rollout_metrics
+from lightning_modules.batch import Evaluation
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
 from lightning_modules.callbacks.held_out import evaluate, take_over_validation
 from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.callbacks.monitors import require_monitored
 from lightning_modules.callbacks.results import RunResults, forget_results
 from lightning_modules.callbacks.samples import Sample, samples_of, write_samples
-from lightning_modules.model.export import try_export
-from lightning_modules.policy_module import PolicyModule
+from lightning_modules.micro_batch import current_rollout_metrics
+from lightning_modules.objective_module import ObjectiveModule
 from lightning_modules.run_folder import lock_run_folder
 from lightning_modules.validation import require_at_least
 
@@ -83,7 +83,7 @@ class RunReport(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the export of the model, which comes after the training."""
-        try_export(cast(PolicyModule, pl_module).policy, _folder(trainer))
+        cast(ObjectiveModule, pl_module).try_export(_folder(trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,12 +158,12 @@ class RunReport(Callback):
         results = RunResults(folder, trainer)
         if results.owed:
             pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-            self._write(results, trainer, cast(PolicyModule, pl_module))
+            self._write(results, trainer, cast(ObjectiveModule, pl_module))
             results.require_all()
         elif trainer.is_global_zero:
             print(f"nothing to do: the run in {folder} is complete at step {trainer.global_step}, with all its results")
 
-    def _write(self, results: RunResults, trainer: Trainer, module: PolicyModule) -> None:
+    def _write(self, results: RunResults, trainer: Trainer, module: ObjectiveModule) -> None:
         """Write the results that are owed, the model first: it is what a failure of the others must not cost."""
         results.write("model", module.policy.save_pretrained)
         if not {"samples.md", "summary.json"}.isdisjoint(results.owed):

@@ -7,10 +7,12 @@ from typing import Any, cast
 from lightning import LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_modules.batch import RolloutBatch
 from lightning_modules.callbacks.step_files import StepFiles
+from lightning_modules.data.arguments import required_policy
 from lightning_modules.micro_batch_observers import EvaluatedMicroBatch, MicroBatchObserver
+from lightning_modules.model.policy import Policy
 from lightning_modules.parquet_files import require_pyarrow
-from lightning_modules.policy_module import PolicyModule
 from lightning_modules.token_rows import FOLDER, token_rows
 from lightning_modules.token_texts import TokenTexts
 from lightning_modules.validation import require_at_least
@@ -51,7 +53,7 @@ class TokenWeightsFile(MicroBatchObserver):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the files of steps that this run repeats."""
         self._update = []
-        self._texts = TokenTexts(cast(PolicyModule, pl_module).policy.tokenizer)
+        self._texts = TokenTexts(required_policy(trainer, Policy, "PolicyModule").tokenizer)
         self._files.forget_after(trainer.global_step, trainer)
 
     @override
@@ -63,7 +65,11 @@ class TokenWeightsFile(MicroBatchObserver):
         update, self._update = self._update, []
         if self._has_file(trainer):
             step, texts = trainer.global_step + 1, cast(TokenTexts, self._texts)
-            rows = [row for one in update for row in token_rows(step, one.batch, one.log_probs, one.evaluated, texts)]
+            rows = [
+                row
+                for one in update
+                for row in token_rows(step, cast(RolloutBatch, one.batch), one.log_probs, one.evaluated, texts)
+            ]
             self._files.write(step, rows, trainer)
 
     def _has_file(self, trainer: Trainer) -> bool:

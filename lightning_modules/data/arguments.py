@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from lightning import Trainer
@@ -16,10 +16,12 @@ from lightning_modules.data.evaluation import EvaluationName
 from lightning_modules.data.rollout import LogProbSource
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.spans import SpanRule
-from lightning_modules.model.policy import Policy
+from lightning_modules.model.trained import TrainedPolicy
 from lightning_modules.rewards import FailedVerdictRule, TruncationRule
 from lightning_modules.rollouts import RolloutEngine
 from lightning_modules.validation import require_one_of
+
+_Policy = TypeVar("_Policy", bound=TrainedPolicy)
 
 
 def require_sampling(group_size: int, temperature: float, kl_in_reward: float, evaluations: Sequence[str]) -> None:
@@ -123,14 +125,22 @@ def require_unweighted(
         )
 
 
-def required_policy(trainer: Trainer) -> Policy:
+def required_policy(trainer: Trainer, kind: type[_Policy], module_name: str) -> _Policy:
     """Return the policy of the trainer's module.
 
+    Args:
+        trainer: trainer of the policy.
+        kind: class of the policy.
+        module_name: name of a class of modules with such a policy, for the error message.
+
     Raises:
-        TypeError: the module has no `policy`.
+        TypeError: the module has no `policy` of this class.
     """
     module = trainer.lightning_module
     policy = getattr(module, "policy", None)
-    if not isinstance(policy, Policy):
-        raise TypeError(f"the trainer trains {type(module).__name__}, which has no `policy`; pass a PolicyModule.")
+    if not isinstance(policy, kind):
+        raise TypeError(
+            f"the trainer trains {type(module).__name__}, which has no `policy` of the class {kind.__name__}; pass a "
+            f"{module_name}."
+        )
     return policy

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lightning_modules.batch import RolloutBatch
 from lightning_modules.data.resume import resharded_batches
 from lightning_modules.distributed import gathered_on_rank_zero, rank, world_size
+from lightning_modules.micro_batch import MicroBatch
 
 
 class Stateful(Protocol):
@@ -30,7 +31,7 @@ class PreparedRollout:
         metrics: metrics of the rollout by name, logged with each of its optimizer steps.
     """
 
-    batches: Sequence[RolloutBatch]
+    batches: Sequence[MicroBatch]
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -49,6 +50,7 @@ class RolloutBuffer:
         stages: objects with state that is saved with that of the buffer, by name.
         optimizer_steps: returns the number of optimizer steps made so far, such as `global_step` of a trainer; when
             None, a step counts as made once its last micro-batch is yielded.
+        kind: class of the micro-batches.
 
     Attributes:
         batches_per_rollout: number of micro-batches of a rollout, over all inner epochs.
@@ -64,6 +66,7 @@ class RolloutBuffer:
         shard: tuple[int, int] | None = None,
         stages: Mapping[str, Stateful] | None = None,
         optimizer_steps: Callable[[], int] | None = None,
+        kind: type[MicroBatch] = RolloutBatch,
     ) -> None:
         self.batches_per_rollout = batches_per_rollout
         self._make_rollout = make_rollout
@@ -71,14 +74,15 @@ class RolloutBuffer:
         self._batches_per_update = batches_per_update
         self._shard = shard or (rank(), world_size())
         self._stages = dict(stages or {})
+        self._kind = kind
         self._optimizer_steps = optimizer_steps or self._yielded_updates
         self._rollouts = 0  # number of rollouts made so far
-        self._batches: list[RolloutBatch] = []
+        self._batches: list[MicroBatch] = []
         self._cursor = 0  # number of batches that have been yielded
         self._first_step: int | None = None  # number of optimizer steps before the first batch; None before it
         self.metrics: Mapping[str, float] = {}
 
-    def __iter__(self) -> Iterator[RolloutBatch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         """Yield the rest of the current rollout, or the next one."""
         self._cursor = self._trained
         if self._cursor == len(self._batches):
@@ -120,14 +124,14 @@ class RolloutBuffer:
         return self._rollouts - 1, self.batches_per_rollout - (len(self._batches) - trained)
 
     @property
-    def rest_of_update(self) -> list[RolloutBatch]:
+    def rest_of_update(self) -> list[MicroBatch]:
         """Micro-batches after the one yielded last that belong to the same optimizer step."""
         closed = [batch.closes_update for batch in self._batches]
         if not self._cursor or closed[self._cursor - 1]:
             return []
         return self._batches[self._cursor : closed.index(True, self._cursor) + 1]
 
-    def next_inner_epoch(self) -> list[RolloutBatch]:
+    def next_inner_epoch(self) -> list[MicroBatch]:
         """Return the batches of the next inner epoch at its start; empty within an epoch and after the last one."""
         size = self.batches_per_rollout // self._inner_epochs
         remaining = self._batches[self._cursor :]
@@ -159,7 +163,7 @@ class RolloutBuffer:
         """Restore the position within the rollout, and the states of the stages."""
         self._rollouts = state["rollouts"]
         remaining, self.metrics = _without_metrics(state)
-        self._batches = resharded_batches(remaining, *self._shard, self._batches_per_update)
+        self._batches = resharded_batches(remaining, *self._shard, self._batches_per_update, self._kind)
         self._cursor, self._first_step = 0, None
         self._load_stages(state.get("stages", {}))  # checkpoints of 0.1.0 have none
 

@@ -11,12 +11,11 @@ from lightning import LightningDataModule, Trainer
 from typing_extensions import override
 
 from aggregate_po import PolicyObjective
-from lightning_modules.batch import Evaluation, RolloutBatch
-from lightning_modules.data.arguments import required_policy
+from lightning_modules.batch import Evaluation
 from lightning_modules.data.buffer import RolloutBuffer, saved_position
 from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.loops import continue_run
-from lightning_modules.model.policy import Policy
+from lightning_modules.micro_batch import MicroBatch
 
 
 class BufferedDataModule(LightningDataModule):
@@ -39,11 +38,6 @@ class BufferedDataModule(LightningDataModule):
         if self.trainer is None:
             raise RuntimeError("the data module has no trainer; pass it to Trainer.fit or Trainer.validate.")
         return self.trainer
-
-    @property
-    def policy(self) -> Policy:
-        """The policy of the trainer's module; an error if there is none."""
-        return required_policy(self._trainer)
 
     def keeps_all(self, objective: PolicyObjective) -> bool:
         """Whether completions of advantage 0 are in the micro-batches of an objective."""
@@ -81,9 +75,9 @@ class BufferedDataModule(LightningDataModule):
 
     @override
     def transfer_batch_to_device(
-        self, batch: RolloutBatch | Evaluation, device: torch.device, dataloader_idx: int
-    ) -> RolloutBatch | Evaluation:
-        return batch.to(device) if isinstance(batch, RolloutBatch) else batch
+        self, batch: MicroBatch | Evaluation, device: torch.device, dataloader_idx: int
+    ) -> MicroBatch | Evaluation:
+        return batch.to(device) if isinstance(batch, MicroBatch) else batch
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from aggregate_po import PerCompletion, PerToken
 from aggregate_po.advantages.base import equal_up_to_rounding
 from aggregate_po.advantages.scored import filled
 from lightning_modules.batch import Sequences, left_padded
-from lightning_modules.data.sampler import Sampler
+from lightning_modules.data.sampler import CompletionSampler
 from lightning_modules.distributed import (
     broadcast_in_tensor_parallel_group,
     data_parallel_rank,
@@ -181,7 +181,7 @@ class GroupSampler:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: CompletionSampler,
         prompts: PromptStream,
         rewards: WeightedRewards,
         truncated: TruncationRule,

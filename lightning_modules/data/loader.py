@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_modules.batch import RolloutBatch
 from lightning_modules.data.buffer import RolloutBuffer
+from lightning_modules.micro_batch import MicroBatch
 
 
 class RolloutLoader:
@@ -26,7 +26,7 @@ class RolloutLoader:
     def __len__(self) -> int:
         return self.buffer.batches_per_rollout
 
-    def __iter__(self) -> Iterator[RolloutBatch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self.buffer)
 
     @property
@@ -35,7 +35,7 @@ class RolloutLoader:
         return self.buffer.metrics
 
     @property
-    def rest_of_update(self) -> Sequence[RolloutBatch]:
+    def rest_of_update(self) -> Sequence[MicroBatch]:
         """Micro-batches that follow in the current optimizer step."""
         return self.buffer.rest_of_update
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_modules.batch import Extent, Sequences
-from lightning_modules.model.layouts import SequenceLayout
+from lightning_modules.batch import Extent
+from lightning_modules.micro_batch import ModelInputs
+from lightning_modules.model.trained import MicroBatchSize
 
 _WINDOWS = (1, 8)  # numbers of latest micro-batches that a completion may be put into; beyond 8 little is gained
 
@@ -25,7 +26,7 @@ class _Row:
 
 
 def micro_batches(
-    sequences: Sequences, rows: Tensor, max_count: int, layout: SequenceLayout, token_budget: int | None = None
+    sequences: ModelInputs, rows: Tensor, max_count: int, layout: MicroBatchSize, token_budget: int | None = None
 ) -> list[Tensor]:
     """Return the rows of each micro-batch, such that the largest micro-batch is as small as possible.
 
@@ -46,7 +47,7 @@ def micro_batches(
     Returns:
         At most `max_count` tensors, none of them empty, each in the order of `rows`.
     """
-    prompt_lengths, lengths = sequences.prompt_mask.sum(dim=-1), sequences.completion_mask.sum(dim=-1)
+    prompt_lengths, lengths = sequences.prompt_lengths, sequences.completion_mask.sum(dim=-1)
     prompts = sequences.prompt_of[rows]
     columns = (rows, prompts, prompt_lengths[prompts], lengths[rows])
     table = [_Row(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
@@ -80,17 +81,17 @@ class UpdatePlan:
     updates: int
     epochs: int
     micro_batches: int
-    layout: SequenceLayout
+    layout: MicroBatchSize
     token_budget: int | None
 
-    def rows(self, sequences: Sequences, rows: Tensor, count: int) -> list[Tensor]:
+    def rows(self, sequences: ModelInputs, rows: Tensor, count: int) -> list[Tensor]:
         """Return the rows of `count` micro-batches; the last ones may be empty."""
         split = micro_batches(sequences, rows, count, self.layout, self.token_budget)
         return split + [rows[:0]] * (count - len(split))
 
-    def all_rows(self, sequences: Sequences) -> list[Tensor]:
+    def all_rows(self, sequences: ModelInputs) -> list[Tensor]:
         """Return the rows of all completions, in as many micro-batches as an epoch has."""
-        return self.rows(sequences, torch.arange(len(sequences.completion_ids)), self.updates * self.micro_batches)
+        return self.rows(sequences, torch.arange(len(sequences.completion_mask)), self.updates * self.micro_batches)
 
 
 def require_division(prompts_per_rollout: int, group_size: int, ranks: int, plan: UpdatePlan) -> None:
@@ -141,14 +142,14 @@ class _MicroBatch:
         self._prompts.add(row.prompt)
 
 
-def _cost(split: Sequence[_MicroBatch], layout: SequenceLayout, budget: int) -> tuple[int, int, int]:
+def _cost(split: Sequence[_MicroBatch], layout: MicroBatchSize, budget: int) -> tuple[int, int, int]:
     """Return the largest size or the budget, the number of tokens, and the number of micro-batches."""
     sizes = [layout.size(part.extent) for part in split]
     return max([*sizes, budget]), sum(sizes), len(sizes)
 
 
 def _balanced_split(
-    order: Sequence[_Row], max_count: int, layout: SequenceLayout, budget: int, window: int
+    order: Sequence[_Row], max_count: int, layout: MicroBatchSize, budget: int, window: int
 ) -> list[_MicroBatch]:
     """Split the rows into at most `max_count` micro-batches of the smallest sufficient size, or of the budget."""
     largest_row = max(layout.size(_MicroBatch().extent_with(row)) for row in order)
@@ -165,7 +166,7 @@ def _balanced_split(
     return _greedy_split(order, layout, enough, window)
 
 
-def _greedy_split(order: Sequence[_Row], layout: SequenceLayout, budget: int, window: int) -> list[_MicroBatch]:
+def _greedy_split(order: Sequence[_Row], layout: MicroBatchSize, budget: int, window: int) -> list[_MicroBatch]:
     """Put each row in the given order into the first micro-batch with room for it, or else into a new one.
 
     Only the last `window` micro-batches are tried. A row that exceeds the budget is a micro-batch of its own.

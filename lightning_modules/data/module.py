@@ -1,54 +1,44 @@
-"""Data module: prompts, completions, rewards, advantages and micro-batches."""
+"""Data module of language models: prompts, completions, rewards, advantages and micro-batches."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from lightning import Trainer
 from typing_extensions import override
 
-from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection, TokenWeighting
+from aggregate_po import AdvantageEstimator, PerCompletion, PerToken, SamplerCorrection, TokenWeighting
 from aggregate_po.advantages import GroupNormalized
+from lightning_modules.batch import RolloutBatch, Sequences
 from lightning_modules.configuration import described_arguments
-from lightning_modules.data.advantages import advantages
-from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, require_unweighted
-from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
-from lightning_modules.data.buffered import BufferedDataModule
+from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, required_policy
 from lightning_modules.data.definitions import require_defined
 from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
-from lightning_modules.data.groups import Groups, GroupSampler
+from lightning_modules.data.groups import Groups
 from lightning_modules.data.held_out import HeldOutSet, held_out_prompts, held_out_sets
 from lightning_modules.data.loader import RolloutLoader
-from lightning_modules.data.metrics import rollout_metrics
-from lightning_modules.data.micro_batches import UpdatePlan, require_division
-from lightning_modules.data.notices import Notices
-from lightning_modules.data.observers import observe
-from lightning_modules.data.rollout import LogProbSource, Rollout, penalized_rewards, rollout_log_probs
+from lightning_modules.data.micro_batches import UpdatePlan
+from lightning_modules.data.rollout import LogProbSource, RolloutLogProbs, penalized_rewards, rollout_log_probs
 from lightning_modules.data.sampler import Sampler
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.data.spans import SpanRule, span_ids
-from lightning_modules.data.token_weights import token_weights
-from lightning_modules.data.trainer_flags import require_whole_updates
-from lightning_modules.data.updates import updates
-from lightning_modules.distributed import data_parallel_rank, data_parallel_size
-from lightning_modules.model.layouts import SequenceLayout
+from lightning_modules.data.staged import StagedDataModule
+from lightning_modules.micro_batch import ModelInputs
+from lightning_modules.model.policy import Policy
 from lightning_modules.prompts import Prompt, PromptFormat, PromptOrder, PromptSource, PromptTemplate
 from lightning_modules.prompts.sources import examples_of
 from lightning_modules.rewards import AnyReward, FailedVerdictRule, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
-from lightning_modules.seeding import derived_seed
 from lightning_modules.validation import require_at_least
 
 
-class RolloutDataModule(BufferedDataModule):
+class RolloutDataModule(StagedDataModule):
     """Samples rollouts from the policy during training, and splits them into micro-batches.
 
     One Lightning epoch is one rollout: `prompts_per_rollout * group_size` completions, used for
     `updates_per_rollout * epochs_per_rollout` optimizer steps of `accumulate_grad_batches` micro-batches each. The
-    method `_rollout` shows the data flow, with one stage per line.
+    method `_rollout` of the base class shows the data flow, with one stage per line.
 
     Args:
         dataset: Training prompts: a `PromptDataset`, a list of mappings with "prompt", or the path of a JSON
@@ -106,6 +96,9 @@ class RolloutDataModule(BufferedDataModule):
         TypeError: `advantages` is not an AdvantageEstimator, or a reward is not callable.
         ValueError: an argument is out of its range, or there are no prompts.
     """
+
+    sampler: Sampler
+    kind = RolloutBatch
 
     def __init__(
         self,
@@ -174,57 +167,69 @@ class RolloutDataModule(BufferedDataModule):
         self.seed = seed
 
     @property
+    def policy(self) -> Policy:
+        """The policy of the trainer's module; an error if there is none."""
+        return required_policy(self._trainer, Policy, "PolicyModule")
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the rewards need log-probabilities under the reference."""
         return self.kl_in_reward > 0
 
-    def update_plan(self, layout: SequenceLayout, micro_batches: int) -> UpdatePlan:
-        """Return the split of a rollout into updates, and of each update into micro-batches per rank."""
-        sizes = self.updates_per_rollout, self.epochs_per_rollout, micro_batches
-        return UpdatePlan(*sizes, layout, self.tokens_per_micro_batch)
+    @property
+    @override
+    def samples_from_old_policy(self) -> bool:
+        return self.overlap and self.old_log_probs == "sampler"
+
+    # Stages
+
+    @override
+    def new_sampler(self) -> Sampler:
+        texts = self.max_completion_length, self.prompt_format, self.skip_special_tokens, self.max_prompt_length
+        return Sampler(self.rollouts, self.policy, self._trainer, *texts)
+
+    @override
+    def require_defined(self) -> None:
+        require_defined(self._trainer, self.token_weights, self.schemes, self.correction, self.spans)
+
+    @override
+    def inputs_of(self, groups: Groups) -> Sequences:
+        return groups.sequences(self.temperature)
+
+    @override
+    def log_probs_of(self, groups: Groups, inputs: ModelInputs, plan: UpdatePlan) -> RolloutLogProbs:
+        sequences = cast(Sequences, inputs)
+        return rollout_log_probs(groups, sequences, self.policy, self.old_log_probs, self.correction, plan)
+
+    @override
+    def rewards_of(self, groups: Groups, log_probs: RolloutLogProbs) -> PerCompletion:
+        return penalized_rewards(groups, log_probs, self.kl_in_reward)
+
+    @override
+    def spans_of(self, groups: Groups) -> PerToken | None:
+        return span_ids(self.spans, groups, self.policy.tokenizer)
+
+    @override
+    def check_prompts(self) -> None:
+        """Check the training prompts, and leave those above `max_prompt_length` out of their order."""
+        self._prompts.order = PromptOrder(self.sampler.tokenizer.check("dataset", self.dataset), self.seed)
 
     # Lightning's hooks
 
     @override
     def setup(self, stage: str) -> None:
-        """Check the split of a rollout, request a reference if the rewards need one, and create sampler and buffer."""
-        texts = self.max_completion_length, self.prompt_format, self.skip_special_tokens, self.max_prompt_length
-        self.sampler = Sampler(self.rollouts, self.policy, self._trainer, *texts)
+        """Request a reference if the rewards need one, and set up the rollouts."""
         self._held_out: dict[str, list[Prompt]] | None = None
-        if stage == "fit":
-            plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
-            require_division(self.prompts_per_rollout, self.group_size, data_parallel_size(self._trainer), plan)
-            require_whole_updates(self._trainer, plan)
-            require_defined(self._trainer, self.token_weights, self.schemes, self.correction, self.spans)
-            if self.needs_reference:
-                self.policy.keep_reference()
-            self._notices = Notices(self.max_completion_length, self.truncated)
-            self._notices.before_training(plan, self.overlap and self.old_log_probs == "sampler")
         super().setup(stage)
-
-    @override
-    def new_buffer(self, trainer: Trainer) -> RolloutBuffer:
-        shard = data_parallel_rank(trainer), data_parallel_size(trainer)
-        self._stack.reset()
-        self._prompts = self._stack.stream(
-            self.dataset, lambda *example: self.sampler.tokenizer(*example), *shard, self.updates_per_rollout
-        )
-        stages: dict[str, Stateful] = {"prompts": self._prompts, **self._stack.stages}
-        updates, micro_batches = self.updates_per_rollout * self.epochs_per_rollout, trainer.accumulate_grad_batches
-        sizes = updates * micro_batches, self.epochs_per_rollout, micro_batches
-        return RolloutBuffer(self._rollout, *sizes, shard, stages, lambda: trainer.global_step)
+        if stage == "fit" and self.needs_reference:
+            self.policy.keep_reference()
 
     @override
     def train_dataloader(self) -> RolloutLoader:
         """Return the data loader over successive rollouts, after a check of all prompts and of the layout."""
-        self.check_prompts()
+        loader = super().train_dataloader()
         self._held_out_prompts()
-        self.policy.choose_layout()
-        return super().train_dataloader()
-
-    def check_prompts(self) -> None:
-        """Check the training prompts, and leave those above `max_prompt_length` out of their order."""
-        self._prompts.order = PromptOrder(self.sampler.tokenizer.check("dataset", self.dataset), self.seed)
+        return loader
 
     @override
     def val_dataloader(self) -> list[EvaluationLoader]:
@@ -242,59 +247,3 @@ class RolloutDataModule(BufferedDataModule):
         if self._held_out is None:
             self._held_out = held_out_prompts(self.validation or {}, self.dataset, self.sampler)
         return self._held_out
-
-    @override
-    def teardown(self, stage: str) -> None:
-        self.rewards.close()
-        if "sampler" in vars(self):  # made by `setup`, which may have failed
-            self.sampler.close()
-
-    @override
-    def on_exception(self, exception: BaseException) -> None:
-        self.teardown("exception")  # Lightning calls none after a failure
-
-    # Data flow
-
-    def _rollout(self, number: int) -> PreparedRollout:
-        """Make the rollout with the given number."""
-        started = time.perf_counter()
-        plan = self.update_plan(self.policy.layout, self._trainer.accumulate_grad_batches)
-        groups = self._groups(number)
-        sequences = groups.sequences(self.temperature)
-        log_probs = rollout_log_probs(groups, sequences, self.policy, self.old_log_probs, self.correction, plan)
-        rewards = penalized_rewards(groups, log_probs, self.kl_in_reward)
-        seed = derived_seed(self.seed, number)
-        estimated = advantages(self.advantages, groups, rewards, self.rewards.weights, seed, self._trainer)
-        metrics = rollout_metrics(groups, rewards, self.rewards, log_probs.mismatch, self._trainer)
-        self._notices.after_rollout(metrics)
-        weighted = self._stack.weighted(estimated, groups, number, data_parallel_rank(self._trainer))
-        objective = cast(PolicyObjective, self._trainer.lightning_module.objective)
-        require_unweighted(objective, estimated, weighted, self.schemes)
-        mean_weights, kept = token_weights(self.token_weights, groups, log_probs.entropies, self._trainer)
-        spans = span_ids(self.spans, groups, self.policy.tokenizer)
-        rollout = Rollout(groups, sequences, log_probs, weighted, {**metrics, **kept}, mean_weights, spans)
-        observe(self._trainer, rollout)
-        batches, trained = updates(rollout, plan, self.keeps_all(objective), self._trainer)
-        self._begin(number + 1, self._trainer.global_step + len(batches) // plan.micro_batches)
-        whole = {"completions/trained_ratio": trained, "time/rollout": time.perf_counter() - started}
-        return PreparedRollout(batches, {**rollout.metrics, **whole})
-
-    def _groups(self, number: int) -> Groups:
-        """Sample and score the groups of a rollout on this rank, with the sampling schemes applied."""
-        self._prompts.begin_at(number * self.prompts_per_rollout)
-        return self._stack.groups(self._group_sampler(number), self._prompts_per_rank)
-
-    def _begin(self, number: int, step: int) -> None:
-        """Start sampling the next rollout in the background if `overlap` is set and training continues after `step`."""
-        if self.overlap and step < self._trainer.estimated_stepping_batches:
-            self._group_sampler(number).begin(*self._stack.first_sizes(self._prompts_per_rank, self.group_size))
-
-    def _group_sampler(self, number: int) -> GroupSampler:
-        parts = self.sampler, self._prompts, self.rewards, self.truncated, self.failed_verdicts
-        sizes = self.group_size, self.temperature, self.updates_per_rollout
-        seeds = self.seed, number, data_parallel_rank(self._trainer)
-        return GroupSampler(*parts, *sizes, seeds, self._trainer)
-
-    @property
-    def _prompts_per_rank(self) -> int:
-        return self.prompts_per_rollout // data_parallel_size(self._trainer)

@@ -14,6 +14,7 @@ from lightning_modules.batch import Sequences
 from lightning_modules.data.groups import Groups
 from lightning_modules.data.metrics import mismatch_tally
 from lightning_modules.data.micro_batches import UpdatePlan
+from lightning_modules.micro_batch import ModelInputs
 from lightning_modules.model.policy import Policy
 from lightning_modules.tally import Tally
 
@@ -46,7 +47,7 @@ class Rollout:
 
     Args:
         groups: completions with their rewards.
-        sequences: prompts and completions as token ids for a forward pass.
+        inputs: prompts and completions as the input of a forward pass.
         log_probs: log-probabilities of the completions.
         advantages: advantages, estimated from the groups of all ranks; shape `batch` or `batch time`.
         metrics: metrics of the rollout, the same on all ranks.
@@ -55,7 +56,7 @@ class Rollout:
     """
 
     groups: Groups
-    sequences: Sequences
+    inputs: ModelInputs
     log_probs: RolloutLogProbs
     advantages: PerCompletion | PerToken
     metrics: Mapping[str, float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import cast
 import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from lightning_modules.distributed import broadcast_in_tensor_parallel_group, is_tensor_parallel_leader
 from lightning_modules.model.limits import limits_of
@@ -37,8 +39,47 @@ class Sampled:
     metrics: Mapping[str, float]
 
 
-class Sampler:
-    """Samples completions from the current policy, for training and evaluation.
+class CompletionSampler(ABC):
+    """Samples completions from the current policy.
+
+    Subclass requirements: implement all methods. Those of the same arguments and the same policy give the same
+    completions.
+    """
+
+    @abstractmethod
+    def prompt_of(self, example: Example, place: str = "a prompt") -> Prompt:
+        """Return the prompt of an example; its place is for error messages."""
+
+    @abstractmethod
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float,
+        seed: int,
+        samples_per_prompt: int = 1,
+        top_p: float = 1.0,
+    ) -> Sampled:
+        """Sample completions, or wait for those that a `begin` with the same arguments has started.
+
+        Args:
+            prompts: prompts of this rank.
+            temperature: sampling temperature; 0 means greedy decoding.
+            seed: sampling seed.
+            samples_per_prompt: number of completions per prompt; those of one prompt are adjacent.
+            top_p: probability of the nucleus to sample from; 1.0 for all tokens.
+        """
+
+    @abstractmethod
+    def begin(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int) -> None:
+        """Start sampling from the current policy in the background; the arguments are those of `sample`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Discard completions sampled ahead, and release all resources."""
+
+
+class Sampler(CompletionSampler):
+    """Samples completions from a language model, for training and evaluation.
 
     Args:
         engine: rollout engine that generates the tokens.
@@ -73,9 +114,10 @@ class Sampler:
         lengths = self._max_completion_length, self._policy.stop_token_ids, self._max_prompt_length
         return PromptTokenizer(self._policy.tokenizer, self._prompt_format, limits, *lengths)
 
-    def prompt_of(self, example: Example) -> Prompt:
+    @override
+    def prompt_of(self, example: Example, place: str = "a prompt") -> Prompt:
         """Tokenize the prompt of an example."""
-        return self.tokenizer(example)
+        return self.tokenizer(example, place)
 
     def fix_lengths(self, **datasets: Sequence[Example] | None) -> None:
         """Fix positions that would depend on the longest row of a call, as under LongRoPE; see `fix_rope`.
@@ -98,6 +140,7 @@ class Sampler:
             longest = max(len(prompt.token_ids) for found in prompts for prompt in found) + self._max_completion_length
         return longest
 
+    @override
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -106,27 +149,18 @@ class Sampler:
         samples_per_prompt: int = 1,
         top_p: float = 1.0,
     ) -> Sampled:
-        """Sample completions, or wait for those that a `begin` with the same arguments has started.
-
-        Args:
-            prompts: prompts of this rank.
-            temperature: sampling temperature; 0 means greedy decoding.
-            seed: sampling seed.
-            samples_per_prompt: number of completions per prompt; those of one prompt are adjacent.
-            top_p: probability of the nucleus to sample from; 1.0 for all tokens.
-        """
         request = self._request(prompts, temperature, seed, samples_per_prompt, top_p)
         generated = self._prefetch.take(request) or self._generation(request)()
         completions = cast(Completions, broadcast_in_tensor_parallel_group(generated.completions, self._trainer))
         return Sampled(completions, self._texts(completions), generated.policy_step, generated.metrics)
 
+    @override
     def begin(self, prompts: Sequence[Prompt], temperature: float, seed: int, samples_per_prompt: int) -> None:
-        """Start sampling from the current policy in the background; the arguments are those of `sample`."""
         request = self._request(prompts, temperature, seed, samples_per_prompt)
         self._prefetch.begin(request, self._generation(request))
 
+    @override
     def close(self) -> None:
-        """Discard completions sampled ahead, and release the resources of the engine."""
         self._prefetch.close()
         self._engine.close()
 

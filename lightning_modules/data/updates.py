@@ -10,16 +10,16 @@ from torch import Tensor
 
 from aggregate_po import PolicyBatch, StepTotals
 from aggregate_po.masked import masked_length
-from lightning_modules.batch import RolloutBatch, inert
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.rollout import Rollout
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
+from lightning_modules.micro_batch import MicroBatch, inert
 from lightning_modules.tally import Tally
 
 _NAMES, _KINDS = ("completions", "tokens"), ("", "weighted_")
 
 
-def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Trainer) -> tuple[list[RolloutBatch], float]:
+def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Trainer) -> tuple[list[MicroBatch], float]:
     """Return the micro-batches of all optimizer steps in order, and the fraction of completions in them.
 
     Completions without gradient are left out of the forward pass, but are included in the totals of their step. These
@@ -58,10 +58,10 @@ def updates(rollout: Rollout, plan: UpdatePlan, keeps_all: bool, trainer: Traine
     return batches, trained / sum(counted.sums["all"] for counted in counts)
 
 
-def _step(rollout: Rollout, rows: Tensor, groups: Tensor, totals: StepTotals) -> RolloutBatch:
+def _step(rollout: Rollout, rows: Tensor, groups: Tensor, totals: StepTotals) -> MicroBatch:
     """Return all completions of one optimizer step as a single batch."""
-    sequences = rollout.sequences.select(rows)
-    time = sequences.completion_ids.shape[1]
+    inputs = rollout.inputs.select(rows)
+    time = inputs.completion_mask.shape[1]
     log_probs, reference = rollout.log_probs, rollout.log_probs.reference
     advantages = _in_precision(log_probs.old.dtype, rollout.advantages[rows])
     policy = PolicyBatch(
@@ -75,11 +75,10 @@ def _step(rollout: Rollout, rows: Tensor, groups: Tensor, totals: StepTotals) ->
         correction=log_probs.correction.map(lambda tensor: tensor[rows, :time] if tensor.ndim == 2 else tensor[rows]),
         groups=groups[rows],
     )
-    return RolloutBatch(
+    return inputs.micro_batch(
         policy=policy,
         samples=rows % rollout.groups.group_size,
         rewards=torch.where(rollout.groups.scored, rollout.groups.rewards, torch.nan)[rows],
-        **vars(sequences),
     )
 
 

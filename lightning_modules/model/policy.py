@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
 
 from aggregate_po import PerToken
-from lightning_modules.batch import Sequences
+from lightning_modules.batch import RolloutBatch, Sequences
 from lightning_modules.distributed import rank
+from lightning_modules.micro_batch import MicroBatch
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.limits import padding_token_required
 from lightning_modules.model.log_probs import log_probs_and_entropy
-from lightning_modules.model.lora import LoRA, without_adapters
+from lightning_modules.model.lora import LoRA, form_of, require_same_form, without_adapters
 from lightning_modules.model.remote_code import remote_code_refused
 from lightning_modules.model.serving import serving_layout
 from lightning_modules.model.sharding import full_weights, is_sharded, shard
 from lightning_modules.model.tensor_parallel import parallelize
+from lightning_modules.model.trained import PolicyPass, TrainedPolicy
+
+_Part = TypeVar("_Part")
 
 
 class ModelSource(Protocol):
@@ -41,11 +46,10 @@ class ModelSource(Protocol):
         """Build the model unless it exists, and return a folder that `from_pretrained` loads."""
 
 
-class Policy:
+class Policy(TrainedPolicy):
     """A causal language model, its tokenizer, and the initial model as a reference.
 
-    The data module samples from it and computes log-probabilities with it; the `PolicyModule` trains it. It is not an
-    `nn.Module`: the `PolicyModule` registers the model, and the reference is neither trained nor saved.
+    The data module samples from it and computes log-probabilities with it; the `PolicyModule` trains it.
 
     Args:
         source: hub id or folder of a Hugging Face causal language model, or a `ModelSource` that builds one.
@@ -56,6 +60,8 @@ class Policy:
     Raises:
         ValueError: `source` is the path of a folder that does not exist.
     """
+
+    layout: SequenceLayout
 
     def __init__(
         self,
@@ -70,20 +76,18 @@ class Policy:
         self.asked_layout = layout
         self.layout = SharedPrompts() if layout is None else layout
         self._layout_chosen = False
-        self.lora = lora
+        self.lora, self.form = lora, form_of(lora)
         self.attn_implementation = attn_implementation
-        self.keeps_reference = False
         self.reference: PreTrainedModel | None = None
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._shard_model: Callable[[PreTrainedModel], None] = lambda model: None
-        self._forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     # Loading
 
     @property
+    @override
     def is_loaded(self) -> bool:
-        """Whether the model is loaded."""
         return self._model is not None
 
     @property
@@ -93,9 +97,7 @@ class Policy:
         Raises:
             RuntimeError: the model is not loaded.
         """
-        if self._model is None:
-            raise RuntimeError("the policy is not loaded; fit or validate its PolicyModule, or call `configure_model`.")
-        return self._model
+        return _loaded(self._model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -104,13 +106,11 @@ class Policy:
         Raises:
             RuntimeError: the model is not loaded.
         """
-        if self._tokenizer is None:
-            raise RuntimeError("the policy is not loaded; fit or validate its PolicyModule, or call `configure_model`.")
-        return self._tokenizer
+        return _loaded(self._tokenizer)
 
     @property
+    @override
     def device(self) -> torch.device:
-        """Device of the model."""
         return self.model.device
 
     def load(
@@ -143,7 +143,7 @@ class Policy:
             if mesh is not None:
                 shard(model, mesh, gathered_dtype())
 
-        self._shard_model, self._forward_context = shard_model, forward_context
+        self._shard_model, self.forward_context = shard_model, forward_context
         path = self._path()
         with remote_code_refused(self.source):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -156,6 +156,7 @@ class Policy:
         self._load_reference()
         return model
 
+    @override
     def keep_reference(self) -> None:
         """Keep the initial model as the reference; it is loaded from `source` again."""
         self.keeps_reference = True
@@ -169,6 +170,7 @@ class Policy:
             self._shard_model(reference)
             self.reference = reference
 
+    @override
     def choose_layout(self) -> None:
         """Try out the layout asked for, or choose the one that serves the model; every rank must call it.
 
@@ -176,7 +178,7 @@ class Policy:
             ValueError: the layout asked for, or every one, is wrong by more than rounding; see `serving_layout`.
         """
         if not self._layout_chosen:
-            with self._forward_context():
+            with self.forward_context():
                 self.layout = serving_layout(self.model, self.asked_layout)
             self._layout_chosen = True
 
@@ -196,15 +198,9 @@ class Policy:
         Raises:
             ValueError: neither the tokenizer nor the model names one.
         """
-        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ids = configured if isinstance(configured, list) else [configured]
-        found = {token for token in [*ids, self.tokenizer.eos_token_id] if token is not None}
-        if not found:
-            raise ValueError(
-                f"`model_name` {self.source!r} has no end-of-sequence token; set `eos_token` of its tokenizer."
-            )
-        return tuple(sorted(found))
+        return _stop_token_ids(self.model, self.tokenizer, self.source)
 
+    @override
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer to a folder that `from_pretrained` loads; for adapters see `LoRA.export`.
 
@@ -219,7 +215,15 @@ class Policy:
         if rank() == 0:
             self.tokenizer.save_pretrained(folder)
 
+    @override
+    def require_form(self, saved: dict[str, Any] | None) -> None:
+        require_same_form(self.lora, saved)
+
     # Log-probabilities
+
+    @override
+    def evaluate(self, batch: MicroBatch) -> PolicyPass:
+        return PolicyPass(*self.log_probs_and_entropy(cast(RolloutBatch, batch)), batch.policy)
 
     def log_probs_and_entropy(self, sequences: Sequences) -> tuple[PerToken, PerToken]:
         """Return differentiable log-probabilities and detached entropies of completions; shape `batch time`; nats."""
@@ -232,7 +236,7 @@ class Policy:
     @torch.no_grad()
     def current_log_probs_and_entropy(self, sequences: Sequences) -> tuple[PerToken, PerToken]:
         """Return `log_probs_and_entropy` without gradient, in the precision of training."""
-        with self._forward_context():
+        with self.forward_context():
             return self.log_probs_and_entropy(sequences)
 
     def current_log_probs(self, sequences: Sequences) -> PerToken:
@@ -252,9 +256,24 @@ class Policy:
         if self.reference is None:
             raise RuntimeError("the policy keeps no reference; call `keep_reference()`.")
         cast(nn.Module, self.reference).to(self.device, self.model.dtype)
-        with self._forward_context():
+        with self.forward_context():
             log_probs, _ = log_probs_and_entropy(self.reference, sequences, self.layout)
         return log_probs
+
+
+def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: object) -> tuple[int, ...]:
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    found = {token for token in [*ids, tokenizer.eos_token_id] if token is not None}
+    if not found:
+        raise ValueError(f"`model_name` {source!r} has no end-of-sequence token; set `eos_token` of its tokenizer.")
+    return tuple(sorted(found))
+
+
+def _loaded(part: _Part | None) -> _Part:
+    if part is None:
+        raise RuntimeError("the policy is not loaded; fit or validate its PolicyModule, or call `configure_model`.")
+    return part
 
 
 def _require_model(source: str) -> None:

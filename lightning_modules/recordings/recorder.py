@@ -92,7 +92,7 @@ class RolloutRecorder(RolloutObserver, MicroBatchObserver):
         """Keep a micro-batch, and write the optimizer step that it completes."""
         if self._rollout is None or self._begun > self.rollouts:
             return
-        batch = micro_batch.batch.to("cpu")
+        batch = cast(RolloutBatch, micro_batch.batch.to("cpu"))
         self._pending.append(
             RecordedBatch(
                 batch=batch,

@@ -40,7 +40,7 @@ def test_classes_and_functions_of_the_diagrams_exist():
 
 def test_stages_stand_in_the_order_in_which_the_flow_calls_them():
     source = inspect.getsource(RolloutDataModule._rollout)
-    stages = ["rollout_log_probs", "advantages", "updates"]
+    stages = ["log_probs_of", "advantages", "updates"]
     assert sorted(stages, key=lambda stage: source.index(f"{stage}(")) == stages
     assert sorted(stages, key=lambda stage: FLOW.index(f" {stage}:")) == stages
 

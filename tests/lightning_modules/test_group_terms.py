@@ -15,6 +15,7 @@ from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.data.schemes import DynamicPruning, SamplingScheme
 from lightning_modules.group_terms import UpdateGroups
+from lightning_modules.model.trained import PolicyPass
 from tests.lightning_modules.training import (
     BatchRecorder,
     ExactPolicy,
@@ -40,20 +41,26 @@ def trainer_with(*rest):
     return SimpleNamespace(train_dataloader=SimpleNamespace(rest_of_update=rest), **ONE_PROCESS)
 
 
+def passed(batch, log_prob):
+    """A forward pass in which all tokens have the same log-probability."""
+    log_probs = torch.full(batch.policy.response_mask.shape, log_prob)
+    return PolicyPass(log_probs, torch.zeros_like(log_probs), batch.policy)
+
+
 def test_each_micro_batch_gets_the_terms_of_its_rows_from_one_pass_over_the_others():
     first, second = micro_batch([1.0, -1.0, 1.0], [0, 1, 2], False), micro_batch([-1.0, 1.0, 2.0], [0, 1, 2], True)
     asked = []
 
-    def log_probs_of(batch):
+    def pass_of(batch):
         asked.append(batch)
         torch.rand(3)  # dropout
-        return torch.full((3, 2), -0.2)
+        return passed(batch, -0.2)
 
     groups = UpdateGroups(real())
     state = torch.get_rng_state()
-    given = groups.with_terms(torch.full((3, 2), 0.1), first, log_probs_of, trainer_with(second))
+    given = groups.with_terms(passed(first, 0.1), first, pass_of, trainer_with(second))
     assert torch.equal(torch.get_rng_state(), state)
-    then = groups.with_terms(torch.full((3, 2), -0.2), second, log_probs_of, trainer_with())
+    then = groups.with_terms(passed(second, -0.2), second, pass_of, trainer_with())
     assert len(asked) == 1
     # Each pair of completions of one group is compared; the last group has positive labels only.
     log_values = torch.tensor([[0.1, -0.2], [-0.2, 0.1]])
@@ -69,13 +76,13 @@ def test_each_micro_batch_gets_the_terms_of_its_rows_from_one_pass_over_the_othe
 
 def test_an_objective_without_groups_is_left_alone():
     batch = micro_batch([1.0], [0], False)
-    assert UpdateGroups(gmpo()).with_terms(torch.zeros(1, 2), batch, None, None) is batch.policy
+    assert UpdateGroups(gmpo()).with_terms(passed(batch, 0.0), batch, None, None) is batch.policy
 
 
 def test_a_loader_that_hides_the_other_micro_batches_is_refused():
     batch, trainer = micro_batch([1.0], [0], False), SimpleNamespace(train_dataloader=[], **ONE_PROCESS)
     with pytest.raises(ValueError, match="the data loader list has no `rest_of_update`"):
-        UpdateGroups(real()).with_terms(torch.zeros(1, 2), batch, None, trainer)
+        UpdateGroups(real()).with_terms(passed(batch, 0.0), batch, None, trainer)
 
 
 class Passes(Callback):

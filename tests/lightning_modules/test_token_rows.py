@@ -6,7 +6,8 @@ import torch
 from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo, grpo, pmpo
 from lightning_modules import read_token_rows
-from lightning_modules.batch import RolloutBatch, inert, left_padded
+from lightning_modules.batch import RolloutBatch, left_padded
+from lightning_modules.micro_batch import inert
 from lightning_modules.parquet_files import step_file, write_rows
 from lightning_modules.token_rows import TokenRow, token_files, token_rows
 from lightning_modules.token_texts import TokenTexts

@@ -12,7 +12,7 @@ from aggregate_po.advantages import GroupCentered
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.addition import AdditionProblems
-from lightning_modules.batch import current_rollout_metrics
+from lightning_modules.micro_batch import current_rollout_metrics
 from lightning_modules.rollouts import Completions, TransformersEngine
 
 
