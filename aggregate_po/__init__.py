@@ -41,6 +41,7 @@ from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import (
     AdvantageWeighted,
     EntropyBonus,
+    GaussianKL,
     ImportanceWeighted,
     K1Penalty,
     K2Penalty,
@@ -104,6 +105,7 @@ __all__ = [
     "ExponentRule",
     "FixedExponent",
     "GammaKernel",
+    "GaussianKL",
     "GaussianKLMask",
     "GeometricMean",
     "GradientWeights",

@@ -99,7 +99,7 @@ class PolicyObjective:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether any penalty reads `batch.ref_log_probs`."""
+        """Whether any penalty reads the reference policy, `batch.ref_log_probs` or `batch.ref_divergence`."""
         return any(penalty.needs_reference for penalty in self.penalties)
 
     @property

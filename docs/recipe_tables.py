@@ -34,7 +34,7 @@ class AnyNumber(float):
 
     def __new__(cls, name: str) -> "AnyNumber":
         """The number, which remembers what it is called."""
-        number = super().__new__(cls, TOKENS if "length" in name else BOUND)
+        number = super().__new__(cls, TOKENS if "length" in name or name == "steps" else BOUND)
         number.name = name
         return number
 

@@ -11,7 +11,7 @@ from aggregate_po import PolicyBatch, PolicyObjective, StepTotals
 TOKENS = 3
 BOUND = 0.4  # where a recipe has no default
 BEHAVIOR_PROBABILITY = 0.5
-RANGES = (0.002, 0.01, 1.0, 2.0)  # half-widths of the axis of log ratios
+RANGES = (1e-5, 5e-4, 0.002, 0.01, 1.0, 2.0)  # half-widths of the axis of log ratios
 SIGNS = {"up": 1.0, "down": -1.0}  # class of the curve in site.css: advantage
 
 _POINTS = 121
@@ -64,7 +64,9 @@ def weights(objective: PolicyObjective, log_ratio: Tensor, advantage: float) -> 
     log_probs = old.clone()
     log_probs[:, 0] += log_ratio
     totals = StepTotals(completions=1, tokens=TOKENS, reward_mean=0.5, reward_std=0.5)
-    batch = PolicyBatch(old, torch.ones_like(old), torch.full_like(old[:, 0], advantage), totals)
+    # The divergence that noise of size one goes with, to second order.
+    steps = {"divergence": (log_probs - old).square() / 2, "scale": torch.ones_like(old)}
+    batch = PolicyBatch(old, torch.ones_like(old), torch.full_like(old[:, 0], advantage), totals, **steps)
     if objective.group_objective is not None:
         return _weights_in_a_pair(objective, log_probs, batch)
     return TOKENS * objective.gradient_weights(log_probs, batch).total
@@ -91,7 +93,7 @@ def visible_range(objective: PolicyObjective) -> float:
 
     A clip, a cap or a mask makes a curve flat from some log ratio on. Where nothing does, it is 1.
     """
-    distance = torch.logspace(-4, math.log10(RANGES[-1]), 240, dtype=torch.float64)
+    distance = torch.logspace(-6, math.log10(0.9 * RANGES[-1]), 240, dtype=torch.float64)
     outermost = 0.0
     for advantage in SIGNS.values():
         for side in (distance, -distance):

@@ -3,6 +3,7 @@
 from aggregate_po.advantages.base import AdvantageEstimator, GroupAdvantage, GroupedRewards
 from aggregate_po.advantages.batch import BatchScaled, ComponentNormalized, WhitenedCentered, WhitenedReturns
 from aggregate_po.advantages.beta import BetaNormalized
+from aggregate_po.advantages.clamped import Clamped
 from aggregate_po.advantages.group import (
     BestOfGroup,
     GroupCentered,
@@ -19,6 +20,7 @@ __all__ = [
     "BatchScaled",
     "BestOfGroup",
     "BetaNormalized",
+    "Clamped",
     "ComponentNormalized",
     "GroupAdvantage",
     "GroupCentered",

@@ -50,7 +50,7 @@ class OverlongShaping(AdvantageEstimator):
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_estimator(self.estimator)
+        require_estimator(self.estimator)
         if not 1 <= self.cache_length <= self.max_completion_length < math.inf:
             raise ValueError(
                 f"`cache_length` is {self.cache_length}; pass 1 or more tokens, at most `max_completion_length`="
@@ -98,7 +98,7 @@ class LengthPenalty(AdvantageEstimator):
     target_length: int = 0
 
     def __post_init__(self) -> None:
-        _require_estimator(self.estimator)
+        require_estimator(self.estimator)
         require_non_negative(per_token=self.per_token, target_length=self.target_length)
 
     @override
@@ -132,7 +132,7 @@ class LengthCorrected(AdvantageEstimator):
     estimator: AdvantageEstimator
 
     def __post_init__(self) -> None:
-        _require_estimator(self.estimator)
+        require_estimator(self.estimator)
 
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
@@ -155,7 +155,12 @@ def _changed(rollout: GroupedRewards, change: Tensor) -> GroupedRewards:
     return replace(rollout, **changes)
 
 
-def _require_estimator(estimator: object) -> None:
+def require_estimator(estimator: object) -> None:
+    """Check the argument of an estimator that wraps another one.
+
+    Raises:
+        TypeError: it is no estimator.
+    """
     if not isinstance(estimator, AdvantageEstimator):
         raise TypeError(
             f"`estimator` is {estimator!r}; pass an instance of a subclass of aggregate_po.AdvantageEstimator."

@@ -2,6 +2,7 @@
 
 from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
 from aggregate_po.penalties.entropy import EntropyBonus
+from aggregate_po.penalties.gaussian import GaussianKL
 from aggregate_po.penalties.kl import K1Penalty, K2Penalty, K3Penalty, KLPenalty
 from aggregate_po.penalties.lagrange import LagrangePenalty
 from aggregate_po.penalties.variance import RatioVariance
@@ -11,6 +12,7 @@ __all__ = [
     "AdvantageWeighted",
     "EntropyBonus",
     "EvaluatedPenalty",
+    "GaussianKL",
     "ImportanceWeighted",
     "K1Penalty",
     "K2Penalty",

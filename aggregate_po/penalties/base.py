@@ -38,7 +38,7 @@ class Penalty(ABC):
 
     - Implement `token_costs`. It must be differentiable, and finite for all finite log-probabilities: subtract them
       with `bounds.log_ratio_of` and bound the result with `bounds.bounded`.
-    - Override `needs_reference` to return True if the costs read `batch.ref_log_probs`.
+    - Override `needs_reference` to return True if the costs read `batch.ref_log_probs` or `batch.ref_divergence`.
     - May override `token_derivatives` with a closed form, which must equal the derivative of `token_costs`.
     - May override `evaluate` if costs and derivatives share work. It must return what the separate methods return.
     - A penalty that adapts implements `adapt`, may override `observed`, and implements `state_dict` and
@@ -49,7 +49,7 @@ class Penalty(ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `batch.ref_log_probs` is read."""
+        """Whether the costs read the reference policy: `batch.ref_log_probs` or `batch.ref_divergence`."""
         return False
 
     @abstractmethod
@@ -61,6 +61,8 @@ class Penalty(ABC):
         with torch.inference_mode(False), torch.enable_grad():
             inputs = log_probs.detach().clone().requires_grad_()
             costs = self.token_costs(inputs, batch.to(inputs.device, copy=True))
+            if not costs.requires_grad:
+                return torch.zeros_like(inputs)
             (derivatives,) = torch.autograd.grad(costs.sum(), inputs, materialize_grads=True)
         return derivatives
 

@@ -49,7 +49,7 @@ class LagrangePenalty(Penalty):
     @property
     @override
     def needs_reference(self) -> bool:
-        """Whether the cost reads `batch.ref_log_probs`."""
+        """Whether the cost reads the reference policy."""
         return self.cost.needs_reference
 
     @override

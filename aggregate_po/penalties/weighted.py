@@ -36,7 +36,7 @@ class WeightedCost(Penalty):
     @property
     @override
     def needs_reference(self) -> bool:
-        """Whether the cost reads `batch.ref_log_probs`."""
+        """Whether the cost reads the reference policy."""
         return self.cost.needs_reference
 
     @abstractmethod

@@ -10,10 +10,13 @@ from aggregate_po.recipes.dro import dro
 from aggregate_po.recipes.drpo import drpo
 from aggregate_po.recipes.espo import espo
 from aggregate_po.recipes.fipo import fipo
+from aggregate_po.recipes.flow_dppo import flow_dppo
+from aggregate_po.recipes.flow_grpo import flow_grpo
 from aggregate_po.recipes.fspo import fspo
 from aggregate_po.recipes.gmpo import gmpo, gmpo_no_clip, gmpo_sequence_clip, gmpo_without_length_norm
 from aggregate_po.recipes.gpg import gpg
 from aggregate_po.recipes.grpo import grpo, grpo_dual_clip, grpo_off_policy_mask, grpo_wide_clip
+from aggregate_po.recipes.grpo_guard import grpo_guard
 from aggregate_po.recipes.gspo import gspo, gspo_token
 from aggregate_po.recipes.hmpo import hmpo
 from aggregate_po.recipes.holder_po import holder_po
@@ -44,6 +47,8 @@ __all__ = [
     "drpo",
     "espo",
     "fipo",
+    "flow_dppo",
+    "flow_grpo",
     "fspo",
     "gmpo",
     "gmpo_no_clip",
@@ -52,6 +57,7 @@ __all__ = [
     "gpg",
     "grpo",
     "grpo_dual_clip",
+    "grpo_guard",
     "grpo_off_policy_mask",
     "grpo_wide_clip",
     "gspo",

@@ -48,7 +48,7 @@ class RatioNorm(RatioTransform):
 
 @dataclass(frozen=True)
 class GaussianKLMask(RatioMask):
-    r"""Masks steps that moved in the direction of their advantage by too large a divergence (eq. 63).
+    r"""Masks steps that moved in the direction of their advantage by too large a divergence (eq. 65).
 
     A step is masked where $D_t$ is not below the bound, and its ratio is above 1 at a positive advantage or below 1 at
     a negative one. It reads `divergence` of the batch, and all other steps keep their ratio and gradient.

@@ -16,7 +16,7 @@ REQUIRED = {
     "estimator": GroupCentered(),
     "cost": RatioVariance(),
     "clip": PessimisticClip(),
-    **dict.fromkeys(["max_completion_length", "cache_length", "length"], 8),
+    **dict.fromkeys(["max_completion_length", "cache_length", "length", "steps"], 8),
     **dict.fromkeys(["coefficient", "bound", "step_size", "exponent", "value", "max_divergence", "max_ratio"], 1.5),
 }
 # Made by the library: totals of a step, and rewards, whose tensors are checked where they are given.

@@ -29,7 +29,7 @@ from aggregate_po import (
 )
 from aggregate_po.recipes import gmpo, gspo
 from tests.aggregate_po.worked_example import LOG_RATIO, OLD_LOG_PROBS, close, worked_batch, worked_tokens
-from tests.contracts.strategies import COMPOSITIONS
+from tests.contracts.strategies import COMPOSITIONS, transitions
 from tests.third_party import LehmerMean, TanhLimit
 
 
@@ -278,7 +278,8 @@ def random_batch(dtype, correction=None):
     totals = StepTotals(4, mask.sum(), 0.25, 0.5, 0.5)
     advantages, groups = torch.tensor([1.0, -1.0, 0.5, 1.0, -2.0]), torch.tensor([0, 0, 1, 1, 1])
     ids = {"groups": groups, "span_ids": torch.arange(8).expand(5, 8) // 3}
-    batch = PolicyBatch(old.to(dtype), mask, advantages, totals, ref_log_probs, **ids)
+    steps = transitions(5, 8, generator) | {"ref_divergence": moved[1].square()}
+    batch = PolicyBatch(old.to(dtype), mask, advantages, totals, ref_log_probs, **ids, **steps)
     if correction is not None:
         batch = replace(batch, correction=correction(batch.old_log_probs, rollout_log_probs, mask))
     return log_probs.requires_grad_(), batch

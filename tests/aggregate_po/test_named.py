@@ -22,7 +22,7 @@ class Configured:
 
 CONFIGURED = Configured()
 HERE = "tests.aggregate_po.test_named"
-OPTIONAL_ARGUMENTS = sorted(set(recipes.__all__) - {"dr_grpo", "fspo"})
+OPTIONAL_ARGUMENTS = sorted(set(recipes.__all__) - {"dr_grpo", "fspo", "grpo_guard"})
 
 
 def value(objective):

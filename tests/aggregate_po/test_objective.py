@@ -66,7 +66,8 @@ def test_batch_without_tokens_is_a_zero_attached_to_the_graph(recipe, penalties)
     log_probs = torch.full((2, 3), float("nan"), requires_grad=True)
     nan = torch.full((2, 3), float("nan"))
     totals = StepTotals(0, 0, reward_mean=0.5, reward_std=0.5)
-    batch = PolicyBatch(nan, torch.zeros(2, 3), torch.ones(2), totals, ref_log_probs=nan, groups=torch.zeros(2))
+    optional = {"groups": torch.zeros(2), **dict.fromkeys(("ref_log_probs", "divergence", "scale"), nan)}
+    batch = PolicyBatch(nan, torch.zeros(2, 3), torch.ones(2), totals, **optional)
     objective = recipe(penalties=penalties)
     value = objective(log_probs, batch)
     assert value.item() == 0

@@ -1,5 +1,7 @@
 """Advantages per token: where they have a meaning, and that nothing else accepts them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -31,9 +33,12 @@ TAKES_THEM = [
     "drpo",
     "espo",
     "fipo",
+    "flow_dppo",
+    "flow_grpo",
     "gpg",
     "grpo",
     "grpo_dual_clip",
+    "grpo_guard",
 ]
 TAKES_THEM += [
     "fipo",
@@ -83,7 +88,7 @@ def test_tokens_of_the_sequence_ratio():
 def test_weights_equal_autograd(name, case, generator):
     log_probs, batch = case
     advantages = torch.randn(log_probs.shape, generator=generator, dtype=torch.float64)
-    batch = PolicyBatch(batch.old_log_probs, batch.response_mask, advantages, batch.totals, batch.ref_log_probs)
+    batch = replace(batch, advantages=advantages, groups=None)
     _, gradient, weights = differentiate(RECIPES[name](), log_probs, batch)
     assert weights.advantages.shape == log_probs.shape
     assert_rows_close(weights.total, gradient, rtol=1e-9, scale=scale_of(weights))
@@ -94,7 +99,7 @@ def test_weights_equal_autograd(name, case, generator):
 def test_the_same_advantage_on_every_token_is_the_completions(name, case):
     log_probs, batch = case
     repeated = batch.advantages.unsqueeze(-1).expand_as(log_probs)
-    tokens = PolicyBatch(batch.old_log_probs, batch.response_mask, repeated, batch.totals, batch.ref_log_probs)
+    tokens = replace(batch, advantages=repeated, groups=None)
     value, gradient, weights = differentiate(RECIPES[name](), log_probs, batch)
     token_value, token_gradient, _ = differentiate(RECIPES[name](), log_probs, tokens)
     scale = scale_of(weights)
@@ -114,7 +119,8 @@ def test_token_form_of_the_sequence_ratio_is_the_sequence_form(case):
 
 
 def test_every_recipe_takes_them_or_says_why_not():
-    batch = PolicyBatch(OLD_LOG_PROBS, torch.ones(1, 4), ADVANTAGES, StepTotals(1, 4, reward_mean=0.5, reward_std=0.5))
+    totals, ones = StepTotals(1, 4, reward_mean=0.5, reward_std=0.5), torch.ones(1, 4)
+    batch = PolicyBatch(OLD_LOG_PROBS, ones, ADVANTAGES, totals, divergence=ones, scale=ones)
     for name in TAKES_THEM:
         assert RECIPES[name]()(OLD_LOG_PROBS + LOG_RATIO, batch).isfinite()
     for name in RECIPES.keys() - set(TAKES_THEM):

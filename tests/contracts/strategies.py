@@ -22,6 +22,7 @@ from aggregate_po import (
     EntropyBonus,
     ESSMatching,
     GammaKernel,
+    GaussianKL,
     GaussianKLMask,
     GeometricMean,
     ImportanceWeighted,
@@ -167,6 +168,7 @@ PENALTIES = [
     K3Penalty(0.04),
     ImportanceWeighted(K3Penalty(0.04)),
     EntropyBonus(0.1),
+    GaussianKL(0.04),
     RatioVariance(0.1),
     AdvantageWeighted(RatioVariance(2.5)),
     AdvantageWeighted(ProbabilityWeighted(K2Penalty(0.2))),
@@ -180,6 +182,7 @@ GROUP_OBJECTIVES = [LabelLogistic(), TargetCrossEntropy(), TargetCrossEntropy(0.
 RECIPES = {name: getattr(published, name) for name in published.__all__}
 RECIPES["dr_grpo"] = partial(published.dr_grpo, 32)
 RECIPES["fspo"] = partial(published.fspo, 0.1)
+RECIPES["grpo_guard"] = partial(published.grpo_guard, 10)
 
 PENALIZED = [K3Penalty(0.04), EntropyBonus(0.1)]
 

@@ -46,7 +46,7 @@ def steps(draw):
         "groups": torch.randint(4, (COMPLETIONS,), generator=generator),
         "span_ids": torch.randint(3, shape, generator=generator),
     }
-    ids |= transitions(*shape, generator)
+    ids |= transitions(*shape, generator) | {"ref_divergence": (old - ref_log_probs).abs()}
     batch = PolicyBatch(old, mask, advantages, totals, ref_log_probs, mean_weights=weights, **ids)
     return log_probs, batch, order.tensor_split(boundaries)
 

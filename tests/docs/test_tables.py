@@ -88,7 +88,8 @@ def test_the_curves_are_the_gradient(tables, plots, name, advantage):
     totals = StepTotals(completions=1, tokens=plots.TOKENS, reward_mean=0.5, reward_std=0.5)
     signs = torch.full((5,), advantage, dtype=torch.float64)
     if objective.group_objective is None:
-        objective(log_probs, PolicyBatch(old, torch.ones_like(old), signs, totals)).backward()
+        steps = {"divergence": (log_probs - old).detach().square() / 2, "scale": torch.ones_like(old)}
+        objective(log_probs, PolicyBatch(old, torch.ones_like(old), signs, totals, **steps)).backward()
     for row in range(5) if objective.group_objective is not None else ():
         pair, both = torch.stack([log_probs[row], old[row]]), torch.tensor([advantage, -advantage]).double()
         objective(pair, PolicyBatch(old[:2], torch.ones(2, plots.TOKENS), both, groups=torch.zeros(2))).backward()
@@ -128,7 +129,16 @@ def test_the_large_figure_has_the_curves_of_the_plot_and_says_what_they_are(tabl
 
 
 @pytest.mark.parametrize(
-    ("name", "half_width"), [("gspo", 0.002), ("luspo", 0.01), ("grpo", 1.0), ("espo", 1.0), ("cispo", 2.0)]
+    ("name", "half_width"),
+    [
+        ("flow_grpo", 5e-4),
+        ("flow_dppo", 0.01),
+        ("gspo", 0.002),
+        ("luspo", 0.01),
+        ("grpo", 1.0),
+        ("espo", 1.0),
+        ("cispo", 2.0),
+    ],
 )
 def test_the_range_of_a_plot_shows_its_clip(plots, name, half_width):
     assert plots.visible_range(getattr(recipes, name)()) == half_width

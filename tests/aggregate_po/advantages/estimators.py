@@ -6,6 +6,7 @@ from aggregate_po.advantages import (
     BatchScaled,
     BestOfGroup,
     BetaNormalized,
+    Clamped,
     ComponentNormalized,
     GroupCentered,
     GroupedRewards,
@@ -53,6 +54,7 @@ GROUPWISE = [
     OverlongShaping(GroupNormalized(), 40, 20),
     LengthPenalty(GroupCentered(), 0.125),
     LengthCorrected(LeaveOneOut()),
+    Clamped(GroupNormalized(), 1.0),
 ]
 
 # A group of equal rewards has exactly no advantage, whatever the other groups are.

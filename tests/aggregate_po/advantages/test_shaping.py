@@ -5,6 +5,7 @@ import torch
 
 from aggregate_po.advantages import (
     BatchScaled,
+    Clamped,
     ComponentNormalized,
     GroupCentered,
     GroupedRewards,
@@ -115,3 +116,13 @@ def test_the_length_penalty_is_a_reward_of_its_own():
 def test_a_length_penalty_is_no_bonus():
     with pytest.raises(ValueError, match=r"^`per_token` is -0.1"):
         LengthPenalty(GroupCentered(), -0.1)
+
+
+def test_clamped_advantages():
+    """The normalized ones are 1.5 and three times -0.5."""
+    assert Clamped(GroupNormalized(delta=0.0), 1.0)(FIXTURE).tolist() == [1.0, -0.5, -0.5, -0.5]
+    assert Clamped(GroupNormalized(delta=0.0))(FIXTURE).tolist() == [1.5, -0.5, -0.5, -0.5]
+    with pytest.raises(ValueError, match=r"^`largest` is 0; pass a positive number"):
+        Clamped(GroupNormalized(), 0)
+    with pytest.raises(TypeError, match=r"^`estimator` is 5; pass an instance"):
+        Clamped(5)
