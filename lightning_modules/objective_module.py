@@ -119,7 +119,7 @@ class ObjectiveModule(LightningModule, ABC):
         self._update.update(evaluated.value, entropy, log_probs, inputs)
         self._ratio_check.update(log_probs, batch, batch_idx, self.trainer)
         self._observed += evaluated.observed.double().cpu()
-        observe_micro_batch(self.trainer, batch, log_probs, entropy, evaluated)
+        observe_micro_batch(self.trainer, batch, passed, evaluated)
         if batch.closes_update:
             self._log_update()
         return -loss_scale(self.trainer) * evaluated.value

@@ -29,7 +29,7 @@ _FREE = {
 _TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 _OPTIMIZATION = ("model.learning_rate", "model.weight_decay", "model.optimizer", "model.warmup_steps", "model.lr_")
 _LENGTH_OF_ROLLOUT = ("data.updates_per_rollout", "data.epochs_per_rollout")
-_OF_THE_WEIGHTS = ("model.model_name", "model.lora")
+_OF_THE_WEIGHTS = ("model.model", "model.lora")
 
 
 class Resumption:
@@ -103,7 +103,7 @@ def configuration_of(model: Mapping[str, Any], data: Mapping[str, Any], trainer:
     """Return a configuration for a checkpoint: model and data by their contents, and no arguments of the engine."""
     engine = data.get("rollouts")
     return {
-        "model": {**model, "model_name": with_contents(model.get("model_name"))},
+        "model": {name: with_contents(value) if name == "model_name" else value for name, value in model.items()},
         "data": {
             **data,
             "dataset": with_contents(data.get("dataset")),

@@ -20,10 +20,12 @@ def require_defined(
     schemes: Sequence[SamplingScheme],
     correction: SamplerCorrection | None,
     spans: SpanRule | None,
+    **known: Tensor,
 ) -> None:
     """Check that the objective that is trained has a definition for weights, corrections and spans, or for none.
 
-    The arguments are those of the data module. Advantages per token are found out with the first rollout.
+    The arguments are those of the data module, and what batches of two completions with two tokens each hold besides,
+    by the names of `PolicyBatch`. Advantages per token are found out with the first rollout.
 
     Raises:
         ValueError: a part of the objective has none, or misses the spans that it needs.
@@ -41,6 +43,7 @@ def require_defined(
         groups=torch.zeros(2, dtype=torch.long),
         span_ids=None if spans is None else torch.zeros(2, 2, dtype=torch.long),
         correction=CorrectionWeights() if correction is None else correction(old_log_probs, old_log_probs, mask),
+        **known,
     )
     objective(old_log_probs, batch)
 

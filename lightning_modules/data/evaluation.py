@@ -9,7 +9,7 @@ from typing import Literal, cast
 from lightning import Trainer
 
 from lightning_modules.batch import Evaluation
-from lightning_modules.data.sampler import Sampler
+from lightning_modules.data.sampler import CompletionSampler
 from lightning_modules.distributed import (
     broadcast_in_tensor_parallel_group,
     data_parallel_rank,
@@ -44,7 +44,7 @@ class EvaluationLoader:
         self,
         name: str,
         prompts: Sequence[Prompt],
-        sampler: Sampler,
+        sampler: CompletionSampler,
         rewards: WeightedRewards,
         temperature: float,
         trainer: Trainer,
@@ -72,7 +72,8 @@ class EvaluationLoader:
         sampled = self._sampler.sample(asked, self._temperature, seed, self._samples, self._top_p)
         examples = [prompt.example for prompt in prompts for _ in range(self._samples)]
         texts, lengths = sampled.texts[: len(examples)], sampled.completions.mask.sum(dim=-1)[: len(examples)]
-        scores = self._rewards.scores(texts, examples) if is_tensor_parallel_leader(self._trainer) else None
+        rewarded = sampled.rewarded[: len(examples)]
+        scores = self._rewards.scores(rewarded, examples) if is_tensor_parallel_leader(self._trainer) else None
         scores = cast(Scores, broadcast_in_tensor_parallel_group(scores, self._trainer))
         single = dict(zip(self._rewards.names, scores.components.unbind(dim=-1), strict=True))
         return Evaluation(

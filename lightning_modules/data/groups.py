@@ -123,7 +123,7 @@ class Groups:
     @staticmethod
     def joined(parts: Sequence[Groups]) -> Groups:
         """Concatenate groups; of metrics with the same name the last one is kept."""
-        completions = Completions.joined([part.completions for part in parts])
+        completions = parts[0].completions.joined([part.completions for part in parts])
         width = completions.mask.shape[1]
         masks = [
             torch.nn.functional.pad(part.response_mask, (0, width - part.response_mask.shape[1])) for part in parts
@@ -230,12 +230,12 @@ class GroupSampler:
         self._calls += 1
         completions = sampled.completions
         examples = [prompt.example for prompt in prompts for _ in range(size)]
-        scores = self._rewards.scores(sampled.texts, examples) if is_tensor_parallel_leader(self._trainer) else None
+        scores = self._rewards.scores(sampled.rewarded, examples) if is_tensor_parallel_leader(self._trainer) else None
         scores = cast(Scores, broadcast_in_tensor_parallel_group(scores, self._trainer))
         components = truncated_rewards(self._truncated, scores.components, completions.finished)
         decided = ~completions.finished & (self._truncated == "zero_reward")
         scored = scored_completions(self._failed_verdicts, scores, decided)
-        trained = trained_tokens(self._truncated, completions.mask, completions.finished)
+        trained = trained_tokens(self._truncated, completions.trainable, completions.finished)
         return Groups(
             prompts=prompts,
             completions=completions,

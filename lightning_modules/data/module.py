@@ -24,6 +24,7 @@ from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.data.spans import SpanRule, span_ids
 from lightning_modules.data.staged import StagedDataModule
+from lightning_modules.data.token_weights import token_weights
 from lightning_modules.micro_batch import ModelInputs
 from lightning_modules.model.policy import Policy
 from lightning_modules.prompts import Prompt, PromptFormat, PromptOrder, PromptSource, PromptTemplate
@@ -204,6 +205,10 @@ class RolloutDataModule(StagedDataModule):
     @override
     def rewards_of(self, groups: Groups, log_probs: RolloutLogProbs) -> PerCompletion:
         return penalized_rewards(groups, log_probs, self.kl_in_reward)
+
+    @override
+    def weights_of(self, groups: Groups, log_probs: RolloutLogProbs) -> tuple[PerToken | None, Mapping[str, float]]:
+        return token_weights(self.token_weights, groups, log_probs.entropies, self._trainer)
 
     @override
     def spans_of(self, groups: Groups) -> PerToken | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -31,12 +31,19 @@ class Sampled:
         texts: texts of the completions, without the stop token that ended them.
         policy_step: optimizer step of the policy.
         metrics: metrics of the engine.
+        objects: objects that rewards receive in place of the texts, such as images; None for the texts.
     """
 
     completions: Completions
     texts: list[str]
     policy_step: int
     metrics: Mapping[str, float]
+    objects: Sequence[Any] | None = None
+
+    @property
+    def rewarded(self) -> Sequence[Any]:
+        """Objects that rewards receive, one for each completion."""
+        return self.texts if self.objects is None else self.objects
 
 
 class CompletionSampler(ABC):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from lightning import Trainer
 from typing_extensions import override
 
-from aggregate_po import AdvantageEstimator, PerCompletion, PerToken, PolicyObjective, TokenWeighting
+from aggregate_po import AdvantageEstimator, PerCompletion, PerToken, PolicyObjective
 from lightning_modules.data.advantages import advantages
 from lightning_modules.data.arguments import require_unweighted
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
@@ -25,7 +25,6 @@ from lightning_modules.data.rollout import Rollout, RolloutLogProbs
 from lightning_modules.data.sampler import CompletionSampler
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
-from lightning_modules.data.token_weights import token_weights
 from lightning_modules.data.trainer_flags import require_whole_updates
 from lightning_modules.data.updates import updates
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
@@ -51,7 +50,6 @@ class StagedDataModule(BufferedDataModule, ABC):
         dataset: training prompts.
         rewards: rewards of the completions.
         advantages: advantage estimator.
-        token_weights: rule for the weights of the tokens in every mean; None for none.
         truncated: rule for truncated completions.
         failed_verdicts: rule for completions on which a verdict failed.
         schemes: sampling schemes.
@@ -71,7 +69,6 @@ class StagedDataModule(BufferedDataModule, ABC):
     dataset: PromptDataset | Sequence[Example]
     rewards: WeightedRewards
     advantages: AdvantageEstimator
-    token_weights: TokenWeighting | None
     truncated: TruncationRule
     failed_verdicts: FailedVerdictRule
     schemes: tuple[SamplingScheme, ...]
@@ -114,6 +111,14 @@ class StagedDataModule(BufferedDataModule, ABC):
     def rewards_of(self, groups: Groups, log_probs: RolloutLogProbs) -> PerCompletion:
         """Return the total reward of each completion; shape `batch`."""
         return groups.rewards
+
+    def seeds_of(self, number: int) -> tuple[int, ...]:
+        """Return the numbers from which the seeds of a rollout are derived; different for each rollout and rank."""
+        return self.seed, number, data_parallel_rank(self._trainer)
+
+    def weights_of(self, groups: Groups, log_probs: RolloutLogProbs) -> tuple[PerToken | None, Mapping[str, float]]:
+        """Return the weights of the tokens in every mean, shape `batch time`, and their metrics; None for none."""
+        return None, {}
 
     def spans_of(self, groups: Groups) -> PerToken | None:
         """Return the number of each token's span; shape `batch time`; None without spans."""
@@ -190,7 +195,7 @@ class StagedDataModule(BufferedDataModule, ABC):
         weighted = self._stack.weighted(estimated, groups, number, data_parallel_rank(self._trainer))
         objective = cast(PolicyObjective, self._trainer.lightning_module.objective)
         require_unweighted(objective, estimated, weighted, self.schemes)
-        mean_weights, kept = token_weights(self.token_weights, groups, log_probs.entropies, self._trainer)
+        mean_weights, kept = self.weights_of(groups, log_probs)
         spans = self.spans_of(groups)
         rollout = Rollout(groups, inputs, log_probs, weighted, {**metrics, **kept}, mean_weights, spans)
         observe(self._trainer, rollout)
@@ -212,8 +217,7 @@ class StagedDataModule(BufferedDataModule, ABC):
     def _group_sampler(self, number: int) -> GroupSampler:
         parts = self.sampler, self._prompts, self.rewards, self.truncated, self.failed_verdicts
         sizes = self.group_size, self.temperature, self.updates_per_rollout
-        seeds = self.seed, number, data_parallel_rank(self._trainer)
-        return GroupSampler(*parts, *sizes, seeds, self._trainer)
+        return GroupSampler(*parts, *sizes, self.seeds_of(number), self._trainer)
 
     @property
     def _prompts_per_rank(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
@@ -58,19 +58,24 @@ class Completions:
     log_probs: PerToken
     finished: PerCompletion
 
-    def select(self, rows: Tensor) -> Completions:
-        """Return the completions at the indices `rows`; shape `batch`."""
-        return Completions(**{name: value[rows] for name, value in vars(self).items()})
+    @property
+    def trainable(self) -> PerToken:
+        """True on tokens that can be trained, which are all tokens of a completion; shape `batch time`."""
+        return self.mask
 
-    @staticmethod
-    def joined(parts: Sequence[Completions]) -> Completions:
+    def select(self, rows: Tensor) -> Self:
+        """Return the completions at the indices `rows`; shape `batch`."""
+        return type(self)(**{name: value[rows] for name, value in vars(self).items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """Return the completions of all parts, one part after another, padded to the longest."""
         width = max(part.mask.shape[1] for part in parts)
         columns = {
             name: torch.cat([pad(getattr(part, name), (0, width - part.mask.shape[1])) for part in parts])
             for name in ("token_ids", "mask", "log_probs")
         }
-        return Completions(finished=torch.cat([part.finished for part in parts]), **columns)
+        return cls(finished=torch.cat([part.finished for part in parts]), **columns)
 
 
 class RolloutEngine(ABC):

@@ -1,0 +1,298 @@
+"""Training of flow-matching models: gradients, micro-batches, windows, references, evaluation and resumes."""
+
+import math
+
+import pytest
+import torch
+from lightning import Callback
+
+from aggregate_po import ArithmeticMean, PessimisticClip, PolicyObjective
+from aggregate_po.recipes import grpo, real
+from aggregate_po.transforms import Chain, RatioNorm
+from lightning_modules import MicroBatchObserver, RunCheckpoint
+from lightning_modules.flow import (
+    CPS,
+    FlowModule,
+    InverseStepSize,
+    StepDiagnostics,
+    StepWindow,
+    sample_trajectories,
+    uniform_times,
+)
+from lightning_modules.flow.inputs import DenoisingBatch
+from lightning_modules.seeding import derived_seed
+from tests.lightning_modules.flow.points import (
+    EXAMPLES,
+    Points,
+    PointsSource,
+    closeness,
+    fitted_points,
+    height,
+    points_data,
+)
+from tests.lightning_modules.training import fitted
+
+
+class Recorder(MicroBatchObserver):
+    """Keeps the micro-batches, and the gradient and the weights of each optimizer step."""
+
+    def __init__(self):
+        self.seen, self.gradients, self.weights = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.weights.append({name: value.clone() for name, value in pl_module.model.state_dict().items()})
+
+    def on_micro_batch(self, trainer, micro_batch):
+        self.seen.append(micro_batch)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradients.append({name: value.grad.clone() for name, value in pl_module.model.named_parameters()})
+
+
+def recorded(folder, objective, **options):
+    data = {name: options.pop(name) for name in list(options) if name not in TRAINER}
+    recorder = Recorder()
+    run = fitted_points(folder, objective, points_data(**data), callbacks=[recorder], **options)
+    return run, recorder
+
+
+TRAINER = ("max_steps", "accumulate_grad_batches")
+
+
+def direct_gradient(batch, weights, loss_of_step):
+    """Gradient of a loss written out for each step of each trajectory, from the latents alone."""
+    model = Points()
+    model.load_state_dict(weights)
+    total = 0.0
+    for row in range(len(batch.latents)):
+        for step in range(batch.times.shape[1]):
+            x, reached, scale = batch.latents[row, step], batch.latents[row, step + 1], batch.scales[row, step]
+            target = batch.conditions["target"][batch.prompt_of[row]]
+            velocity = model(x[None], batch.times[row, step, None], target[None])[0]
+            t, width = batch.times[row, step], 1 / batch.times.shape[1]
+            sigma = 0.7 * torch.sqrt(t / (1 - t if t < 1 else width))
+            mean = x * (1 - sigma**2 / (2 * t) * width) - velocity * (1 + sigma**2 * (1 - t) / (2 * t)) * width
+            torch.testing.assert_close(scale, sigma * math.sqrt(width))
+            old = batch.means[row, step]
+            log_ratio = ((reached - old).square() - (reached - mean).square()).mean() / (2 * scale**2)
+            noise = (reached - old) / scale
+            total = total + loss_of_step(log_ratio, ((old - mean) * noise).mean(), batch.policy.advantages[row], t)
+    (-total / len(batch.latents)).backward()
+    return {name: value.grad for name, value in model.named_parameters()}
+
+
+def clipped(log_ratio, advantage, bound):
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - bound, 1 + bound) * advantage)
+
+
+FLOW_GRPO = PolicyObjective(ArithmeticMean(), PessimisticClip(2e-4, 2e-4))
+GUARD = PolicyObjective(ArithmeticMean(), Chain([RatioNorm(), PessimisticClip(1e-4, 1e-4)]))
+PUBLISHED = {
+    "flow_grpo": (FLOW_GRPO, None, lambda ratio, shift, advantage, t: clipped(ratio, advantage, 2e-4) / 5),
+    "grpo_guard": (GUARD, None, lambda ratio, shift, advantage, t: clipped(-shift, advantage, 1e-4) / 5),
+    "weighted": (GUARD, InverseStepSize(), lambda ratio, shift, advantage, t: clipped(-shift, advantage, 1e-4) / 5),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_gradients_are_those_of_the_published_losses(tmp_path, name):
+    objective, step_weights, loss = PUBLISHED[name]
+    _, recorder = recorded(tmp_path, objective, step_weights=step_weights, epochs_per_rollout=3, max_steps=3)
+    gates = torch.cat([seen.evaluated.weights.gate.flatten() for seen in recorder.seen])
+    assert 0 < float((gates == 0).float().mean()) < 1  # clipped steps and others
+    for seen, weights, found in zip(recorder.seen, recorder.weights, recorder.gradients, strict=True):
+        expected = direct_gradient(seen.batch, weights, loss)
+        for parameter, gradient in expected.items():
+            torch.testing.assert_close(found[parameter], gradient, rtol=2e-4, atol=2e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "split", [{"accumulate_grad_batches": 3}, {"accumulate_grad_batches": 4, "steps_per_micro_batch": 25}]
+)
+def test_micro_batches_change_nothing(tmp_path, split):
+    options = {"updates_per_rollout": 2, "max_steps": 4, "window": StepWindow(3), "step_weights": InverseStepSize()}
+    whole, one = recorded(tmp_path, GUARD, **options)
+    parts, several = recorded(tmp_path, GUARD, **options, **split)
+    assert len(several.seen) > len(one.seen)
+    for first, second in zip(one.gradients, several.gradients, strict=True):
+        for name, gradient in first.items():
+            torch.testing.assert_close(second[name], gradient, rtol=1e-4, atol=1e-7)
+    assert parts.metrics["reward"] == whole.metrics["reward"]
+
+
+def test_a_group_objective_is_that_of_the_whole_update(tmp_path):
+    options = {"reward": lambda sample, example: float(sample[0] > 0), "max_steps": 2, "epochs_per_rollout": 2}
+    _, whole = recorded(tmp_path, real(), **options)
+    _, split = recorded(tmp_path, real(), accumulate_grad_batches=3, **options)
+    for one, same in zip(whole.gradients, split.gradients, strict=True):
+        for name, gradient in one.items():
+            torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_only_the_steps_of_the_window_are_trained_and_it_moves(tmp_path):
+    _, recorder = recorded(tmp_path, FLOW_GRPO, window=StepWindow(size=2, every=1), max_steps=5)
+    for rollout, seen in enumerate(recorder.seen):
+        start = rollout % 4
+        assert seen.inputs.response_mask[0].tolist() == [start <= step < start + 2 for step in range(5)]
+        assert (seen.batch.scales[:, start : start + 2] > 0).all()
+        assert (seen.evaluated.weights.total != 0).any(dim=0).nonzero().flatten().tolist() == [start, start + 1]
+
+
+def test_a_step_without_density_is_not_trained(tmp_path):
+    _, recorder = recorded(tmp_path, FLOW_GRPO, dynamics=CPS(), max_steps=1)
+    assert not recorder.seen[0].inputs.response_mask[:, -1].any()
+    assert recorder.seen[0].inputs.response_mask[:, :-1].all()
+
+
+def test_trajectories_are_numbered_over_all_prompts_and_at_once_or_not(tmp_path):
+    runs = [recorded(tmp_path, FLOW_GRPO, trajectories_at_once=count, seed=5) for count in (None, 3)]
+    first, second = (recorder.seen[0].batch for _, recorder in runs)
+    assert torch.equal(first.latents, second.latents)
+    model, row = Points(), 6  # the third sample of the second prompt
+    seed = derived_seed(derived_seed(5, 0), row)
+    target = first.conditions["target"][first.prompt_of[row]]
+    alone = sample_trajectories(model, {"target": target[None]}, uniform_times(5), points_data().dynamics, [seed])
+    assert torch.equal(alone.latents[0], first.latents[row])
+
+
+def test_the_first_ratios_are_one_and_the_mean_log_ratio_is_minus_the_divergence(tmp_path):
+    options = {"group_size": 512, "epochs_per_rollout": 2}
+    module = FlowModule(PointsSource(), GUARD, learning_rate=0.05)
+    recorder = Recorder()
+    fitted_points(tmp_path, module=module, data=points_data(**options), callbacks=[recorder], max_steps=2)
+    first, second = recorder.seen
+    assert (first.log_probs - first.inputs.old_log_probs).abs().max() < 1e-5
+    assert first.inputs.divergence.abs().max() < 1e-10
+    log_ratio = (second.log_probs - second.inputs.old_log_probs).double()
+    shifted = log_ratio + second.inputs.divergence
+    error = log_ratio.std(dim=0) / math.sqrt(len(log_ratio))
+    assert (second.inputs.divergence.mean(dim=0) > 3 * error).any()  # so the bias could be seen
+    assert (shifted.mean(dim=0).abs() < 4 * error).all()
+
+
+def test_diagnostics_of_each_step(tmp_path):
+    recorder = Recorder()
+    data = points_data(epochs_per_rollout=2, window=StepWindow(2))
+    run = fitted_points(tmp_path, GUARD, data, callbacks=[StepDiagnostics(), recorder], max_steps=2)
+    seen, names = recorder.seen[-1], {name for name in run.metrics if name.startswith("steps/")}
+    assert {name.split("/")[1] for name in names} == {"01", "02"}
+    log_ratio = (seen.log_probs - seen.inputs.old_log_probs)[:, 0]
+    divergence, scale = seen.inputs.divergence[:, 0], seen.inputs.scale[:, 0]
+    weights = seen.evaluated.weights.total.abs()
+    expected = {
+        "log_ratio": log_ratio.mean(),
+        "divergence": divergence.mean(),
+        "log_ratio_norm": (scale * (log_ratio + divergence)).mean(),
+        "clip_ratio": seen.evaluated.weights.clipped[:, 0].float().mean(),
+        "weight": weights[:, 0].mean() / weights[:, :2].mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(run.metrics[f"steps/01/{name}"], value.float(), rtol=1e-4, atol=1e-9)
+
+
+def test_diagnostics_of_steps_need_steps(tmp_path, model_folder):
+    with pytest.raises(TypeError, match="steps of RolloutBatch have no divergence; leave it out"):
+        fitted(tmp_path, model_folder, callbacks=[StepDiagnostics()])
+
+
+def test_an_objective_of_denoising_steps_is_refused_for_tokens_before_anything_is_sampled(tmp_path, model_folder):
+    with pytest.raises(ValueError, match="`scale` is None, but RatioNorm reads it"):
+        fitted(tmp_path, model_folder, objective=GUARD)
+
+
+def test_a_reward_of_weight_zero_is_measured_on_held_out_examples_and_trains_nothing(tmp_path):
+    both = {"reward": [closeness, height], "reward_weights": [1.0, 0.0], "validation": EXAMPLES}
+    run, recorder = recorded(tmp_path, FLOW_GRPO, **both, max_steps=2)
+    _, alone = recorded(tmp_path, FLOW_GRPO, max_steps=2)
+    assert all(torch.equal(one[name], alone.gradients[0][name]) for one in recorder.gradients[:1] for name in one)
+    model = Points()
+    model.load_state_dict(run.module.model.state_dict())
+    measured = run.trainer.validate(run.module, run.data, verbose=False)[0]
+    assert {"val/reward_ode", "val/rewards/closeness_ode", "val/rewards/height_ode"} <= measured.keys()
+    assert measured["val/reward_ode"] == measured["val/rewards/closeness_ode"]
+
+
+class Reference(Callback):
+    """Moves the policy away from the reference before the first step."""
+
+    def on_train_start(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.model.bias += 0.2
+
+
+def test_the_reference_is_the_initial_model(tmp_path):
+    module = FlowModule(PointsSource(), FLOW_GRPO, learning_rate=1e-9)
+    module.policy.keep_reference()
+    recorder = Recorder()
+    fitted_points(tmp_path, module=module, callbacks=[Reference(), recorder])
+    seen = recorder.seen[0]
+    rows = seen.batch.at(torch.arange(5))
+    mean = rows.transition(Points()(rows.latents, rows.times, **rows.conditions)).mean
+    shift = rows.of_velocity[:, None] * 0.2
+    expected = (shift.square() / (2 * rows.scales[:, None].square())).mean(dim=-1)
+    torch.testing.assert_close(seen.inputs.ref_divergence.flatten(), expected, rtol=1e-3, atol=1e-6)
+    density = torch.distributions.Normal(mean, rows.scales[:, None]).log_prob(rows.next_latents).mean(dim=-1)
+    torch.testing.assert_close(seen.inputs.ref_log_probs.flatten(), density.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_resumes_bit_for_bit(tmp_path):
+    options = {"updates_per_rollout": 2, "epochs_per_rollout": 2, "window": StepWindow(2, every=1)}
+
+    def run(folder, max_steps, ckpt_path=None):
+        callbacks = [RunCheckpoint(dirpath=str(folder), every_n_train_steps=1)]
+        trainer = {"callbacks": callbacks, "enable_checkpointing": True, "accumulate_grad_batches": 2}
+        data, module = points_data(**options), FlowModule(PointsSource(), GUARD, learning_rate=0.01)
+        return fitted_points(folder, data=data, module=module, max_steps=max_steps, ckpt_path=ckpt_path, **trainer)
+
+    whole = run(tmp_path / "whole", 11).module.model.state_dict()
+    run(tmp_path / "parts", 6)
+    resumed = run(tmp_path / "parts", 11, tmp_path / "parts" / "last.ckpt").module.model.state_dict()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_a_batch_survives_a_checkpoint_and_another_split(tmp_path):
+    _, recorder = recorded(tmp_path, FLOW_GRPO, max_steps=1, accumulate_grad_batches=3)
+    states = [seen.batch.state_dict() for seen in recorder.seen]
+    joined = DenoisingBatch.concatenated(states)
+    assert len(joined.latents) == 16
+    start = 0
+    for seen in recorder.seen:
+        batch = seen.batch
+        rows = torch.arange(start, start + len(batch.latents))
+        part = joined.select(rows)
+        for name in ("latents", "means", "scales", "times"):
+            assert torch.equal(getattr(part, name), getattr(batch, name))
+        target = part.conditions["target"][part.prompt_of]
+        assert torch.equal(target, batch.conditions["target"][batch.prompt_of])
+        assert torch.equal(part.policy.old_log_probs, batch.policy.old_log_probs)
+        start += len(batch.latents)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"window": StepWindow(9)}, ValueError, "`size` is 9; pass at most the number of denoising steps, 5"),
+        ({"steps": 0}, ValueError, "`steps` is 0"),
+        ({"dynamics": "sde"}, TypeError, "`dynamics` is 'sde'; pass an instance"),
+        ({"step_weights": 2.0}, TypeError, "`step_weights` is 2.0; pass an instance"),
+        ({"group_size": 1}, ValueError, "`group_size` is 1"),
+        ({"trajectories_at_once": 0}, ValueError, "`trajectories_at_once` is 0"),
+    ],
+)
+def test_arguments_are_checked(options, error, message):
+    with pytest.raises(error, match=message):
+        points_data(**options)
+
+
+@pytest.mark.parametrize("name", ["dataset", "validation"])
+def test_an_example_without_a_prompt_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=f'`{name}`, prompt 1 .*no field "prompt"'):
+        points_data(**{name: [EXAMPLES[0], {"target": 1.0}]})
+
+
+def test_modules_are_not_mixed(tmp_path, model_folder):
+    with pytest.raises(TypeError, match="has no `policy` of the class FlowPolicy; pass a FlowModule"):
+        fitted(tmp_path, model_folder, data=points_data())
+    with pytest.raises(TypeError, match="`model` is 'points'; pass an instance of a subclass"):
+        FlowModule("points", grpo())
