@@ -72,6 +72,7 @@ class FlowModelSource(ABC):
 
     - Implement `prepare`, `load` and `save`. `prepare` is called first.
     - The same arguments must always give the same weights, because the reference and resumed adapters are loaded again.
+    - Leave the random state of the process as it is.
     - Constructor arguments become options of the command line, so annotate and document them.
     """
 
