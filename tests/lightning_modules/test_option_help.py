@@ -10,13 +10,15 @@ import pytest
 import aggregate_po
 import lightning_modules
 from aggregate_po import advantages, recipes
-from lightning_modules import rollouts
+from lightning_modules import flow, rollouts
 from lightning_modules.__main__ import main
+from lightning_modules.flow import mixture
 from lightning_modules.option_help import help_of_import_path
 
 # What parts receive and return, which no option names.
 RECORDS = {"CorrectionWeights", "Completions", "Evaluated", "GradientWeights", "GroupedRewards", "PolicyBatch"}
 RECORDS |= {"CompletionValues", "GroupTerms", "GroupValues", "SamplingParameters", "StepTotals", "TokenRatios"}
+RECORDS |= {"StepCoefficients", "Trajectories", "Transition"}
 OWN = {"model", "data", "report", "checkpoint", "device_memory", "prompt_length"}
 
 
@@ -33,7 +35,7 @@ def printed(capsys, *arguments):
 def parts():
     """Every concrete class and every recipe that a configuration can name, by its import path."""
     found = {}
-    for package in (aggregate_po, advantages, recipes, lightning_modules, rollouts):
+    for package in (aggregate_po, advantages, recipes, lightning_modules, rollouts, flow, mixture):
         for name in package.__all__:
             part = getattr(package, name)
             is_part = inspect.isclass(part) and not inspect.isabstract(part) and name not in RECORDS
