@@ -14,6 +14,7 @@ from aggregate_po.advantages.group import (
 )
 from aggregate_po.advantages.kalman import KalmanBaseline, KalmanInnovation
 from aggregate_po.advantages.shaping import LengthCorrected, LengthPenalty, OverlongShaping
+from aggregate_po.advantages.steps import StepValues
 
 __all__ = [
     "AdvantageEstimator",
@@ -34,6 +35,7 @@ __all__ = [
     "LengthWeightedCentered",
     "MeanNormalized",
     "OverlongShaping",
+    "StepValues",
     "WhitenedCentered",
     "WhitenedReturns",
 ]

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.advantages.scored import filled, with_company
+from aggregate_po.advantages.scored import filled, with_company, within_lengths
 from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.shapes import bind_shapes, require_shape
 
@@ -24,6 +24,7 @@ _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 _REMEDIES = {
     "lengths": "pass the tokens of each completion, `GroupedRewards(..., lengths=...)`",
     "components": "pass the single rewards, `GroupedRewards(..., components=...)`, shape `batch component`",
+    "step_rewards": "pass a reward for each step, `GroupedRewards(..., step_rewards=...)`, shape `batch time`",
 }
 
 
@@ -43,6 +44,7 @@ class GroupedRewards:
         seed: Random seed for estimators that sample; the same on every rank.
         scored: False for completions without a reward, such as one whose reward function was killed; shape `batch`;
             None means that all have one.
+        step_rewards: Reward of each step, such as a denoising step, arbitrary beyond `lengths`; shape `batch time`.
 
     A completion without a reward is out of its group: it has advantage 0, and the advantages of the others are those of
     a smaller group. So are all completions of a group in which fewer than two have a reward, if one has none. Their
@@ -64,16 +66,19 @@ class GroupedRewards:
     component_weights: tuple[float, ...] | None = None
     seed: int = 0
     scored: PerCompletion | None = None
+    step_rewards: PerToken | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()
         if self.scored is not None:
             object.__setattr__(self, "scored", with_company(self.scored.bool(), self.group_size))
-        for name in ("rewards", "components"):
+        for name in ("rewards", "components", "step_rewards"):
             values = getattr(self, name)
             if values is None:
                 continue
             values = values if values.is_floating_point() else values.float()
+            if name == "step_rewards" and self.lengths is not None:
+                values = within_lengths(values, self.lengths)
             if self.scored is not None:
                 values = filled(values, self.scored, self.group_size)
             if not torch.isfinite(values).all():
@@ -89,6 +94,7 @@ class GroupedRewards:
             "lengths": (self.lengths, "batch"),
             "components": (self.components, "batch component"),
             "scored": (self.scored, "batch"),
+            "step_rewards": (self.step_rewards, "batch time"),
         }
         given = {name: pair for name, pair in optional.items() if pair[0] is not None}
         sizes = bind_shapes(rewards=(self.rewards, "batch"), **given)

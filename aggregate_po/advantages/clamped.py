@@ -23,6 +23,7 @@ class Clamped(AdvantageEstimator):
         ValueError: `largest` is not positive.
 
     Example:
+        >>> import torch
         >>> from aggregate_po.advantages import GroupCentered
         >>> Clamped(GroupCentered(), largest=0.5)(GroupedRewards(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4))
         tensor([ 0.5000, -0.2500, -0.2500, -0.2500])

@@ -1,4 +1,4 @@
-"""Completions without a reward, such as one whose reward function was killed, in rollouts of groups."""
+"""Rewards that are not there: of completions whose reward function was killed, and of steps beyond the last."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ def with_company(scored: Tensor, group_size: int) -> Tensor:
     groups = rearrange(scored, "(prompt group) -> prompt group", group=group_size)
     counts = groups.sum(dim=-1, keepdim=True)
     return rearrange(groups & (counts >= min(2, group_size)), "prompt group -> (prompt group)")
+
+
+def within_lengths(values: Tensor, lengths: Tensor) -> Tensor:
+    """Return values of steps with 0 beyond the length of the completion; shape `batch time`."""
+    time = torch.arange(values.shape[-1], device=values.device)
+    return torch.where(time < rearrange(lengths, "batch -> batch 1"), values, 0)
 
 
 def filled(values: Tensor, scored: Tensor, group_size: int) -> Tensor:

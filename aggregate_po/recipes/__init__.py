@@ -33,6 +33,7 @@ from aggregate_po.recipes.sspo import sspo, sspo_arctan
 from aggregate_po.recipes.tic_grpo import tic_grpo
 from aggregate_po.recipes.tpo import tpo
 from aggregate_po.recipes.vespo import vespo
+from aggregate_po.recipes.vgpo import vgpo
 
 __all__ = [
     "apmpo",
@@ -78,4 +79,5 @@ __all__ = [
     "tic_grpo",
     "tpo",
     "vespo",
+    "vgpo",
 ]

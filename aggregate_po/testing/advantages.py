@@ -150,7 +150,7 @@ class AdvantageContract(Contract):
 
 def _with_rows(rollout: GroupedRewards, rows: Tensor, **changes: Any) -> GroupedRewards:
     """Return the rollout with some of its completions, in the given order."""
-    names = ("rewards", "lengths", "components")
+    names = ("rewards", "lengths", "components", "step_rewards")
     per_completion: dict[str, Any] = {name: getattr(rollout, name)[rows] for name in names}
     return replace(rollout, **per_completion, **changes)
 

@@ -40,8 +40,18 @@ def grouped_rewards(
 
 
 def two_reward_rollout(rewards: Tensor, group_size: int, lengths: Tensor, seed: int = 0) -> GroupedRewards:
-    """Return a rollout with two components: the first for every other completion, the second for the rest."""
+    """Return a rollout with two components, the first for every other completion, and with rewards of its steps."""
     first = torch.arange(len(rewards)) % 2 == 0
     # Half of the reward at weight 2, so that the weighted sum has no rounding error.
     components = torch.stack([torch.where(first, rewards, 0), torch.where(first, 0, rewards / 2)], dim=-1)
-    return GroupedRewards(rewards, group_size, lengths, components, component_weights=(1.0, 2.0), seed=seed)
+    # Shares of the reward that differ from step to step, without rounding error.
+    shares = torch.tensor([0.25, 0.5, 0.0, 0.125], dtype=rewards.dtype).repeat(10)[: int(lengths.max())]
+    return GroupedRewards(
+        rewards,
+        group_size,
+        lengths,
+        components,
+        component_weights=(1.0, 2.0),
+        seed=seed,
+        step_rewards=rewards.unsqueeze(-1) * shares,
+    )

@@ -49,6 +49,7 @@ TAKES_THEM += [
     "sapo",
     "spo",
     "vespo",
+    "vgpo",
     "ctpo",
     "ctpo_geometric",
     "kpo",

@@ -19,7 +19,7 @@ from aggregate_po import (
     RewardExponent,
     TopEntropy,
 )
-from aggregate_po.advantages import KalmanBaseline, MeanNormalized
+from aggregate_po.advantages import KalmanBaseline, MeanNormalized, StepValues
 from aggregate_po.testing import (
     AdvantageContract,
     AggregatorContract,
@@ -36,7 +36,7 @@ from aggregate_po.testing import (
     check_penalty,
     check_transform,
 )
-from tests.aggregate_po.advantages.estimators import ALL as ESTIMATORS
+from tests.aggregate_po.advantages.estimators import ALL, STEPWISE
 from tests.contracts.strategies import (
     AGGREGATORS,
     GROUP_OBJECTIVES,
@@ -66,7 +66,7 @@ def aggregator_contract(part):
 
 def advantage_contract(part):
     """Contract without the properties that the estimator does not have by design, as its docstring says."""
-    if isinstance(part, MeanNormalized):
+    if isinstance(part, (MeanNormalized, StepValues)):
         return contract(AdvantageContract, part, rewards=(0.0, torch.finfo(torch.float32).max))
     order = getattr(part, "order", None)
     if order == "sampled":
@@ -87,7 +87,7 @@ CONTRACTS = [
     *map(partial(contract, ExponentRuleContract), RULES),
     *map(partial(contract, PenaltyContract, rounding=1e-10), PENALTIES),
     *map(partial(contract, GroupObjectiveContract), GROUP_OBJECTIVES),
-    *map(advantage_contract, ESTIMATORS),
+    *map(advantage_contract, [*ALL, *STEPWISE]),
     *map(partial(contract, PrefixAggregateContract), filter(None, PREFIXES)),
     *map(partial(contract, SuffixWeightContract), SUFFIX_WEIGHTS),
 ]

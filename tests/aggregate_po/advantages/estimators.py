@@ -19,6 +19,7 @@ from aggregate_po.advantages import (
     LengthWeightedCentered,
     MeanNormalized,
     OverlongShaping,
+    StepValues,
     WhitenedCentered,
     WhitenedReturns,
 )
@@ -68,5 +69,8 @@ WHITENED = [
     WhitenedCentered(variance_delta=0.0),
     ComponentNormalized(),
 ]
+
+# These read the rewards of steps.
+STEPWISE = [StepValues(), StepValues(1.0, absolute=0.0, delta=0.0), StepValues(0.0, absolute_steps=0)]
 
 ALL = [*GROUPWISE, BatchScaled(), BatchScaled(delta=0.0), BetaNormalized(), *WHITENED]
