@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,13 @@ class FlowModel(nn.Module, ABC):
             latents: latents at time 0; shape `batch *latent`.
         """
 
+    def initial_weights(self) -> AbstractContextManager[None] | None:
+        """Return a context in which this model has its initial weights, such as one that disables adapters.
+
+        The model is then its own reference. When None, as by default, the source loads a second model for that.
+        """
+        return None
+
 
 class FlowModelSource(ABC):
     """Makes a flow-matching model with its initial weights.
@@ -74,7 +82,14 @@ class FlowModelSource(ABC):
     - The same arguments must always give the same weights, because the reference and resumed adapters are loaded again.
     - Leave the random state of the process as it is.
     - Constructor arguments become options of the command line, so annotate and document them.
+    - If weights are frozen, set `form`, so that checkpoints leave them out; they are loaded again for a resume.
+
+    Attributes:
+        form: form of the trained weights, such as the arguments of adapters; None if all weights are trained. A
+            checkpoint of another form is refused.
     """
+
+    form: dict[str, Any] | None = None
 
     @abstractmethod
     def prepare(self) -> None:

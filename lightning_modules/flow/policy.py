@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,12 +26,15 @@ _ENTROPY_OF_STANDARD_NORMAL = 0.5 * math.log(2 * math.pi * math.e)
 class FlowPolicy(TrainedPolicy):
     """A flow-matching model, and the initial model as a reference if one is kept.
 
+    The reference is a second model, unless the model itself can take its initial weights.
+
     Args:
         source: makes the model.
     """
 
     def __init__(self, source: FlowModelSource) -> None:
         self.source: FlowModelSource = source
+        self.form = source.form
         self.layout = StepCount()
         self.reference: FlowModel | None = None
         self._model: FlowModel | None = None
@@ -74,7 +78,7 @@ class FlowPolicy(TrainedPolicy):
             self._load_reference()
 
     def _load_reference(self) -> None:
-        if self.keeps_reference and self.reference is None:
+        if self.keeps_reference and self.reference is None and self.model.initial_weights() is None:
             self.reference = self.source.load().requires_grad_(False)
 
     @override
@@ -113,9 +117,9 @@ class FlowPolicy(TrainedPolicy):
 
     @torch.no_grad()
     def _reference_velocity(self, rows: FlatSteps) -> Tensor:
-        assert self.reference is not None
-        reference = self.reference.to(self.device)
-        return reference(rows.latents, rows.times, **rows.conditions)
+        reference = self.model if self.reference is None else self.reference.to(self.device)
+        with self.model.initial_weights() or nullcontext():
+            return reference(rows.latents, rows.times, **rows.conditions)
 
 
 def _table(values: PerCompletion, steps: Tensor, batch: DenoisingBatch) -> PerToken:

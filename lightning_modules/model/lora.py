@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_modules.distributed import rank
@@ -47,16 +48,9 @@ class LoRA:
     export: Literal["merged", "adapter"] = "merged"
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"`rank` is {self.rank}; pass 1 or more.")
-        if self.alpha < 1:
-            raise ValueError(f"`alpha` is {self.alpha}; pass 1 or more, such as twice the rank.")
-        if not self.target_modules:
-            raise ValueError(f"`target_modules` is {self.target_modules!r}; pass `all-linear` or names of layers.")
+        require_adapters(self.rank, self.alpha, self.target_modules)
         if self.export not in ("merged", "adapter"):
             raise ValueError(f"`export` is {self.export!r}; pass 'merged' or 'adapter'.")
-        if find_spec("peft") is None:
-            raise ImportError("LoRA needs `peft`, which is not installed; pip install 'aggregate-po[lora]', or peft.")
 
     @property
     def form(self) -> dict[str, Any]:
@@ -75,17 +69,8 @@ class LoRA:
         if getattr(model, "peft_config", None):
             raise ValueError(f"the model {model.name_or_path!r} has adapters already; merge them into a model first.")
         targets = self.target_modules
-        config = peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
-        )
-        config.base_model_name_or_path = model.name_or_path
-        # A fresh generator on every rank; the global random state is unchanged.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(self.seed)
-            try:
-                peft.inject_adapter_in_model(config, model)
-            except ValueError as error:
-                raise ValueError(f"`target_modules` is {targets!r}; pass names of linear layers. {error}") from error
+        causal = {"task_type": "CAUSAL_LM", "base_model_name_or_path": model.name_or_path}
+        add_adapters(model, self.rank, self.alpha, targets, self.seed, **causal)
         # An adapted embedding would break tying with the output layer, whose weight is also used on its own.
         layers = {name: layer for name, layer in model.named_modules() if _is_adapted(layer)}
         wrong = [
@@ -113,9 +98,7 @@ class LoRA:
             if rank() == 0:
                 model.save_pretrained(folder, state_dict=weights)
             return
-        import peft
-
-        adapter = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        adapter = adapter_weights(model)
         tensors = {f"base_model.model.{name}": full_tensor(weight).contiguous() for name, weight in adapter.items()}
         if rank() != 0:
             return
@@ -123,8 +106,60 @@ class LoRA:
         save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def require_adapters(rank: int, alpha: int, target_modules: str | list[str]) -> None:
+    """Check the arguments of adapters, and that they can be made.
+
+    Raises:
+        ImportError: `peft` is not installed.
+        ValueError: an argument is out of its range.
+    """
+    if rank < 1:
+        raise ValueError(f"`rank` is {rank}; pass 1 or more.")
+    if alpha < 1:
+        raise ValueError(f"`alpha` is {alpha}; pass 1 or more, such as twice the rank.")
+    if not target_modules:
+        raise ValueError(f"`target_modules` is {target_modules!r}; pass `all-linear` or names of layers.")
+    if find_spec("peft") is None:
+        raise ImportError("LoRA needs `peft`, which is not installed; pip install 'aggregate-po[lora]', or peft.")
+
+
+def add_adapters(
+    model: nn.Module, rank: int, alpha: int, target_modules: str | list[str], seed: int, **options: Any
+) -> None:
+    """Freeze the weights of any model and add adapters, with the same initial values on every rank and device.
+
+    Args:
+        model: model to adapt in place.
+        rank: rank of the adapters.
+        alpha: scale of the adapters.
+        target_modules: layers to adapt.
+        seed: seed of the initial values.
+        options: further arguments of `peft.LoraConfig`.
+
+    Raises:
+        ValueError: `target_modules` matches no layer, or a layer that cannot be adapted.
+    """
+    import peft
+
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=target_modules, lora_dropout=0.0, **options)
+    # A fresh generator on every rank; the global random state is unchanged.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        try:
+            peft.inject_adapter_in_model(config, model)
+        except ValueError as error:
+            raise ValueError(f"`target_modules` is {target_modules!r}; pass names of linear layers. {error}") from error
+
+
+def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the adapters by name, as `peft` names them."""
+    import peft
+
+    return peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
 @contextmanager
-def without_adapters(model: PreTrainedModel) -> Iterator[None]:
+def without_adapters(model: nn.Module) -> Iterator[None]:
     """Disable the adapters within the context."""
     layers: list[Any] = [layer for layer in model.modules() if _is_adapted(layer)]
     for layer in layers:

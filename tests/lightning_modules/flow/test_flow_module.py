@@ -1,10 +1,12 @@
 """Training of flow-matching models: gradients, micro-batches, windows, references, evaluation and resumes."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 from lightning import Callback
+from torch import nn
 
 from aggregate_po import ArithmeticMean, PessimisticClip, PolicyObjective
 from aggregate_po.recipes import grpo, real
@@ -46,7 +48,8 @@ class Recorder(MicroBatchObserver):
         self.seen.append(micro_batch)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append({name: value.grad.clone() for name, value in pl_module.model.named_parameters()})
+        named = pl_module.model.named_parameters()
+        self.gradients.append({name: value.grad.clone() for name, value in named if value.requires_grad})
 
 
 def recorded(folder, objective, **options):
@@ -249,6 +252,72 @@ def test_resumes_bit_for_bit(tmp_path):
     run(tmp_path / "parts", 6)
     resumed = run(tmp_path / "parts", 11, tmp_path / "parts" / "last.ckpt").module.model.state_dict()
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+class Adapted(Points):
+    """Points whose frozen velocity is moved by what is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+        self.adapter, self.enabled = nn.Parameter(torch.zeros(2)), True
+
+    def forward(self, latents, times, target):
+        velocity = super().forward(latents, times, target)
+        return velocity + self.adapter if self.enabled else velocity
+
+    @contextmanager
+    def initial_weights(self):
+        self.enabled = False
+        yield
+        self.enabled = True
+
+
+class AdaptedSource(PointsSource):
+    def __init__(self, rank=1):
+        self.form, self.loaded = {"rank": rank}, 0
+
+    def load(self):
+        self.loaded += 1
+        return Adapted()
+
+
+class MovedAdapter(Callback):
+    def on_train_start(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.model.adapter += 0.2
+
+
+def test_a_model_that_can_take_its_initial_weights_is_its_own_reference(tmp_path):
+    found = []
+    for source, moved in ((AdaptedSource(), MovedAdapter()), (PointsSource(), Reference())):
+        module = FlowModule(source, FLOW_GRPO, learning_rate=1e-9)
+        module.policy.keep_reference()
+        recorder = Recorder()
+        fitted_points(tmp_path, module=module, callbacks=[moved, recorder])
+        found.append((module.policy, recorder.seen[0].inputs))
+    (own, one), (second, two) = found
+    assert own.reference is None
+    assert own.source.loaded == 1
+    assert second.reference is not None
+    assert own.model.enabled
+    torch.testing.assert_close(one.ref_divergence, two.ref_divergence)
+    torch.testing.assert_close(one.ref_log_probs, two.ref_log_probs)
+
+
+def test_frozen_weights_are_left_out_of_checkpoints_and_another_form_is_refused(tmp_path):
+    def run(max_steps, source, ckpt_path=None):
+        callbacks = [RunCheckpoint(dirpath=str(tmp_path), every_n_train_steps=1)]
+        trainer = {"callbacks": callbacks, "enable_checkpointing": True, "max_steps": max_steps, "ckpt_path": ckpt_path}
+        return fitted_points(tmp_path, module=FlowModule(source, GUARD, learning_rate=0.01), **trainer).module.model
+
+    whole = run(4, AdaptedSource())
+    run(2, AdaptedSource())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert list(saved["state_dict"]) == ["model.adapter"]
+    assert torch.equal(run(4, AdaptedSource(), tmp_path / "last.ckpt").adapter, whole.adapter)
+    with pytest.raises(ValueError, match=r"the form {'rank': 3}, but those of the checkpoint {'rank': 1}; pass that"):
+        run(6, AdaptedSource(3), tmp_path / "last.ckpt")
 
 
 def test_a_batch_survives_a_checkpoint_and_another_split(tmp_path):
