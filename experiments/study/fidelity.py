@@ -27,10 +27,12 @@ from aggregate_po import GroupedRewards, PolicyBatch, PolicyObjective
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.bounds import log_ratio_of
 from aggregate_po.recipes import gmpo, gmpo_no_clip, grpo
+from experiments.options import count
 from experiments.study import design
-from experiments.study.run import FOLDER, append_rows, count, read_rows, require_own_folder, variants
+from experiments.study.run import FOLDER, require_own_folder, variants
 from experiments.study.tasks import Task, addition
 from experiments.study.training import GROUP_SIZE, PROMPTS_PER_ROLLOUT
+from experiments.tables import append_rows, read_rows
 from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.model.policy import Policy
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine

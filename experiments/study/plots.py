@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
 from experiments.study.design import CORE
 from experiments.study.report import OBJECTIVES, fidelities, nothing, objectives_of, updates_of
-from experiments.study.run import FOLDER, Row, read_rows
+from experiments.study.run import FOLDER
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
+from experiments.tables import Row, read_rows
 
 _Table = list[dict[str, Value]]
 CURVES = ("grpo", "grpo_no_clip", "gmpo", "gmpo_no_clip")

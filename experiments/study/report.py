@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.estimate import estimate_cell
 from experiments.study.design import CORE, FURTHER
-from experiments.study.run import FOLDER, Row, read_rows
-from experiments.study.statistics import Estimate, Run, edges, load, over_seeds, paired_difference, tuned_learning_rate
+from experiments.study.run import FOLDER
+from experiments.study.statistics import Run, edges, load, over_seeds, paired_difference, tuned_learning_rate
 from experiments.study.tasks import TASKS
+from experiments.tables import Row, Table, markdown, read_rows
 
 OBJECTIVES = [variant.name for variant in (*CORE, *FURTHER)]
 # Mean against mean with the same clip, and clip against clip with the same mean.
@@ -36,7 +38,6 @@ MEASURES = {
     "reward_change": "change of the reward",
     "sampled": "held-out reward",
 }
-Table = Iterator[list[str]]
 
 
 def edge_table(runs: Sequence[Run]) -> Table:
@@ -57,7 +58,7 @@ def tuned_table(runs: Sequence[Run]) -> Table:
         for updates in updates_of(runs):
             rate = tuned_learning_rate(runs, name, updates)
             found = None if rate is None else over_seeds(runs, name, updates, rate, "sampled")
-            cells += ["" if rate is None else f"{rate:g}", _estimate(found)]
+            cells += ["" if rate is None else f"{rate:g}", estimate_cell(found)]
         yield [f"`{name}`", *cells]
 
 
@@ -67,7 +68,7 @@ def difference_table(runs: Sequence[Run], updates: int) -> Table:
     for first, second in _pairs(objectives_of(runs)):
         found = [paired_difference(runs, first, second, updates, measure) for measure in MEASURES]
         if any(found):
-            yield [f"`{first}` - `{second}`", *map(_estimate, found)]
+            yield [f"`{first}` - `{second}`", *map(estimate_cell, found)]
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -140,20 +141,6 @@ def _range(values: Sequence[float], lowest: float, highest: float) -> str:
 
     low, median, high = (shown(value) for value in (values[0], values[(len(values) - 1) // 2], values[-1]))
     return median if low == high else f"{median} ({low} to {high})"
-
-
-def _estimate(found: Estimate | None) -> str:
-    if found is None:
-        return ""
-    interval = "" if found.low is None else f" ({found.low:.3g} to {found.high:.3g})"
-    return f"{found.mean:.3g}{interval}"
-
-
-def markdown(table: Table) -> str:
-    """Return a table in Markdown."""
-    head, *rows = table
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def tables(results: Path, task: str = "addition") -> dict[str, str]:

@@ -10,30 +10,21 @@ give the same numbers.
 from __future__ import annotations
 
 import argparse
-import csv
-import fcntl
-import io
-import logging
 import math
-import multiprocessing
-import signal
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import torch
-
+from experiments.options import count, counts, distinct, number, seeds
 from experiments.study import design
 from experiments.study.design import Grid, Job, Ladder, Variant, ladders
 from experiments.study.tasks import TASKS
 from experiments.study.training import PROMPTS_PER_ROLLOUT, Measures, train
+from experiments.tables import Row, append_rows, read_rows
+from experiments.workers import run_all
 
 FOLDER = Path("experiments/study/results")
-Row = dict[str, str]
-Number = TypeVar("Number", int, float)
-Value = TypeVar("Value", bound=Hashable)
 _KEYS = ("task", "objective", "updates", "learning_rate", "seed")
 
 
@@ -55,14 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     TASKS[options.task]().model.prepare()  # once, before the workers
     queue = [(ladder, options.output, options.rollouts) for ladder in todo]
-    context = multiprocessing.get_context("spawn")
-    try:
-        # A worker is replaced now and then, so that memory does not grow.
-        with context.Pool(options.workers, _one_thread, maxtasksperchild=10) as pool:
-            for _ in pool.imap_unordered(_climb, queue, chunksize=1):
-                pass
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on with the runs that are missing") from None
+    run_all(_climb, queue, options.workers)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,9 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=sorted(TASKS), default="addition", help="Task; addition without it.")
     names = "Variants of the study or import paths, by commas; all if empty."
     parser.add_argument("--objectives", type=variants, default=(), help=names)
-    parser.add_argument("--seeds", type=_seeds, default=design.SEEDS, help="Seeds, by commas.")
+    parser.add_argument("--seeds", type=seeds, default=design.SEEDS, help="Seeds, by commas.")
     updates = design.UPDATES_PER_ROLLOUT
-    parser.add_argument("--updates", type=_counts, default=updates, help="Updates per rollout, by commas.")
+    parser.add_argument("--updates", type=counts, default=updates, help="Updates per rollout, by commas.")
     rates = design.LEARNING_RATES
     parser.add_argument("--learning_rates", type=_rates, default=rates, help="Learning rates, by commas.")
     parser.add_argument(
@@ -90,39 +74,9 @@ def require_own_folder(parser: argparse.ArgumentParser, options: argparse.Namesp
         parser.error(f"`--objectives` has {own[0]}, which is not of the study; pass a folder of your own as `--output`")
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    return distinct([_number(part, int, "a whole number from 0", lambda seed: seed >= 0) for part in text.split(",")])
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return distinct([count(part) for part in text.split(",")])
-
-
 def _rates(text: str) -> tuple[float, ...]:
     words = "a number above 0"
-    return distinct([_number(part, float, words, lambda rate: 0 < rate < math.inf) for part in text.split(",")])
-
-
-def count(text: str) -> int:
-    """Return a whole number from 1, as the type of an argument."""
-    return _number(text, int, "a whole number from 1", lambda number: number >= 1)
-
-
-def _number(text: str, kind: Callable[[str], Number], words: str, fits: Callable[[Number], bool]) -> Number:
-    try:
-        number = kind(text)
-    except ValueError:
-        number = None
-    if number is None or not fits(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
-    return number
-
-
-def distinct(values: Sequence[Value]) -> tuple[Value, ...]:
-    """Return values of which none is there twice, as the type of an argument."""
-    if twice := [value for value, times in Counter(values).items() if times > 1]:
-        raise argparse.ArgumentTypeError(f"{twice[0]} is there twice; pass it once")
-    return tuple(values)
+    return distinct([number(part, float, words, lambda rate: 0 < rate < math.inf) for part in text.split(",")])
 
 
 def variants(text: str) -> tuple[Variant, ...]:
@@ -150,13 +104,6 @@ def variant(name: str) -> Variant:
     """Return the variant of the study with this name, or a new one for a recipe or an import path."""
     known = {variant.name: variant for variant in (*design.CORE, *design.FURTHER)}
     return known.get(name, Variant(name, name))
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def _climb(task: tuple[Ladder, Path, int]) -> None:
@@ -192,39 +139,6 @@ def _key(row: Row) -> tuple[str, ...]:
 
 def _cells(measures: Measures) -> Row:
     return {name: "" if value is None else f"{value:.6g}" for name, value in measures.items()}
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a CSV file, none if it does not exist.
-
-    A line that was not written to its end is dropped, and so is one with more or fewer cells than columns.
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
-    return [row for row in rows if None not in row and None not in row.values()]
-
-
-def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows in place of a line that was not written to its end; processes wait for each other.
-
-    Raises:
-        ValueError: the file has other columns.
-    """
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        head, found = text.getvalue(), content.decode().partition("\n")
-        if found[1] and found[0].strip() != head.strip():
-            raise ValueError(f"{path} has other columns than {', '.join(rows[0])}; write to another folder.")
-        writer.writerows(rows)
-        file.write(text.getvalue()[len(head) if found[1] else 0 :].encode())
 
 
 if __name__ == "__main__":

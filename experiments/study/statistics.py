@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.estimate import Estimate
 from experiments.study.design import TUNED_AT
-from experiments.study.run import read_rows
+from experiments.tables import read_rows
 
-LEVEL = 0.95
-_ENOUGH_SEEDS = 3  # for an interval
-_MOST_SEEDS, _RESAMPLES = 6, 20_000  # seeds of which all resamples are counted, and otherwise the number of random ones
 _NAMES = ("task", "objective")
 
 
@@ -42,45 +39,6 @@ class Run:
     def collapsed(self) -> bool:
         """Whether the run collapsed."""
         return bool(self.measures["collapsed"])
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its interval.
-
-    Args:
-        mean: mean.
-        low: lower end of the interval, None with fewer than three seeds.
-        high: upper end of the interval, None with fewer than three seeds.
-        seeds: number of seeds.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Return the mean of one value per seed, with the bootstrap interval of resamples of the seeds.
-
-        It is that of all resamples with up to six seeds, and of random ones with more.
-        """
-        mean = sum(values) / len(values)
-        if len(values) < _ENOUGH_SEEDS:
-            return cls(mean, None, None, len(values))
-        means = sorted(sum(sample) / len(sample) for sample in _resamples(values))
-        tail = round((1 - LEVEL) / 2 * (len(means) - 1))
-        return cls(mean, means[tail], means[-1 - tail], len(values))
-
-
-def _resamples(values: Sequence[float]) -> Iterator[Sequence[float]]:
-    count = len(values)
-    if count <= _MOST_SEEDS:
-        yield from itertools.product(values, repeat=count)
-    else:
-        rng = random.Random(0)
-        yield from (rng.choices(values, k=count) for _ in range(_RESAMPLES))
 
 
 def load(path: Path, task: str) -> list[Run]:

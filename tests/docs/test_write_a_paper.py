@@ -9,7 +9,8 @@ from importlib import import_module
 import pytest
 import torch
 
-from experiments.study import fidelity, run, training
+from experiments import workers
+from experiments.study import fidelity, training
 from experiments.study.tasks import TASKS, addition
 from lightning_modules.__main__ import main
 from tests.docs.test_snippets import ROOT, blocks, folder, write_files
@@ -59,7 +60,7 @@ def test_the_commands_run_one_after_another(folder, tiny_model, monkeypatch, cap
     short = replace(task, model=model, held_out=[task.held_out[0]], reward=length_reward)
     monkeypatch.setitem(TASKS, "addition", lambda: short)
     monkeypatch.setattr(fidelity, "addition", lambda: short)
-    monkeypatch.setattr(run.multiprocessing, "get_context", lambda kind: InProcess)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: InProcess)
     monkeypatch.setattr(training, "PROMPTS_PER_ROLLOUT", 2)
     for name, value in (("FROZEN", 2), ("FRESH", 2), ("UPDATES", (1,)), ("PROMPTS_PER_ROLLOUT", 2)):
         monkeypatch.setattr(fidelity, name, value)

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from aggregate_po import GeometricMean
+from experiments import workers
 from experiments.study import design, fidelity, run
 from experiments.study.design import CORE, FURTHER, ladders
-from experiments.study.run import append_rows, read_rows
 from experiments.study.tasks import TASKS, addition, spell_backward
 from experiments.study.training import by_rollout, measures
+from experiments.tables import append_rows, read_rows
 
 
 class OwnMean(GeometricMean):
@@ -133,7 +134,7 @@ def test_an_interrupted_study_says_how_it_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(TASKS, "addition", lambda: SimpleNamespace(model=SimpleNamespace(prepare=lambda: None)))
-    monkeypatch.setattr(run.multiprocessing, "get_context", lambda kind: InProcess)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: InProcess)
     monkeypatch.setattr(run, "_climb", interrupted)
     with pytest.raises(SystemExit, match="interrupted; the same command goes on"):
         run.main(["--output", str(tmp_path)])
@@ -145,7 +146,7 @@ def test_shortened_study_runs_and_goes_on_where_it_was(task, tmp_path, monkeypat
     held_out = [task().held_out[number] for number in range(8)]
     short = replace(task(), model=replace(task().model, steps=2), held_out=held_out)
     monkeypatch.setitem(TASKS, task.__name__, lambda: short)
-    monkeypatch.setattr(run.multiprocessing, "get_context", lambda kind: InProcess)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: InProcess)
     options = ["--task", task.__name__, "--seeds", "0", "--rollouts", "2", "--output", str(tmp_path)]
     options += ["--updates", "2", "--learning_rates", "1e-4"]
     run.main(["--objectives", "gmpo", *options])

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
+from experiments.estimate import Estimate
 from experiments.study.design import LEARNING_RATES
-from experiments.study.statistics import Estimate, Run, edge, edges, load, paired_difference, tuned_learning_rate
+from experiments.study.statistics import Run, edge, edges, load, paired_difference, tuned_learning_rate
 
 FIRST, SECOND, THIRD, FOURTH = LEARNING_RATES[:4]
 

@@ -1,0 +1,51 @@
+"""Types of command-line arguments: whole numbers, seeds, and lists without a value that is there twice."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+Value = TypeVar("Value", bound=Hashable)
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Return seeds that are separated by commas, as the type of an argument."""
+    return distinct([number(part, int, "a whole number from 0", lambda seed: seed >= 0) for part in text.split(",")])
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Return whole numbers from 1 that are separated by commas, as the type of an argument."""
+    return distinct([count(part) for part in text.split(",")])
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1, as the type of an argument."""
+    return number(text, int, "a whole number from 1", lambda number: number >= 1)
+
+
+def number(text: str, kind: Callable[[str], Number], words: str, fits: Callable[[Number], bool]) -> Number:
+    """Return a number, as the type of an argument.
+
+    Args:
+        text: Number as text.
+        kind: Makes a number of a text.
+        words: What is asked for, for the error.
+        fits: Whether a number is in the range.
+    """
+    try:
+        found = kind(text)
+    except ValueError:
+        found = None
+    if found is None or not fits(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+    return found
+
+
+def distinct(values: Sequence[Value]) -> tuple[Value, ...]:
+    """Return values of which none is there twice, as the type of an argument."""
+    if twice := [value for value, times in Counter(values).items() if times > 1]:
+        raise argparse.ArgumentTypeError(f"{twice[0]} is there twice; pass it once")
+    return tuple(values)
