@@ -29,6 +29,7 @@ def _dispatch() -> None:
         from lightning_modules.cli import run
         from lightning_modules.comparison.command import compare_command
         from lightning_modules.evaluate_command import evaluate_command
+        from lightning_modules.flow.command import flow_command
         from lightning_modules.planning.command import plan
         from lightning_modules.preflight.command import preflight_command
         from lightning_modules.recordings.command import record_command
@@ -49,6 +50,8 @@ def _dispatch() -> None:
         compare_command(sys.argv[2:])
     elif sys.argv[1:2] == ["audit-reward"]:
         audit_command(sys.argv[2:])
+    elif sys.argv[1:2] == ["flow"]:
+        flow_command(sys.argv[2:])
     elif sys.argv[1:2] == ["view"]:
         view_command(sys.argv[2:])
     else:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import transformers
 from jsonargparse import ActionYesNo, Namespace
@@ -17,15 +17,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from lightning_modules.argument_parser import PolicyArgumentParser
 from lightning_modules.callbacks.checkpoint_files import require_last, require_undamaged
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_modules.callbacks.metrics_file import has_steps
 from lightning_modules.callbacks.report import RunReport, print_table
 from lightning_modules.callbacks.selection import act_when_measured, selected_callbacks
 from lightning_modules.data.module import RolloutDataModule
+from lightning_modules.data.staged import StagedDataModule
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.interruption import interrupt_from_here
-from lightning_modules.option_errors import explained
+from lightning_modules.objective_module import ObjectiveModule
 from lightning_modules.option_help import prepare_import_paths
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.recorded_config import require_recordable
@@ -49,8 +51,8 @@ _DESCRIPTION = (
     "Train with `fit`. Further subcommands: `plan` estimates the memory of a `fit` with the same arguments, "
     "`preflight` samples from its start model and says whether it can learn, `evaluate RUN` evaluates a finished run "
     "on its held-out prompts, `view RUN` shows runs on an HTML page, `record` keeps rollouts with what training "
-    "computes on them, `compare FOLDER` evaluates objectives on these, `audit-reward FILE` compares two graders, and "
-    "`serve MODEL` starts a vLLM server."
+    "computes on them, `compare FOLDER` evaluates objectives on these, `audit-reward FILE` compares two graders, "
+    "`serve MODEL` starts a vLLM server, and `flow fit` trains a flow-matching model."
 )
 
 _FIT = (
@@ -60,38 +62,16 @@ _FIT = (
 _VALIDATE = "Evaluate the policy that the configuration describes on the held-out prompts, without training."
 
 
-class PolicyArgumentParser(LightningArgumentParser):
-    """Argument parser that reads configuration from `--config` alone, and whose errors name the remedy.
+class PolicyCLI(LightningCLI):
+    """Lightning CLI (`fit`, `validate`, ...) for a `PolicyModule` and a `RolloutDataModule`.
 
-    By default the value of any option that expects a class may be a file, which is read as the configuration of that
-    class, and may name any class to build. Here the path of a data file or of a model remains a path.
+    Attributes:
+        program: name of the program in its help.
+        description: description of the program in its help.
     """
 
-    _file: Any = "the command line"  # configuration that is parsed
-
-    @override
-    def add_class_arguments(self, *arguments: Any, **options: Any) -> list[str]:
-        """Add the arguments of a class, whose values are never read from a file."""
-        return super().add_class_arguments(*arguments, **{**options, "sub_configs": False})
-
-    @override
-    def parse_path(self, cfg_path: Any, *arguments: Any, **options: Any) -> Any:
-        """Parse a configuration file, and name it if it is no YAML."""
-        self._file = cfg_path
-        return super().parse_path(cfg_path, *arguments, **options)
-
-    @override
-    def print_usage(self, file: Any = None) -> None:
-        """Print nothing, so that the error message stands out; `--help` lists every option."""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Add a remedy to the error, and leave out what does not concern the value."""
-        super().error(explained(message, self).replace('"<unicode string>"', f'"{self._file}"'), ex)
-
-
-class PolicyCLI(LightningCLI):
-    """Lightning CLI (`fit`, `validate`, ...) for a `PolicyModule` and a `RolloutDataModule`."""
+    program = "aggregate-po"
+    description = _DESCRIPTION
 
     @staticmethod
     @override
@@ -220,9 +200,17 @@ class PolicyCLI(LightningCLI):
 def run(
     arguments: list[str] | None = None,
     command_line: type[PolicyCLI] = PolicyCLI,
-    data: type[RolloutDataModule] = RolloutDataModule,
+    data: type[StagedDataModule] = RolloutDataModule,
+    module: type[ObjectiveModule] = PolicyModule,
 ) -> PolicyCLI:
-    """Run the command line with the given arguments, or with those of the process when None."""
+    """Run the command line with the given arguments, or with those of the process when None.
+
+    Args:
+        arguments: arguments of the command line.
+        command_line: class of the command line.
+        data: class of the data module.
+        module: class of the module that is trained.
+    """
     prepare_import_paths(sys.argv[1:] if arguments is None else arguments)
     transformers.utils.logging.disable_progress_bar()
     # The policy is in eval mode: dropout would make its log-probabilities differ from those of the sampler.
@@ -230,13 +218,13 @@ def run(
     warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     return command_line(
-        PolicyModule,
+        module,
         data,
         parser_class=PolicyArgumentParser,
         args=arguments,
         seed_everything_default=0,
         auto_configure_optimizers=False,  # the parameters exist only once the trainer has loaded the model
-        parser_kwargs={"prog": "aggregate-po", "description": _DESCRIPTION}
+        parser_kwargs={"prog": command_line.program, "description": command_line.description}
         | {name: {"description": text} for name, text in command_line.descriptions().items()},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"save_to_log_dir": False},

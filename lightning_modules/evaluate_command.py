@@ -11,7 +11,8 @@ import transformers
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile
 
-from lightning_modules.cli import PolicyArgumentParser, evaluate_run
+from lightning_modules.argument_parser import PolicyArgumentParser
+from lightning_modules.cli import evaluate_run
 from lightning_modules.configuration import described
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.evaluation import comparison_table, evaluate, results_table

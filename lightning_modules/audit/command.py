@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from lightning_modules.argument_parser import PolicyArgumentParser
 from lightning_modules.audit.audit import audit_rewards
 from lightning_modules.audit.tables import audit_json, audit_table
-from lightning_modules.cli import PolicyArgumentParser
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.interruption import interrupt_from_here
 from lightning_modules.option_help import prepare_import_paths

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from lightning_modules.cli import PolicyArgumentParser
+from lightning_modules.argument_parser import PolicyArgumentParser
 from lightning_modules.comparison.compare import GradientDetail, compare_objectives
 from lightning_modules.comparison.output import write_comparison
 from lightning_modules.comparison.tables import summary_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_modules.cli import PolicyArgumentParser
+from lightning_modules.argument_parser import PolicyArgumentParser
 from lightning_modules.errors import ended_by_its_message
 from lightning_modules.viewer.page import write_page
 from lightning_modules.viewer.report import Report

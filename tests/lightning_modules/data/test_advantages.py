@@ -25,7 +25,8 @@ from aggregate_po.advantages import (
     WhitenedReturns,
 )
 from aggregate_po.recipes import dapo
-from lightning_modules.cli import PolicyArgumentParser, run
+from lightning_modules.argument_parser import PolicyArgumentParser
+from lightning_modules.cli import run
 from lightning_modules.data.module import RolloutDataModule
 from lightning_modules.seeding import derived_seed
 from tests.lightning_modules.data.test_module import FINISHED, LENGTHS, ScriptedEngine, rollout_of
