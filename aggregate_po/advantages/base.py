@@ -5,21 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.advantages.rounding import Grouped, without_rounding
 from aggregate_po.advantages.scored import filled, with_company, within_lengths
 from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.shapes import bind_shapes, require_shape
-
-Grouped = Annotated[Tensor, "prompt group"]
-
-# Relative rounding errors of sums of up to thousands of terms; real rewards are further apart.
-_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 _REMEDIES = {
     "lengths": "pass the tokens of each completion, `GroupedRewards(..., lengths=...)`",
@@ -184,10 +180,16 @@ class AdvantageEstimator(ABC):
     - Return 0 for completions without a reward, where `rollout.scored` is False, and for all others the advantages of a
       rollout without them; `rollout.by_groups` and `rollout.counted` help. RolloutDataModule sets the former to 0 in
       any case. An estimator that does not look at `scored` sees the mean reward of the group in their place.
+    - Override `needs_step_rewards` to return True if it reads `rollout.step_rewards`.
     - Derive from `GroupAdvantage` instead if only completions of one prompt are compared.
 
     `aggregate_po.testing.check_advantage` checks these requirements.
     """
+
+    @property
+    def needs_step_rewards(self) -> bool:
+        """Whether the reward of each step is read, which only `FlowDataModule` has."""
+        return False
 
     @abstractmethod
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
@@ -223,27 +225,3 @@ class GroupAdvantage(AdvantageEstimator):
         advantages = self.within_groups(rollout)
         require_shape(self, "within_groups", advantages, "`prompt group`", rollout.groups.shape)
         return advantages
-
-
-def equal_up_to_rounding(groups: Grouped, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return True for groups whose values are equal, or differ by the rounding errors of a sum; shape `prompt`.
-
-    The difference may be $10^{-12}$ of the largest magnitude in float64, and $10^{-6}$ of it in float32. In a narrower
-    precision, where a rounding error is as large as a real difference, the values must be equal.
-
-    Args:
-        groups: values of each group, shape `prompt group`.
-        dtype: precision in which the values were computed.
-
-    Example:
-        >>> equal_up_to_rounding(torch.tensor([[0.1 + 0.2, 0.3], [1.0, 1.0 + 1e-9]], dtype=torch.float64))
-        tensor([ True, False])
-    """
-    difference = groups.amax(dim=-1).double() - groups.amin(dim=-1).double()
-    return difference <= _ROUNDING.get(dtype, 0.0) * groups.abs().amax(dim=-1).double()
-
-
-def without_rounding(groups: Grouped, dtype: torch.dtype) -> Grouped:
-    """Return the values with those of a group replaced by the first one where they differ by rounding only."""
-    equal = rearrange(equal_up_to_rounding(groups, dtype), "prompt -> prompt 1")
-    return torch.where(equal, groups[:, :1], groups)

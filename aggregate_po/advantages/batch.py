@@ -8,12 +8,8 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.advantages.base import (
-    AdvantageEstimator,
-    Grouped,
-    GroupedRewards,
-    without_rounding,
-)
+from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards
+from aggregate_po.advantages.rounding import Grouped, without_rounding
 from aggregate_po.advantages.statistics import centered, power_of_two, ratio, spread
 from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerCompletion, PerToken

@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.advantages.base import AdvantageEstimator, Grouped, GroupedRewards
+from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards
+from aggregate_po.advantages.rounding import Grouped
 from aggregate_po.advantages.statistics import centered
 from aggregate_po.batch import PerCompletion
 

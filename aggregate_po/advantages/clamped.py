@@ -38,6 +38,11 @@ class Clamped(AdvantageEstimator):
         require_estimator(self.estimator)
         require_positive(largest=self.largest)
 
+    @property
+    @override
+    def needs_step_rewards(self) -> bool:
+        return self.estimator.needs_step_rewards
+
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
         return self.estimator(rollout).clamp(-self.largest, self.largest)

@@ -5,11 +5,8 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
-from aggregate_po.advantages.base import (
-    GroupAdvantage,
-    Grouped,
-    GroupedRewards,
-)
+from aggregate_po.advantages.base import GroupAdvantage, GroupedRewards
+from aggregate_po.advantages.rounding import Grouped
 from aggregate_po.advantages.statistics import centered, ratio, spread
 from aggregate_po.arguments import require_non_negative
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.advantages.base import GroupAdvantage, Grouped, GroupedRewards
+from aggregate_po.advantages.base import GroupAdvantage, GroupedRewards
+from aggregate_po.advantages.rounding import Grouped
 from aggregate_po.arguments import require_non_negative, require_positive
 
 # Added to the standard deviation as in the paper's code, although that is never 0.

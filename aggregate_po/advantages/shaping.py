@@ -58,6 +58,11 @@ class OverlongShaping(AdvantageEstimator):
             )
         require_non_negative(penalty=self.penalty)
 
+    @property
+    @override
+    def needs_step_rewards(self) -> bool:
+        return self.estimator.needs_step_rewards
+
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
         return self.estimator(_changed(rollout, self.reward_change(rollout.required("lengths", self))))
@@ -101,6 +106,11 @@ class LengthPenalty(AdvantageEstimator):
         require_estimator(self.estimator)
         require_non_negative(per_token=self.per_token, target_length=self.target_length)
 
+    @property
+    @override
+    def needs_step_rewards(self) -> bool:
+        return self.estimator.needs_step_rewards
+
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:
         distance = (rollout.required("lengths", self).double() - self.target_length).abs()
@@ -133,6 +143,11 @@ class LengthCorrected(AdvantageEstimator):
 
     def __post_init__(self) -> None:
         require_estimator(self.estimator)
+
+    @property
+    @override
+    def needs_step_rewards(self) -> bool:
+        return self.estimator.needs_step_rewards
 
     @override
     def __call__(self, rollout: GroupedRewards) -> PerCompletion | PerToken:

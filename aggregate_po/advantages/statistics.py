@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aggregate_po.advantages.base import Grouped
+from aggregate_po.advantages.rounding import Grouped
 
 
 def centered(groups: Grouped) -> Grouped:

@@ -60,6 +60,11 @@ class StepValues(AdvantageEstimator):
             raise ValueError(f"`discount` is {self.discount}; pass a number from 0 to 1, 1 for none.")
         require_non_negative(absolute=self.absolute, absolute_steps=self.absolute_steps, delta=self.delta)
 
+    @property
+    @override
+    def needs_step_rewards(self) -> bool:
+        return True
+
     @override
     def __call__(self, rollout: GroupedRewards) -> PerToken:
         rewards = rollout.required("step_rewards", self)

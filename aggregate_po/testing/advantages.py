@@ -108,6 +108,12 @@ class AdvantageContract(Contract):
             present = present[:, : expected.shape[1]]
         require_close("the advantages of the others", present, expected, self.rounding * scale(expected))
 
+    @law(rollout=_moderate)
+    def test_rewards_of_steps(self, rollout: GroupedRewards) -> None:
+        """Rewards of steps have no effect unless `needs_step_rewards` announces that they are read."""
+        without = rollout if self.estimator.needs_step_rewards else replace(rollout, step_rewards=None)
+        require_close("the advantages without step rewards", self.estimator(without), self.estimator(rollout))
+
     @law(rollout=_extreme)
     def test_same_every_time(self, rollout: GroupedRewards) -> None:
         """Repeated calls on one rollout give the same advantages; randomness follows `seed`."""

@@ -37,7 +37,10 @@ def advantages(
     sizes = {"rank": data_parallel_size(trainer), "group": groups.group_size}
     mask = groups.completions.mask
     columns = {"rewards": rewards, "lengths": mask.sum(dim=-1), "scored": groups.scored}
-    gathered = _gathered_columns({**columns, **_component_columns(groups.components)}, sizes, trainer)
+    columns |= _numbered("component", groups.components)
+    if groups.step_rewards is not None:
+        columns |= _numbered("step", groups.step_rewards)
+    gathered = _gathered_columns(columns, sizes, trainer)
     components = [column for name, column in gathered.items() if name.startswith("component")]
     rollout = GroupedRewards(
         rewards=gathered["rewards"].to(rewards.dtype),
@@ -47,6 +50,7 @@ def advantages(
         component_weights=weights,
         seed=seed,
         scored=None if gathered["scored"].all() else gathered["scored"].bool(),
+        step_rewards=_step_rewards(gathered),
     )
     estimated = estimator(rollout)
     longest = torch.Size([int(gathered["lengths"].max())] if estimated.ndim > 1 else [])
@@ -62,8 +66,13 @@ def advantages(
     return torch.nn.functional.pad(local, (0, mask.shape[1] - local.shape[1]))
 
 
-def _component_columns(components: Tensor) -> dict[str, Tensor]:
-    return {f"component {number}": column for number, column in enumerate(components.unbind(dim=-1))}
+def _numbered(name: str, table: Tensor) -> dict[str, Tensor]:
+    return {f"{name} {number}": column for number, column in enumerate(table.unbind(dim=-1))}
+
+
+def _step_rewards(columns: dict[str, Tensor]) -> PerToken | None:
+    steps = [column for name, column in columns.items() if name.startswith("step ")]
+    return torch.stack(steps, dim=-1) if steps else None
 
 
 def _gathered_columns(columns: dict[str, Tensor], sizes: dict[str, int], trainer: Trainer) -> dict[str, Tensor]:

@@ -97,6 +97,19 @@ def require_parts(
             )
 
 
+def require_rewards_known(advantages: object) -> None:
+    """Check that an advantage estimator needs no reward of each step, which the tokens of a language model lack.
+
+    Raises:
+        ValueError: it needs them.
+    """
+    if isinstance(advantages, AdvantageEstimator) and advantages.needs_step_rewards:
+        raise ValueError(
+            f"`advantages` is {advantages!r}, which needs a reward of each step; only FlowDataModule has them, so pass "
+            "another estimator."
+        )
+
+
 def require_concurrent(rollouts: RolloutEngine, overlap: bool) -> None:
     """Check that an engine that generates during training is in another process.
 

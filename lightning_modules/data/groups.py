@@ -13,7 +13,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from aggregate_po import PerCompletion, PerToken
-from aggregate_po.advantages.base import equal_up_to_rounding
+from aggregate_po.advantages.rounding import equal_up_to_rounding
 from aggregate_po.advantages.scored import filled
 from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.data.sampler import CompletionSampler
@@ -57,6 +57,7 @@ class Groups:
             mean nothing, and none of their tokens is trained; shape `batch`; True for all when None.
         causes: cause of each failed verdict, None where there is a reward; `causes[completion][component]`; no verdict
             failed when None.
+        step_rewards: reward of each step, None unless the advantage estimator needs them; shape `batch time`; float64.
     """
 
     prompts: Sequence[Prompt]
@@ -69,6 +70,7 @@ class Groups:
     metrics: Mapping[str, float] = field(default_factory=dict)
     scored: PerCompletion = None  # type: ignore[assignment]  # filled in below, so never None to a reader
     causes: Sequence[Sequence[Cause | None]] = None  # type: ignore[assignment]  # as above
+    step_rewards: PerToken | None = None
 
     def __post_init__(self) -> None:
         if self.scored is None:
@@ -118,6 +120,7 @@ class Groups:
             metrics=self.metrics if metrics is None else metrics,
             scored=self.scored[rows],
             causes=[self.causes[row] for row in rows.tolist()],
+            step_rewards=None if self.step_rewards is None else self.step_rewards[rows],
         )
 
     @staticmethod

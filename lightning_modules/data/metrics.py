@@ -12,7 +12,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from aggregate_po import CorrectionWeights, PerCompletion, PerToken
-from aggregate_po.advantages.base import equal_up_to_rounding
+from aggregate_po.advantages.rounding import equal_up_to_rounding
 from aggregate_po.advantages.scored import filled, with_company
 from aggregate_po.corrections import log_mismatch
 from lightning_modules.data.groups import Groups

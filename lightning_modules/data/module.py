@@ -11,7 +11,13 @@ from aggregate_po import AdvantageEstimator, PerCompletion, PerToken, SamplerCor
 from aggregate_po.advantages import GroupNormalized
 from lightning_modules.batch import RolloutBatch, Sequences
 from lightning_modules.configuration import described_arguments
-from lightning_modules.data.arguments import require_concurrent, require_parts, require_sampling, required_policy
+from lightning_modules.data.arguments import (
+    require_concurrent,
+    require_parts,
+    require_rewards_known,
+    require_sampling,
+    required_policy,
+)
 from lightning_modules.data.definitions import require_defined
 from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
 from lightning_modules.data.groups import Groups
@@ -146,6 +152,7 @@ class RolloutDataModule(StagedDataModule):
             max_prompt_length=max_prompt_length,
         )
         require_sampling(group_size, temperature, kl_in_reward, evaluations)
+        require_rewards_known(advantages)
         require_parts(advantages, correction, old_log_probs, truncated, failed_verdicts, schemes, token_weights, spans)
         self.rewards = WeightedRewards(reward, reward_weights)
         self.dataset = examples_of("dataset", dataset)

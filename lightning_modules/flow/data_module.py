@@ -22,11 +22,12 @@ from lightning_modules.data.rollout import RolloutLogProbs
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.data.staged import StagedDataModule
-from lightning_modules.flow.dynamics import ODE, Dynamics, FlowSDE
+from lightning_modules.flow.dynamics import ODE, Dynamics, FlowSDE, StepCoefficients
 from lightning_modules.flow.inputs import DenoisingBatch, DenoisingSteps
 from lightning_modules.flow.policy import FlowPolicy
 from lightning_modules.flow.sampler import SampledSteps, TrajectorySampler
 from lightning_modules.flow.schedule import StepWindow, uniform_times
+from lightning_modules.flow.step_rewards import step_rewards
 from lightning_modules.flow.step_weights import StepWeights
 from lightning_modules.micro_batch import ModelInputs
 from lightning_modules.prompts import PromptSource
@@ -62,7 +63,8 @@ class FlowDataModule(StagedDataModule):
         step_weights: Rule for the weights of the steps in every mean, such as `InverseStepSize`; every step counts once
             when None.
         advantages: Estimator that computes advantages from the rewards of the rollout on all ranks, such as those in
-            `aggregate_po.advantages`.
+            `aggregate_po.advantages`. For `StepValues`, each step is rewarded for the sample to which the ODE would
+            lead from there in one step; the rewards are then called as often as there are steps.
         failed_verdicts: Rule for samples on which a verdict failed: "mask" takes them out of their group, "zero" sets
             the failed reward to 0, and "error" stops the run.
         steps_per_micro_batch: Maximum number of denoising steps in a forward pass of the training; when None, all
@@ -165,12 +167,28 @@ class FlowDataModule(StagedDataModule):
     def _groups(self, number: int) -> Groups:
         """Sample and score the groups of a rollout, with the window of stochastic steps that it has."""
         self.sampler.stochastic = None if self.window is None else self.window.mask(len(self.times) - 1, number)
-        return super()._groups(number)
+        groups = super()._groups(number)
+        if not self.advantages.needs_step_rewards:
+            return groups
+        parts = self.times, self._coefficients(), self.policy, self.rewards, self.trajectories_at_once
+        values, failed = step_rewards(groups, *parts)
+        sums = Tally.of(failed=failed, all=torch.tensor(values.numel())).over_ranks(self._trainer).sums
+        metrics = {**groups.metrics, "step_rewards/failed_ratio": sums["failed"] / sums["all"]}
+        return replace(groups, step_rewards=values, metrics=metrics)
+
+    def _coefficients(self) -> StepCoefficients:
+        """Return the coefficients of each step of the current rollout, those of the ODE outside the window."""
+        times, stochastic = (self.times[:-1], self.times[1:]), self.sampler.stochastic
+        inside = self.dynamics.coefficients(*times)
+        if stochastic is None:
+            return inside
+        pairs = zip(inside, ODE().coefficients(*times), strict=True)
+        return StepCoefficients(*(torch.where(stochastic, one, other) for one, other in pairs))
 
     @override
     def inputs_of(self, groups: Groups) -> DenoisingSteps:
         sampled = cast(SampledSteps, groups.completions)
-        coefficients = self.dynamics.coefficients(self.times[:-1], self.times[1:])
+        coefficients = self._coefficients()
 
         def of_each(values: Tensor) -> Tensor:
             return values.to(sampled.latents.dtype).expand(sampled.mask.shape)

@@ -27,6 +27,10 @@ class NotedAdvantages(AdvantageEstimator):
     def __init__(self, estimator=GroupCentered()):
         self.estimator, self.steps = estimator, []
 
+    @property
+    def needs_step_rewards(self):
+        return getattr(self.estimator, "needs_step_rewards", False)
+
     def __call__(self, step):
         self.steps.append(step)
         return self.estimator(step)

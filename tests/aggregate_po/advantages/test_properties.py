@@ -13,7 +13,7 @@ from aggregate_po.advantages import (
     GroupNormalized,
     MeanNormalized,
 )
-from aggregate_po.advantages.base import equal_up_to_rounding
+from aggregate_po.advantages.rounding import equal_up_to_rounding
 from tests.aggregate_po.advantages.estimators import ALL, CENTERED_IN_GROUPS, GROUPWISE, WHITENED, ZERO_WHERE_EQUAL
 from tests.contracts.strategies import generators, sizes
 

@@ -9,6 +9,7 @@ from lightning import Callback
 from torch import nn
 
 from aggregate_po import ArithmeticMean, PessimisticClip, PolicyObjective
+from aggregate_po.advantages import Clamped, StepValues
 from aggregate_po.recipes import grpo, real
 from aggregate_po.transforms import Chain, RatioNorm
 from lightning_modules import MicroBatchObserver, RunCheckpoint
@@ -32,7 +33,7 @@ from tests.lightning_modules.flow.points import (
     height,
     points_data,
 )
-from tests.lightning_modules.training import fitted
+from tests.lightning_modules.training import NotedAdvantages, fitted, small_data
 
 
 class Recorder(MicroBatchObserver):
@@ -214,6 +215,35 @@ def test_a_reward_of_weight_zero_is_measured_on_held_out_examples_and_trains_not
     measured = run.trainer.validate(run.module, run.data, verbose=False)[0]
     assert {"val/reward_ode", "val/rewards/closeness_ode", "val/rewards/height_ode"} <= measured.keys()
     assert measured["val/reward_ode"] == measured["val/rewards/closeness_ode"]
+
+
+@pytest.mark.parametrize("window", [None, StepWindow(2, every=1)], ids=["all", "window"])
+def test_each_step_is_rewarded_for_the_sample_that_the_flow_leads_to(tmp_path, window):
+    noted, recorder = NotedAdvantages(Clamped(StepValues())), Recorder()
+
+    def positive(sample, example):
+        return 3 + closeness(sample, example)
+
+    data = points_data(reward=positive, advantages=noted, window=window, trajectories_at_once=7)
+    run = fitted_points(tmp_path, data=data, callbacks=[recorder], max_steps=2)
+    assert run.metrics["step_rewards/failed_ratio"] == 0
+    for number, seen in enumerate(recorder.seen):
+        model, batch, rollout = Points(), seen.batch, noted.steps[number]
+        model.load_state_dict(recorder.weights[number])
+        for row in range(16):
+            target = batch.conditions["target"][batch.prompt_of[row], None]
+            for step in range(5):
+                x, time = batch.latents[row, step + 1, None], 1 - (step + 1) / 5
+                sample = x - time * model(x, torch.tensor([time]), target)
+                expected = 3 - abs(float(sample[0, 0]) - float(target))
+                assert float(rollout.step_rewards[row, step]) == pytest.approx(expected, abs=1e-5)
+        torch.testing.assert_close(rollout.step_rewards[:, -1].float(), rollout.rewards.float())
+        assert torch.equal(seen.inputs.advantages, torch.where(seen.inputs.response_mask, noted(rollout), 0).float())
+
+
+def test_step_rewards_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="which needs a reward of each step; only FlowDataModule has them"):
+        small_data(advantages=Clamped(StepValues()))
 
 
 class Reference(Callback):
