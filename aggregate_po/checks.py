@@ -44,31 +44,22 @@ def require_weights_taken(parts: TokenParts, batch: PolicyBatch) -> None:
             )
 
 
-def require_sum_over_tokens(
-    suffix_weight: SuffixWeight, aggregator: TokenAggregator, on_completions: Mapping[str, object]
-) -> None:
+def require_parts_of_tokens_only(suffix_weight: SuffixWeight, on_completions: Mapping[str, object]) -> None:
     """Raise for parts that have no definition for the advantages per token that a suffix weight gives.
 
     Args:
         suffix_weight: The suffix weight.
-        aggregator: Aggregator, which must be a sum over tokens.
         on_completions: Parts that act on completions, by the names of their arguments; each must be None.
 
     Raises:
         ValueError: there is such a part.
     """
-    gives = f"`suffix_weight` {suffix_weight!r} gives each token its own advantage"
     for name, part in on_completions.items():
         if part is not None:
             raise ValueError(
-                f"{gives}, but `{name}` {part!r} acts on completions, which have no advantage per token; pass one of "
-                "the two."
+                f"`suffix_weight` {suffix_weight!r} gives each token its own advantage, but `{name}` {part!r} acts on "
+                "completions, which have no advantage per token; pass one of the two."
             )
-    if type(aggregator).log_terms is TokenAggregator.log_terms:
-        raise ValueError(
-            f"{gives}, for which {type(aggregator).__name__} has no definition: its aggregate is no sum over tokens; "
-            "use ArithmeticMean."
-        )
 
 
 def require_one_ratio(name: str, part: object, batch: PolicyBatch) -> None:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
 from aggregate_po.batch import PerToken, PolicyBatch
-from aggregate_po.checks import parts_of_tokens, require_sum_over_tokens
+from aggregate_po.checks import parts_of_tokens, require_parts_of_tokens_only
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.group_objectives import CompletionValues, GroupObjective, GroupTerms, group_terms
 from aggregate_po.normalizers import Normalizer, SequenceMean
@@ -19,7 +19,7 @@ from aggregate_po.penalties import Penalty
 from aggregate_po.prefixes import PrefixAggregate
 from aggregate_po.shapes import require_shape
 from aggregate_po.suffixes import SuffixWeight
-from aggregate_po.trace import Trace, trace_completions, trace_groups, trace_tokens
+from aggregate_po.trace import TokenTrace, Trace, trace_completions, trace_groups, trace_tokens
 from aggregate_po.transforms.base import RatioTransform
 
 
@@ -41,7 +41,7 @@ class PolicyObjective:
     Raises:
         TypeError: a part is of the wrong kind.
         ValueError: a suffix weight, which gives each token its own advantage, is combined with a part that has no
-            definition for it: an aggregator that is no sum over tokens, a sequence transform, or a group objective.
+            definition for it: a sequence transform or a group objective.
 
     Log ratios are clamped to +-20 on entry and after the prefix aggregate, and log values to at most 20, so every
     finite input gives a finite value, finite weights and a finite gradient. Outside these bounds the gradient is zero
@@ -74,7 +74,7 @@ class PolicyObjective:
         if suffix_weight is not None:
             _require("suffix_weight", suffix_weight, SuffixWeight)
             completions = {"sequence_transform": sequence_transform, "group_objective": group_objective}
-            require_sum_over_tokens(suffix_weight, aggregator, completions)
+            require_parts_of_tokens_only(suffix_weight, completions)
         if token_transform is not None:
             _require("token_transform", token_transform, RatioTransform)
         if sequence_transform is not None:
@@ -226,16 +226,20 @@ class PolicyObjective:
     def _trace(self, log_probs: PerToken, batch: PolicyBatch) -> Trace:
         """Run a batch through all parts, for the value only."""
         before = trace_tokens(self, log_probs, batch)
+        if before.has_token_advantages:
+            return self._completed(before)[0]
         trace = trace_completions(self, before, self.aggregator.log_aggregate(before.tokens))
         return trace_groups(self.group_objective, trace)
 
     def _trace_with_weights(self, log_probs: PerToken, batch: PolicyBatch) -> tuple[Trace, EvaluatedAggregator]:
         """Run a batch through all parts; also return the result of the aggregator, with its token weights."""
-        before = trace_tokens(self, log_probs, batch)
+        return self._completed(trace_tokens(self, log_probs, batch))
+
+    def _completed(self, before: TokenTrace) -> tuple[Trace, EvaluatedAggregator]:
         aggregate = self.aggregator.evaluate(before.tokens)
-        trace = trace_groups(self.group_objective, trace_completions(self, before, aggregate.log_aggregate))
         require_shape(self.aggregator, "token_weights", aggregate.token_weights, "batch time", before.within.shape)
-        return trace, aggregate
+        trace = trace_completions(self, before, aggregate.log_aggregate, aggregate.token_weights)
+        return trace_groups(self.group_objective, trace), aggregate
 
 
 def _require(name: str, part: object, kind: type) -> None:

@@ -19,8 +19,8 @@ from aggregate_po.token_ratios import TokenRatios
 class SuffixWeight(ABC):
     """Multiplies the advantage of each token by a number computed from the token and those that follow it.
 
-    The number is a constant to the gradient. Each token then has an advantage of its own, so the objective must be a
-    sum over tokens, as with the arithmetic mean.
+    The number is a constant to the gradient. Each token then has an advantage of its own (eq. 19), so no part of the
+    objective may act on completions.
 
     Subclass requirements:
 

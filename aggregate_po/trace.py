@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from aggregate_po.aggregators.base import TokenAggregator
+from aggregate_po.aggregators.base import TokenAggregator, shares_of
 from aggregate_po.batch import PerCompletion, PerToken, PolicyBatch
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of, working_precision
 from aggregate_po.checks import require_comparable, require_one_ratio, require_weights_taken, required_groups
@@ -49,6 +49,7 @@ class TokenTrace:
         entering: context of the token transform.
         transform: result of the token transform; the identity if there is none.
         tokens: context of the aggregator.
+        has_token_advantages: whether each token has an advantage of its own, from the batch or by a suffix weight.
     """
 
     batch: PolicyBatch
@@ -57,6 +58,7 @@ class TokenTrace:
     entering: TokenRatios
     transform: EvaluatedTransform
     tokens: TokenRatios
+    has_token_advantages: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Trace:
         before: results up to the input of the aggregator.
         transform: result of the sequence transform; the identity if there is none.
         log_values: log value of each completion.
-        log_terms: log terms of that value, for per-token advantages only; shape `batch time`.
+        concentration: token weights of the aggregator, for per-token advantages only; detached; shape `batch time`.
         completion: weight of each completion.
         group: terms of the group objective; None without one.
     """
@@ -75,7 +77,7 @@ class Trace:
     before: TokenTrace
     transform: EvaluatedTransform
     log_values: PerCompletion
-    log_terms: PerToken | None
+    concentration: PerToken | None
     completion: PerCompletion
     group: GroupTerms | None = None
 
@@ -150,14 +152,16 @@ class Trace:
         return masked_sum(self._cost_weights * per_token, tokens.response_mask, tokens.mean_weights).sum()
 
     def _advantage_weighted(self) -> PerCompletion:
-        """Return value times advantage of each completion; with per-token advantages, the sum over terms (eq. 19)."""
-        advantages, terms = self.before.entering.advantages, self.log_terms
-        if terms is None:
-            return advantages.squeeze(-1) * self.log_values.clamp(max=MAX_LOG_RATIO).exp()
-        # The bound applies to the value of the completion, so all its terms shrink and lose their gradient together.
-        excess = rearrange((self.log_values - MAX_LOG_RATIO).clamp(min=0), "batch -> batch 1").detach()
-        terms = torch.where(excess > 0, terms.detach() - excess, terms)
-        return masked_sum(advantages * terms.exp(), self.before.batch.response_mask)
+        """Return value times advantage of each completion; with per-token advantages, the sum over tokens (eq. 19)."""
+        advantages, magnitude = self.before.entering.advantages, self.log_values.clamp(max=MAX_LOG_RATIO).exp()
+        if self.concentration is None:
+            return advantages.squeeze(-1) * magnitude
+        # The bound applies to the value of the completion, so all its terms lose their gradient together.
+        within = rearrange(self.log_values <= MAX_LOG_RATIO, "batch -> batch 1")
+        log_ratio = torch.where(within, self.before.tokens.log_ratio, 0)
+        moved = self.concentration * (log_ratio - log_ratio.detach())
+        terms = shares_of(self.concentration, self.before.entering) + moved
+        return magnitude.detach() * masked_sum(advantages * terms, self.before.batch.response_mask)
 
     def _group_weighted(self, group: GroupTerms) -> PerCompletion:
         """Return the value of each completion's group; the gradient is that of the group objective (eq. 56)."""
@@ -209,16 +213,17 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
         entering=entering,
         transform=transform,
         tokens=entering.transformed(transform.value, transform.saturated).corrected(batch.correction),
+        has_token_advantages=batch.has_token_advantages or parts.suffix_weight is not None,
     )
 
 
-def trace_completions(parts: Parts, before: TokenTrace, log_aggregate: PerCompletion) -> Trace:
-    """Run what the aggregator returned through the parts of an objective that act on completions."""
+def trace_completions(
+    parts: Parts, before: TokenTrace, log_aggregate: PerCompletion, token_weights: PerToken | None = None
+) -> Trace:
+    """Run what the aggregator returned through the parts that act on completions; per-token advantages read weights."""
     batch, lengths, dtype = before.batch, before.entering.lengths, before.log_probs.dtype
     require_shape(parts.aggregator, "log_aggregate", log_aggregate, "batch", lengths.shape)
     log_values = torch.where(lengths > 0, log_aggregate, 0)
-    per_token = batch.has_token_advantages or parts.suffix_weight is not None
-    log_terms = parts.aggregator.log_terms(before.tokens) if per_token else None
     transform = EvaluatedTransform.identity(log_values)
     if parts.sequence_transform is not None:
         transform = evaluated(parts.sequence_transform, before.entering.after_mean(log_values))
@@ -226,11 +231,11 @@ def trace_completions(parts: Parts, before: TokenTrace, log_aggregate: PerComple
     if batch.correction.log_sequence is not None:
         log_weights = batch.correction.log_sequence.to(dtype)
         log_values = log_values + log_weights
-        log_terms = None if log_terms is None else log_terms + rearrange(log_weights, "batch -> batch 1")
     # Use the working precision: dividing integer counts gives single precision.
     weights = parts.normalizer(lengths.to(dtype), batch.totals).to(dtype)
     require_shape(parts.normalizer, "__call__", weights, "batch", lengths.shape)
-    return Trace(before, transform, log_values, log_terms, completion=torch.where(lengths > 0, weights, 0))
+    concentration = token_weights if before.has_token_advantages else None
+    return Trace(before, transform, log_values, concentration, completion=torch.where(lengths > 0, weights, 0))
 
 
 def trace_groups(objective: GroupObjective | None, trace: Trace) -> Trace:

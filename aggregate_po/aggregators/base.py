@@ -7,6 +7,7 @@ import torch
 
 from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.derivatives import elementwise_derivative
+from aggregate_po.masked import divisor, masked_sum
 from aggregate_po.token_ratios import TokenRatios
 
 
@@ -36,7 +37,6 @@ class TokenAggregator(ABC):
     - May override `token_weights` with a closed form, which must equal the derivative of `log_aggregate`. Without it,
       the weights come from autograd.
     - May override `evaluate` if value and weights share expensive work. It must return what the two methods return.
-    - May override `log_terms` if the aggregate is a sum over tokens, which defines it for advantages per token.
     - Pass `tokens.mean_weights` to every reduction and override `takes_mean_weights` to return True, so that tokens can
       count by weights. An objective refuses weights that its aggregator would not read.
     - Derive from `Mean` or `HomogeneousMean` instead if what that class claims is true.
@@ -67,20 +67,6 @@ class TokenAggregator(ABC):
         with torch.no_grad():
             return EvaluatedAggregator(log_aggregate, self.token_weights(tokens))
 
-    def log_terms(self, tokens: TokenRatios) -> PerToken:
-        """Return the logs of per-token terms whose sum is the aggregate; shape `batch time`.
-
-        Each term can be multiplied by the advantage of its token (eq. 19). Without such terms, per-token advantages
-        have no definition.
-
-        Raises:
-            ValueError: the aggregate is not a sum of terms that each depend on one token.
-        """
-        raise ValueError(
-            f"`advantages` has shape `batch time`, but {type(self).__name__} has no definition for advantages per "
-            "token: its aggregate is no sum over tokens; pass one advantage per completion, or use ArithmeticMean."
-        )
-
 
 class Mean(TokenAggregator):
     """Aggregator that is a mean: its value lies between the smallest and the largest ratio.
@@ -91,3 +77,14 @@ class Mean(TokenAggregator):
 
 class HomogeneousMean(Mean):
     """Homogeneous mean: multiplying all ratios by a factor multiplies the mean, so its weights sum to one."""
+
+
+def shares_of(token_weights: PerToken, tokens: TokenRatios) -> PerToken:
+    """Return the share of the aggregate that each token contributes: its weight over the sum; shape `batch time`.
+
+    Where the weights of a completion sum to 0, all its tokens count alike.
+    """
+    total = masked_sum(token_weights, tokens.response_mask).unsqueeze(-1)
+    counts = torch.ones_like(token_weights) if tokens.mean_weights is None else tokens.mean_weights
+    even = counts / divisor(tokens.lengths).to(counts.dtype).unsqueeze(-1)
+    return torch.where(total == 0, even, token_weights / torch.where(total == 0, 1, total))

@@ -105,6 +105,8 @@ class NestedMean(TokenAggregator):
             log_correction=correction,
             mean_weights=None,
             span_ids=None,
+            divergence=None,
+            scale=None,
         )
 
 

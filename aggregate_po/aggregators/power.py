@@ -68,14 +68,6 @@ class ArithmeticMean(HomogeneousMean):
         """Return the softmax of the log ratios, each ratio times its weight; shape `batch time`."""
         return masked_softmax(tokens.log_ratio, tokens.response_mask, tokens.mean_weights)
 
-    @override
-    def log_terms(self, tokens: TokenRatios) -> PerToken:
-        """Return the log of each ratio, times its weight, over the length; shape `batch time`."""
-        terms = tokens.log_ratio - divisor(tokens.lengths).to(tokens.log_ratio.dtype).log().unsqueeze(-1)
-        if tokens.mean_weights is None:
-            return terms
-        return terms + torch.where(tokens.response_mask, tokens.mean_weights, 1).to(terms.dtype).log()
-
 
 @dataclass(frozen=True)
 class GeometricMean(HomogeneousMean):

@@ -12,16 +12,18 @@ from typing_extensions import override
 
 from aggregate_po.aggregators import HomogeneousMean, Mean, TokenAggregator
 from aggregate_po.batch import PerCompletion, PerToken
-from aggregate_po.masked import masked_logsumexp
 from aggregate_po.normalizers import TokenMean
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.testing.compositions import TRANSFORMS, require_gradients, transformed_by_each
 from aggregate_po.testing.contexts import (
     copied,
+    differentiate,
     in_precision,
     require_additive,
+    require_gradient,
     require_joint,
     require_untouched,
+    scale_of,
     some_rows,
     with_junk,
     with_tokens,
@@ -178,23 +180,21 @@ class AggregatorContract(MeanWeightContract):
         objective = PolicyObjective(self.aggregator, PessimisticClip(0.2, 0.28), normalizer=TokenMean())
         require_additive(objective, *case, boundary, self.rounding)
 
-    @law(tokens=weighted(token_ratios, max_time=12), token=st.integers(0, 11))
-    def test_log_terms(self, tokens: TokenRatios, token: int) -> None:
-        """If there are `log_terms`, they sum to the aggregate, and each depends on its own token only."""
-        context = tokens.requiring_grad()
-        try:
-            terms = self.aggregator.log_terms(context)
-        except ValueError:
-            return
-        require_form("log_terms", terms, tokens.log_ratio.shape, tokens.log_ratio.dtype)
-        value = self.aggregator.log_aggregate(tokens).detach()
-        summed = masked_logsumexp(terms.detach(), tokens.response_mask)
-        nonempty = tokens.lengths > 0
-        require_close("log of the sum of log_terms", summed, value, self.rounding * scale(value), nonempty)
-        column = token % terms.shape[1]
-        (derivative,) = torch.autograd.grad(terms[:, column].sum(), context.log_ratio, materialize_grads=True)
-        others = tokens.response_mask & (torch.arange(terms.shape[1]) != column)
-        require_close(f"derivative of term {column} by other tokens", derivative, 0.0, where=others)
+    @law(together=True, case=weighted(batches), before=st.sampled_from(TRANSFORMS), generator=generators())
+    def test_advantages_per_token(self, case: Case, before: RatioTransform | None, generator: Generator) -> None:
+        """With an advantage per token, weights equal the gradient; equal ones give what that of the completion does."""
+        log_probs, batch = case
+        objective = PolicyObjective(self.aggregator, before)
+        different = torch.randn(log_probs.shape, generator=generator, dtype=torch.float64)
+        require_gradient(objective, log_probs, replace(batch, advantages=different), self.rounding)
+        expected, actual = (
+            differentiate(objective, log_probs, replace(batch, advantages=advantages))
+            for advantages in (batch.advantages, batch.advantages.unsqueeze(-1).expand_as(log_probs))
+        )
+        size = scale_of(expected[2])
+        allowed = self.rounding * (size.sum() * log_probs.shape[1] + expected[0].abs())
+        require_close("value with equal advantages of tokens", actual[0], expected[0], allowed)
+        require_close("gradient with equal advantages of tokens", actual[1], expected[1], self.rounding * size)
 
     @law(claimed_by=Mean, tokens=weighted(token_ratios, empty_rows=False), level=st.floats(-80, 80))
     def test_mean_of_a_constant(self, tokens: TokenRatios, level: float) -> None:

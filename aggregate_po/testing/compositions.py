@@ -56,8 +56,9 @@ def prefixed_by_each(prefix: PrefixAggregate, before: RatioTransform | None) -> 
 
 def weighted_by(suffix_weight: SuffixWeight, before: RatioTransform | None) -> Iterator[PolicyObjective]:
     """Yield an objective with a suffix weight and one transform of tokens, and the same on prefixes."""
-    for prefix in (None, PrefixProduct()):
-        yield PolicyObjective(ArithmeticMean(), before, prefix=prefix, suffix_weight=suffix_weight)
+    for aggregator in (ArithmeticMean(), PowerMean(-8.0)):
+        for prefix in (None, PrefixProduct()):
+            yield PolicyObjective(aggregator, before, prefix=prefix, suffix_weight=suffix_weight)
 
 
 def require_gradients(objectives: Iterator[PolicyObjective], case: Case, rounding: float, single: float) -> None:

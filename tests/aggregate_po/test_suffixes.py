@@ -131,6 +131,13 @@ def test_advantages_per_token_are_weighted_too():
     close(weights.advantages, advantages * torch.tensor([1.2, 1.0, 1.2, 1.10517092]).double())
 
 
+def test_weights_under_a_geometric_mean():
+    log_probs, batch = worked_batch(-2.0)
+    objective = PolicyObjective(GeometricMean(), suffix_weight=fipo().suffix_weight)
+    weights = objective.gradient_weights(log_probs, batch)
+    close(weights.total, 0.27629273 * torch.tensor([[-2.4, -2.0, -2.4, -2.21034184]]))
+
+
 def test_weights_read_the_tokens_and_not_the_prefixes():
     log_probs, batch = worked_batch(1.0)
     objective = PolicyObjective(ArithmeticMean(), prefix=PrefixProduct(), suffix_weight=DiscountedFuture())
@@ -146,8 +153,6 @@ class ForgetsTime(SuffixWeight):
 def test_errors_name_what_is_wrong():
     with pytest.raises(TypeError, match=r"^`suffix_weight` is 2; pass an instance of a subclass of aggregate_po."):
         PolicyObjective(ArithmeticMean(), suffix_weight=2)
-    with pytest.raises(ValueError, match=r"^`suffix_weight` Disc.* GeometricMean has no definition.*; use Arith"):
-        PolicyObjective(GeometricMean(), suffix_weight=DiscountedFuture())
     with pytest.raises(ValueError, match=r"^`suffix_weight` Disc.*`sequence_transform` Pess.*pass one of the two"):
         PolicyObjective(ArithmeticMean(), sequence_transform=PessimisticClip(), suffix_weight=DiscountedFuture())
     with pytest.raises(ValueError, match=r"^`suffix_weight` Disc.*`group_objective` Label.*pass one of the two"):

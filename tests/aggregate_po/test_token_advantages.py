@@ -1,4 +1,4 @@
-"""Advantages per token: where they have a meaning, and that nothing else accepts them."""
+"""Advantages per token: under every mean, and that nothing which acts on completions accepts them."""
 
 from dataclasses import replace
 
@@ -10,51 +10,23 @@ from hypothesis import strategies as st
 from aggregate_po import (
     ArithmeticMean,
     GeometricMean,
+    LehmerMean,
     PolicyBatch,
     PolicyObjective,
     PowerMean,
     Product,
     StepTotals,
+    TokenAggregator,
     TokenMean,
-    TokenRatios,
 )
 from aggregate_po.recipes import dapo, gmpo, grpo, gspo, gspo_token, sapo
 from tests.aggregate_po.worked_example import LOG_RATIO, OLD_LOG_PROBS, close
 from tests.contracts.strategies import RECIPES, assert_rows_close, batches, differentiate, generators, scale_of
 
 ADVANTAGES = torch.tensor([[1.0, -1.0, 0.5, 0.0]], dtype=torch.float64)
-TAKES_THEM = [
-    "cispo",
-    "dapo",
-    "dppo_kl",
-    "dppo_tv",
-    "dr_grpo",
-    "dro",
-    "drpo",
-    "espo",
-    "fipo",
-    "flow_dppo",
-    "flow_grpo",
-    "gpg",
-    "grpo",
-    "grpo_dual_clip",
-    "grpo_guard",
-]
-TAKES_THEM += [
-    "fipo",
-    "grpo_off_policy_mask",
-    "grpo_wide_clip",
-    "gspo_token",
-    "r2vpo",
-    "sapo",
-    "spo",
-    "vespo",
-    "vgpo",
-    "ctpo",
-    "ctpo_geometric",
-    "kpo",
-    "minpro",
-]
+# What acts on the ratio of a completion has no advantage per token.
+REFUSE_THEM = ["fspo", "gmpo_sequence_clip", "gspo", "holder_po", "luspo", "p_gspo", "real", "tic_grpo", "tpo"]
+TAKES_THEM = sorted(RECIPES.keys() - set(REFUSE_THEM))
 
 
 def worked(objective, advantages=ADVANTAGES):
@@ -124,21 +96,60 @@ def test_every_recipe_takes_them_or_says_why_not():
     batch = PolicyBatch(OLD_LOG_PROBS, ones, ADVANTAGES, totals, divergence=ones, scale=ones)
     for name in TAKES_THEM:
         assert RECIPES[name]()(OLD_LOG_PROBS + LOG_RATIO, batch).isfinite()
-    for name in RECIPES.keys() - set(TAKES_THEM):
+    for name in REFUSE_THEM:
         message = "^`advantages` has shape `batch time`, but .*; pass one advantage per completion, or "
         for method in (RECIPES[name](), RECIPES[name]().gradient_weights):
             with pytest.raises(ValueError, match=message):
                 method(OLD_LOG_PROBS + LOG_RATIO, batch)
 
 
-@pytest.mark.parametrize("aggregator", [GeometricMean(), PowerMean(1.0), Product()], ids=repr)
-def test_an_aggregate_that_is_no_sum_over_tokens_refuses_them(aggregator):
-    batch = PolicyBatch(OLD_LOG_PROBS, torch.ones(1, 4), ADVANTAGES)
-    message = rf"but {type(aggregator).__name__} has no definition for advantages per token: its aggregate is no sum"
-    with pytest.raises(ValueError, match=message):
-        PolicyObjective(aggregator)(OLD_LOG_PROBS, batch)
-    with pytest.raises(ValueError, match="no definition for advantages per token"):
-        gmpo().gradient_weights(OLD_LOG_PROBS, batch)
+# Value of the completion times its token weights, as without advantages per token.
+WEIGHTS = {
+    ArithmeticMean(): [0.45552970, 0.15163266, 0.30535069, 0.27629273],
+    GeometricMean(): [0.27629273] * 4,
+    PowerMean(-1.0): [0.14277995, 0.42893468, 0.21300266, 0.23540434],
+    LehmerMean(2.0): [0.88058879, -0.01697498, 0.28168250, 0.20084952],
+}
+
+
+@pytest.mark.parametrize(("aggregator", "weights"), WEIGHTS.items(), ids=map(repr, WEIGHTS))
+def test_each_token_has_the_weight_of_its_completion_times_its_own_advantage(aggregator, weights):
+    expected = ADVANTAGES * torch.tensor(weights).double()
+    value, gradient = worked(PolicyObjective(aggregator))
+    close(gradient, expected)
+    close(value, expected.sum())
+
+
+def test_shares_of_a_product_sum_to_one():
+    """All weights are 1, and its value of 1.491824698 is shared by four."""
+    value, gradient = worked(PolicyObjective(Product()))
+    close(gradient, 1.491824698 * ADVANTAGES)
+    close(value, 1.491824698 * 0.5 / 4)
+    value, gradient = worked(PolicyObjective(Product()), 2 * torch.ones(1, 4).double())
+    close(value, 2 * 1.491824698)
+
+
+def test_clip_before_a_geometric_mean_looks_at_the_sign_of_each_token():
+    """Log ratios 0.6, -0.5, 0.2 and 0.1 become 0.4, -0.4, 0.2 and 0.1, of mean 0.075."""
+    value, gradient = worked(gmpo())
+    mean = torch.tensor(0.075).double().exp()
+    close(value, mean * 0.5 / 4)
+    close(gradient, mean * torch.tensor([[0, 0, 0.5, 0]]) / 4)
+
+
+class Differences(TokenAggregator):
+    """Each odd token over the one before it, so that the weights sum to 0."""
+
+    def log_aggregate(self, tokens):
+        signs = torch.tensor([-1.0, 1.0]).double().repeat(tokens.log_ratio.shape[-1] // 2)
+        return torch.where(tokens.response_mask, signs * tokens.log_ratio, 0).sum(dim=-1)
+
+
+def test_tokens_count_alike_where_weights_sum_to_zero():
+    value, gradient = worked(PolicyObjective(Differences()))
+    magnitude = torch.tensor(-1.2).double().exp()
+    close(value, magnitude * 0.5 / 4)
+    close(gradient, magnitude * torch.tensor([[-1.0, -1.0, -0.5, 0.0]]))
 
 
 def test_a_transform_after_the_mean_refuses_them():
@@ -179,8 +190,6 @@ def test_micro_batches_add_up():
 
 def test_value_of_a_completion_beyond_the_bound_stops_with_all_its_tokens():
     """A transform may lead beyond it; the value is then held at e^20, and no token has a gradient."""
-    tokens = TokenRatios.of(torch.tensor([[19.0, 19.0]], dtype=torch.float64))
-    close(ArithmeticMean().log_terms(tokens).exp().sum(-1), torch.tensor([19.0]).double().exp(), tolerance=1e-3)
 
     class Doubled(type(sapo().token_transform)):
         def __call__(self, ratios):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from aggregate_po import (
     AdvantageEstimator,
-    ArithmeticMean,
     ExponentRule,
     GroupObjective,
     HomogeneousMean,
@@ -65,13 +64,13 @@ class Broken(TokenAggregator):
         return average(tokens)
 
 
-@broken("weights_are_the_derivative", "gradient_of_the_objective")
+@broken("advantages_per_token", "weights_are_the_derivative", "gradient_of_the_objective")
 class WrongClosedForm(Broken):
     def token_weights(self, tokens):
         return masked_softmax(tokens.log_ratio, tokens.response_mask)
 
 
-@broken("shapes")
+@broken("advantages_per_token", "shapes")
 class WeightsInSinglePrecision(Broken):
     def log_aggregate(self, tokens):
         return average(tokens) * tokens.lengths
@@ -80,7 +79,7 @@ class WeightsInSinglePrecision(Broken):
         return tokens.response_mask.float()
 
 
-@broken("lets_gradient_through", "gradient_of_the_objective", "splitting_the_step")
+@broken("advantages_per_token", "lets_gradient_through", "gradient_of_the_objective", "splitting_the_step")
 class Detached(Broken):
     def log_aggregate(self, tokens):
         return average(tokens).detach()
@@ -159,7 +158,7 @@ class LosesDigits(Broken):
         return masked_mean(tokens.log_ratio + 1e4, tokens.response_mask) - 1e4 * (tokens.lengths > 0)
 
 
-@broken("gradient_of_the_objective")
+@broken("advantages_per_token", "gradient_of_the_objective")
 class AnotherValueWithoutGradient(Broken):
     def log_aggregate(self, tokens):
         return average(tokens) + 0.1 * without_gradient_mode()
@@ -171,24 +170,11 @@ class EvaluatesOutsideTheGraph(Broken):
         return replace(super().evaluate(tokens), log_aggregate=self.log_aggregate(tokens).detach())
 
 
-@broken("evaluate", "gradient_of_the_objective")
+@broken("advantages_per_token", "evaluate", "gradient_of_the_objective")
 class EvaluatesTheSum(Broken):
     def evaluate(self, tokens):
         log_sum = torch.where(tokens.response_mask, tokens.log_ratio, 0).sum(dim=-1)
         return EvaluatedAggregator(log_sum, self.token_weights(tokens))
-
-
-@broken("log_terms")
-class TermsForgetTheLength(ArithmeticMean):
-    def log_terms(self, tokens):
-        return tokens.log_ratio
-
-
-@broken("log_terms")
-class TermsMixTokens(ArithmeticMean):
-    def log_terms(self, tokens):
-        value = self.log_aggregate(tokens) - tokens.lengths.clamp(min=1).to(tokens.log_ratio.dtype).log()
-        return value.unsqueeze(-1).expand_as(tokens.log_ratio)
 
 
 @broken("mean_of_a_constant", "mean_is_between_the_extremes")
@@ -258,6 +244,8 @@ class DerivativeInSinglePrecision(BrokenTransform):
 @broken("finite")
 class OverflowingTransform(BrokenTransform):
     def __call__(self, ratios):
+        if ratios.log_ratio.ndim == 1:
+            raise ValueError("before the mean only, where an objective bounds log ratios")
         return (2 * ratios.log_ratio).exp().log() / 2
 
 

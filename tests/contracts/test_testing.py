@@ -207,7 +207,7 @@ from aggregate_po.testing import AggregatorContract
 class TestGeometricMean(AggregatorContract):
     aggregator = GeometricMean()
     settings = hypothesis.settings(max_examples=10)
-    test_log_terms = None
+    test_advantages_per_token = None
 
 
 class TestProduct(AggregatorContract):
