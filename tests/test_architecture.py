@@ -192,6 +192,7 @@ def test_nothing_but_tests_imports_the_testing_kit():
         ("starlette", "lightning_modules/rollouts/serving/middleware.py"),
         ("uvicorn", "lightning_modules/rollouts/serving/connections.py"),
         ("peft", "lightning_modules/model/lora.py"),
+        ("diffusers", "lightning_modules/flow/diffusers/source.py"),
         ("pyarrow", "lightning_modules/parquet_files.py"),
     ],
 )

@@ -1,6 +1,7 @@
 """Policy optimization of flow-matching models: a trajectory is a completion whose tokens are denoising steps."""
 
 from lightning_modules.flow.data_module import FlowDataModule
+from lightning_modules.flow.diffusers import DiffusersPipeline, TransformerLoRA
 from lightning_modules.flow.dynamics import CPS, ODE, DanceSDE, Dynamics, FlowSDE, StepCoefficients
 from lightning_modules.flow.model import FlowModel, FlowModelSource
 from lightning_modules.flow.module import FlowModule
@@ -14,6 +15,7 @@ __all__ = [
     "CPS",
     "ODE",
     "DanceSDE",
+    "DiffusersPipeline",
     "Dynamics",
     "FlowDataModule",
     "FlowModel",
@@ -26,6 +28,7 @@ __all__ = [
     "StepWeights",
     "StepWindow",
     "Trajectories",
+    "TransformerLoRA",
     "Transition",
     "sample_trajectories",
     "uniform_times",

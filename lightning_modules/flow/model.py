@@ -82,14 +82,16 @@ class FlowModelSource(ABC):
     - The same arguments must always give the same weights, because the reference and resumed adapters are loaded again.
     - Leave the random state of the process as it is.
     - Constructor arguments become options of the command line, so annotate and document them.
-    - If weights are frozen, set `form`, so that checkpoints leave them out; they are loaded again for a resume.
-
-    Attributes:
-        form: form of the trained weights, such as the arguments of adapters; None if all weights are trained. A
-            checkpoint of another form is refused.
+    - If weights are frozen, implement `form`. Checkpoints then leave them out, and a resume loads them again.
     """
 
-    form: dict[str, Any] | None = None
+    @property
+    def form(self) -> dict[str, Any] | None:
+        """Form of the trained weights, such as the arguments of adapters; None if all weights are trained.
+
+        A checkpoint of another form is refused.
+        """
+        return None
 
     @abstractmethod
     def prepare(self) -> None:

@@ -14,6 +14,7 @@ from tests.aggregate_po.numeric_arguments import numeric_arguments
 # One valid value for each argument that has no default.
 REQUIRED = {
     "model_name": "model",
+    "path": "pipeline",
     "objective": gmpo(),
     "dataset": AdditionProblems(2),
     "reward": boxed_answer,
@@ -31,6 +32,7 @@ RECORDS = (
     *("Findings", "PassRates", "TrialRollout", "Grader", "GradedCompletion", "BenchmarkResult"),
     *("Grades", "Audit", "PromptHistory", "Candidate", "Prompt"),
     *("TokenRow", "SignedLogBins", "StepFiles", "ParameterGradients", "Weights", "Run", "TokenNumbers", "Table"),
+    "StableDiffusion3",
 )
 ARGUMENTS = numeric_arguments(lightning_modules, REQUIRED, RECORDS)
 

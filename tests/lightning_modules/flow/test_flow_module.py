@@ -305,7 +305,11 @@ class Adapted(Points):
 
 class AdaptedSource(PointsSource):
     def __init__(self, rank=1):
-        self.form, self.loaded = {"rank": rank}, 0
+        self.rank, self.loaded = rank, 0
+
+    @property
+    def form(self):
+        return {"rank": self.rank}
 
     def load(self):
         self.loaded += 1
