@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionYesNo, Namespace
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import CheckpointIO
@@ -253,6 +254,12 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
                 "of evaluations to compare."
             )
     config, model = newest_config(run_folder), run_folder / "model"
+    if "model_name" not in (yaml.safe_load(config.read_text(encoding="utf-8")).get("model") or {}):
+        checkpoint = run_folder / "checkpoints" / "last.ckpt"
+        raise SystemExit(
+            f"error: RUN is {folder!r}, which trains no language model; measure a flow-matching model with "
+            f"`aggregate-po flow validate --config {config} --ckpt_path {checkpoint}`."
+        )
     # The exported model includes its adapters. An evaluation samples nothing ahead, and not every engine could.
     model_options = [f"--model.model_name={model}", "--model.lora=null"]
     fixed = [f"--config={config}", *model_options, "--data.overlap=false", "--verbose=false"]

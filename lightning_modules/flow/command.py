@@ -28,6 +28,6 @@ class FlowCLI(PolicyCLI):
         return {"fit": _FIT, "validate": _VALIDATE}
 
 
-def flow_command(arguments: list[str]) -> None:
+def flow_command(arguments: list[str]) -> PolicyCLI:
     """Run `aggregate-po flow` with the given arguments."""
-    run(arguments, FlowCLI, FlowDataModule, FlowModule)
+    return run(arguments, FlowCLI, FlowDataModule, FlowModule)

@@ -22,6 +22,7 @@ _OF_ONE_RUN = (
 _FACTS = {
     "objective": "model.objective",
     "model": "model.model_name",
+    "flow-matching model": "model.model",
     "data": "data.dataset",
     "reward": "data.reward",
     "seed": "seed_everything",

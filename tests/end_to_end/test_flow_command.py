@@ -12,9 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from lightning_modules.cli import evaluate_run
 from lightning_modules.flow import FlowDataModule, FlowModule
 from lightning_modules.flow.command import FlowCLI, flow_command
 from lightning_modules.flow.mixture import MixtureWarmStart
+from lightning_modules.viewer.run_facts import facts_of
 from tests.end_to_end.test_configs import class_paths
 
 pytestmark = pytest.mark.slow
@@ -64,6 +66,19 @@ def test_a_run_leaves_its_folder_and_both_rewards(whole):
     assert all(float(row["steps/10/divergence"]) >= 0 for row in table[1:])
     model = MixtureWarmStart(steps=20).load()
     model.load_state_dict(weights(whole))
+
+
+def test_the_trained_model_is_measured_from_its_checkpoint(whole, capfd):
+    with pytest.raises(SystemExit, match="trains no language model; measure a flow-matching model with `aggregate-po"):
+        evaluate_run(str(whole))
+    config, checkpoint = whole / "config.yaml", whole / "checkpoints" / "last.ckpt"
+    cli = flow_command(["validate", f"--config={config}", f"--ckpt_path={checkpoint}"])
+    assert cli.model.held_out_metrics["reward_ode"] == pytest.approx(float(rows(whole)[-1]["val/reward_ode"]))
+
+
+def test_the_page_of_a_run_names_its_model(whole):
+    facts = facts_of(yaml.safe_load((whole / "config.yaml").read_text()))
+    assert facts["flow-matching model"].startswith("MixtureWarmStart(steps=20")
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole, start, run, tmp_path):
