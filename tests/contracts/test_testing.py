@@ -234,4 +234,4 @@ def test_contracts_in_a_users_project(tmp_path):
     assert "Product() does not claim to be a HomogeneousMean" in run.stdout
     assert "fails weights_sum_to_one: The weights of a homogeneous mean sum to one." in run.stdout
     assert "FailedHealthCheck" not in run.stdout
-    assert run.stdout.splitlines()[-1].startswith("3 failed, 51 passed, 5 skipped")
+    assert run.stdout.splitlines()[-1].startswith("4 failed, 50 passed, 5 skipped")
