@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -56,10 +57,31 @@ class CorrectionWeights:
             log_sequence=None if self.log_sequence is None else torch.where(some, self.log_sequence, 0),
         )
 
+    def joined(self, other: CorrectionWeights) -> CorrectionWeights:
+        """Return weights with the effect of both: the products of their weights, and the tokens that both keep.
+
+        Example:
+            >>> entropy = CorrectionWeights(kept=torch.tensor([[True, False]]))
+            >>> entropy.joined(CorrectionWeights(log_token=torch.tensor([[0.5, 0.25]]))).log_token
+            tensor([[0.5000, 0.2500]])
+        """
+        return CorrectionWeights(
+            log_token=_both(torch.add, self.log_token, other.log_token),
+            kept=_both(torch.logical_and, self.kept, other.kept),
+            log_sequence=_both(torch.add, self.log_sequence, other.log_sequence),
+        )
+
     def map(self, function: Any) -> CorrectionWeights:
         """Return a copy with a function, such as indexing, applied to each tensor."""
         changed = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: function(tensor) for name, tensor in changed.items() if tensor is not None})
+
+
+def _both(combine: Callable[[Tensor, Tensor], Tensor], one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the combination of two tensors, or the one that there is."""
+    if one is None or other is None:
+        return other if one is None else one
+    return combine(one, other)
 
 
 class SamplerCorrection(ABC):

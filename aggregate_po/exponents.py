@@ -70,7 +70,7 @@ class LinearExponent(ExponentRule):
         duration: Fraction of training that the schedule takes, above 0 and at most 1.
 
     Raises:
-        ValueError: an exponent is not finite, or the duration is not in (0, 1].
+        ValueError: an exponent is not finite, the duration is not in (0, 1], or the totals lack the progress.
 
     Example:
         >>> from aggregate_po import StepTotals
@@ -98,7 +98,8 @@ class LinearExponent(ExponentRule):
 
     @override
     def __call__(self, tokens: TokenRatios) -> PerCompletion:
-        value = self.start + (self.end - self.start) * min(tokens.totals.progress / self.duration, 1.0)
+        progress = float(tokens.totals.required("progress", self))
+        value = self.start + (self.end - self.start) * min(progress / self.duration, 1.0)
         return tokens.log_ratio.new_full(tokens.lengths.shape, value)
 
 

@@ -63,7 +63,7 @@ def weights(objective: PolicyObjective, log_ratio: Tensor, advantage: float) -> 
     old = torch.full((len(log_ratio), TOKENS), math.log(BEHAVIOR_PROBABILITY), dtype=torch.float64)
     log_probs = old.clone()
     log_probs[:, 0] += log_ratio
-    totals = StepTotals(completions=1, tokens=TOKENS, reward_mean=0.5, reward_std=0.5)
+    totals = StepTotals(completions=1, tokens=TOKENS, progress=0.0, reward_mean=0.5, reward_std=0.5)
     # The divergence that noise of size one goes with, to second order.
     steps = {"divergence": (log_probs - old).square() / 2, "scale": torch.ones_like(old)}
     batch = PolicyBatch(old, torch.ones_like(old), torch.full_like(old[:, 0], advantage), totals, **steps)
@@ -81,7 +81,7 @@ def _weights_in_a_pair(objective: PolicyObjective, log_probs: Tensor, batch: Pol
         batch.old_log_probs.repeat(2, 1),
         batch.response_mask.repeat(2, 1),
         torch.cat([batch.advantages, -batch.advantages]),
-        StepTotals(completions=2, tokens=2 * TOKENS),
+        StepTotals(completions=2, tokens=2 * TOKENS, progress=0.0),
         groups=torch.arange(len(log_probs)).repeat(2),
     )
     total = objective.gradient_weights(torch.cat([log_probs, batch.old_log_probs]), pairs).total

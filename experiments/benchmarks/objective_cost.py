@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForCausalLM
 
-from aggregate_po import PolicyBatch, recipes
+from aggregate_po import PolicyBatch, StepTotals, recipes
 from lightning_modules.addition import AdditionWarmStart
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.model.log_probs import log_probs_and_entropy
@@ -60,7 +60,8 @@ def main() -> None:
     log_probs = log_probs_and_entropy(model, batch)[0].detach()
     # An off-policy batch: one token in a hundred is clipped, and PMPO must solve for exponents.
     moved = log_probs + 0.17 * torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(1))
-    policy = PolicyBatch(moved, batch.policy.response_mask, batch.policy.advantages)
+    totals = StepTotals.of(batch.policy.response_mask, progress=0.0)
+    policy = PolicyBatch(moved, batch.policy.response_mask, batch.policy.advantages, totals)
 
     def model_passes() -> None:
         log_probs_and_entropy(model, batch)[0].sum().backward()

@@ -93,7 +93,7 @@ def expected_gradient(problem: Problem, objective: PolicyObjective, advantages: 
     Returns:
         Mean of the gradient over completions of the behavior policy; shape `parameter`.
     """
-    totals = StepTotals(1, int(problem.lengths.max()))
+    totals = StepTotals(1, int(problem.lengths.max()), progress=0.0)
     weights = problem.weights(objective, torch.arange(len(problem.sequences)), advantages, totals)
     shares = rearrange(problem.behavior, "sequence -> 1 sequence 1")
     return problem.sequences.gradient(problem.logits, shares * weights)[0]
@@ -250,7 +250,7 @@ def _follows_rewards(objective: PolicyObjective) -> bool:
     """Whether a part of an objective requires the rewards of the step, found by leaving them out."""
     one = torch.ones(1, 1, dtype=torch.float64)
     try:
-        objective.gradient_weights(-one, PolicyBatch(-one, one, one[0], StepTotals(1, 1), groups=torch.zeros(1)))
+        objective.gradient_weights(-one, PolicyBatch(-one, one, one[0], StepTotals(1, 1, 0.0), groups=torch.zeros(1)))
     except ValueError as error:
         return "`totals.reward_" in str(error)
     return False

@@ -53,7 +53,7 @@ def values(objective: PolicyObjective, log_ratio: Tensor, moving: int, advantage
         log_probs = torch.zeros(1, TOKENS, dtype=torch.float64)
         log_probs[:, :moving] = one
         old, advantages = torch.zeros_like(log_probs), torch.full((1,), advantage, dtype=torch.float64)
-        batch = PolicyBatch(old, torch.ones_like(old), advantages, StepTotals(1, TOKENS))
+        batch = PolicyBatch(old, torch.ones_like(old), advantages, StepTotals(1, TOKENS, progress=0.0))
         found.append(objective(log_probs, batch).item())
     return [float(rounded(value)) for value in found]
 

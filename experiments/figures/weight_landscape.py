@@ -33,7 +33,8 @@ def landscape(objective: PolicyObjective, own: Tensor, other: Tensor, advantage:
     pairs = torch.cartesian_prod(other, own)
     log_probs = torch.stack([pairs[:, 1], pairs[:, 0], torch.zeros(len(pairs), dtype=own.dtype)], dim=-1)
     old = torch.zeros_like(log_probs)
-    batch = PolicyBatch(old, torch.ones_like(old), torch.full_like(old[:, 0], advantage), StepTotals(1, TOKENS))
+    totals = StepTotals(1, TOKENS, progress=0.0)
+    batch = PolicyBatch(old, torch.ones_like(old), torch.full_like(old[:, 0], advantage), totals)
     total = objective.gradient_weights(log_probs, batch).total
     return TOKENS * total[:, 0].view(len(other), len(own))
 

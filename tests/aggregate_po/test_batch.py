@@ -84,7 +84,36 @@ def test_bind_shapes_returns_the_sizes():
 def test_totals_are_filled_in_without_empty_rows():
     mask = torch.tensor([[True, False, True], [False] * 3, [True, True, True]])
     totals = PolicyBatch(torch.zeros(3, 3), mask, torch.zeros(3)).totals
-    assert (int(totals.completions), int(totals.tokens), totals.progress) == (2, 5, 0.0)
+    assert (int(totals.completions), int(totals.tokens), totals.progress) == (2, 5, None)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_totals_over_micro_batches_and_ranks_are_those_of_the_whole_step(weighted):
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand((7, 5), generator=generator) < 0.4
+    weights = torch.rand((7, 5), generator=generator).double() if weighted else None
+    whole = StepTotals.of(mask, weights)
+    split = [slice(0, 3), slice(3, 4), slice(4, 7)]
+    own = None if weights is None else [weights[rows] for rows in split]
+    reduced = []
+
+    def on_two_equal_ranks(counts):
+        reduced.append(counts)
+        return 2 * counts
+
+    one = StepTotals.over([mask[rows] for rows in split], own)
+    both = StepTotals.over([mask[rows] for rows in split], own, on_two_equal_ranks, progress=0.25)
+    assert (one.completions, one.tokens) == (whole.completions, pytest.approx(float(whole.tokens), rel=1e-12))
+    assert (both.completions, both.tokens, both.progress) == (2 * one.completions, 2 * one.tokens, 0.25)
+    assert len(reduced) == 1
+    assert (reduced[0].dtype, reduced[0].shape) == (torch.float64, (2,))
+
+
+def test_totals_need_a_micro_batch_and_weights_for_each():
+    with pytest.raises(ValueError, match=r"^`response_masks` is empty; pass the mask of each micro-batch"):
+        StepTotals.over([])
+    with pytest.raises(ValueError, match=r"^`mean_weights` has 1 entries, but `response_masks` has 2; pass one, or"):
+        StepTotals.over([torch.ones(1, 2)] * 2, [None])
 
 
 def test_totals_that_are_given_stay():

@@ -245,6 +245,26 @@ def test_value_of_every_combination_of_fields(fields, per_token):
     close(objective.gradient_weights(log_probs, batch).total, slopes)
 
 
+@pytest.mark.parametrize("some", COMBINATIONS, ids="+".join)
+@pytest.mark.parametrize("others", COMBINATIONS, ids="+".join)
+def test_joined_corrections_act_as_both(some, others):
+    """On an arithmetic mean the weights of each multiply, and a token is trained that both keep."""
+    log_probs, batch = worked_batch(1.0)
+    log_token, log_sequence = torch.full((1, 4), 0.25).double(), torch.tensor([0.7], dtype=torch.float64)
+    one = {"log_token": LOG_WEIGHTS, "kept": torch.tensor([[True, True, False, True]]), "log_sequence": log_sequence}
+    two = {"log_token": log_token, "kept": torch.tensor([[True, False, True, True]]), "log_sequence": 2 * log_sequence}
+    one, two = ({name: given[name] for name in names} for given, names in ((one, some), (two, others)))
+    joined = CorrectionWeights(**one).joined(CorrectionWeights(**two))
+    kept = one.get("kept", torch.ones(1, 4)) * two.get("kept", torch.ones(1, 4))
+    ratios = (LOG_RATIO + one.get("log_token", 0) + two.get("log_token", 0)).exp()
+    factor = (torch.zeros(1).double() + one.get("log_sequence", 0) + two.get("log_sequence", 0)).exp()
+    objective, batch = PolicyObjective(ArithmeticMean()), replace(batch, correction=joined)
+    close(objective(log_probs, batch), (factor * torch.where(kept.bool(), ratios, 1).mean()).squeeze())
+    close(objective.gradient_weights(log_probs, batch).total, factor * kept * ratios / 4)
+    for name in FIELDS:
+        assert (getattr(joined, name) is None) == (name not in (*some, *others))
+
+
 def test_a_mask_of_tokens_alone_masks_them_in_value_and_gradient():
     """The geometric mean of 4 tokens of which one is masked: exp of the sum of the others over 4."""
     log_probs, batch = worked_batch(1.0)

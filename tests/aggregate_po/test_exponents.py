@@ -118,8 +118,9 @@ def test_a_schedule_takes_a_part_of_training(duration):
         LinearExponent(duration=duration)
 
 
-def test_linear_exponent_starts_at_the_start():
-    assert LinearExponent(1.0, -1.0)(TokenRatios.of(LOG_RATIO)).item() == 1.0
+def test_linear_exponent_needs_the_progress():
+    with pytest.raises(ValueError, match=r"^`totals.progress` is None, but LinearExponent follows it; pass it to Step"):
+        LinearExponent(1.0, -1.0)(TokenRatios.of(LOG_RATIO))
 
 
 def test_fixed_exponent_is_what_a_number_means():

@@ -65,7 +65,7 @@ def test_total_is_the_product_of_the_factors_and_the_penalty():
 def test_batch_without_tokens_is_a_zero_attached_to_the_graph(recipe, penalties):
     log_probs = torch.full((2, 3), float("nan"), requires_grad=True)
     nan = torch.full((2, 3), float("nan"))
-    totals = StepTotals(0, 0, reward_mean=0.5, reward_std=0.5)
+    totals = StepTotals(0, 0, progress=0.0, reward_mean=0.5, reward_std=0.5)
     optional = {"groups": torch.zeros(2), **dict.fromkeys(("ref_log_probs", "divergence", "scale"), nan)}
     batch = PolicyBatch(nan, torch.zeros(2, 3), torch.ones(2), totals, **optional)
     objective = recipe(penalties=penalties)

@@ -92,7 +92,7 @@ def test_token_form_of_the_sequence_ratio_is_the_sequence_form(case):
 
 
 def test_every_recipe_takes_them_or_says_why_not():
-    totals, ones = StepTotals(1, 4, reward_mean=0.5, reward_std=0.5), torch.ones(1, 4)
+    totals, ones = StepTotals(1, 4, 0.25, 0.5, 0.5), torch.ones(1, 4)
     batch = PolicyBatch(OLD_LOG_PROBS, ones, ADVANTAGES, totals, divergence=ones, scale=ones)
     for name in TAKES_THEM:
         assert RECIPES[name]()(OLD_LOG_PROBS + LOG_RATIO, batch).isfinite()

@@ -41,7 +41,7 @@ def steps(draw):
         boundaries = list(range(0, COMPLETIONS, {"equal": 3, "one by one": 1, "whole": COMPLETIONS}[kind]))[1:]
     order = torch.randperm(COMPLETIONS, generator=generator)
     weights = draw(st.one_of(st.none(), mean_weights(*shape)))
-    totals = StepTotals.of(mask, weights, reward_mean=0.4, reward_std=0.3)
+    totals = StepTotals.of(mask, weights, progress=0.25, reward_mean=0.4, reward_std=0.3)
     ids = {
         "groups": torch.randint(4, (COMPLETIONS,), generator=generator),
         "span_ids": torch.randint(3, shape, generator=generator),

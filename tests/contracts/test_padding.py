@@ -160,7 +160,7 @@ def test_square_batch_is_no_special_case(objective, size, data):
     old = -torch.rand(size, size, generator=generator, dtype=torch.float64)
     advantages = torch.randn(size, generator=generator, dtype=torch.float64)
     mask = torch.arange(size) <= torch.arange(size).unsqueeze(-1)
-    totals = StepTotals.of(mask, reward_mean=0.4, reward_std=0.3)
+    totals = StepTotals.of(mask, progress=0.25, reward_mean=0.4, reward_std=0.3)
     ids = {"groups": torch.arange(size), "span_ids": torch.arange(size).expand(size, size) // 2}
     steps = {name: torch.rand(size, size, generator=generator, dtype=torch.float64) + 0.1 for name in TRANSITIONS}
     square = PolicyBatch(old, mask, advantages, totals, ref_log_probs=old.flip(0), **ids, **steps)

@@ -85,7 +85,7 @@ def test_the_curves_are_the_gradient(tables, plots, name, advantage):
     log_probs = old.clone()
     log_probs[:, 0] += log_ratio
     log_probs.requires_grad_()
-    totals = StepTotals(completions=1, tokens=plots.TOKENS, reward_mean=0.5, reward_std=0.5)
+    totals = StepTotals(completions=1, tokens=plots.TOKENS, progress=0.0, reward_mean=0.5, reward_std=0.5)
     signs = torch.full((5,), advantage, dtype=torch.float64)
     if objective.group_objective is None:
         steps = {"divergence": (log_probs - old).detach().square() / 2, "scale": torch.ones_like(old)}

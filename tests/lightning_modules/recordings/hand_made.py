@@ -45,7 +45,8 @@ def recorded_batch(objective, log_ratios, advantages, totals=None, **fields):
 def recorded_step(objective, *batches, step=1, rollout=1, update=1, **fields):
     """A step of micro-batches, each given as log ratios and advantages, with the totals of all of them."""
     lengths = [len(row) for log_ratios, _ in batches for row in log_ratios]
-    totals = StepTotals(completions=float(len(lengths)), tokens=float(sum(lengths)), reward_mean=0.5, reward_std=0.5)
+    counts = {"completions": float(len(lengths)), "tokens": float(sum(lengths))}
+    totals = StepTotals(**counts, progress=0.0, reward_mean=0.5, reward_std=0.5)
     parts = [recorded_batch(objective, *batch, totals, **fields) for batch in batches]
     for number, part in enumerate(parts, start=1):
         part.batch.closes_update = number == len(parts)
