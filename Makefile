@@ -10,6 +10,7 @@ ENGINE ?= transformers
 $(if $(filter $(ENGINE),transformers vllm),,$(error ENGINE is "$(ENGINE)"; pass transformers or vllm))
 CONFIGS := experiments/configs/addition.yaml $(if $(filter vllm,$(ENGINE)),experiments/configs/vllm.yaml)
 RUN ?= runs/addition-$(shell date +%Y%m%d-%H%M%S)
+FLOW := runs/flow
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of the vLLM servers depend on their order in the file.
@@ -21,10 +22,15 @@ BROWSER := tests/install_chromium.sh
 # vLLM for processors exists for this platform alone. Here a peer that is missing fails the tests; elsewhere they skip.
 ALL_PEERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
-.PHONY: train check docs-check test-core core-half core-rest test-fast test docs figures format clean
+.PHONY: train flow check docs-check test-core core-half core-rest test-fast test docs figures format clean
 
 train: .venv/trains $(if $(filter vllm,$(ENGINE)),.venv/vllm)
 	$(BIN)/aggregate-po fit $(CONFIGS:%=--config %) --trainer.default_root_dir $(RUN) $(ARGS)
+
+flow: .venv/trains
+	$(BIN)/python -m experiments.flow.run --workers 2 --output $(FLOW) $(ARGS)
+	$(BIN)/python -m experiments.flow.report --results $(FLOW)
+	$(BIN)/python -m experiments.flow.plots --results $(FLOW) --output $(FLOW)
 
 check: .venv/dev
 	$(BIN)/ruff check .

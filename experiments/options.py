@@ -5,10 +5,22 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+from aggregate_po import PolicyObjective
 
 Number = TypeVar("Number", int, float)
 Value = TypeVar("Value", bound=Hashable)
+
+
+class Variant(Protocol):
+    """An objective of an experiment."""
+
+    def objective(self) -> PolicyObjective:
+        """Return a new objective."""
+
+
+AnyVariant = TypeVar("AnyVariant", bound=Variant)
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -49,3 +61,19 @@ def distinct(values: Sequence[Value]) -> tuple[Value, ...]:
     if twice := [value for value, times in Counter(values).items() if times > 1]:
         raise argparse.ArgumentTypeError(f"{twice[0]} is there twice; pass it once")
     return tuple(values)
+
+
+def made_variants(text: str, variant: Callable[[str], AnyVariant]) -> tuple[AnyVariant, ...]:
+    """Return the variants whose names are separated by commas, as the type of an argument.
+
+    Args:
+        text: Names, by commas.
+        variant: Returns the variant with a name.
+    """
+    found = {name: variant(name) for name in distinct(list(filter(None, text.split(","))))}
+    for name, each in found.items():
+        try:
+            each.objective()
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"{name!r} cannot be made: {error}") from None
+    return tuple(found.values())

@@ -14,9 +14,10 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from experiments.options import count, counts, distinct, number, seeds
+from experiments.options import count, counts, distinct, made_variants, number, seeds
 from experiments.study import design
 from experiments.study.design import Grid, Job, Ladder, Variant, ladders
 from experiments.study.tasks import TASKS
@@ -79,18 +80,6 @@ def _rates(text: str) -> tuple[float, ...]:
     return distinct([number(part, float, words, lambda rate: 0 < rate < math.inf) for part in text.split(",")])
 
 
-def variants(text: str) -> tuple[Variant, ...]:
-    """Return the variants whose names are separated by commas, as the type of an argument."""
-    names = distinct(list(filter(None, text.split(","))))
-    found = tuple(variant(name) for name in names)
-    for each in found:
-        try:
-            each.objective()
-        except (TypeError, ValueError) as error:
-            raise argparse.ArgumentTypeError(f"{each.name!r} cannot be made: {error}") from None
-    return found
-
-
 def _lengths(output: Path, task: str) -> set[int]:
     """Return the numbers of rollouts of the runs of a task, without those that gradients that are not finite ended."""
     whole = {_key(row) for row in read_rows(output / "runs.csv") if row["task"] == task and row["sampled"]}
@@ -104,6 +93,9 @@ def variant(name: str) -> Variant:
     """Return the variant of the study with this name, or a new one for a recipe or an import path."""
     known = {variant.name: variant for variant in (*design.CORE, *design.FURTHER)}
     return known.get(name, Variant(name, name))
+
+
+variants = partial(made_variants, variant=variant)  # the type of an argument
 
 
 def _climb(task: tuple[Ladder, Path, int]) -> None:
