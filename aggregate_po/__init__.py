@@ -84,6 +84,7 @@ from aggregate_po.transforms import (
     TotalVariationMask,
     TwoSidedClip,
 )
+from aggregate_po.weight_sums import GradientWeightSums
 from aggregate_po.weightings import PositionWeights, TokenWeighting, TopEntropy
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "GaussianKL",
     "GaussianKLMask",
     "GeometricMean",
+    "GradientWeightSums",
     "GradientWeights",
     "GroupObjective",
     "GroupTerms",

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from aggregate_po import Evaluated, PerToken, PolicyBatch, effective_sample_size, masked_sum, weight_entropy
 from aggregate_po.bounds import log_ratio_of
-from lightning_modules.histograms import SignedLogBins, top_share
+from aggregate_po.histograms import SignedLogBins, top_share
 
 _ABSOLUTE = "weights/absolute"  # counted, for the share of the largest, and not returned
 _QUANTITIES = (

@@ -17,6 +17,7 @@ REQUIRED = {
     "cost": RatioVariance(),
     "clip": PessimisticClip(),
     **dict.fromkeys(["max_completion_length", "cache_length", "length", "steps"], 8),
+    **dict.fromkeys(["finest", "width", "largest"], 0.5),
     **dict.fromkeys(["coefficient", "bound", "step_size", "exponent", "value", "max_divergence", "max_ratio"], 1.5),
 }
 # Made by the library: totals of a step, and rewards, whose tensors are checked where they are given.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aggregate_po.arguments import require_positive
+
 
 @dataclass(frozen=True)
 class SignedLogBins:
@@ -20,11 +22,17 @@ class SignedLogBins:
         finest: distance from 0 beyond which widths grow.
         width: relative width of a bin; the bin of 0 has the width `finest * width`.
         largest: distance from 0 of the last bin, to which larger numbers count too.
+
+    Raises:
+        ValueError: an argument is not a positive, finite number.
     """
 
     finest: float
     width: float
     largest: float
+
+    def __post_init__(self) -> None:
+        require_positive(finest=self.finest, width=self.width, largest=self.largest)
 
     @property
     def per_side(self) -> int:

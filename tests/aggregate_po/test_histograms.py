@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_modules.histograms import SignedLogBins, top_share
+from aggregate_po.histograms import SignedLogBins, top_share
 
 BINS = SignedLogBins(finest=1e-6, width=0.05, largest=1e6)
 NUMBERS = st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=60)
