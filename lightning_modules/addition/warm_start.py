@@ -69,7 +69,9 @@ class AdditionWarmStart:
         return model_config(tokenizer), tokenizer
 
     def _key(self) -> str:
-        return arguments_key(format=_FORMAT, **asdict(self))
+        # A subclass may make another model from the same arguments.
+        own = {} if type(self) is AdditionWarmStart else {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
+        return arguments_key(format=_FORMAT, **own, **asdict(self))
 
     def _make(self, folder: Path) -> None:
         tokenizer = make_tokenizer()

@@ -227,6 +227,16 @@ def test_other_arguments_make_another_folder(cache, monkeypatch, name, value):
     assert len(list(cache.iterdir())) == 2
 
 
+class OtherExamples(AdditionWarmStart):
+    """The same arguments, and another model."""
+
+
+def test_a_subclass_makes_its_own_folder(cache, monkeypatch):
+    monkeypatch.setattr(AdditionWarmStart, "_make", lambda self, folder: (folder / type(self).__name__).touch())
+    for kind in (AdditionWarmStart, OtherExamples):
+        assert [path.name for path in Path(kind().prepare()).iterdir()] == [kind.__name__]
+
+
 def test_interrupted_making_leaves_nothing_behind(cache, monkeypatch):
     def interrupted(self, model, tokenizer):
         raise KeyboardInterrupt
