@@ -112,7 +112,10 @@ def test_two_processes_are_one(whole, run, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.parent.glob("*.yaml")), ids=lambda path: path.stem)
-def test_configurations_make_their_objects(path, monkeypatch):
+def test_configurations_make_their_objects(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.jsonl", "test.jsonl"):
+        Path(name).write_text('{"prompt": "a red cat"}\n')
     seen = {}
 
     class Resolving(FlowCLI):

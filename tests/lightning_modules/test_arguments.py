@@ -8,12 +8,14 @@ import torch
 import lightning_modules
 from aggregate_po.recipes import gmpo
 from lightning_modules.addition import AdditionProblems
+from lightning_modules.flow.mixture import MixtureWarmStart
 from lightning_modules.rewards import boxed_answer
 from tests.aggregate_po.numeric_arguments import numeric_arguments
 
 # One valid value for each argument that has no default.
 REQUIRED = {
     "model_name": "model",
+    "model": MixtureWarmStart(),
     "path": "pipeline",
     "objective": gmpo(),
     "dataset": AdditionProblems(2),

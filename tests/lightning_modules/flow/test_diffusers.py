@@ -1,9 +1,12 @@
 """Stable Diffusion 3 pipelines: the pipeline's own images, adapters, references, checkpoints and exports."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from PIL import Image
 from safetensors import safe_open
 
 from aggregate_po import GaussianKL
@@ -19,6 +22,7 @@ from lightning_modules.flow import (
     sample_trajectories,
     uniform_times,
 )
+from lightning_modules.flow.diffusers import compressibility
 from tests.lightning_modules.flow.pipelines import SHIFT, save_pipeline
 from tests.lightning_modules.training import BatchRecorder, quiet_trainer, trained_parameters
 
@@ -140,11 +144,13 @@ def test_embeddings_of_a_t5_that_is_left_out_are_zero(tmp_path, folder):
 
 
 def test_the_random_state_is_kept_and_weights_are_the_same_again(folder):
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    first, second = (source_of(folder, lora=LORA).load().state_dict() for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(first[name], weight) for name, weight in second.items())
+    states = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        states.append(source_of(folder, lora=LORA).load().state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(states[0][name], weight) for name, weight in states[1].items())
 
 
 # What is trained
@@ -358,6 +364,23 @@ def test_an_exported_transformer_is_that_of_its_class(tmp_path, folder):
     source.save(model, tmp_path)
     loaded = SD3Transformer2DModel.from_pretrained(tmp_path, subfolder="transformer")
     assert all(torch.equal(loaded.state_dict()[name], w) for name, w in model.transformer.state_dict().items())
+
+
+# Rewards
+
+
+def test_the_size_of_a_file_is_that_of_the_jpeg():
+    """A flat image is the smallest; noise is larger the less of it is flat."""
+    rng = np.random.default_rng(0)
+    sizes = []
+    for rows in (0, 32, 64):
+        values = np.full((64, 64, 3), 90, dtype=np.uint8)
+        values[:rows] = rng.integers(0, 256, (rows, 64, 3), dtype=np.uint8)
+        image, file = Image.fromarray(values), io.BytesIO()
+        image.save(file, format="JPEG", quality=95)
+        sizes.append(compressibility(image, {}))
+        assert sizes[-1] == -len(file.getvalue()) / 1000
+    assert 0 > sizes[0] > sizes[1] > sizes[2]
 
 
 # Refusals
