@@ -156,7 +156,7 @@ def plot_steps(steps: Steps, folder: Path, formats: Sequence[str]) -> None:
                 found, log_ratios, divergences, after, shares["high"], shares["low"], strict=True
             )
         ]
-    sized = [name for name in (BASELINE, "ratio_norm", GUARD) if name in steps] or names
+    sized = [name for name in (BASELINE, GUARD, "ratio_norm") if name in steps] or names
     for number, name in enumerate(sized):
         sizes = [mean_gradient(sums) for sums in _by_step(steps, name).values()]
         middle = sum(sizes) / len(sizes)

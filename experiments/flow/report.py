@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.estimate import Estimate, estimate_cell
-from experiments.flow.design import CLIP, SHIFT, STEPS
+from experiments.flow.design import CLIP
 from experiments.flow.run import FOLDER
 from experiments.flow.statistics import (
     Curve,
@@ -26,7 +26,6 @@ from experiments.flow.statistics import (
     in_order,
     load_curves,
     load_steps,
-    mean_gradient,
     mean_log_ratio,
     mean_normalized,
     over_seeds,
@@ -35,7 +34,6 @@ from experiments.flow.statistics import (
     upper_clip_bound,
 )
 from experiments.tables import Table, markdown
-from lightning_modules.flow import uniform_times
 
 BASELINE = "flow_grpo"
 PROXIES = (-1.5, -1.0, -0.5)
@@ -87,32 +85,15 @@ def gradient_table(steps: Steps) -> Table:
         yield [f"`{name}`", estimate_cell(Estimate.of([gradient_spread(own) for own in seeds.values()]))]
 
 
-def step_table(steps: Steps) -> Table:
-    """Yield each denoising step: its time, and the gradient in units of the mean over the steps, by objective."""
-    names = [name for name in steps if name in (BASELINE, "ratio_norm", "grpo_guard")]
-    yield ["step", "time", "length", *(f"`{name}`" for name in names)]
-    times = uniform_times(STEPS, SHIFT)
-    sizes = {}
-    for name in names:
-        found = [mean_gradient(pooled([own[step] for own in steps[name].values()])) for step in range(1, STEPS + 1)]
-        sizes[name] = [size * len(found) / sum(found) for size in found]
-    for step in range(STEPS):
-        length = float(times[step] - times[step + 1])
-        yield [str(step + 1), f"{times[step]:.2f}", f"{length:.3f}", *(f"{sizes[name][step]:.2f}" for name in names)]
-
-
 def proxy_table(curves: Curves) -> Table:
     """Yield the gold metric at equal proxy: of the baseline, and the paired differences from it."""
     values = {f"proxy {proxy:g}": partial(gold_at_proxy, proxy=proxy) for proxy in PROXIES}
     yield from _differences(curves, values)
 
 
-def rollout_table(curves: Curves) -> Table:
-    """Yield proxy and gold metric at equal rollouts: of the baseline, and the paired differences from it."""
-    values = {}
-    for measure in ("proxy", "gold"):
-        for rollout in ROLLOUTS:
-            values[f"{measure}, {rollout} rollouts"] = partial(_at, rollout=rollout, measure=measure)
+def rollout_table(curves: Curves, measure: str) -> Table:
+    """Yield proxy or gold metric at equal rollouts: of the baseline, and the paired differences from it."""
+    values = {f"{rollout} rollouts": partial(_at, rollout=rollout, measure=measure) for rollout in ROLLOUTS}
     yield from _differences(curves, values)
 
 
@@ -158,9 +139,8 @@ def tables(results: Path) -> dict[str, str]:
         "clips": clip_table(steps),
         "upper clip": dimension_table(),
         "spread": gradient_table(steps),
-        "steps": step_table(steps),
-        "equal proxy": proxy_table(curves),
-        "equal rollouts": rollout_table(curves),
+        "gold at equal proxy": proxy_table(curves),
+        **{f"{measure} at equal rollouts": rollout_table(curves, measure) for measure in ("proxy", "gold")},
     }
     return {name: markdown(table) for name, table in made.items()}
 

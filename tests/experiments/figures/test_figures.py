@@ -33,6 +33,7 @@ SHORTER = {
     "experiments.figures.power_weights": (),
     "experiments.figures.training_curves": (),
     "experiments.figures.weight_landscape": ("--objectives", f"gmpo,{OWN}"),
+    "experiments.flow.plots": (),
     "experiments.study.plots": (),
 }
 NAMES = [name for script in figures.SCRIPTS for name in script.names]

@@ -1,10 +1,13 @@
-"""Statistics of the flow-matching experiment on numbers worked by hand."""
+"""Statistics of the flow-matching experiment on numbers worked by hand, and its page."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from experiments.flow import report
+from experiments.flow.run import FOLDER
 from experiments.flow.statistics import (
     Evaluation,
     StepMean,
@@ -22,6 +25,7 @@ from experiments.flow.statistics import (
 )
 from experiments.tables import append_rows
 
+ROOT = Path(__file__).resolve().parents[3]
 RISING = [Evaluation(0, -2.0, 0.0), Evaluation(5, -1.0, -1.0), Evaluation(10, -0.5, -3.0)]
 SUMS = {"later": 4, "positive": 1, "log_ratio": -2.0, "centered_squares": 1.0, "divergence": 1.0, "normalized": 0.5}
 
@@ -81,3 +85,11 @@ def test_a_run_that_is_not_complete_does_not_count(tmp_path):
         append_rows(tmp_path / "evaluations.csv", [row])
     append_rows(tmp_path / "runs.csv", [{"objective": "flow_grpo", "seed": "1", "rollouts": "2"}])
     assert load_curves(tmp_path) == {"flow_grpo": {1: [Evaluation(0, -2.0, -1.0)]}}
+
+
+def test_page_shows_the_tables_of_the_results():
+    page = (ROOT / "docs" / "flow.md").read_text(encoding="utf-8")
+    tables = report.tables(ROOT / FOLDER)
+    assert tables
+    missing = [name for name, text in tables.items() if text not in page]
+    assert missing == [], "put in the tables that `python -m experiments.flow.report` prints"
