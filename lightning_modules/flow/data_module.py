@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, CorrectionWeights, PerToken
@@ -22,7 +21,7 @@ from lightning_modules.data.rollout import RolloutLogProbs
 from lightning_modules.data.schemes import SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.data.staged import StagedDataModule
-from lightning_modules.flow.dynamics import ODE, Dynamics, FlowSDE, StepCoefficients
+from lightning_modules.flow.dynamics import ODE, Dynamics, FlowSDE
 from lightning_modules.flow.inputs import DenoisingBatch, DenoisingSteps
 from lightning_modules.flow.policy import FlowPolicy
 from lightning_modules.flow.sampler import SampledSteps, TrajectorySampler
@@ -170,29 +169,15 @@ class FlowDataModule(StagedDataModule):
         groups = super()._groups(number)
         if not self.advantages.needs_step_rewards:
             return groups
-        parts = self.times, self._coefficients(), self.policy, self.rewards, self.trajectories_at_once
+        parts = self.times, self.policy, self.rewards, self.trajectories_at_once
         values, failed = step_rewards(groups, *parts)
         sums = Tally.of(failed=failed, all=torch.tensor(values.numel())).over_ranks(self._trainer).sums
         metrics = {**groups.metrics, "step_rewards/failed_ratio": sums["failed"] / sums["all"]}
         return replace(groups, step_rewards=values, metrics=metrics)
 
-    def _coefficients(self) -> StepCoefficients:
-        """Return the coefficients of each step of the current rollout, those of the ODE outside the window."""
-        times, stochastic = (self.times[:-1], self.times[1:]), self.sampler.stochastic
-        inside = self.dynamics.coefficients(*times)
-        if stochastic is None:
-            return inside
-        pairs = zip(inside, ODE().coefficients(*times), strict=True)
-        return StepCoefficients(*(torch.where(stochastic, one, other) for one, other in pairs))
-
     @override
     def inputs_of(self, groups: Groups) -> DenoisingSteps:
         sampled = cast(SampledSteps, groups.completions)
-        coefficients = self._coefficients()
-
-        def of_each(values: Tensor) -> Tensor:
-            return values.to(sampled.latents.dtype).expand(sampled.mask.shape)
-
         with torch.no_grad(), self.policy.forward_context():
             conditions = self.policy.model.encode([prompt.example for prompt in groups.prompts])
         return DenoisingSteps(
@@ -201,9 +186,9 @@ class FlowDataModule(StagedDataModule):
             completion_mask=sampled.mask,
             latents=sampled.latents,
             means=sampled.means,
-            times=of_each(self.times[:-1]),
-            of_latents=of_each(coefficients.latents),
-            of_velocity=of_each(coefficients.velocity),
+            times=self.times[:-1].to(sampled.latents.dtype).expand(sampled.mask.shape),
+            of_latents=sampled.of_latents,
+            of_velocity=sampled.of_velocity,
             scales=sampled.scales,
         )
 

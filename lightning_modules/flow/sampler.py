@@ -14,7 +14,7 @@ from typing_extensions import override
 from aggregate_po import PerToken
 from lightning_modules.data.sampler import CompletionSampler, Sampled
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
-from lightning_modules.flow.dynamics import Dynamics
+from lightning_modules.flow.dynamics import ODE, Dynamics, StepCoefficients
 from lightning_modules.flow.policy import FlowPolicy
 from lightning_modules.flow.trajectories import Trajectories, sample_trajectories
 from lightning_modules.prompts import Example, Prompt
@@ -36,16 +36,24 @@ class SampledSteps(Completions):
         latents: see `Trajectories`.
         means: see `Trajectories`.
         scales: see `Trajectories`.
+        of_latents: coefficient of the latents in the mean of each step; shape `batch time`.
+        of_velocity: coefficient of the velocity in it; shape `batch time`.
     """
 
     latents: Tensor
     means: Tensor
     scales: PerToken
+    of_latents: PerToken
+    of_velocity: PerToken
 
     @classmethod
-    def of(cls, trajectories: Trajectories) -> Self:
-        """Return sampled trajectories on the CPU."""
+    def of(cls, trajectories: Trajectories, coefficients: StepCoefficients) -> Self:
+        """Return trajectories that were sampled with the given coefficients of each step, on the CPU."""
         batch, steps = trajectories.mask.shape
+
+        def of_each(numbers: Tensor) -> Tensor:
+            return numbers.to(trajectories.latents.dtype).expand(batch, steps)
+
         return cls(
             token_ids=torch.arange(steps).expand(batch, steps),
             mask=torch.ones(batch, steps, dtype=torch.bool),
@@ -54,6 +62,8 @@ class SampledSteps(Completions):
             latents=trajectories.latents.cpu(),
             means=trajectories.means.cpu(),
             scales=trajectories.scales.cpu(),
+            of_latents=of_each(coefficients.latents),
+            of_velocity=of_each(coefficients.velocity),
         )
 
     @property
@@ -93,6 +103,16 @@ class TrajectorySampler(CompletionSampler):
         self._dynamics, self._at_once = dynamics, at_once
         self.stochastic: Tensor | None = None
 
+    @property
+    def coefficients(self) -> StepCoefficients:
+        """Coefficients of each step, those of the ODE where it is not stochastic; each has shape `time`."""
+        times = self._times[:-1], self._times[1:]
+        inside = self._dynamics.coefficients(*times)
+        if self.stochastic is None:
+            return inside
+        pairs = zip(inside, ODE().coefficients(*times), strict=True)
+        return StepCoefficients(*(torch.where(self.stochastic, one, other) for one, other in pairs))
+
     @override
     def prompt_of(self, example: Example, place: str = "a prompt") -> Prompt:
         return Prompt(example, ())
@@ -120,7 +140,7 @@ class TrajectorySampler(CompletionSampler):
                 for start in range(0, size, self._chunk(size))
             ]
             objects = [each for part in parts for each in policy.model.decode(part.final_latents)]
-        completions = SampledSteps.joined([SampledSteps.of(part) for part in parts])
+        completions = SampledSteps.joined([SampledSteps.of(part, self.coefficients) for part in parts])
         return Sampled(
             completions, [described_sample(each) for each in objects], self._trainer.global_step, {}, objects
         )

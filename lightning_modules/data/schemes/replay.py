@@ -61,7 +61,8 @@ class Replay(SamplingScheme):
         order = torch.arange(len(fresh))
         order[missing[: len(mine)]] = torch.arange(len(fresh), len(fresh) + len(mine))
         everyones = [state for states in taken for state in states]
-        filled = Groups.joined([fresh, *map(restored, mine)]).select(order)
+        kind = type(fresh.completions)
+        filled = Groups.joined([fresh, *(restored(state, kind) for state in mine)]).select(order)
         self._remember(fresh, signal, rollout)
         metrics = {**fresh.metrics, **self._metrics(fresh, everyones, rollout)}
         oldest = min([fresh.policy_step, *(state["policy_step"] for state in everyones)])

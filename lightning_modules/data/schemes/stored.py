@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def stored(groups: Groups, number: int) -> dict[str, Any]:
     longest = max(int(completions.mask.sum(dim=-1).max()), 1)
     # Clones, because a tensor that is a part of a larger one is saved with all of it.
     by_token = {name: getattr(completions, name)[:, :longest].clone() for name in ("token_ids", "mask", "log_probs")}
+    others = {name: value.clone() for name, value in vars(completions).items() if name not in by_token}
     return {
         "example": json.dumps(prompt.example, default=repr),
         "prompt_ids": list(prompt.token_ids),
@@ -30,7 +32,7 @@ def stored(groups: Groups, number: int) -> dict[str, Any]:
         "weight": prompt.weight,
         **by_token,
         "response_mask": one.response_mask[:, :longest].clone(),
-        "finished": completions.finished,
+        **others,
         "texts": list(one.texts),
         "components": one.components,
         "rewards": one.rewards,
@@ -40,10 +42,10 @@ def stored(groups: Groups, number: int) -> dict[str, Any]:
     }
 
 
-def restored(state: Mapping[str, Any]) -> Groups:
-    """Return the group of which `stored` has made plain values."""
+def restored(state: Mapping[str, Any], kind: type[Completions] = Completions) -> Groups:
+    """Return the group of which `stored` has made plain values; its completions are of the given kind."""
     example = json.loads(state["example"])
-    completions = Completions(**{name: state[name] for name in ("token_ids", "mask", "log_probs", "finished")})
+    completions = kind(**{part.name: state[part.name] for part in fields(kind)})
     names = ("texts", "components", "rewards", "response_mask", "policy_step", "scored", "causes")
     return Groups(
         prompts=[Prompt(example, tuple(state["prompt_ids"]), state["index"], state["weight"])],

@@ -12,10 +12,11 @@ from aggregate_po import ArithmeticMean, PessimisticClip, PolicyObjective
 from aggregate_po.advantages import Clamped, StepValues
 from aggregate_po.recipes import grpo, real
 from aggregate_po.transforms import Chain, RatioNorm
-from lightning_modules import MicroBatchObserver, RunCheckpoint
+from lightning_modules import MicroBatchObserver, Replay, RunCheckpoint
 from lightning_modules.flow import (
     CPS,
     FlowModule,
+    FlowSDE,
     InverseStepSize,
     StepDiagnostics,
     StepWindow,
@@ -239,6 +240,43 @@ def test_each_step_is_rewarded_for_the_sample_that_the_flow_leads_to(tmp_path, w
                 assert float(rollout.step_rewards[row, step]) == pytest.approx(expected, abs=1e-5)
         torch.testing.assert_close(rollout.step_rewards[:, -1].float(), rollout.rewards.float())
         assert torch.equal(seen.inputs.advantages, torch.where(seen.inputs.response_mask, noted(rollout), 0).float())
+
+
+def test_the_only_step_has_the_reward_of_the_sample(tmp_path):
+    noted = NotedAdvantages(Clamped(StepValues()))
+    recorded(
+        tmp_path, FLOW_GRPO, reward=lambda sample, example: abs(height(sample, example)), steps=1, advantages=noted
+    )
+    torch.testing.assert_close(noted.steps[0].step_rewards.squeeze(-1), noted.steps[0].rewards)
+
+
+@pytest.mark.parametrize("dynamics", [FlowSDE(), CPS()], ids=["flow_sde", "cps"])
+def test_replayed_trajectories_keep_their_transitions_and_resume(tmp_path, dynamics):
+    def side(sample, example):
+        return float(sample[0] > 0)
+
+    def run(folder, max_steps, ckpt_path=None):
+        recorder = Recorder()
+        trainer = {"callbacks": [recorder, RunCheckpoint(dirpath=str(folder), every_n_train_steps=1)]}
+        module = FlowModule(PointsSource(), FLOW_GRPO, learning_rate=1e-9)  # ratios are those of numerical errors
+        window, schemes = StepWindow(2, every=1), [Replay()]
+        data = points_data(reward=side, group_size=2, window=window, schemes=schemes, dynamics=dynamics)
+        trainer |= {"enable_checkpointing": True, "max_steps": max_steps, "ckpt_path": ckpt_path}
+        fitted_points(folder, module=module, data=data, **trainer)
+        return recorder.seen
+
+    whole, replayed = run(tmp_path / "whole", 8), 0
+    for number, seen in enumerate(whole):
+        mask = seen.inputs.response_mask
+        replayed += int((mask & ~StepWindow(2, every=1).mask(5, number % 4)).any(dim=-1).sum())
+        assert torch.where(mask, seen.log_probs - seen.inputs.old_log_probs, 0).abs().max() < 1e-4
+        assert seen.inputs.divergence.max() < 1e-8
+    assert replayed > 4  # trajectories with the window of an earlier rollout
+    run(tmp_path / "parts", 4)
+    resumed = run(tmp_path / "parts", 8, tmp_path / "parts" / "last.ckpt")
+    for one, other in zip(whole[4:], resumed, strict=True):
+        assert torch.equal(one.batch.latents, other.batch.latents)
+        assert torch.equal(one.batch.policy.old_log_probs, other.batch.policy.old_log_probs)
 
 
 def test_step_rewards_are_refused_where_there_are_none():
