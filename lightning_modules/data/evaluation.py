@@ -64,7 +64,16 @@ class EvaluationLoader:
         for start in range(0, len(self._prompts), self._prompts_per_batch):
             stop = min(start + self._prompts_per_batch, len(self._prompts))
             local = list(self._prompts[start + rank : stop : ranks])
-            yield self._evaluation(local, derived_seed(start + rank))
+            yield self._evaluation(local, self.seed_of(start, rank))
+
+    def seed_of(self, start: int, rank: int) -> int:
+        """Return the seed of a rank's share of the prompts of a batch; each rank has its own.
+
+        Args:
+            start: number of the first prompt of the batch.
+            rank: data-parallel rank.
+        """
+        return derived_seed(start + rank)
 
     def _evaluation(self, prompts: list[Prompt], seed: int) -> Evaluation:
         # All ranks must call the engine equally often; a rank without prompts completes one and drops the result.

@@ -24,7 +24,7 @@ from lightning_modules.data.staged import StagedDataModule
 from lightning_modules.flow.dynamics import ODE, Dynamics, FlowSDE
 from lightning_modules.flow.inputs import DenoisingBatch, DenoisingSteps
 from lightning_modules.flow.policy import FlowPolicy
-from lightning_modules.flow.sampler import SampledSteps, TrajectorySampler
+from lightning_modules.flow.sampler import SampledSteps, TrajectoryEvaluation, TrajectorySampler
 from lightning_modules.flow.schedule import StepWindow, uniform_times
 from lightning_modules.flow.step_rewards import step_rewards
 from lightning_modules.flow.step_weights import StepWeights
@@ -213,7 +213,7 @@ class FlowDataModule(StagedDataModule):
         prompts = [
             replace(ode.prompt_of(self.validation[number]), index=number) for number in range(len(self.validation))
         ]
-        return [EvaluationLoader("ode", prompts, ode, self.rewards, self.temperature, self._trainer)]
+        return [TrajectoryEvaluation("ode", prompts, ode, self.rewards, self.temperature, self._trainer)]
 
 
 def _require_kinds(**parts: tuple[object, type]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po import PerToken
+from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.data.sampler import CompletionSampler, Sampled
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.flow.dynamics import ODE, Dynamics, StepCoefficients
@@ -163,6 +164,14 @@ class TrajectorySampler(CompletionSampler):
     @override
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
+
+
+class TrajectoryEvaluation(EvaluationLoader):
+    """Evaluation with one seed for all ranks, whose number then changes nothing; the sampler numbers trajectories."""
+
+    @override
+    def seed_of(self, start: int, rank: int) -> int:
+        return derived_seed(start)
 
 
 def described_sample(sample: Any) -> str:

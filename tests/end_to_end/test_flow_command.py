@@ -107,6 +107,9 @@ def test_two_processes_are_one(whole, run, tmp_path):
     for name in ("reward", "reward_std", "rewards/GoldLikelihood/mean", "kl_old", "grad_norm", "steps/03/log_ratio"):
         for first, second in zip(one[1:], two[1:], strict=True):
             assert float(second[name]) == pytest.approx(float(first[name]), rel=2e-3, abs=1e-6), name
+    for first, second in zip(one[::6], two[::6], strict=True):  # the evaluated steps
+        for name in ("val/reward_ode", "val/rewards/GoldLikelihood_ode"):
+            assert float(second[name]) == pytest.approx(float(first[name]), rel=2e-3), name
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-3, atol=1e-5)
 
