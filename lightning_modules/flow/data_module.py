@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, CorrectionWeights, PerToken
@@ -131,8 +132,12 @@ class FlowDataModule(StagedDataModule):
         self.max_completion_length, self.tokens_per_micro_batch = steps, steps_per_micro_batch
         self.times, self.evaluation_times = uniform_times(steps, shift), uniform_times(evaluation_steps, shift)
         self.dynamics, self.window, self.step_weights = dynamics, window, step_weights
-        if window is not None:
-            window.mask(steps, rollout=0)  # an error unless it fits
+        _require_noise(self.times, dynamics, window)
+        if step_weights is not None and (found := step_weights(self.times)).shape != (steps,):
+            raise ValueError(
+                f"`step_weights` {step_weights!r} gave the shape {tuple(found.shape)}; return one weight for each of "
+                f"{steps} steps."
+            )
         self.advantages, self.failed_verdicts = advantages, failed_verdicts
         self.trajectories_at_once = trajectories_at_once
         self.schemes = tuple(schemes)
@@ -221,4 +226,17 @@ def _require_kinds(**parts: tuple[object, type]) -> None:
         if part is not None and not isinstance(part, kind):
             raise TypeError(
                 f"`{name}` is {part!r}; pass an instance of a subclass of lightning_modules.{kind.__name__}."
+            )
+
+
+def _require_noise(times: Tensor, dynamics: Dynamics, window: StepWindow | None) -> None:
+    """Check that every window fits, and has a step that is stochastic, and so trained."""
+    stochastic = dynamics.coefficients(times[:-1], times[1:]).scale > 0
+    windows = [torch.ones_like(stochastic)] if window is None else window.masks(len(stochastic))
+    for chosen in windows:
+        if not (stochastic & chosen).any():
+            steps = ", ".join(str(step + 1) for step in chosen.nonzero().flatten().tolist())
+            remedy = "more `steps`" if window is None else f"a larger `size` of `window` {window!r}"
+            raise ValueError(
+                f"`dynamics` {dynamics!r} adds no noise in step {steps}, so nothing would be trained; pass {remedy}."
             )

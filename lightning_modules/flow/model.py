@@ -112,3 +112,27 @@ class FlowModelSource(ABC):
             model: model that `load` returned, after training.
             folder: folder to write to.
         """
+
+
+def checked_model(model: object, source: FlowModelSource) -> FlowModel:
+    """Return a model that a source has made, after a check of what every model needs.
+
+    Raises:
+        TypeError: it is no `FlowModel`.
+        ValueError: `latent_shape` is not a shape, or all weights are frozen.
+    """
+    made = f"`model` {type(source).__name__} made a {type(model).__name__}"
+    if not isinstance(model, FlowModel):
+        raise TypeError(f"{made}; return an instance of a subclass of lightning_modules.FlowModel from `load`.")
+    shape = getattr(model, "latent_shape", None)
+    if (
+        not isinstance(shape, (tuple, list))
+        or not shape
+        or not all(isinstance(size, int) and size > 0 for size in shape)
+    ):
+        raise ValueError(
+            f"{made} whose `latent_shape` is {shape!r}; set the shape of one sample, such as (16, 64, 64)."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{made} whose weights are all frozen; leave `requires_grad` of those to train.")
+    return model

@@ -16,7 +16,7 @@ from typing_extensions import override
 from aggregate_po import PerCompletion, PerToken
 from lightning_modules.distributed import rank
 from lightning_modules.flow.inputs import DenoisingBatch, FlatSteps, StepCount
-from lightning_modules.flow.model import FlowModel, FlowModelSource
+from lightning_modules.flow.model import FlowModel, FlowModelSource, checked_model
 from lightning_modules.micro_batch import MicroBatch
 from lightning_modules.model.trained import PolicyPass, TrainedPolicy
 
@@ -65,9 +65,13 @@ class FlowPolicy(TrainedPolicy):
 
         Args:
             forward_context: makes the autocast context of a forward pass.
+
+        Raises:
+            TypeError: the source makes no `FlowModel`.
+            ValueError: `latent_shape` of the model is not a shape, or all its weights are frozen.
         """
         self.forward_context = forward_context
-        self._model = self.source.load()
+        self._model = checked_model(self.source.load(), self.source)
         self._load_reference()
         return self._model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.data.sampler import CompletionSampler, Sampled
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size
 from lightning_modules.flow.dynamics import ODE, Dynamics, StepCoefficients
+from lightning_modules.flow.model import FlowModel
 from lightning_modules.flow.policy import FlowPolicy
 from lightning_modules.flow.trajectories import Trajectories, sample_trajectories
 from lightning_modules.prompts import Example, Prompt
@@ -136,11 +137,17 @@ class TrajectorySampler(CompletionSampler):
         ]
         with torch.no_grad(), policy.forward_context():
             encoded = policy.model.encode([prompt.example for prompt in prompts])
+            _require_rows(policy.model, encoded, len(prompts))
             parts = [
                 self._trajectories(encoded, samples_per_prompt, numbers[start : start + self._chunk(size)], start, seed)
                 for start in range(0, size, self._chunk(size))
             ]
             objects = [each for part in parts for each in policy.model.decode(part.final_latents)]
+        if len(objects) != size:
+            raise ValueError(
+                f"`decode` of {type(policy.model).__name__} returned {len(objects)} samples of {size} latents; return "
+                "one for each."
+            )
         completions = SampledSteps.joined([SampledSteps.of(part, self.coefficients) for part in parts])
         return Sampled(
             completions, [described_sample(each) for each in objects], self._trainer.global_step, {}, objects
@@ -172,6 +179,15 @@ class TrajectoryEvaluation(EvaluationLoader):
     @override
     def seed_of(self, start: int, rank: int) -> int:
         return derived_seed(start)
+
+
+def _require_rows(model: FlowModel, encoded: Mapping[str, Tensor], prompts: int) -> None:
+    for name, rows in encoded.items():
+        if len(rows) != prompts:
+            raise ValueError(
+                f"`encode` of {type(model).__name__} returned {len(rows)} rows of `{name}` for {prompts} examples; "
+                "return one for each."
+            )
 
 
 def described_sample(sample: Any) -> str:

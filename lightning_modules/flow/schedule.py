@@ -81,11 +81,14 @@ class StepWindow:
         Raises:
             ValueError: the window is longer than the trajectory.
         """
+        masks = self.masks(steps)
+        return masks[rollout // self.every % len(masks)]
+
+    def masks(self, steps: int) -> list[Tensor]:
+        """Return True for the stochastic steps of each place of the window, in order; see `mask`."""
         last = steps - self.size
         if last < 0:
             raise ValueError(f"`size` is {self.size}; pass at most the number of denoising steps, {steps}.")
+        places = torch.arange(steps)
         starts = [min(start, last) for start in range(0, last + self.stride, self.stride)]
-        start = starts[rollout // self.every % len(starts)]
-        window = torch.zeros(steps, dtype=torch.bool)
-        window[start : start + self.size] = True
-        return window
+        return [(places >= start) & (places < start + self.size) for start in starts]

@@ -19,6 +19,7 @@ from lightning_modules.flow import (
     FlowSDE,
     InverseStepSize,
     StepDiagnostics,
+    StepWeights,
     StepWindow,
     sample_trajectories,
     uniform_times,
@@ -410,11 +411,23 @@ def test_a_batch_survives_a_checkpoint_and_another_split(tmp_path):
         start += len(batch.latents)
 
 
+class Halves(StepWeights):
+    def __call__(self, times):
+        return torch.ones(2)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"window": StepWindow(9)}, ValueError, "`size` is 9; pass at most the number of denoising steps, 5"),
         ({"steps": 0}, ValueError, "`steps` is 0"),
+        ({"steps": 1, "dynamics": CPS()}, ValueError, r"adds no noise in step 1, so nothing .* pass more `steps`"),
+        (
+            {"dynamics": CPS(), "window": StepWindow(1)},
+            ValueError,
+            r"CPS\(noise=0.8\) adds no noise in step 5, .* pass a larger `size` of `window` StepWindow",
+        ),
+        ({"step_weights": Halves()}, ValueError, r"gave the shape \(2,\); return one weight for each of 5 steps"),
         ({"dynamics": "sde"}, TypeError, "`dynamics` is 'sde'; pass an instance"),
         ({"step_weights": 2.0}, TypeError, "`step_weights` is 2.0; pass an instance"),
         ({"group_size": 1}, ValueError, "`group_size` is 1"),
@@ -424,6 +437,54 @@ def test_a_batch_survives_a_checkpoint_and_another_split(tmp_path):
 def test_arguments_are_checked(options, error, message):
     with pytest.raises(error, match=message):
         points_data(**options)
+
+
+class Made(PointsSource):
+    """Makes a model of points with some attributes changed."""
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def load(self):
+        model = Points()
+        for name, value in self.changes.items():
+            setattr(model, name, value)
+        return model
+
+
+class Frozen(PointsSource):
+    def load(self):
+        return Points().requires_grad_(False)
+
+
+class Linear(PointsSource):
+    def load(self):
+        return nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (
+            Linear(),
+            TypeError,
+            "`model` Linear made a Linear; return an instance of a subclass of lightning_modules.Flow",
+        ),
+        (Frozen(), ValueError, "made a Points whose weights are all frozen; leave `requires_grad`"),
+        (Made(latent_shape=None), ValueError, "`latent_shape` is None; set the shape of one sample"),
+        (Made(latent_shape=()), ValueError, r"`latent_shape` is \(\); set the shape of one sample"),
+        (Made(latent_shape=(2.0,)), ValueError, r"`latent_shape` is \(2.0,\); set the shape of one sample"),
+        (Made(decode=lambda latents: [latents[0]]), ValueError, "`decode` of Points returned 1 samples of 16 latents"),
+        (
+            Made(encode=lambda examples: {"target": torch.zeros(1)}),
+            ValueError,
+            "`encode` of Points returned 1 rows of `target` for 4 examples; return one for each",
+        ),
+    ],
+)
+def test_what_a_model_lacks_is_named(tmp_path, source, error, message):
+    with pytest.raises(error, match=message):
+        fitted_points(tmp_path, module=FlowModule(source, FLOW_GRPO))
 
 
 @pytest.mark.parametrize("name", ["dataset", "validation"])
