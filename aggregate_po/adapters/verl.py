@@ -1,0 +1,245 @@
+"""Objectives as a policy loss of verl, and advantage estimators under their names.
+
+verl loads this module by the entry point `verl.plugins` whenever it is imported, in the driver and in all workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
+from verl.workers.config import PolicyLossConfig
+
+from aggregate_po import advantages as estimators
+from aggregate_po.advantages import AdvantageEstimator, GroupedRewards
+from aggregate_po.batch import PerToken, PolicyBatch
+from aggregate_po.corrections import CorrectionWeights
+from aggregate_po.masked import masked_sum
+from aggregate_po.named import objective_of
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.totals import StepTotals
+from aggregate_po.weight_sums import GradientWeightSums
+
+NAME = "aggregate_po"
+_CORRECTIONS = ("token", "sequence")
+_INFO = ("dp_size", "batch_num_tokens", "global_batch_size")
+
+
+@dataclass
+class ObjectiveLossConfig(PolicyLossConfig):
+    """Configuration of verl's policy loss with an objective of this library, for its `_target_`.
+
+    Args:
+        loss_mode: Name of the loss in the registry of verl; leave it.
+        objective: Name of a recipe, or import path of a recipe, an objective or an aggregator; see `objective_of`. With
+            a `_target_` of its own, Hydra builds the objective.
+        arguments: Arguments of the recipe, function or class.
+        correction: Form of the rollout correction's weights, which arrive for each token in either form: "token" if
+            `rollout_is` is `token`, "sequence" if it is `sequence`.
+
+    Raises:
+        ValueError: there is no such objective, or one of its parts needs what verl does not pass to a loss.
+    """
+
+    loss_mode: str = NAME
+    objective: Any = "grpo"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    correction: str = "token"
+
+    def __post_init__(self) -> None:
+        if self.correction not in _CORRECTIONS:
+            raise ValueError(f"`correction` is {self.correction!r}; pass one of {', '.join(_CORRECTIONS)}.")
+        if isinstance(self.objective, str):
+            self.__dict__["objective"] = objective_of(self.objective, **self.arguments)
+        elif self.arguments:
+            raise ValueError(f"`arguments` are {self.arguments}, but `objective` is no name; pass them to `_target_`.")
+        _require_defined(self.objective)
+
+
+@register_policy_loss(NAME)
+def policy_loss(
+    old_log_prob: PerToken,
+    log_prob: PerToken,
+    advantages: PerToken,
+    response_mask: PerToken,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: PerToken | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the negative objective of a micro-batch, and diagnostics; gradients add up over micro-batches and ranks.
+
+    The normalizer of the objective takes the place of `loss_agg_mode`, which still applies to the terms that verl adds:
+    its KL loss and its entropy bonus.
+
+    Args:
+        old_log_prob: log-probabilities under the behavior policy; shape `batch time`; nats.
+        log_prob: log-probabilities under the trained policy; shape `batch time`; nats.
+        advantages: advantages per token; where those of a completion are equal, they are that of the completion; shape
+            `batch time`.
+        response_mask: True on trained tokens; shape `batch time`.
+        loss_agg_mode: reduction of the terms that verl adds.
+        config: configuration of the actor, whose `policy_loss` is an `ObjectiveLossConfig`.
+        rollout_is_weights: weights that correct for the sampler, 0 on tokens that are masked; shape `batch time`.
+
+    Raises:
+        TypeError: `policy_loss` of the configuration has another class.
+        ValueError: the totals of the optimizer step are missing, or a part of the objective has no definition for the
+            advantages or the weights.
+    """
+    settings = config.policy_loss
+    if not isinstance(settings, ObjectiveLossConfig):
+        raise TypeError(
+            f"`actor.policy_loss` is a {type(settings).__name__}; set its `_target_` to "
+            f"{ObjectiveLossConfig.__module__}.{ObjectiveLossConfig.__name__}."
+        )
+    totals, ranks = _totals(config.global_batch_info)
+    mask = response_mask.bool()
+    batch = PolicyBatch(
+        old_log_probs=old_log_prob,
+        response_mask=mask,
+        advantages=_folded(advantages, mask),
+        totals=totals,
+        correction=_correction(rollout_is_weights, mask, settings.correction),
+    )
+    evaluated = settings.objective.evaluate(log_prob, batch)
+    sums = GradientWeightSums.of(evaluated.weights, log_prob.detach(), batch, evaluated.exponents)
+    metrics = {f"actor/{name}": float(value) for name, value in sums.metrics().items()}
+    return -ranks * evaluated.value, metrics
+
+
+def advantages_of(
+    estimator: AdvantageEstimator, token_level_rewards: PerToken, response_mask: PerToken, index: Sequence[Hashable]
+) -> PerToken:
+    """Return advantages per token by an estimator of this library, 0 on padding; shape `batch time`.
+
+    Args:
+        estimator: advantage estimator.
+        token_level_rewards: rewards, whose sum over a completion is that of the completion; shape `batch time`.
+        response_mask: True on the tokens of the completions; shape `batch time`.
+        index: name of each completion's group, in any order; shape `batch`.
+
+    Raises:
+        ValueError: groups differ in size.
+    """
+    mask = response_mask.bool()
+    names = list(dict.fromkeys(index))
+    number = {name: place for place, name in enumerate(names)}
+    groups = torch.tensor([number[name] for name in index])
+    sizes = groups.bincount()
+    if (sizes != sizes[0]).any():
+        odd = int((sizes != sizes[0]).nonzero()[0])
+        raise ValueError(
+            f"`index` has {int(sizes[odd])} completions of the prompt {names[odd]!r}, but {int(sizes[0])} of "
+            f"{names[0]!r}; pass groups of one size, or use an estimator of verl where prompts are filtered."
+        )
+    order = groups.argsort(stable=True).to(mask.device)
+    rollout = GroupedRewards(
+        rewards=masked_sum(token_level_rewards, mask)[order], group_size=int(sizes[0]), lengths=mask.sum(dim=-1)[order]
+    )
+    estimated = estimator(rollout)
+    found = torch.zeros_like(token_level_rewards, dtype=estimated.dtype)
+    if estimated.ndim == 1:
+        estimated = estimated.unsqueeze(-1).expand(-1, mask.shape[1])
+    found[order, : estimated.shape[1]] = estimated[:, : mask.shape[1]]
+    return torch.where(mask, found, 0)
+
+
+def register_estimator(name: str, estimator: AdvantageEstimator) -> None:
+    """Register an advantage estimator with verl, for `algorithm.adv_estimator`.
+
+    Args:
+        name: name in the registry of verl.
+        estimator: advantage estimator, which receives rewards and lengths.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    @register_adv_est(name)
+    def compute(
+        token_level_rewards: PerToken, response_mask: PerToken, index: Sequence[Hashable], **_: Any
+    ) -> tuple[PerToken, PerToken]:
+        found = advantages_of(estimator, token_level_rewards, response_mask, index)
+        return found, found
+
+
+def _register_estimators() -> None:
+    """Register each estimator that needs neither arguments nor more than rewards and lengths, with its name."""
+    for name in estimators.__all__:
+        kind = getattr(estimators, name)
+        if not (isinstance(kind, type) and issubclass(kind, AdvantageEstimator)):
+            continue
+        try:
+            estimator = kind()
+            estimator(GroupedRewards(torch.tensor([0.0, 1.0]), group_size=2, lengths=torch.ones(2).long()))
+        except (TypeError, ValueError):  # it is abstract or has arguments, or it needs more than rewards and lengths
+            continue
+        register_estimator(f"{NAME}.{name}", estimator)
+
+
+def _require_defined(objective: object) -> None:
+    """Check that an objective needs nothing that verl does not pass to a loss.
+
+    Raises:
+        TypeError: it is no objective.
+        ValueError: it needs something else.
+    """
+    if not isinstance(objective, PolicyObjective):
+        raise TypeError(f"`objective` is {objective!r}; pass a PolicyObjective, or the name of one.")
+    if objective.needs_reference:
+        raise ValueError(
+            f"`objective` is {objective!r}, whose penalty reads a reference, which verl does not pass to a loss; leave "
+            "the penalty out and set `actor.use_kl_loss`."
+        )
+    if any(penalty.state_dict() for penalty in objective.penalties):
+        raise ValueError(
+            f"`objective` is {objective!r}, whose penalty adapts after each optimizer step, of which verl tells a loss "
+            "nothing; pass a penalty with a constant coefficient."
+        )
+    if objective.group_objective is not None:
+        raise ValueError(
+            f"`objective` is {objective!r}, whose group objective compares whole groups, which verl splits; train it "
+            "with PolicyModule."
+        )
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    zeros = torch.zeros(1, 2)
+    # An error names what a rule follows, such as the progress of training.
+    objective(zeros, PolicyBatch(zeros, mask, torch.ones(1), StepTotals(completions=1, tokens=2)))
+
+
+def _totals(info: Any) -> tuple[StepTotals, int]:
+    """Return the totals of the optimizer step, and the number of ranks over which verl averages gradients."""
+    missing = [name for name in _INFO if info.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"`config.global_batch_info` has no {' and no '.join(missing)}, so the totals of the optimizer step are "
+            "unknown; call the loss by verl's `ppo_loss`, which sets them."
+        )
+    return StepTotals(completions=info["global_batch_size"], tokens=info["batch_num_tokens"]), info["dp_size"]
+
+
+def _folded(advantages: PerToken, mask: PerToken) -> Tensor:
+    """Return one advantage per completion where all its tokens have the same, else advantages per token."""
+    if advantages.ndim == 1:
+        return advantages
+    first = advantages.gather(1, mask.int().argmax(dim=1, keepdim=True))
+    same = torch.where(mask, advantages == first, True).all()
+    return torch.where(mask.any(dim=1), first.squeeze(1), 0) if same else advantages
+
+
+def _correction(weights: PerToken | None, mask: PerToken, form: str) -> CorrectionWeights:
+    """Return the correction of a micro-batch; a weight of 0 masks its token or its completion."""
+    if weights is None:
+        return CorrectionWeights()
+    if form == "sequence":
+        first = weights.gather(1, mask.int().argmax(dim=1, keepdim=True)).squeeze(1)
+        return CorrectionWeights(log_sequence=first.log())
+    kept = weights > 0
+    return CorrectionWeights(log_token=torch.where(kept, weights, 1).log(), kept=kept | ~mask)
+
+
+_register_estimators()

@@ -1,0 +1,274 @@
+"""Objectives inside verl: its own losses with the same gradient, micro-batches, weights, estimators and refusals."""
+
+import tomllib
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from tests.peers import require_peers
+
+require_peers("verl")
+
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn, get_policy_loss_fn
+from verl.workers.config import ActorConfig, PolicyLossConfig
+from verl.workers.utils.losses import ppo_loss
+
+from aggregate_po import ArithmeticMean, GeometricMean, K3Penalty, LehmerMean, PolicyBatch, PolicyObjective, StepTotals
+from aggregate_po.adapters.verl import NAME, ObjectiveLossConfig, advantages_of, register_estimator
+from aggregate_po.advantages import GroupNormalized
+from aggregate_po.recipes import ctpo, dapo, dr_grpo, gmpo, grpo, gspo, pmpo, real
+from tests.parity.cases import CASES, assert_close, assert_parity, differentiate
+from tests.parity.verl_losses import per_token, verl_loss
+
+STEP = CASES["across the clip"]
+
+
+def configuration(settings, totals, ranks=1):
+    info = {"dp_size": ranks, "batch_num_tokens": totals.tokens, "global_batch_size": totals.completions}
+    return ActorConfig(
+        strategy="fsdp",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=1,
+        policy_loss=settings,
+        global_batch_info={**info, "loss_scale_factor": None},
+    )
+
+
+def adapted(log_probs, batch, objective, weights=None, correction="token", ranks=1):
+    """Loss of a micro-batch, as verl calls it, and the metrics."""
+    settings = ObjectiveLossConfig(objective=objective, correction=correction)
+    return get_policy_loss_fn(NAME)(
+        old_log_prob=batch.old_log_probs,
+        log_prob=log_probs,
+        advantages=per_token(batch.advantages, log_probs) * batch.response_mask,
+        response_mask=batch.response_mask,
+        loss_agg_mode="token-mean",
+        config=configuration(settings, batch.totals, ranks),
+        rollout_is_weights=weights,
+    )
+
+
+PAIRS = {
+    "token-mean": ({"name": "vanilla", "clip_ratio_c": 1e9, "mode": "token-mean"}, dapo(0.2, 0.2)),
+    "seq-mean-token-mean": ({"name": "vanilla", "clip_ratio_c": 1e9, "mode": "seq-mean-token-mean"}, grpo()),
+    "seq-mean-token-sum-norm": (
+        {"name": "vanilla", "clip_ratio_c": 1e9, "mode": "seq-mean-token-sum-norm", "length": 40},
+        dr_grpo(40, 0.2, 0.2),
+    ),
+    "gspo": (
+        {"name": "gspo", "mode": "seq-mean-token-mean", "clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4},
+        gspo(3e-4, 4e-4),
+    ),
+    "geo_mean": ({"name": "geo_mean", "clip_ratio_low": 0.4, "clip_ratio_high": 0.4}, gmpo()),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_loss_is_that_of_verl_and_ours(name, case):
+    options, objective = PAIRS[name]
+
+    def theirs(log_probs, batch):
+        return verl_loss(log_probs, batch, **options)
+
+    def ours(log_probs, batch):
+        return adapted(log_probs, batch, objective)[0]
+
+    assert_parity(theirs, objective, case)
+    for one, other in zip(differentiate(ours, case), differentiate(theirs, case), strict=True):
+        assert_close(one, other, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "objective", [gmpo(), pmpo(), ctpo(), PolicyObjective(LehmerMean(2.0))], ids=["gmpo", "pmpo", "ctpo", "own"]
+)
+@pytest.mark.parametrize(("micro_batches", "ranks"), [(1, 1), (3, 1), (6, 1), (6, 2)])
+def test_micro_batches_and_ranks_change_nothing(objective, micro_batches, ranks):
+    expected = differentiate(lambda log_probs, batch: -objective(log_probs, batch), STEP)
+    total, gradient = 0.0, torch.zeros_like(STEP.log_probs)
+    for rows in torch.arange(len(STEP.log_probs)).chunk(micro_batches):
+        part = type(STEP)(STEP.log_probs[rows], STEP.batch.select(rows))
+        loss, slope = differentiate(lambda log_probs, batch: adapted(log_probs, batch, objective, ranks=ranks)[0], part)
+        total, gradient[rows] = total + loss / ranks, slope / ranks  # verl averages gradients over ranks
+    assert_close(total, expected[0], 1e-10)
+    assert_close(gradient, expected[1], 1e-10)
+
+
+def test_advantages_that_differ_within_a_completion_are_per_token():
+    generator = torch.Generator().manual_seed(1)
+    advantages = torch.randn(STEP.log_probs.shape, generator=generator, dtype=torch.float64) * STEP.batch.response_mask
+    case = type(STEP)(STEP.log_probs, replace(STEP.batch, advantages=advantages))
+    expected = differentiate(lambda log_probs, batch: -gmpo()(log_probs, batch), case)
+    found = differentiate(lambda log_probs, batch: adapted(log_probs, batch, gmpo())[0], case)
+    assert_close(found[1], expected[1], 1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_per_token_are_those_of_verl(masked):
+    generator = torch.Generator().manual_seed(2)
+    weights = 0.5 + torch.rand(STEP.log_probs.shape, generator=generator, dtype=torch.float64)
+    if masked:
+        weights = torch.where(torch.rand(weights.shape, generator=generator) < 0.3, 0, weights)
+
+    def theirs(log_probs, batch):
+        settings = configuration(PolicyLossConfig(), batch.totals)
+        return get_policy_loss_fn("vanilla")(
+            batch.old_log_probs,
+            log_probs,
+            per_token(batch.advantages, log_probs),
+            batch.response_mask,
+            "seq-mean-token-mean",
+            settings,
+            weights,
+        )[0]
+
+    value, gradient = differentiate(lambda log_probs, batch: adapted(log_probs, batch, grpo(), weights)[0], STEP)
+    expected = differentiate(theirs, STEP)
+    assert_close(gradient, expected[1], 1e-10)
+    if not masked:  # a masked token has ratio one here, and value 0 in verl
+        assert_close(value, expected[0], 1e-10)
+
+
+def test_weights_per_completion_multiply_its_value():
+    by_row = torch.linspace(0.0, 2.0, len(STEP.log_probs), dtype=torch.float64)
+    weights = by_row.unsqueeze(-1).expand_as(STEP.log_probs)
+    _, plain = differentiate(lambda log_probs, batch: adapted(log_probs, batch, gspo())[0], STEP)
+    _, found = differentiate(lambda log_probs, batch: adapted(log_probs, batch, gspo(), weights, "sequence")[0], STEP)
+    assert_close(found, plain * by_row.unsqueeze(-1), 1e-10)
+    with pytest.raises(ValueError, match="sequence_transform"):
+        adapted(STEP.log_probs, STEP.batch, gspo(), weights)
+
+
+def test_metrics_are_plain_numbers_by_the_names_of_the_library():
+    _, metrics = adapted(STEP.log_probs, STEP.batch, gmpo())
+    assert all(type(value) is float for value in metrics.values())
+    assert 0 < metrics["actor/clip_ratio/region_mean"] < 1
+    assert {"actor/ratio/mean", "actor/weights/ess_fraction", "actor/kl_old"} <= metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"objective": "holder_po"}, ValueError, "`totals.progress` is None"),
+        ({"objective": "apmpo"}, ValueError, "`totals.reward_mean` is None"),
+        ({"objective": grpo(penalties=[K3Penalty(0.1)])}, ValueError, "reads a reference.*actor.use_kl_loss"),
+        ({"objective": real()}, ValueError, "compares whole groups, which verl splits"),
+        ({"objective": "gmpo", "arguments": {"clip": 1}}, ValueError, "`arguments`"),
+        ({"objective": gmpo(), "arguments": {"log_clip": 1}}, ValueError, "`objective` is no name"),
+        ({"objective": ArithmeticMean()}, TypeError, "pass a PolicyObjective"),
+        ({"correction": "both"}, ValueError, "`correction` is 'both'"),
+    ],
+    ids=range(8),
+)
+def test_what_verl_cannot_give_is_refused_at_once(settings, error, message):
+    with pytest.raises(error, match=message):
+        ObjectiveLossConfig(**settings)
+
+
+def test_an_objective_is_named_with_its_arguments_or_by_import_path():
+    assert (
+        ObjectiveLossConfig(objective="gmpo", arguments={"log_clip": 0.3}).objective.token_transform.log_clip_low == 0.3
+    )
+    assert isinstance(ObjectiveLossConfig(objective="aggregate_po.GeometricMean").objective.aggregator, GeometricMean)
+
+
+def test_a_loss_without_totals_or_configuration_is_refused():
+    arguments = STEP.batch.old_log_probs, STEP.log_probs, per_token(STEP.batch.advantages, STEP.log_probs)
+    loss = get_policy_loss_fn(NAME)
+    empty = StepTotals(completions=6, tokens=None)
+    with pytest.raises(ValueError, match="has no batch_num_tokens"):
+        loss(*arguments, STEP.batch.response_mask, config=configuration(ObjectiveLossConfig(), empty))
+    with pytest.raises(TypeError, match=r"set its `_target_` to aggregate_po.adapters.verl.ObjectiveLossConfig"):
+        loss(*arguments, STEP.batch.response_mask, config=configuration(PolicyLossConfig(), STEP.batch.totals))
+
+
+def jagged(table, lengths):
+    return torch.nested.as_nested_tensor(
+        [row[:length] for row, length in zip(table, lengths, strict=True)], layout=torch.jagged
+    )
+
+
+def test_the_loss_that_verl_computes_from_its_own_data():
+    lengths = [4, 2, 3]
+    mask = torch.arange(4) < torch.tensor(lengths).unsqueeze(-1)
+    generator = torch.Generator().manual_seed(4)
+    old = -torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    new = (old + 0.3 * torch.randn(3, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+    advantages = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+    # verl shifts log-probabilities: that of a token stands at the token before it, and the prompt has two tokens.
+    rows = [
+        torch.cat([row.new_zeros(1), row[:length], row.new_zeros(1)]) for row, length in zip(new, lengths, strict=True)
+    ]
+    tokens = torch.ones(3, 4, dtype=torch.long)
+    data = TensorDict(
+        {
+            "prompts": jagged(tokens, [2, 2, 2]),
+            "responses": jagged(tokens, lengths),
+            "response_mask": jagged(mask, lengths),
+            "old_log_probs": jagged(old, lengths),
+            "advantages": jagged(advantages.unsqueeze(-1).expand(3, 4), lengths),
+        },
+        batch_size=[3],
+    )
+    counts = {"dp_size": 2, "batch_num_tokens": 20, "global_batch_size": 6}
+    for name, value in counts.items():
+        data.set_non_tensor(name, value)
+    config = configuration(ObjectiveLossConfig(objective="gmpo"), StepTotals(0, 0))
+    loss, metrics = ppo_loss(config, {"log_probs": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}, data)
+    (gradient,) = torch.autograd.grad(loss, new)
+    batch = PolicyBatch(old, mask, advantages, StepTotals(completions=6, tokens=20))
+    value, expected = differentiate(
+        lambda log_probs, batch: -2 * gmpo()(log_probs, batch), type(STEP)(new.detach(), batch)
+    )
+    assert_close(loss.detach(), value, 1e-10)
+    assert_close(gradient, expected, 1e-10)
+    assert "actor/ratio/mean" in metrics
+
+
+REWARDS = torch.tensor([0.0, 1.0, 0.5, 2.0, 1.0, 1.0, 0.0, 3.0, 1.0], dtype=torch.float64)
+UIDS = np.array(["b", "a", "b", "c", "a", "c", "c", "b", "a"], dtype=object)
+
+
+def rollout():
+    mask = torch.arange(4) < torch.tensor([3, 4, 1, 2, 4, 3, 2, 4, 1]).unsqueeze(-1)
+    rewards = torch.zeros(9, 4, dtype=torch.float64)
+    rewards[:, 0] = REWARDS
+    return rewards, mask
+
+
+def test_an_estimator_is_that_of_verl_on_groups_in_any_order():
+    rewards, mask = rollout()
+    found, returns = get_adv_estimator_fn("aggregate_po.GroupNormalized")(
+        token_level_rewards=rewards, response_mask=mask, index=UIDS, config=None
+    )
+    expected, _ = get_adv_estimator_fn("grpo")(token_level_rewards=rewards.clone(), response_mask=mask, index=UIDS)
+    assert_close(found, expected, 1e-5)  # the constants in the divisor differ
+    assert torch.equal(found, returns)
+
+
+def test_estimators_are_registered_by_their_names():
+    assert {f"aggregate_po.{name}" for name in ("GroupCentered", "LeaveOneOut", "BetaNormalized")} <= set(
+        ADV_ESTIMATOR_REGISTRY
+    )
+    assert "aggregate_po.StepValues" not in ADV_ESTIMATOR_REGISTRY
+    register_estimator("mine", GroupNormalized(delta=1.0))
+    rewards, mask = rollout()
+    found, _ = get_adv_estimator_fn("mine")(token_level_rewards=rewards, response_mask=mask, index=UIDS)
+    assert torch.equal(found, advantages_of(GroupNormalized(delta=1.0), rewards, mask, UIDS))
+
+
+def test_groups_of_different_sizes_are_named():
+    rewards, mask = rollout()
+    with pytest.raises(ValueError, match="2 completions of the prompt 'c', but 3 of 'b'"):
+        advantages_of(GroupNormalized(), rewards[:8], mask[:8], list("bcbaacba"))
+
+
+def test_verl_finds_the_module_by_its_entry_point():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module = import_module(project["entry-points"]["verl.plugins"]["aggregate_po"])
+    assert module.policy_loss is get_policy_loss_fn(NAME)
