@@ -178,7 +178,7 @@ def gradient_spread(steps: Mapping[int, Sums]) -> float:
 def upper_clip_bound(dimensions: int, clip: float) -> float:
     r"""Return the largest probability that the log ratio of a step exceeds the upper clip.
 
-    The log ratio is normal with mean $-D$ and variance $2 D / d$, if its divergence is the same in all $d$ latent
-    dimensions. The probability is largest where $D$ is the clip, and is $\Phi(-\sqrt{2 \epsilon d})$ there.
+    The log ratio is normal with mean $-D$ and variance $2 D / d$, for $d$ latent dimensions. The probability is largest
+    where $D$ is the clip, and is $\Phi(-\sqrt{2 \epsilon d})$ there.
     """
     return NormalDist().cdf(-math.sqrt(2 * clip * dimensions))
