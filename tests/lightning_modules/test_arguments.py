@@ -34,7 +34,7 @@ RECORDS = (
     *("Findings", "PassRates", "TrialRollout", "Grader", "GradedCompletion", "BenchmarkResult"),
     *("Grades", "Audit", "PromptHistory", "Candidate", "Prompt"),
     *("TokenRow", "SignedLogBins", "StepFiles", "ParameterGradients", "Weights", "Run", "TokenNumbers", "Table"),
-    "StableDiffusion3",
+    *("StableDiffusion3", "TrajectoryEvaluation"),
 )
 ARGUMENTS = numeric_arguments(lightning_modules, REQUIRED, RECORDS)
 
