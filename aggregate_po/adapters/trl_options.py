@@ -1,0 +1,141 @@
+"""Options of TRL's `GRPOConfig` that the loss reads: what an objective replaces, and the parts that others name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import MISSING, fields
+from typing import Any
+
+from aggregate_po.corrections import SamplerCorrection, SequenceCorrection, TokenCorrection
+from aggregate_po.objective import PolicyObjective
+from aggregate_po.penalties import ImportanceWeighted, K3Penalty
+
+_RECIPE = "pass it to the recipe of `objective` under the name that docs/from-trl-and-verl.md gives"
+REPLACED: Mapping[str, str] = {
+    "loss_type": "pass the recipe of this loss as `objective`",
+    "importance_sampling_level": "pass a recipe with ratios of completions, such as gspo(), as `objective`",
+    **dict.fromkeys(("epsilon", "epsilon_high"), f"{_RECIPE}, `clip_low` and `clip_high` for most"),
+    "delta": "pass grpo_dual_clip(max_ratio=...) as `objective`, or a NegativeCap after its clip",
+    **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), _RECIPE),
+    **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), _RECIPE),
+    "off_policy_mask_threshold": "pass grpo_off_policy_mask(max_divergence=...) as `objective`, or a "
+    "StaleCompletionMask in its token transform",
+    "entropy_coef": "pass `penalties=[EntropyBonus(...)]` to the recipe of `objective`",
+    "use_adaptive_entropy": "pass `penalties=[LagrangePenalty(...)]` to the recipe of `objective`",
+}
+HONORED = (
+    "beta",
+    "use_bias_correction_kl",
+    "top_entropy_quantile",
+    "router_aux_loss_coef",
+    "use_vllm",
+    "vllm_importance_sampling_correction",
+    "vllm_importance_sampling_mode",
+    "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_clip_min",
+    "steps_per_generation",
+    "num_iterations",
+)
+# They are read by a loss or a controller that is refused, or by the normalizer of the objective.
+WITHOUT_EFFECT = (
+    "entropy_coef_min",
+    "entropy_coef_max",
+    "entropy_coef_delta",
+    "entropy_target",
+    "max_completion_length",
+)
+
+
+def require_defaults(args: Any) -> None:
+    """Raise for an option that the objective replaces.
+
+    Raises:
+        ValueError: such an option differs from its default.
+    """
+    defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
+    for name, remedy in REPLACED.items():
+        if name in defaults and getattr(args, name) != defaults[name]:
+            raise ValueError(
+                f"`{name}` is {getattr(args, name)!r}, but the objective is the loss, which does not read it; leave it "
+                f"at {defaults[name]!r} and {remedy}."
+            )
+
+
+def require_whole_steps(args: Any) -> None:
+    """Raise where the micro-batches of an optimizer step are not all of one generation, so that nobody can count them.
+
+    Raises:
+        ValueError: `steps_per_generation` is no multiple of `gradient_accumulation_steps`.
+    """
+    micro_batches, accumulated = args.steps_per_generation, args.gradient_accumulation_steps
+    if micro_batches % accumulated:
+        raise ValueError(
+            f"`steps_per_generation` is {micro_batches} and `gradient_accumulation_steps` {accumulated}, so an "
+            "optimizer step has micro-batches that are not generated yet when its first is trained; pass a "
+            f"`steps_per_generation` that is a multiple of {accumulated}."
+        )
+
+
+def require_supported(objective: PolicyObjective, args: Any) -> None:
+    """Raise for parts of the objective that TRL's batches cannot serve.
+
+    Raises:
+        TypeError: the objective is no `PolicyObjective`.
+        ValueError: the objective has a group objective, or acts on completions where the correction is per token.
+    """
+    if not isinstance(objective, PolicyObjective):
+        raise TypeError(f"`objective` is {objective!r}; pass a PolicyObjective, such as aggregate_po.recipes.gmpo().")
+    if objective.group_objective is not None:
+        raise ValueError(
+            f"`objective` has the group objective {objective.group_objective!r}, which compares the completions of a "
+            "prompt, but TRL shuffles them over the micro-batches; pass an objective without, or train with "
+            "lightning_modules."
+        )
+    correction = sampler_correction(args)
+    if objective.sequence_transform is not None and isinstance(correction, TokenCorrection):
+        raise ValueError(
+            f"`vllm_importance_sampling_mode` is {args.vllm_importance_sampling_mode!r}, but the sequence transform "
+            f"{objective.sequence_transform!r} acts on completions; pass 'sequence_mask' or 'sequence_truncate'."
+        )
+
+
+def sampler_correction(args: Any) -> SamplerCorrection | None:
+    """Return the correction for vLLM's log-probabilities that the options name; None without vLLM or without it."""
+    if not (args.use_vllm and args.vllm_importance_sampling_correction):
+        return None
+    level, _, outside = args.vllm_importance_sampling_mode.partition("_")
+    largest, smallest = args.vllm_importance_sampling_clip_max, args.vllm_importance_sampling_clip_min
+    kinds = {"token": TokenCorrection, "sequence": SequenceCorrection}
+    return kinds[level](
+        max_weight=math.inf if largest is None else largest,
+        min_weight=0.0 if smallest is None else smallest,
+        outside=outside,
+    )
+
+
+def with_kl(objective: PolicyObjective, args: Any) -> tuple[PolicyObjective, Any]:
+    """Return the objective with the penalty of `beta`, and options by which TRL evaluates a reference if needed.
+
+    TRL reduces its KL as its loss, so the penalty has the reduction of the objective. Penalties that are adapted are
+    those of the objective that was given.
+
+    Raises:
+        ValueError: `beta` is not 0, and the objective has a penalty that reads the reference.
+    """
+    readers = [penalty for penalty in objective.penalties if penalty.needs_reference]
+    if args.beta and readers:
+        raise ValueError(
+            f"`beta` is {args.beta}, but `objective` has penalties of its own for the distance from the reference, "
+            f"{readers}; leave `beta` at 0 or leave them out."
+        )
+    if readers:
+        args = copy(args)
+        args.beta = 1.0  # any number but 0 makes TRL evaluate the reference; the loss does not read it
+    elif args.beta:
+        weighted = getattr(args, "use_bias_correction_kl", False)
+        cost = ImportanceWeighted(K3Penalty(args.beta)) if weighted else K3Penalty(args.beta)
+        objective = copy(objective)
+        objective.penalties = (*objective.penalties, cost)
+    return objective, args
