@@ -113,7 +113,8 @@ class Perturbed(ObjectiveGRPOTrainer):
         if self.with_tools:
             output["tool_mask"] = (torch.rand(mask.shape, generator=generator) < 0.7).long()
             output["tool_mask"][:, 0] = 1
-        output["num_items_in_batch"] = (mask * output.get("tool_mask", 1)).sum()
+        trained = (mask * output.get("tool_mask", 1)).sum()
+        output["num_items_in_batch"] = self.accelerator.gather(trained).sum()
         sampler = output["old_per_token_logps"] + 0.3 * torch.randn(old.shape, generator=generator)
         sampler[0, 0] = torch.nan
         output["sampling_per_token_logps"] = sampler
