@@ -18,9 +18,10 @@ from aggregate_po.transforms.mask import RatioMask
 class RatioNorm(RatioTransform):
     r"""Removes the bias of a step's log ratio and its dependence on the noise level, $s_t (x_t + D_t)$ (eq. 62).
 
-    The log ratio $x_t$ of a Gaussian transition has mean $-D_t$ under the behavior policy, so ratios are below 1 and
-    an upper bound rarely clips. The result has mean 0 and, for one shift of the transition's mean, the same size at
-    every noise level. Pass this before a clip; it reads `divergence` and `scale` of the batch.
+    The log ratio $x_t$ of a Gaussian transition has mean $-D_t$ under the behavior policy, so ratios are below 1 and,
+    with many latent dimensions, an upper bound rarely clips. The result has mean 0 and, for one shift of the
+    transition's mean, the same size at every noise level. Pass this before a clip; it reads `divergence` and
+    `scale` of the batch.
 
     The divergence depends on the policy too: give it the graph of the log-probabilities. The derivative of an objective
     by the divergence of a step is then that by its log-probability, see `GradientWeights`.

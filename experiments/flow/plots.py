@@ -48,6 +48,7 @@ def plot_samples(results: Path, curves: Curves, folder: Path, formats: Sequence[
         pictures += [(name, *stage) for stage in (seen if pictures else [stages[0], *seen])]
     canvas, axes = panels(1, len(pictures), 2.7 * len(pictures), 3.4)
     rows: _Table = []
+    axes[0].set_ylabel("second coordinate")
     for panel, (name, rollout, points) in zip(axes, pictures, strict=True):
         evaluation = next(each for each in curves[name][min(curves[name])] if each.rollout == rollout)
         _scatter(panel, points[:_SHOWN])
@@ -74,6 +75,7 @@ def _scatter(panel: Axes, points: Sequence[tuple[int, float, float]]) -> None:
     panel.set_xlim(-2.8, 2.8)
     panel.set_ylim(-2.8, 2.8)
     panel.set_aspect("equal")
+    panel.set_xlabel("first coordinate")
 
 
 def plot_curves(curves: Curves, folder: Path, formats: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """Objectives inside verl: its own losses with the same gradient, micro-batches, weights, estimators and refusals."""
 
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from importlib import import_module
@@ -272,3 +274,14 @@ def test_verl_finds_the_module_by_its_entry_point():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     module = import_module(project["entry-points"]["verl.plugins"]["aggregate_po"])
     assert module.policy_loss is get_policy_loss_fn(NAME)
+
+
+def test_verl_loads_the_module_whenever_it_is_imported():
+    """In a process that imports nothing of this library itself."""
+    program = """
+import verl
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+print("aggregate_po" in POLICY_LOSS_REGISTRY)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "True"
