@@ -37,7 +37,7 @@ class TokenRatios:
         mean_weights: weights of the tokens, 0 on padding; None counts every token once, and after the mean.
         span_ids: number of each token's span; None without spans, and after the mean.
         divergence: divergence of each denoising step, with its graph; None without, and after the mean.
-        scale: standard deviation of each step's transition; None without, and after the mean.
+        scale: standard deviation of each step's transition; None without, after a prefix aggregate, and after the mean.
     """
 
     log_ratio: Tensor
@@ -103,12 +103,14 @@ class TokenRatios:
         """Return the field of this name of each token, for a part that reads it.
 
         Raises:
-            ValueError: the field is None, as after the mean.
+            ValueError: the field is None, as after the mean, or as `scale` is after a prefix aggregate.
         """
         value: Tensor | None = getattr(self, name)
         if value is None:
             kind, after = type(reader).__name__, self.log_ratio.ndim == 1
-            remedy = "pass it as `token_transform`" if after else f"pass `PolicyBatch(..., {name}=...)`"
+            remedy = (
+                "pass it as `token_transform`" if after else f"pass `PolicyBatch(..., {name}=...)`, and no `prefix`"
+            )
             raise ValueError(
                 f"`{name}` is None{' after the mean' if after else ''}, but {kind} reads it of each token; {remedy}."
             )

@@ -202,7 +202,7 @@ def trace_tokens(parts: Parts, log_probs: PerToken, batch: PolicyBatch) -> Token
     if parts.prefix is not None:
         aggregated = parts.prefix(entering)
         within = within & (aggregated.detach().abs() <= MAX_LOG_RATIO)
-        entering = replace(entering, log_ratio=bounded(aggregated))
+        entering = replace(entering, log_ratio=bounded(aggregated), scale=None)  # `scale` is that of one step
     transform = EvaluatedTransform.identity(entering.log_ratio)
     if parts.token_transform is not None:
         transform = evaluated(parts.token_transform, entering)

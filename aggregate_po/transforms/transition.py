@@ -27,7 +27,8 @@ class RatioNorm(RatioTransform):
     by the divergence of a step is then that by its log-probability, see `GradientWeights`.
 
     Raises:
-        ValueError: when called, if the batch has no `divergence` or no `scale`, or after the mean.
+        ValueError: when called, if the batch has no `divergence` or no `scale`, or after a prefix aggregate or the
+            mean.
 
     Example:
         >>> step = {"divergence": torch.tensor([[0.0125]]), "scale": torch.tensor([[0.5]])}

@@ -15,6 +15,7 @@ from aggregate_po import (
     PolicyBatch,
     PolicyObjective,
     PowerMean,
+    PrefixGeometricMean,
     RatioNorm,
     TokenRatios,
 )
@@ -134,7 +135,9 @@ def test_weighted_means_of_the_worked_example():
 
 def test_parts_without_what_they_read():
     tokens, after = TokenRatios.of(torch.zeros(1, 2)), steps([0.0]).after_mean(torch.zeros(1))
-    expected = "`scale` is None, but RatioNorm reads it of each token; pass `PolicyBatch(..., scale=...)`."
+    expected = (
+        "`scale` is None, but RatioNorm reads it of each token; pass `PolicyBatch(..., scale=...)`, and no `prefix`."
+    )
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         RatioNorm()(tokens)
     assert str(error.value) == expected
@@ -145,6 +148,16 @@ def test_parts_without_what_they_read():
     for part in (RatioNorm(), GaussianKLMask()):
         with pytest.raises(ValueError, match=rf"is None after the mean, but {type(part).__name__} .*`token_transform`"):
             part(after)
+
+
+def test_the_ratio_of_a_prefix_has_no_standard_deviation_of_a_step():
+    given = {"divergence": torch.full((1, 2), 0.25), "scale": torch.full((1, 2), 0.5)}
+    batch = PolicyBatch(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1), **given)
+    prefix = PrefixGeometricMean()
+    with pytest.raises(ValueError, match=r"^`scale` is None, but RatioNorm reads it .*, and no `prefix`\.$"):
+        PolicyObjective(ArithmeticMean(), RatioNorm(), prefix=prefix)(torch.zeros(1, 2), batch)
+    masked = PolicyObjective(ArithmeticMean(), GaussianKLMask(0.1), prefix=prefix)  # reads the step alone
+    assert masked.evaluate(torch.tensor([[0.1, -0.1]]), batch).weights.clipped.tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, 1e7])
