@@ -25,6 +25,9 @@ _FREE = {
     "data.evaluations",
     "data.validation",
     "data.tokens_per_micro_batch",
+    "data.evaluation_steps",
+    "data.steps_per_micro_batch",
+    "data.trajectories_at_once",
 }
 _TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 _OPTIMIZATION = ("model.learning_rate", "model.weight_decay", "model.optimizer", "model.warmup_steps", "model.lr_")
@@ -174,7 +177,8 @@ def _remove_invalid(found: Sequence[Change], checkpoint: dict[str, Any], data_st
     if _names(found, _LENGTH_OF_ROLLOUT) and "left" in buffer:
         buffer["left"] = [[] for _ in buffer["left"]]
         rank_zero_info("the rest of the current rollout is dropped, as the number of its updates has changed")
-    if _names(found, ("data.schemes",)):
+    # Stored trajectories have the old number of steps.
+    if _names(found, ("data.schemes", "data.steps")):
         buffer["stages"] = {name: s for name, s in buffer.get("stages", {}).items() if not name.startswith("scheme_")}
 
 

@@ -9,7 +9,6 @@ from typing_extensions import override
 
 from lightning_modules.batch import RolloutBatch
 from lightning_modules.callbacks.step_files import StepFiles
-from lightning_modules.data.arguments import required_policy
 from lightning_modules.micro_batch_observers import EvaluatedMicroBatch, MicroBatchObserver
 from lightning_modules.model.policy import Policy
 from lightning_modules.parquet_files import require_pyarrow
@@ -51,9 +50,19 @@ class TokenWeightsFile(MicroBatchObserver):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the files of steps that this run repeats."""
+        """Remove the files of steps that this run repeats.
+
+        Raises:
+            TypeError: the policy has no tokens.
+        """
         self._update = []
-        self._texts = TokenTexts(required_policy(trainer, Policy, "PolicyModule").tokenizer)
+        policy = getattr(pl_module, "policy", None)
+        if not isinstance(policy, Policy):
+            raise TypeError(
+                "`callbacks` has TokenWeightsFile, which writes the texts of tokens, but the trainer trains "
+                f"{type(pl_module).__name__}; leave it out, or train a PolicyModule."
+            )
+        self._texts = TokenTexts(policy.tokenizer)
         self._files.forget_after(trainer.global_step, trainer)
 
     @override

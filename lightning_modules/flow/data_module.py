@@ -152,6 +152,17 @@ class FlowDataModule(StagedDataModule):
     # Stages
 
     @override
+    def setup(self, stage: str) -> None:
+        """See `StagedDataModule`.
+
+        Raises:
+            ValueError: there is nothing to validate.
+        """
+        if stage == "validate" and self.validation is None:
+            raise ValueError("`validation` is None, so there is nothing to measure; pass held-out examples.")
+        super().setup(stage)
+
+    @override
     def new_sampler(self) -> TrajectorySampler:
         return TrajectorySampler(self.policy, self._trainer, self.times, self.dynamics, self.trajectories_at_once)
 

@@ -12,7 +12,7 @@ from aggregate_po import ArithmeticMean, PessimisticClip, PolicyObjective
 from aggregate_po.advantages import Clamped, StepValues
 from aggregate_po.recipes import grpo, real
 from aggregate_po.transforms import Chain, RatioNorm
-from lightning_modules import MicroBatchObserver, Replay, RunCheckpoint
+from lightning_modules import MicroBatchObserver, Replay, RunCheckpoint, TokenWeightsFile
 from lightning_modules.flow import (
     CPS,
     FlowModule,
@@ -35,7 +35,7 @@ from tests.lightning_modules.flow.points import (
     height,
     points_data,
 )
-from tests.lightning_modules.training import NotedAdvantages, fitted, small_data
+from tests.lightning_modules.training import NotedAdvantages, fitted, quiet_trainer, small_data
 
 
 class Recorder(MicroBatchObserver):
@@ -253,9 +253,6 @@ def test_the_only_step_has_the_reward_of_the_sample(tmp_path):
 
 @pytest.mark.parametrize("dynamics", [FlowSDE(), CPS()], ids=["flow_sde", "cps"])
 def test_replayed_trajectories_keep_their_transitions_and_resume(tmp_path, dynamics):
-    def side(sample, example):
-        return float(sample[0] > 0)
-
     def run(folder, max_steps, ckpt_path=None):
         recorder = Recorder()
         trainer = {"callbacks": [recorder, RunCheckpoint(dirpath=str(folder), every_n_train_steps=1)]}
@@ -321,6 +318,40 @@ def test_resumes_bit_for_bit(tmp_path):
     run(tmp_path / "parts", 6)
     resumed = run(tmp_path / "parts", 11, tmp_path / "parts" / "last.ckpt").module.model.state_dict()
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def side(sample, example):
+    return float(sample[0] > 0)
+
+
+def test_what_may_change_on_a_resume_and_what_goes_with_the_number_of_steps(tmp_path):
+    def run(max_steps, ckpt_path=None, accept=False, **options):
+        callbacks = [RunCheckpoint(dirpath=str(tmp_path), every_n_train_steps=1)]
+        trainer = {"callbacks": callbacks, "enable_checkpointing": True, "max_steps": max_steps, "ckpt_path": ckpt_path}
+        module = FlowModule(PointsSource(), grpo(1e-4), learning_rate=1e-3, resume_with_changes=accept)
+        shape = {"reward": side, "group_size": 2, "schemes": [Replay()], "updates_per_rollout": 2}
+        return fitted_points(tmp_path, module=module, data=points_data(**shape, **options), **trainer).trainer
+
+    run(3)
+    last = tmp_path / "last.ckpt"
+    free = {"steps_per_micro_batch": 10, "trajectories_at_once": 3, "evaluation_steps": 2}
+    assert run(5, last, **free).global_step == 5
+    for changed in ({"steps": 7}, {"dynamics": CPS()}, {"shift": 2.0}, {"window": StepWindow(3)}):
+        with pytest.raises(ValueError, match=rf"another configuration: `data.{next(iter(changed))}.*` was .* and is "):
+            run(6, last, **changed)
+    assert run(12, last, accept=True, steps=7, shift=2.0, dynamics=CPS()).global_step == 12
+
+
+def test_nothing_to_validate_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="`validation` is None, so there is nothing to measure; pass held-out"):
+        quiet_trainer(tmp_path).validate(FlowModule(PointsSource(), FLOW_GRPO), points_data())
+
+
+def test_files_of_tokens_need_tokens(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"has TokenWeightsFile, which writes the texts of tokens, .* trains FlowModule"
+    ):
+        fitted_points(tmp_path, callbacks=[TokenWeightsFile()])
 
 
 class Adapted(Points):
