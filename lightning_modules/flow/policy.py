@@ -121,9 +121,17 @@ class FlowPolicy(TrainedPolicy):
 
     @torch.no_grad()
     def _reference_velocity(self, rows: FlatSteps) -> Tensor:
-        reference = self.model if self.reference is None else self.reference.to(self.device)
+        reference = self.model if self.reference is None else _like(self.reference, self.model)
         with self.model.initial_weights() or nullcontext():
             return reference(rows.latents, rows.times, **rows.conditions)
+
+
+def _like(reference: FlowModel, model: FlowModel) -> FlowModel:
+    """Return the reference on the device of the model and in its precision, to which the trainer has converted it."""
+    tensors = zip(*([*each.parameters(), *each.buffers()] for each in (reference, model)), strict=True)
+    for own, other in tensors:
+        own.data = own.data.to(other.device, other.dtype)
+    return reference
 
 
 def _table(values: PerCompletion, steps: Tensor, batch: DenoisingBatch) -> PerToken:

@@ -305,6 +305,36 @@ def test_the_reference_is_the_initial_model(tmp_path):
     torch.testing.assert_close(seen.inputs.ref_log_probs.flatten(), density.detach(), rtol=1e-4, atol=1e-5)
 
 
+class Layer(Points):
+    """Points by a layer in float32, which refuses latents of another precision."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layer = nn.Linear(4, 2, dtype=torch.float32)
+        self.weight.requires_grad_(False)
+
+    def forward(self, latents, times, target):
+        features = torch.cat([latents, times[:, None], target[:, None]], dim=-1)
+        return self.layer(features.to(self.bias.dtype)) + self.bias
+
+
+class LayerSource(PointsSource):
+    def load(self):
+        return Layer()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_the_reference_has_the_precision_of_the_policy(tmp_path, precision):
+    module, recorder = FlowModule(LayerSource(), FLOW_GRPO), Recorder()
+    module.policy.keep_reference()
+    fitted_points(tmp_path, module=module, callbacks=[recorder], precision=precision)
+    seen = recorder.seen[0]
+    assert torch.equal(seen.inputs.ref_log_probs, seen.log_probs)
+    assert not seen.inputs.ref_divergence.any()
+
+
 def test_resumes_bit_for_bit(tmp_path):
     options = {"updates_per_rollout": 2, "epochs_per_rollout": 2, "window": StepWindow(2, every=1)}
 
