@@ -123,7 +123,7 @@ def checked_model(model: object, source: FlowModelSource) -> FlowModel:
     """
     made = f"`model` {type(source).__name__} made a {type(model).__name__}"
     if not isinstance(model, FlowModel):
-        raise TypeError(f"{made}; return an instance of a subclass of lightning_modules.FlowModel from `load`.")
+        raise TypeError(f"{made}; return an instance of a subclass of lightning_modules.flow.FlowModel from `load`.")
     shape = getattr(model, "latent_shape", None)
     if (
         not isinstance(shape, (tuple, list))

@@ -54,7 +54,7 @@ class FlowModule(ObjectiveModule):
         configuration = described_arguments(locals())
         if not isinstance(model, FlowModelSource):
             raise TypeError(
-                f"`model` is {model!r}; pass an instance of a subclass of lightning_modules.FlowModelSource."
+                f"`model` is {model!r}; pass an instance of a subclass of lightning_modules.flow.FlowModelSource."
             )
         policy = FlowPolicy(model)
         optimization = learning_rate, warmup_steps, weight_decay, optimizer, lr_scheduler, max_skipped_steps

@@ -16,6 +16,7 @@ API = ROOT / "docs" / "api"
 ROOTS = ("aggregate_po", "lightning_modules")
 DIRECTIVE = re.compile(r"^::: ([\w.]+)(?:\n    options: \{members: \[([\w, ]+)\]\})?$", re.MULTILINE)
 NAMED = re.compile(rf"(?<![\w.])(?:{'|'.join(ROOTS)})(?:\.\w+)+")
+CLASS = re.compile(rf"\b(?:{'|'.join(ROOTS)})(?:\.[a-z_0-9]+)*\.[A-Z]\w*")
 IMPORTED = re.compile(rf"^from ((?:{'|'.join(ROOTS)})[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 BEYOND_EXPORTS = {
     "lightning_modules.aggregation_metrics.AggregationMetrics",
@@ -121,3 +122,11 @@ def test_the_index_has_every_page_once():
     index = (API / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| \[[^\]]+\]\((\w+)\.md\) \| \S.*\|$", index, re.MULTILINE)
     assert sorted(listed) == sorted(path.stem for path in API.glob("*.md") if path.stem != "index")
+
+
+def test_classes_that_code_names_exist(packages):
+    """Messages and docstrings name classes by the path from which they can be imported."""
+    sources = [source for name in ROOTS for source in sorted((ROOT / name).rglob("*.py"))]
+    paths = {path for source in sources for path in CLASS.findall(source.read_text(encoding="utf-8"))}
+    assert "lightning_modules.flow.FlowModelSource" in paths
+    assert [path for path in sorted(paths) if resolved(packages, path) is None] == []

@@ -529,7 +529,7 @@ class Linear(PointsSource):
         (
             Linear(),
             TypeError,
-            "`model` Linear made a Linear; return an instance of a subclass of lightning_modules.Flow",
+            "`model` Linear made a Linear; return an instance of a subclass of lightning_modules.flow.Flow",
         ),
         (Frozen(), ValueError, "made a Points whose weights are all frozen; leave `requires_grad`"),
         (Made(latent_shape=None), ValueError, "`latent_shape` is None; set the shape of one sample"),
