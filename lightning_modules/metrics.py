@@ -62,6 +62,9 @@ class UpdateMetrics:
     def update(self, value: Tensor, entropy: PerToken, log_probs: PerToken, batch: PolicyBatch) -> None:
         """Count one micro-batch.
 
+        The divergence is `ref_divergence` where the batch has it, and the k3 estimate otherwise: log-probabilities that
+        are averages over latent dimensions are no estimate of it, since they hardly vary.
+
         Args:
             value: value of the objective.
             entropy: entropy of the distribution of each token; shape `batch time`; nats.
@@ -70,7 +73,9 @@ class UpdateMetrics:
         """
         mask = batch.response_mask
         sums = {"tokens": mask.sum(), "policy_loss": -value, "entropy": masked_sum(entropy, mask).sum()}
-        if batch.ref_log_probs is not None:
+        if batch.ref_divergence is not None:
+            sums["kl"] = masked_sum(batch.ref_divergence, mask).sum()
+        elif batch.ref_log_probs is not None:
             log_ratio = log_probs - batch.ref_log_probs
             sums["kl"] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
         self._tally += Tally.of(**sums)

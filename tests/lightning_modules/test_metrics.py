@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning import Trainer
 
 from aggregate_po import GradientWeights, PolicyBatch
 from aggregate_po.recipes import dapo, gmpo, grpo, gspo, pmpo
-from lightning_modules.metrics import GradientWeightMetrics
+from lightning_modules.metrics import GradientWeightMetrics, UpdateMetrics
 
 
 def worked_case():
@@ -172,3 +173,18 @@ def test_reset_begins_a_new_step():
     metrics.update(*empty_case())
     again = {name: float(value) for name, value in metrics.compute().items()}
     assert again == pytest.approx(NOTHING, nan_ok=True)
+
+
+def test_divergence_from_the_reference():
+    """It is k3 of the log-probabilities, unless the batch has the divergence itself, as denoising steps have."""
+    log_probs, none = torch.tensor([[math.log(2.0), 0.0, 9.0]]), torch.zeros(1, 3)
+    mask = torch.tensor([[True, True, False]])
+    batch = PolicyBatch(none, mask, torch.ones(1), ref_log_probs=none)
+
+    def kl(batch):
+        metrics = UpdateMetrics()
+        metrics.update(torch.tensor(0.0), none, log_probs, batch)
+        return metrics.compute(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))["kl"]
+
+    assert kl(batch) == pytest.approx((0.5 + math.log(2.0) - 1) / 2)
+    assert kl(replace(batch, ref_divergence=torch.tensor([[0.25, 0.75, 9.0]]))) == 0.5
