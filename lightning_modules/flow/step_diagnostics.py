@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lightning import Trainer
 from typing_extensions import override
@@ -22,11 +24,12 @@ class StepDiagnostics(MicroBatchObserver):
     - `steps/NN/clip_ratio`: fraction whose gradient is clipped to zero;
     - `steps/NN/weight`: absolute gradient weight, in units of the mean over all steps.
 
-    A step that is not trained, such as one outside the window, has no metric.
+    A step that is not trained, such as one outside the window, has no metric, or NaN if it had one before.
     """
 
     def __init__(self) -> None:
         self._tally = Tally()
+        self._logged: set[str] = set()  # names of all metrics so far
 
     @override
     @torch.no_grad()
@@ -60,8 +63,11 @@ class StepDiagnostics(MicroBatchObserver):
         names, steps = {name.split(" ")[0] for name in sums} - {"trained"}, range(len(sums))
         trained = {step: count for step in steps if (count := sums.get(f"trained {step}", 0))}
         weight = sum(sums[f"weight {step}"] for step in trained) / max(sum(trained.values()), 1)
+        metrics = dict.fromkeys(sorted(self._logged), math.nan)  # one that is not logged would keep its last value
         for step, count in trained.items():
             means = {name: sums[f"{name} {step}"] / count for name in sorted(names)}
             means["weight"] /= weight or 1.0
-            for name, mean in means.items():
-                trainer.lightning_module.log(f"steps/{step + 1:02}/{name}", mean)
+            metrics |= {f"steps/{step + 1:02}/{name}": mean for name, mean in means.items()}
+        self._logged |= metrics.keys()
+        for name, value in metrics.items():
+            trainer.lightning_module.log(name, value)

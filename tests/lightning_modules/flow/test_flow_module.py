@@ -197,6 +197,15 @@ def test_diagnostics_of_each_step(tmp_path):
         torch.testing.assert_close(run.metrics[f"steps/01/{name}"], value.float(), rtol=1e-4, atol=1e-9)
 
 
+def test_a_step_outside_the_window_loses_its_metrics(tmp_path):
+    data = points_data(window=StepWindow(2, every=1))
+    metrics = fitted_points(tmp_path, GUARD, data, callbacks=[StepDiagnostics()], max_steps=2).metrics
+    found = {name.split("/")[1]: value for name, value in metrics.items() if name.endswith("/weight")}
+    assert found.keys() == {"01", "02", "03"}
+    assert found["01"].isnan()
+    torch.testing.assert_close(found["02"] + found["03"], torch.tensor(2.0))
+
+
 def test_diagnostics_of_steps_need_steps(tmp_path, model_folder):
     with pytest.raises(TypeError, match="steps of RolloutBatch have no divergence; leave it out"):
         fitted(tmp_path, model_folder, callbacks=[StepDiagnostics()])
