@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -135,9 +135,10 @@ class Extent:
     prompt_tokens: int = 0
 
 
-@dataclass(frozen=True)
 class Evaluation:
     """Completions of the held-out prompts of one data-parallel shard, with their rewards.
+
+    It is not a dataclass, for the reason that a `ModelInputs` is none.
 
     Args:
         name: way of generating, "sampled" or "greedy".
@@ -145,20 +146,27 @@ class Evaluation:
         completions: texts, those of one prompt next to each other.
         rewards: total reward of each completion; shape `batch`.
         lengths: number of tokens of each completion, the stop token included; shape `batch`.
-        single_rewards: terms of the weighted sum `rewards`, by name; empty if there is only one reward.
+        single_rewards: terms of the weighted sum `rewards`, by name; none if there is only one reward.
         causes: cause of each failed verdict, which counts as a reward of 0, and None where there is a reward;
             `causes[completion][component]`; empty if no verdict failed.
         held_out_set: name of the held-out set; empty if there is only one, without a name.
     """
 
-    name: str
-    examples: list[Example]
-    completions: list[str]
-    rewards: PerCompletion
-    lengths: PerCompletion
-    single_rewards: Mapping[str, PerCompletion] = field(default_factory=dict)
-    causes: Sequence[Sequence[Cause | None]] = ()
-    held_out_set: str = ""
+    def __init__(
+        self,
+        name: str,
+        examples: list[Example],
+        completions: list[str],
+        rewards: PerCompletion,
+        lengths: PerCompletion,
+        single_rewards: Mapping[str, PerCompletion] | None = None,
+        causes: Sequence[Sequence[Cause | None]] = (),
+        held_out_set: str = "",
+    ) -> None:
+        self.name, self.examples, self.completions = name, examples, completions
+        self.rewards, self.lengths = rewards, lengths
+        self.single_rewards = single_rewards or {}
+        self.causes, self.held_out_set = causes, held_out_set
 
     @property
     def failed(self) -> PerCompletion:

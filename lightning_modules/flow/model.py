@@ -47,10 +47,11 @@ class FlowModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor, times: PerCompletion, **conditions: Tensor) -> Tensor:
-        """Return the velocity of latents; shape `batch *latent`.
+        """Return the velocity of latents, in any precision; shape `batch *latent`.
 
         Args:
-            latents: present latents; shape `batch *latent`.
+            latents: present latents, in float32 or float64 even where the weights are in half precision; shape
+                `batch *latent`.
             times: time of each row, from 1 (noise) to 0 (sample); shape `batch`.
             conditions: rows of what `encode` returned.
         """

@@ -34,7 +34,8 @@ class MixtureVelocity(FlowModel):
     @override
     def forward(self, latents: Tensor, times: PerCompletion, **conditions: Tensor) -> Tensor:
         signs = 1 - 2 * conditions["condition"]  # 1 for the upper half, -1 for the lower half
-        return self.layers(torch.cat([latents, times[:, None], signs[:, None]], dim=1))
+        features = torch.cat([latents, times[:, None], signs[:, None]], dim=1)
+        return self.layers(features.to(next(self.parameters()).dtype))
 
     @override
     def decode(self, latents: Tensor) -> Sequence[Tensor]:

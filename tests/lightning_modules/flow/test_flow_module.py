@@ -25,6 +25,7 @@ from lightning_modules.flow import (
     uniform_times,
 )
 from lightning_modules.flow.inputs import DenoisingBatch
+from lightning_modules.flow.mixture import MixtureConditions, MixtureVelocity
 from lightning_modules.seeding import derived_seed
 from tests.lightning_modules.flow.points import (
     EXAMPLES,
@@ -342,6 +343,22 @@ def test_the_reference_has_the_precision_of_the_policy(tmp_path, precision):
     seen = recorder.seen[0]
     assert torch.equal(seen.inputs.ref_log_probs, seen.log_probs)
     assert not seen.inputs.ref_divergence.any()
+
+
+class Untrained(PointsSource):
+    def load(self):
+        return MixtureVelocity()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-mixed"])
+def test_trains_and_evaluates_in_every_precision(tmp_path, precision):
+    module = FlowModule(Untrained(), FLOW_GRPO, learning_rate=1e-4)
+    examples = MixtureConditions(4)
+    sizes = {"dataset": examples, "validation": examples, "reward": height}
+    options = {"precision": precision, "val_check_interval": 1, "max_steps": 2}
+    metrics = fitted_points(tmp_path, module=module, data=points_data(**sizes), **options).metrics
+    assert math.isfinite(metrics["val/reward_ode"])
+    assert metrics["kl_old"].abs() < 1e-6
 
 
 def test_resumes_bit_for_bit(tmp_path):
