@@ -121,6 +121,9 @@ class FlowDataModule(StagedDataModule):
         )
         require_sampling(group_size, self.temperature, 0.0, ["sampled"])
         require_parts(advantages, None, "sampler", self.truncated, failed_verdicts, schemes, None, None)
+        for scheme in schemes:
+            if scheme.reads_texts:
+                raise ValueError(f"`schemes` has {type(scheme).__name__}, but samples have no texts; leave it out.")
         _require_kinds(
             dynamics=(dynamics, Dynamics), window=(window, StepWindow), step_weights=(step_weights, StepWeights)
         )

@@ -70,6 +70,11 @@ class DraftRefinement(SamplingScheme):
             if field not in self.template:
                 raise ValueError(f"`template` is {self.template!r}, which has no {field}; put {field} into it.")
 
+    @property
+    @override
+    def reads_texts(self) -> bool:
+        return True
+
     @override
     def first_group_size(self, group_size: int) -> int:
         return self.drafts

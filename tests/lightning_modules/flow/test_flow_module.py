@@ -12,7 +12,7 @@ from aggregate_po import ArithmeticMean, PessimisticClip, PolicyObjective
 from aggregate_po.advantages import Clamped, StepValues
 from aggregate_po.recipes import grpo, real
 from aggregate_po.transforms import Chain, RatioNorm
-from lightning_modules import MicroBatchObserver, Replay, RunCheckpoint, TokenWeightsFile
+from lightning_modules import DraftRefinement, MicroBatchObserver, Replay, RunCheckpoint, TokenWeightsFile
 from lightning_modules.flow import (
     CPS,
     FlowModule,
@@ -507,6 +507,7 @@ class Halves(StepWeights):
     ("options", "error", "message"),
     [
         ({"window": StepWindow(9)}, ValueError, "`size` is 9; pass at most the number of denoising steps, 5"),
+        ({"schemes": [DraftRefinement()]}, ValueError, "has DraftRefinement, but samples have no texts; leave it out"),
         ({"steps": 0}, ValueError, "`steps` is 0"),
         ({"steps": 1, "dynamics": CPS()}, ValueError, r"adds no noise in step 1, so nothing .* pass more `steps`"),
         (
