@@ -12,6 +12,7 @@ import yaml
 
 from aggregate_po.testing import AggregatorContract
 from lightning_modules.cli import run
+from lightning_modules.flow.command import flow_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -90,8 +91,15 @@ def test_configurations_parse(page, folder):
     write_files(page, folder)
     for _, _, code, _ in blocks(page, "yaml"):
         (folder / "snippet.yaml").write_text(code, encoding="utf-8")
-        config = parsed_config(["fit", "--config", "experiments/configs/addition.yaml", "--config", "snippet.yaml"])
+        config = parsed_config([*job_of(page, code), "--config", "snippet.yaml"])
         assert contains(config, yaml.safe_load(code))
+
+
+def job_of(page, code):
+    """Arguments of the job that a configuration changes: of a flow-matching model if the code has parts of one."""
+    if page.stem == "flow" or "lightning_modules.flow." in code:
+        return "flow", "fit", "--config", "experiments/configs/flow/mixture.yaml"
+    return "fit", "--config", "experiments/configs/addition.yaml"
 
 
 def contains(parsed, said):
@@ -116,8 +124,9 @@ def write_files(page, folder):
 def parsed_config(arguments):
     """The configuration that the command line makes of its arguments, without running anything."""
     output, errors = io.StringIO(), io.StringIO()
+    command, rest = (flow_command, arguments[1:]) if arguments[0] == "flow" else (run, arguments)
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stop:
-        run([*arguments, "--print_config"])
+        command([*rest, "--print_config"])
     assert not stop.value.code, errors.getvalue()
     return yaml.safe_load(output.getvalue())
 
