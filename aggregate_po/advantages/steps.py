@@ -21,7 +21,7 @@ from aggregate_po.scans import linear_recurrence
 class StepValues(AdvantageEstimator):
     r"""Discounted rewards of the steps from each step on, compared within the group step by step (eq. 67).
 
-    With the value $Q_t = \sum_{k \ge t} \gamma^{k-t} R_k$ and its share $\omega_t = Q_t / \bar Q$ of the mean $\bar Q$
+    With the value $Q_t = \sum_{j \ge t} \gamma^{j-t} R_j$ and its share $\omega_t = Q_t / \bar Q$ of the mean $\bar Q$
     over the trajectory, $A_t = (v_t - \mu_t) / (\sigma_t + \delta) + k v_t$ for $v_t = \omega_t Q_t$.
     Mean $\mu_t$ and unbiased standard deviation $\sigma_t$ are over the group. The absolute term $k v_t$ keeps a signal
     where all trajectories of a group are equal. It is added in the first steps only.
