@@ -26,6 +26,8 @@ from aggregate_po.weight_sums import GradientWeightSums
 
 NAME = "aggregate_po"
 _CORRECTIONS = ("token", "sequence")
+# Fields of verl's configuration that are read here, or by verl outside its losses.
+_OURS = ("loss_mode", "rollout_correction")
 _INFO = ("dp_size", "batch_num_tokens", "global_batch_size")
 
 
@@ -42,7 +44,8 @@ class ObjectiveLossConfig(PolicyLossConfig):
             `rollout_is` is `token`, "sequence" if it is `sequence`.
 
     Raises:
-        ValueError: there is no such objective, or one of its parts needs what verl does not pass to a loss.
+        ValueError: there is no such objective, one of its parts needs what verl does not pass to a loss, or an option of
+            a loss of verl is set.
     """
 
     loss_mode: str = NAME
@@ -53,6 +56,12 @@ class ObjectiveLossConfig(PolicyLossConfig):
     def __post_init__(self) -> None:
         if self.correction not in _CORRECTIONS:
             raise ValueError(f"`correction` is {self.correction!r}; pass one of {', '.join(_CORRECTIONS)}.")
+        for name, default in vars(PolicyLossConfig()).items():
+            if not name.startswith("_") and name not in _OURS and getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, which losses of verl read that the objective replaces; pass its "
+                    "counterpart to the objective, and leave it out here."
+                )
         if isinstance(self.objective, str):
             self.__dict__["objective"] = objective_of(self.objective, **self.arguments)
         elif self.arguments:

@@ -24,7 +24,7 @@ from lightning_modules.flow.transition import Transition, per_latent
 class StepCoefficients(NamedTuple):
     r"""Coefficients of a denoising step, $\mu = a x + b v$ with standard deviation $s$; each has shape `batch`.
 
-    Args:
+    Attributes:
         latents: $a$, the coefficient of the latents.
         velocity: $b$, the coefficient of the velocity.
         scale: $s$, the standard deviation of the transition; 0 for a deterministic step.

@@ -164,8 +164,9 @@ def test_metrics_are_plain_numbers_by_the_names_of_the_library():
         ({"objective": gmpo(), "arguments": {"log_clip": 1}}, ValueError, "`objective` is no name"),
         ({"objective": ArithmeticMean()}, TypeError, "pass a PolicyObjective"),
         ({"correction": "both"}, ValueError, "`correction` is 'both'"),
+        ({"clip_cov_ratio": 0.5}, ValueError, "`clip_cov_ratio` is 0.5, which losses of verl read"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_verl_cannot_give_is_refused_at_once(settings, error, message):
     with pytest.raises(error, match=message):
