@@ -44,8 +44,8 @@ class ObjectiveLossConfig(PolicyLossConfig):
             `rollout_is` is `token`, "sequence" if it is `sequence`.
 
     Raises:
-        ValueError: there is no such objective, one of its parts needs what verl does not pass to a loss, or an option of
-            a loss of verl is set.
+        ValueError: there is no such objective, one of its parts needs what verl does not pass to a loss, or an option
+            of a loss of verl is set.
     """
 
     loss_mode: str = NAME
@@ -59,8 +59,8 @@ class ObjectiveLossConfig(PolicyLossConfig):
         for name, default in vars(PolicyLossConfig()).items():
             if not name.startswith("_") and name not in _OURS and getattr(self, name) != default:
                 raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, which losses of verl read that the objective replaces; pass its "
-                    "counterpart to the objective, and leave it out here."
+                    f"`{name}` is {getattr(self, name)}, which losses of verl read that the objective replaces; pass "
+                    "its counterpart to the objective, and leave it out here."
                 )
         if isinstance(self.objective, str):
             self.__dict__["objective"] = objective_of(self.objective, **self.arguments)
