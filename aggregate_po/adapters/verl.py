@@ -96,8 +96,7 @@ def policy_loss(
 
     Raises:
         TypeError: `policy_loss` of the configuration has another class.
-        ValueError: the totals of the optimizer step are missing, or a part of the objective has no definition for the
-            advantages or the weights.
+        ValueError: totals are missing, or a part has no definition for the advantages or the weights.
     """
     settings = config.policy_loss
     if not isinstance(settings, ObjectiveLossConfig):
@@ -139,8 +138,8 @@ def advantages_of(
     number = {name: place for place, name in enumerate(names)}
     groups = torch.tensor([number[name] for name in index])
     sizes = groups.bincount()
-    if (sizes != sizes[0]).any():
-        odd = int((sizes != sizes[0]).nonzero()[0])
+    if len(others := (sizes != sizes[0]).nonzero()):
+        odd = int(others[0])
         raise ValueError(
             f"`index` has {int(sizes[odd])} completions of the prompt {names[odd]!r}, but {int(sizes[0])} of "
             f"{names[0]!r}; pass groups of one size, or use an estimator of verl where prompts are filtered."
@@ -191,12 +190,7 @@ def _register_estimators() -> None:
 
 
 def _require_defined(objective: object) -> None:
-    """Check that an objective needs nothing that verl does not pass to a loss.
-
-    Raises:
-        TypeError: it is no objective.
-        ValueError: it needs something else.
-    """
+    """Check that an objective needs nothing that verl does not pass to a loss."""
     if not isinstance(objective, PolicyObjective):
         raise TypeError(f"`objective` is {objective!r}; pass a PolicyObjective, or the name of one.")
     if objective.needs_reference:
@@ -214,10 +208,9 @@ def _require_defined(objective: object) -> None:
             f"`objective` is {objective!r}, whose group objective compares whole groups, which verl splits; train it "
             "with PolicyModule."
         )
-    mask = torch.ones(1, 2, dtype=torch.bool)
     zeros = torch.zeros(1, 2)
     # An error names what a rule follows, such as the progress of training.
-    objective(zeros, PolicyBatch(zeros, mask, torch.ones(1), StepTotals(completions=1, tokens=2)))
+    objective(zeros, PolicyBatch(zeros, torch.ones(1, 2), torch.ones(1), StepTotals(completions=1, tokens=2)))
 
 
 def _totals(info: Any) -> tuple[StepTotals, int]:
@@ -235,9 +228,13 @@ def _folded(advantages: PerToken, mask: PerToken) -> Tensor:
     """Return one advantage per completion where all its tokens have the same, else advantages per token."""
     if advantages.ndim == 1:
         return advantages
-    first = advantages.gather(1, mask.int().argmax(dim=1, keepdim=True))
-    same = torch.where(mask, advantages == first, True).all()
-    return torch.where(mask.any(dim=1), first.squeeze(1), 0) if same else advantages
+    first = _first(advantages, mask)
+    same = torch.where(mask, advantages == first.unsqueeze(1), True).all()
+    return torch.where(mask.any(dim=1), first, 0) if same else advantages
+
+
+def _first(values: PerToken, mask: PerToken) -> Tensor:
+    return values.gather(1, mask.int().argmax(dim=1, keepdim=True)).squeeze(1)
 
 
 def _correction(weights: PerToken | None, mask: PerToken, form: str) -> CorrectionWeights:
@@ -245,8 +242,7 @@ def _correction(weights: PerToken | None, mask: PerToken, form: str) -> Correcti
     if weights is None:
         return CorrectionWeights()
     if form == "sequence":
-        first = weights.gather(1, mask.int().argmax(dim=1, keepdim=True)).squeeze(1)
-        return CorrectionWeights(log_sequence=first.log())
+        return CorrectionWeights(log_sequence=_first(weights, mask).log())
     kept = weights > 0
     return CorrectionWeights(log_token=torch.where(kept, weights, 1).log(), kept=kept | ~mask)
 

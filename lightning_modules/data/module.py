@@ -22,7 +22,6 @@ from lightning_modules.data.definitions import require_defined
 from lightning_modules.data.evaluation import EvaluationLoader, EvaluationName
 from lightning_modules.data.groups import Groups
 from lightning_modules.data.held_out import HeldOutSet, held_out_prompts, held_out_sets
-from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.rollout import LogProbSource, RolloutLogProbs, penalized_rewards, rollout_log_probs
 from lightning_modules.data.sampler import Sampler
@@ -226,6 +225,11 @@ class RolloutDataModule(StagedDataModule):
         """Check the training prompts, and leave those above `max_prompt_length` out of their order."""
         self._prompts.order = PromptOrder(self.sampler.tokenizer.check("dataset", self.dataset), self.seed)
 
+    @override
+    def prepare_held_out(self) -> None:
+        """Tokenize the held-out prompts, with which positions are fixed; see `held_out_prompts`."""
+        self._held_out_prompts()
+
     # Lightning's hooks
 
     @override
@@ -235,13 +239,6 @@ class RolloutDataModule(StagedDataModule):
         super().setup(stage)
         if stage == "fit" and self.needs_reference:
             self.policy.keep_reference()
-
-    @override
-    def train_dataloader(self) -> RolloutLoader:
-        """Return the data loader over successive rollouts, after a check of all prompts and of the layout."""
-        loader = super().train_dataloader()
-        self._held_out_prompts()
-        return loader
 
     @override
     def val_dataloader(self) -> list[EvaluationLoader]:

@@ -108,6 +108,9 @@ class StagedDataModule(BufferedDataModule, ABC):
     def check_prompts(self) -> None:
         """Check the prompts of all data sets."""
 
+    def prepare_held_out(self) -> None:
+        """Prepare the held-out prompts, before the layout is chosen and anything is sampled."""
+
     def rewards_of(self, groups: Groups, log_probs: RolloutLogProbs) -> PerCompletion:
         """Return the total reward of each completion; shape `batch`."""
         return groups.rewards
@@ -165,6 +168,7 @@ class StagedDataModule(BufferedDataModule, ABC):
     def train_dataloader(self) -> RolloutLoader:
         """Return the data loader over successive rollouts, after a check of all prompts and of the layout."""
         self.check_prompts()
+        self.prepare_held_out()
         self.policy.choose_layout()
         return super().train_dataloader()
 

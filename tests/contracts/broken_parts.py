@@ -505,7 +505,7 @@ class CountsMissingRewards(GroupAdvantage):
         return deviations / (1 + step.groups.std(dim=-1, keepdim=True, correction=0))
 
 
-@broken("same_every_time", "no_graph")
+@broken("same_every_time", "no_graph", "rewards_of_steps")
 class RemembersCalls(BrokenEstimator):
     calls: ClassVar[list] = []
 
@@ -533,7 +533,7 @@ class ScaledByTheRollout(GroupAdvantage):
         return step.groups / (1 + step.groups.abs().max())
 
 
-@broken("rewards_of_steps")
+@broken("rewards_of_steps", "completions_without_a_reward")
 class ReadsStepRewardsUnannounced(BrokenEstimator):
     def __call__(self, step):
         first = 0 if step.step_rewards is None else step.step_rewards[:, 0]

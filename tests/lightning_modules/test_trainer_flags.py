@@ -94,7 +94,7 @@ REFUSED = {
     "no accumulation": (["--trainer.accumulate_grad_batches=0"], "`accumulate_grad_batches` is 0; pass 1 or more"),
     "negative accumulation": (["--trainer.accumulate_grad_batches=-2"], "`accumulate_grad_batches` is -2; pass 1"),
     "clipping": (["--trainer.gradient_clip_val=.nan"], "`gradient_clip_val` is nan; pass 0 or more"),
-    "negative clipping": (["--trainer.gradient_clip_val=-1"], "`gradient_clip_val` is -1; pass 0 or more"),
+    "negative clipping": (["--trainer.gradient_clip_val=-1"], "; pass 0 or more, a finite number"),
     "validation within an update": (["--trainer.val_check_interval=3"], "`val_check_interval` is 3, which falls"),
     "two progress bars": (
         [f"{CALLBACKS}+=RichProgressBar", "--trainer.enable_progress_bar=false"],
