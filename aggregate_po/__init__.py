@@ -87,6 +87,8 @@ from aggregate_po.transforms import (
 from aggregate_po.weight_sums import GradientWeightSums
 from aggregate_po.weightings import PositionWeights, TokenWeighting, TopEntropy
 
+__version__ = "0.1.0"  # the metadata of the package reads it from here
+
 __all__ = [
     "AdaptiveClip",
     "AdvantageEstimator",

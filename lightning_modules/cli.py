@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from aggregate_po import __version__
 from lightning_modules.argument_parser import PolicyArgumentParser
 from lightning_modules.callbacks.checkpoint_files import require_last, require_undamaged
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoint
@@ -225,7 +226,7 @@ def run(
         args=arguments,
         seed_everything_default=0,
         auto_configure_optimizers=False,  # the parameters exist only once the trainer has loaded the model
-        parser_kwargs={"prog": command_line.program, "description": command_line.description}
+        parser_kwargs={"prog": command_line.program, "description": command_line.description, "version": __version__}
         | {name: {"description": text} for name, text in command_line.descriptions().items()},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"save_to_log_dir": False},

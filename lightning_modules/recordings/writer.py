@@ -7,11 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from aggregate_po import __version__
 from lightning_modules.parquet_files import write_rows
 from lightning_modules.recordings.manifest import COMPLETIONS, CONFIG, STEPS, TOKENS, Manifest, StepEntry, checksum
 from lightning_modules.recordings.steps import RecordedStep
 
-_PACKAGES = ("aggregate-po", "torch", "transformers", "lightning")
+_PACKAGES = ("torch", "transformers", "lightning")
 
 
 class RecordingWriter:
@@ -61,7 +62,7 @@ class RecordingWriter:
         manifest = Manifest(
             rollouts=len({entry.rollout for entry in self._entries}),
             steps=tuple(self._entries),
-            versions={name: found for name in _PACKAGES if (found := _version(name))},
+            versions={"aggregate-po": __version__} | {name: found for name in _PACKAGES if (found := _version(name))},
             checksums={name: checksum(self.folder / name) for name in files},
             **about,
         )
