@@ -22,7 +22,7 @@ BROWSER := tests/install_chromium.sh
 # vLLM for processors exists for this platform alone. Here a peer that is missing fails the tests; elsewhere they skip.
 ALL_PEERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
-.PHONY: train flow check docs-check test-core core-half core-rest test-fast test docs figures format clean
+.PHONY: train flow check docs-check test-core core-half core-rest test-fast test docs figures classical format clean
 
 train: .venv/trains $(if $(filter vllm,$(ENGINE)),.venv/vllm)
 	$(BIN)/aggregate-po fit $(CONFIGS:%=--config %) --trainer.default_root_dir $(RUN) $(ARGS)
@@ -61,6 +61,9 @@ docs: .venv/dev
 
 figures: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.figures $(ARGS)
+
+classical: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.classical $(ARGS)
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

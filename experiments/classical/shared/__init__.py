@@ -1,0 +1,1 @@
+"""Modules that the classical experiments share."""
