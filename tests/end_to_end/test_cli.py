@@ -220,7 +220,7 @@ def test_wrong_arguments_are_named_before_a_model_is_made(arguments, parts, refu
 
 def test_what_is_not_installed_is_named(refusal, monkeypatch):
     monkeypatch.setattr("lightning_modules.model.lora.find_spec", lambda name: None)
-    assert "LoRA needs `peft`, which is not installed; pip install" in refusal(["--model.lora.rank=4"])
+    assert "LoRA needs `peft`, which is not installed; run pip install" in refusal(["--model.lora.rank=4"])
 
 
 @pytest.mark.parametrize("name", ["objective", "aggregator", "reward", "no path", "penalty in a recipe"])

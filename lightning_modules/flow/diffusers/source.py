@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from aggregate_po.extras import install_command
 from lightning_modules.flow.diffusers.lora import TransformerLoRA
 from lightning_modules.flow.diffusers.model import StableDiffusion3
 from lightning_modules.flow.model import FlowModel, FlowModelSource
@@ -79,7 +80,7 @@ class DiffusersPipeline(FlowModelSource):
                 "'float32', or `lora`."
             )
         if find_spec("diffusers") is None:
-            raise ImportError("`diffusers` is not installed; pip install 'aggregate-po[diffusers]'.")
+            raise ImportError(f"`diffusers` is not installed; run {install_command('diffusers')}.")
 
     @property
     @override

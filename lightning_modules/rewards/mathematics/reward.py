@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from aggregate_po.extras import install_command
 from lightning_modules.rewards.fields import field_of
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
 from lightning_modules.rewards.mathematics.grading import folded, same_answer
@@ -45,7 +46,7 @@ class MathReward:
         # An answer that is no plain number would miss it, in the middle of a run.
         if find_spec("math_verify") is None:
             raise ImportError(
-                "MathReward needs math-verify, which is not installed; pip install 'aggregate-po[math]', or use "
+                f"MathReward needs math-verify, which is not installed; run {install_command('math')}, or use "
                 "NumericAnswer, which compares plain numbers."
             )
         self.answer_field = answer_field

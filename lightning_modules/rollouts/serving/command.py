@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from aggregate_po.extras import install_command
 from lightning_modules.rollouts.private_folder import require_private
 from lightning_modules.rollouts.protocol import FOLDER_VARIABLE, TOKEN_VARIABLE
 from lightning_modules.rollouts.serving.worker import WorkerExtension
@@ -51,7 +52,7 @@ def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     _check_access(parser, options, environment.get(TOKEN_VARIABLE, ""))
     if importlib.util.find_spec("vllm") is None:
         sys.exit(
-            "error: vLLM is not installed. On a GPU: pip install 'aggregate-po[vllm]'. On a CPU: "
+            f"error: vLLM is not installed. On a GPU: {install_command('vllm')}. On a CPU: "
             "sh experiments/install_vllm_cpu.sh, in a copy of the repository."
         )
     # The last value of a repeated option counts, so the fixed options come last.

@@ -167,7 +167,7 @@ def test_answers_vote_where_the_reward_reads_them(model_folder, problems, tmp_pa
 def test_without_pyarrow_the_completions_are_in_the_batches(finished, model_folder, problems, tmp_path, monkeypatch):
     results, *_ = finished
     monkeypatch.setattr("lightning_modules.evaluation.run.has_pyarrow", lambda: False)
-    with pytest.warns(UserWarning, match=r"completions\.parquet is not written: pyarrow is not installed; pip install"):
+    with pytest.warns(UserWarning, match=r"completions\.parquet is not written: pyarrow is not installed; run pip"):
         assert evaluated(model_folder, problems, tmp_path) == results
     assert not (tmp_path / "completions.parquet").exists()
 

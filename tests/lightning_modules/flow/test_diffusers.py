@@ -453,5 +453,5 @@ def test_a_prompt_of_messages_is_refused(folder):
 def test_what_is_not_installed_is_named(monkeypatch, package, made):
     for module in ("flow.diffusers.source", "model.lora"):
         monkeypatch.setattr(f"lightning_modules.{module}.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=rf"`{package}`.* not installed; pip install 'aggregate-po\["):
+    with pytest.raises(ImportError, match=rf"`{package}`.* not installed; run pip install -e \"\.\["):
         made("pipeline")

@@ -392,5 +392,5 @@ def test_the_folder_of_an_adapter_is_not_trained_on(tmp_path, model_folder):
 
 def test_the_library_is_asked_for_before_a_model_loads(monkeypatch):
     monkeypatch.setattr("lightning_modules.model.lora.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"LoRA needs `peft`.*pip install 'aggregate-po\[lora\]'"):
+    with pytest.raises(ImportError, match=r"LoRA needs `peft`.*run pip install -e \"\.\[lora\]\""):
         LoRA()

@@ -246,7 +246,7 @@ def test_without_pyarrow_a_parquet_file_is_refused_with_the_remedy(written, monk
     monkeypatch.setattr(
         "lightning_modules.parquet_files.find_spec", lambda name: None if name == "pyarrow" else find_spec(name)
     )
-    with pytest.raises(ImportError, match=r"needs `pyarrow`.*; pip install 'aggregate-po\[parquet\]', or write"):
+    with pytest.raises(ImportError, match=r"needs `pyarrow`.*; run pip install .*\[parquet\].*, or write"):
         examples_of("dataset", written(b"PAR1"))
 
 

@@ -518,6 +518,6 @@ def test_without_vllm_everything_else_works_and_it_says_what_to_install(folders)
     )
     shape, message = result.stdout.splitlines()
     assert shape == "torch.Size([1, 2])"
-    assert "pip install 'aggregate-po[vllm]'" in message
+    assert "[vllm]" in message
     script = message.partition("sh ")[2].partition(",")[0]
     assert (REPOSITORY / script).is_file()

@@ -121,5 +121,5 @@ def test_a_token_that_is_refused_is_not_repeated(capsys):
 def test_without_vllm_it_says_what_to_install(monkeypatch):
     monkeypatch.setenv("AGGREGATE_PO_TOKEN", TOKEN)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"vLLM is not installed\. On a GPU: pip install 'aggregate-po\[vllm\]'"):
+    with pytest.raises(SystemExit, match=r"vLLM is not installed\. On a GPU: pip install .*\[vllm\]"):
         serve(["model"])
