@@ -89,7 +89,7 @@ format: .venv/dev
 	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@ .venv/core .venv/trains
 
-.venv/peers: .venv/dev $(PARITY)/peers.txt $(PARITY)/install_peers.sh
+.venv/peers: .venv/dev $(PARITY)/peers.txt $(wildcard $(PARITY)/apart/*.txt) $(PARITY)/install_peers.sh
 	sh $(PARITY)/install_peers.sh $(BIN)/python
 	touch $@
 
@@ -102,4 +102,4 @@ format: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv site
+	rm -rf .venv .peers site

@@ -33,6 +33,7 @@ HONORED = (
     "use_vllm",
     "vllm_importance_sampling_correction",
     "vllm_importance_sampling_mode",
+    "vllm_importance_sampling_cap",
     "vllm_importance_sampling_clip_max",
     "vllm_importance_sampling_clip_min",
     "steps_per_generation",
@@ -106,7 +107,10 @@ def sampler_correction(args: Any) -> SamplerCorrection | None:
     if not (args.use_vllm and args.vllm_importance_sampling_correction):
         return None
     level, _, outside = args.vllm_importance_sampling_mode.partition("_")
-    largest, smallest = args.vllm_importance_sampling_clip_max, args.vllm_importance_sampling_clip_min
+    bounds = vars(args)
+    # Before TRL 1.6 there is only an upper bound, under another name.
+    largest = bounds.get("vllm_importance_sampling_clip_max", bounds.get("vllm_importance_sampling_cap"))
+    smallest = bounds.get("vllm_importance_sampling_clip_min")
     kinds = {"token": TokenCorrection, "sequence": SequenceCorrection}
     return kinds[level](
         max_weight=math.inf if largest is None else largest,
