@@ -72,6 +72,7 @@ def plot_panel(
             axes.fill_between(columns["x"], low, high, color=color, alpha=0.2, linewidth=0)
     for scale, setter in zip(scales, (axes.set_xscale, axes.set_yscale), strict=True):
         setter(scale, **({"nonpositive": "mask"} if scale == "log" else {}))
+    axes.minorticks_off()  # each is an element of the file
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.legend(fontsize=8)
@@ -90,6 +91,6 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
     return moment / sum((x - center) ** 2 for x in across)
 
 
-def moments(last: int, count: int = 40) -> list[int]:
+def moments(last: int, count: int = 30) -> list[int]:
     """Return up to `count` whole numbers from 1 to `last`, evenly spaced in the logarithm."""
     return sorted({round(last ** (number / (count - 1))) for number in range(count)})
