@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 from typing_extensions import override
 
 from aggregate_po.adapters.step_diagnostics import StepDiagnostics
+from aggregate_po.adapters.trl_entropy import adapt_entropy_bonus, entropy_bonus
 from aggregate_po.adapters.trl_options import (
     require_defaults,
     require_supported,
@@ -37,6 +38,7 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
 
     - `beta` adds a KL penalty with the reduction of the objective, weighted by the token's ratio as in TRL unless
       `use_bias_correction_kl=False`;
+    - `entropy_coef`, also with `use_adaptive_entropy`, adds the mean entropy over the tokens of the step;
     - `top_entropy_quantile` masks all other tokens, and the `vllm_importance_sampling_...` options correct for the
       sampler;
     - what names another loss, such as `loss_type` and `epsilon`, must keep its default.
@@ -122,7 +124,7 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
         evaluated = self.policy_objective.evaluate(log_probs, batch)
         self._count(StepDiagnostics.of(evaluated, log_probs, entropies, batch))
         # The processes average their gradients.
-        loss = -self.accelerator.num_processes * evaluated.value
+        loss = -self.accelerator.num_processes * (evaluated.value + entropy_bonus(self, entropies, batch))
         if auxiliary is not None:
             self._metrics[self._mode]["aux_loss"].append(self.accelerator.gather(auxiliary.detach()).mean().item())
             loss = loss + self.router_aux_loss_coef * auxiliary / max(len(self._step_micro_batches), 1)
@@ -156,7 +158,7 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
                 "The log-probabilities of the completions have no gradient, so nothing would be trained; use the model "
                 "and trainer of TRL without patches, and leave at least one parameter trainable."
             )
-        return log_probs, entropies.detach(), rest[0] if rest else None
+        return log_probs, entropies, rest[0] if rest else None
 
     def _policy_batch(self, log_probs: PerToken, entropies: PerToken, inputs: Mapping[str, Any]) -> PolicyBatch:
         old = inputs.get("old_per_token_logps")
@@ -165,7 +167,7 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
         if self._correction is not None:
             correction = self._correction(old, inputs["sampling_per_token_logps"], mask)
         if self.top_entropy_quantile < 1:
-            kept = self.get_high_entropy_mask(entropies, mask, 1 - self.top_entropy_quantile)
+            kept = self.get_high_entropy_mask(entropies.detach(), mask, 1 - self.top_entropy_quantile)
             correction = correction.joined(CorrectionWeights(kept=kept))
         return PolicyBatch(
             old_log_probs=old,
@@ -196,21 +198,23 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")
 
-    def _log_step(self, step: StepDiagnostics) -> list[float]:
-        """Add the metrics of a step to TRL's, and return what its penalties have observed."""
+    def _log_step(self, step: StepDiagnostics) -> tuple[float, list[float]]:
+        """Add the metrics of a step to TRL's, and return its mean entropy and what its penalties have observed."""
         metrics, observed = step.over_ranks(self._sum_over_ranks, self.accelerator.gather)
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
-        return observed
+        return metrics["entropy"], observed
 
     def _count(self, micro_batch: StepDiagnostics) -> None:
-        """Add up the diagnostics; at the end of the optimizer step, log them and let the penalties adapt."""
+        """Add up the diagnostics; at the end of the optimizer step, log them and adapt what follows them."""
         if self._mode == "eval":
             self._log_step(micro_batch)
             return
         self._step_diagnostics = micro_batch if self._step_diagnostics is None else self._step_diagnostics + micro_batch
         if self.accelerator.sync_gradients:
-            self.policy_objective.adapt(self._log_step(self._step_diagnostics))
+            entropy, observed = self._log_step(self._step_diagnostics)
+            self.policy_objective.adapt(observed)
+            adapt_entropy_bonus(self, entropy)
             self._step_diagnostics = None
 
     @override

@@ -22,13 +22,17 @@ REPLACED: Mapping[str, str] = {
     **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), _RECIPE),
     "off_policy_mask_threshold": "pass grpo_off_policy_mask(max_divergence=...) as `objective`, or a "
     "StaleCompletionMask in its token transform",
-    "entropy_coef": "pass `penalties=[EntropyBonus(...)]` to the recipe of `objective`",
-    "use_adaptive_entropy": "pass `penalties=[LagrangePenalty(...)]` to the recipe of `objective`",
 }
 HONORED = (
     "beta",
     "use_bias_correction_kl",
     "top_entropy_quantile",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "entropy_coef_min",
+    "entropy_coef_max",
+    "entropy_coef_delta",
+    "entropy_target",
     "router_aux_loss_coef",
     "use_vllm",
     "vllm_importance_sampling_correction",
@@ -39,14 +43,7 @@ HONORED = (
     "steps_per_generation",
     "num_iterations",
 )
-# They are read by a loss or a controller that is refused, or by the normalizer of the objective.
-WITHOUT_EFFECT = (
-    "entropy_coef_min",
-    "entropy_coef_max",
-    "entropy_coef_delta",
-    "entropy_target",
-    "max_completion_length",
-)
+WITHOUT_EFFECT = ("max_completion_length",)  # a normalizer of the objective has a length of its own
 
 
 def require_defaults(args: Any) -> None:
@@ -84,7 +81,8 @@ def require_supported(objective: PolicyObjective, args: Any) -> None:
 
     Raises:
         TypeError: the objective is no `PolicyObjective`.
-        ValueError: the objective has a group objective, or acts on completions where the correction is per token.
+        ValueError: the objective has a group objective, or acts on completions where the correction is per token; or an
+            entropy bonus is over tokens that only the micro-batches select.
     """
     if not isinstance(objective, PolicyObjective):
         raise TypeError(f"`objective` is {objective!r}; pass a PolicyObjective, such as aggregate_po.recipes.gmpo().")
@@ -93,6 +91,12 @@ def require_supported(objective: PolicyObjective, args: Any) -> None:
             f"`objective` has the group objective {objective.group_objective!r}, which compares the completions of a "
             "prompt, but TRL shuffles them over the micro-batches; pass an objective without, or train with "
             "lightning_modules."
+        )
+    if args.top_entropy_quantile < 1 and (getattr(args, "entropy_coef", 0) or getattr(args, "use_adaptive_entropy", 0)):
+        raise ValueError(
+            f"`entropy_coef` is {args.entropy_coef} and `top_entropy_quantile` {args.top_entropy_quantile}, so the "
+            "bonus would be a mean over tokens that each micro-batch selects, whose number in the optimizer step is "
+            "unknown; pass `penalties=[EntropyBonus(...)]` to the recipe of `objective` instead."
         )
     correction = sampler_correction(args)
     if objective.sequence_transform is not None and isinstance(correction, TokenCorrection):

@@ -5,6 +5,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from aggregate_po import (
     TokenCorrection,
 )
 from aggregate_po.adapters.trl import ObjectiveGRPOTrainer
+from aggregate_po.adapters.trl_entropy import entropy_bonus
 from aggregate_po.adapters.trl_options import HONORED, REPLACED, WITHOUT_EFFECT, with_kl
 from aggregate_po.recipes import (
     apmpo,
@@ -244,6 +246,21 @@ def test_mask_of_high_entropy(tiny_model, tmp_path):
     assert_equal(found["grpo"], values=False)
 
 
+HAS_BONUS = pytest.mark.skipif("entropy_coef" not in OPTIONS, reason="this version of TRL has no entropy bonus")
+
+
+@HAS_BONUS
+def test_entropy_bonus_of_one_micro_batch(tiny_model, tmp_path):
+    """TRL averages it over micro-batches, however many tokens they have."""
+    pairs = {name: PAIRS[name] for name in ("grpo", "dr_grpo", "gspo")}
+    one = {"gradient_accumulation_steps": 1, "steps_per_generation": 1, "max_steps": 4}
+    found = differences(tiny_model, tmp_path, pairs, tools=True, entropy_coef=0.7, **one)
+    for name in pairs:
+        assert_equal(found[name])
+    several = differences(tiny_model, tmp_path, {"grpo": PAIRS["grpo"]}, entropy_coef=0.7)
+    assert max(error for _, error in several["grpo"]) > 1e-3
+
+
 class Whole(Perturbed):
     """Compares the gradient that the optimizer gets with that of the objective on the step; records the totals."""
 
@@ -261,19 +278,24 @@ class Whole(Perturbed):
         if self.accelerator.sync_gradients:
             parts = [self._buffered_inputs[number] for number in self._micro_batches]
             one = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if parts[0][name].ndim}
-            log_probs = self._evaluated_tokens(model, one)[0]
+            log_probs, entropies, _ = self._evaluated_tokens(model, one)
             totals = StepTotals.of(one["completion_mask"].bool())
             batch = PolicyBatch(one["old_per_token_logps"], one["completion_mask"], one["advantages"], totals)
-            whole = self.gradient(-self.policy_objective(log_probs, batch))
+            bonus = getattr(self, "entropy_coef", 0) * entropies[batch.response_mask].mean()
+            whole = self.gradient(-self.policy_objective(log_probs, batch) - bonus)
             received = torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
             self.errors.append(float((received - whole).abs().max() / whole.abs().max()))
         return loss
 
 
-@pytest.mark.parametrize("objective", [gmpo(), pmpo(), dapo()], ids=["gmpo", "pmpo", "dapo"])
-def test_the_optimizer_gets_the_gradient_of_the_step(tiny_model, tmp_path, objective):
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [(gmpo(), {}), (pmpo(), {}), (dapo(), {}), pytest.param(gmpo(), {"entropy_coef": 0.7}, marks=HAS_BONUS)],
+    ids=["gmpo", "pmpo", "dapo", "entropy bonus"],
+)
+def test_the_optimizer_gets_the_gradient_of_the_step(tiny_model, tmp_path, objective, options):
     """With several optimizer steps to a generation too, where TRL's own token mean divides by another number."""
-    args = config(tmp_path, steps_per_generation=4, num_iterations=1)
+    args = config(tmp_path, steps_per_generation=4, num_iterations=1, **options)
     trainer = Whole(**arguments(tiny_model, args), objective=objective)
     trainer.train()
     assert len(trainer.errors) == 2
@@ -366,6 +388,37 @@ def test_penalties_adapt_once_a_step_and_resume(tiny_model, tmp_path):
         trained(3, resume_from_checkpoint=str(checkpoint))
 
 
+@HAS_BONUS
+def test_the_coefficient_of_the_bonus_adapts_once_a_step_and_resumes(tiny_model, tmp_path):
+    def trained(steps, target, **options):
+        adaptive = {"use_adaptive_entropy": True, "entropy_coef_delta": 0.3, "entropy_target": target}
+        args = config(tmp_path, max_steps=steps, save_strategy="steps", save_steps=4, **adaptive)
+        trainer = ObjectiveGRPOTrainer(**arguments(tiny_model, args), objective=grpo())
+        trainer.train(**options)
+        return trainer, [row["entropy_coef"] for row in trainer.state.log_history if "entropy_coef" in row]
+
+    trainer, rising = trained(4, target=100.0)
+    assert rising == pytest.approx([0.3, 0.6, 0.9, 1.0])
+    logged = [row["entropy"] for row in trainer.state.log_history if "entropy" in row]
+    assert trainer._last_world_entropy == pytest.approx(logged[-1])
+    _, both = trained(6, target=0.0, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert both == pytest.approx([*rising, 0.7, 0.4])
+
+
+def test_the_bonus_is_idle_until_the_entropy_falls_to_the_target():
+    entropies, batch = (
+        torch.tensor([[1.0, 2.0, 9.0]]),
+        PolicyBatch(torch.zeros(1, 3), torch.tensor([[1, 1, 0]]), torch.ones(1)),
+    )
+    trainer = SimpleNamespace(_entropy_bonus_enabled=True, use_adaptive_entropy=False, entropy_coef=0.5)
+    assert entropy_bonus(trainer, entropies, batch) == 0.75
+    trainer.use_adaptive_entropy, trainer.args = True, SimpleNamespace(entropy_target=1.2)
+    for entropy, expected in ((1.3, 0.0), (1.2, 0.75)):
+        trainer._last_world_entropy = entropy
+        assert entropy_bonus(trainer, entropies, batch) == expected
+    assert entropy_bonus(SimpleNamespace(), entropies, batch) == 0
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
@@ -381,8 +434,7 @@ def test_every_option_that_the_loss_reads_is_honored_or_refused():
 OTHER = {
     "loss_type": "grpo",
     "importance_sampling_level": "sequence",
-    "use_adaptive_entropy": True,
-    **dict.fromkeys(("epsilon", "epsilon_high", "delta", "off_policy_mask_threshold", "entropy_coef"), 0.3),
+    **dict.fromkeys(("epsilon", "epsilon_high", "delta", "off_policy_mask_threshold"), 0.3),
 }
 
 
@@ -404,8 +456,14 @@ def test_an_option_that_the_objective_replaces_is_refused(tmp_path, name):
             gspo(),
             "`vllm_importance_sampling_mode` is 'token_mask', but the sequence transform",
         ),
+        pytest.param(
+            {"entropy_coef": 0.1, "top_entropy_quantile": 0.5},
+            grpo(),
+            "`entropy_coef` is 0.1 and `top_entropy_quantile` 0.5",
+            marks=HAS_BONUS,
+        ),
     ],
-    ids=["steps", "beta", "groups", "token weights"],
+    ids=["steps", "beta", "groups", "token weights", "entropy"],
 )
 def test_refusals(tmp_path, options, objective, message):
     args = config(tmp_path, per_device_train_batch_size=4, **options)
