@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning_modules.example import example_command
 from lightning_modules.interruption import interruption, listening
 
 
@@ -23,6 +24,9 @@ def main() -> None:
 
 def _dispatch() -> None:
     """Dispatch to the subcommands of this library; all other subcommands are those of the Lightning CLI."""
+    if sys.argv[1:2] == ["example"]:
+        example_command(sys.argv[2:])
+        return
     # These load torch, which takes seconds, in which a signal may arrive.
     with _kept_for_good():
         from lightning_modules.audit.command import audit_command

@@ -50,7 +50,8 @@ _TRAINER_DEFAULTS = {
 }
 
 _DESCRIPTION = (
-    "Train with `fit`. Further subcommands: `plan` estimates the memory of a `fit` with the same arguments, "
+    "Train with `fit`; `example` prints a configuration to begin with. Further subcommands: `plan` estimates the "
+    "memory of a `fit` with the same arguments, "
     "`preflight` samples from its start model and says whether it can learn, `evaluate RUN` evaluates a finished run "
     "on its held-out prompts, `view RUN` shows runs on an HTML page, `record` keeps rollouts with what training "
     "computes on them, `compare FOLDER` evaluates objectives on these, `audit-reward FILE` compares two graders, "

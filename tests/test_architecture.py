@@ -82,7 +82,7 @@ TRAINING_LAYERS = [
     ["__init__"],
     ["run_config"],
     ["cli"],
-    ["planning", "evaluate_command", "audit", "recordings", "viewer", "flow"],
+    ["planning", "evaluate_command", "example", "audit", "recordings", "viewer", "flow"],
     ["preflight", "comparison"],
     ["__main__"],
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import register_type
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -41,7 +41,10 @@ def _path(value: Any) -> str:
 
 register_type(PromptFile, serializer=_path, deserializer=_path)
 
-PromptSource = PromptFile | PromptDataset | str
+if TYPE_CHECKING:  # a list is passed in Python only: the command line reads examples from files
+    PromptSource = PromptFile | PromptDataset | Sequence[Example] | str
+else:
+    PromptSource = PromptFile | PromptDataset | str
 
 
 def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example]:
