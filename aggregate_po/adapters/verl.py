@@ -5,20 +5,17 @@ verl loads this module by the entry point `verl.plugins` whenever it is imported
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
+from verl.trainer.ppo.core_algos import register_policy_loss
 from verl.workers.config import PolicyLossConfig
 
-from aggregate_po import advantages as estimators
-from aggregate_po.advantages import AdvantageEstimator, GroupedRewards
+from aggregate_po.adapters.verl_estimators import register_estimators
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.corrections import CorrectionWeights
-from aggregate_po.masked import masked_sum
 from aggregate_po.named import objective_of
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.totals import StepTotals
@@ -36,7 +33,8 @@ class ObjectiveLossConfig(PolicyLossConfig):
     """Configuration of verl's policy loss with an objective of this library, for its `_target_`.
 
     Args:
-        loss_mode: Name of the loss in the registry of verl; leave it.
+        loss_mode: Leave it. It becomes the name under which verl finds the loss of the objective, in place of
+            `vanilla`, which is in verl's configuration.
         objective: Name of a recipe, or import path of a recipe, an objective or an aggregator; see `objective_of`. With
             a `_target_` of its own, Hydra builds the objective.
         arguments: Arguments of the recipe, function or class.
@@ -54,6 +52,9 @@ class ObjectiveLossConfig(PolicyLossConfig):
     correction: str = "token"
 
     def __post_init__(self) -> None:
+        if self.loss_mode not in (NAME, PolicyLossConfig().loss_mode):
+            raise ValueError(f"`loss_mode` is {self.loss_mode!r}, but the objective is the loss; leave it out.")
+        self.__dict__["loss_mode"] = NAME
         if self.correction not in _CORRECTIONS:
             raise ValueError(f"`correction` is {self.correction!r}; pass one of {', '.join(_CORRECTIONS)}.")
         for name, default in vars(PolicyLossConfig()).items():
@@ -119,76 +120,6 @@ def policy_loss(
     return -ranks * evaluated.value, metrics
 
 
-def advantages_of(
-    estimator: AdvantageEstimator, token_level_rewards: PerToken, response_mask: PerToken, index: Sequence[Hashable]
-) -> PerToken:
-    """Return advantages per token by an estimator of this library, 0 on padding; shape `batch time`.
-
-    Args:
-        estimator: advantage estimator.
-        token_level_rewards: rewards, whose sum over a completion is that of the completion; shape `batch time`.
-        response_mask: True on the tokens of the completions; shape `batch time`.
-        index: name of each completion's group, in any order; shape `batch`.
-
-    Raises:
-        ValueError: groups differ in size.
-    """
-    mask = response_mask.bool()
-    names = list(dict.fromkeys(index))
-    number = {name: place for place, name in enumerate(names)}
-    groups = torch.tensor([number[name] for name in index])
-    sizes = groups.bincount()
-    if len(others := (sizes != sizes[0]).nonzero()):
-        odd = int(others[0])
-        raise ValueError(
-            f"`index` has {int(sizes[odd])} completions of the prompt {names[odd]!r}, but {int(sizes[0])} of "
-            f"{names[0]!r}; pass groups of one size, or use an estimator of verl where prompts are filtered."
-        )
-    order = groups.argsort(stable=True).to(mask.device)
-    rollout = GroupedRewards(
-        rewards=masked_sum(token_level_rewards, mask)[order], group_size=int(sizes[0]), lengths=mask.sum(dim=-1)[order]
-    )
-    estimated = estimator(rollout)
-    found = torch.zeros_like(token_level_rewards, dtype=estimated.dtype)
-    if estimated.ndim == 1:
-        estimated = estimated.unsqueeze(-1).expand(-1, mask.shape[1])
-    found[order, : estimated.shape[1]] = estimated[:, : mask.shape[1]]
-    return torch.where(mask, found, 0)
-
-
-def register_estimator(name: str, estimator: AdvantageEstimator) -> None:
-    """Register an advantage estimator with verl, for `algorithm.adv_estimator`.
-
-    Args:
-        name: name in the registry of verl.
-        estimator: advantage estimator, which receives rewards and lengths.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    @register_adv_est(name)
-    def compute(
-        token_level_rewards: PerToken, response_mask: PerToken, index: Sequence[Hashable], **_: Any
-    ) -> tuple[PerToken, PerToken]:
-        found = advantages_of(estimator, token_level_rewards, response_mask, index)
-        return found, found
-
-
-def _register_estimators() -> None:
-    """Register each estimator that needs neither arguments nor more than rewards and lengths, with its name."""
-    for name in estimators.__all__:
-        kind = getattr(estimators, name)
-        if not (isinstance(kind, type) and issubclass(kind, AdvantageEstimator)):
-            continue
-        try:
-            estimator = kind()
-            estimator(GroupedRewards(torch.tensor([0.0, 1.0]), group_size=2, lengths=torch.ones(2).long()))
-        except (TypeError, ValueError):  # it is abstract or has arguments, or it needs more than rewards and lengths
-            continue
-        register_estimator(f"{NAME}.{name}", estimator)
-
-
 def _require_defined(objective: object) -> None:
     """Check that an objective needs nothing that verl does not pass to a loss."""
     if not isinstance(objective, PolicyObjective):
@@ -247,4 +178,4 @@ def _correction(weights: PerToken | None, mask: PerToken, form: str) -> Correcti
     return CorrectionWeights(log_token=torch.where(kept, weights, 1).log(), kept=kept | ~mask)
 
 
-_register_estimators()
+register_estimators(NAME)

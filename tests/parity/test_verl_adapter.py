@@ -21,7 +21,8 @@ from verl.workers.config import ActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
 from aggregate_po import ArithmeticMean, GeometricMean, K3Penalty, LehmerMean, PolicyBatch, PolicyObjective, StepTotals
-from aggregate_po.adapters.verl import NAME, ObjectiveLossConfig, advantages_of, register_estimator
+from aggregate_po.adapters.verl import NAME, ObjectiveLossConfig
+from aggregate_po.adapters.verl_estimators import advantages_of, register_estimator
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.recipes import ctpo, dapo, dr_grpo, gmpo, grpo, gspo, pmpo, real
 from tests.parity.cases import CASES, assert_close, assert_parity, differentiate
@@ -165,8 +166,9 @@ def test_metrics_are_plain_numbers_by_the_names_of_the_library():
         ({"objective": ArithmeticMean()}, TypeError, "pass a PolicyObjective"),
         ({"correction": "both"}, ValueError, "`correction` is 'both'"),
         ({"clip_cov_ratio": 0.5}, ValueError, "`clip_cov_ratio` is 0.5, which losses of verl read"),
+        ({"loss_mode": "gspo"}, ValueError, "`loss_mode` is 'gspo', but the objective is the loss"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_verl_cannot_give_is_refused_at_once(settings, error, message):
     with pytest.raises(error, match=message):
@@ -178,6 +180,11 @@ def test_an_objective_is_named_with_its_arguments_or_by_import_path():
         ObjectiveLossConfig(objective="gmpo", arguments={"log_clip": 0.3}).objective.token_transform.log_clip_low == 0.3
     )
     assert isinstance(ObjectiveLossConfig(objective="aggregate_po.GeometricMean").objective.aggregator, GeometricMean)
+
+
+def test_the_name_of_the_loss_is_that_of_the_objective_whatever_the_configuration_of_verl_says():
+    for name in ({}, {"loss_mode": "vanilla"}, {"loss_mode": NAME}):
+        assert ObjectiveLossConfig(objective="gmpo", **name).loss_mode == NAME
 
 
 def test_a_loss_without_totals_or_configuration_is_refused():
