@@ -199,6 +199,7 @@ def test_nothing_but_tests_imports_the_testing_kit():
         ("peft", "lightning_modules/model/lora.py"),
         ("diffusers", "lightning_modules/flow/diffusers/source.py"),
         ("pyarrow", "lightning_modules/parquet_files.py"),
+        ("gymnasium", "experiments/classical/control/environments.py"),
     ],
 )
 def test_what_is_optional_is_imported_in_one_place(package, place):

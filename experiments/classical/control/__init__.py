@@ -1,0 +1,1 @@
+"""Control tasks of Gymnasium, and the policies and algorithms of their experiments, on Lightning."""
