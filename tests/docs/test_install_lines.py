@@ -34,8 +34,19 @@ def extras_of(text):
 def test_named_extras_exist():
     named = {path.relative_to(ROOT): extras_of(path.read_text(encoding="utf-8")) for path in FILES}
     assert {path: extras - EXTRAS.keys() for path, extras in named.items() if extras - EXTRAS.keys()} == {}
-    # All that a user installs are named somewhere.
-    assert EXTRAS.keys() - {"docs", "test"} <= set().union(*named.values())
+
+
+def test_the_start_page_lists_the_extras():
+    """All but those of contributors."""
+    section = (
+        (ROOT / "docs" / "index.md").read_text(encoding="utf-8").partition("| extra | for |")[2].partition("\n\n")[0]
+    )
+    rows = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    assert {extra for row in rows for extra in re.findall(r"`([\w-]+)`", row)} == EXTRAS.keys() - {
+        "dev",
+        "docs",
+        "test",
+    }
 
 
 def test_no_line_installs_the_library_by_its_name():
