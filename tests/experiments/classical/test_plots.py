@@ -10,6 +10,7 @@ import torch
 
 from experiments.classical import __main__ as classical
 from experiments.classical.shared.curves import band, curve_of, moments, point, points, slope
+from experiments.figures.style import write_table
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "docs" / "assets" / "classical"
@@ -39,6 +40,54 @@ def test_the_page_shows_every_plot_and_names_every_command():
     assert len(re.findall(r"^## ", PAGE, re.MULTILINE)) >= len(classical.names())
     sizes = {path.name: path.stat().st_size for path in FOLDER.glob("*.svg")}
     assert {name: size for name, size in sizes.items() if size > 150_000} == {}
+
+
+@pytest.mark.parametrize("name", ["batch", "mean_variance"])  # in seconds
+def test_committed_tables_are_those_of_a_fresh_computation(name, tmp_path):
+    fresh = write_table(classical.experiment(name).rows(), tmp_path, name)
+    committed = rows_of(name)
+    assert [(row["panel"], row["curve"]) for row in committed] == [(row["panel"], row["curve"]) for row in fresh]
+    for column in ("x", "y", "low", "high"):
+        found = [float(row[column] or "nan") for row in committed]
+        assert found == pytest.approx([row[column] for row in fresh], rel=1e-4, abs=1e-6, nan_ok=True)
+
+
+def rows_of(name):
+    with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def value(name, panel, curve, x=None):
+    """The value of a curve at a position, at its end without one."""
+    rows = [row for row in rows_of(name) if (row["panel"], row["curve"]) == (panel, curve)]
+    return float(next(row["y"] for row in rows if float(row["x"]) == x) if x is not None else rows[-1]["y"])
+
+
+def late_slope(name, panel, curve, first):
+    rows = [row for row in rows_of(name) if (row["panel"], row["curve"]) == (panel, curve) and float(row["x"]) >= first]
+    return slope([float(row["x"]) for row in rows], [float(row["y"]) for row in rows])
+
+
+def test_numbers_of_the_page_are_those_of_the_tables():
+    text = PAGE.replace("\N{MINUS SIGN}", "-")
+    mean, share = (f"no baseline: {name}" for name in ("mean of $\\pi(a^*)$", "share with $\\pi(a^*)$ < 0.01"))
+    best = value("baselines", "exact", mean.replace("no", "value"))
+    assert f"is {value('baselines', 'exact', mean):.3f} without the baseline and {best:.3f} with it" in text
+    assert f"below 0.01 is {value('baselines', 'exact', share):.3f} and 0." in text
+    assert f"stays at a regret of {value('baselines', 'uniform', 'no baseline'):.2f}" in text
+    assert f"is {late_slope('baselines', 'uniform', 'value baseline', 1_000):.1f} on 20 arms" in text
+    assert f"{late_slope('baselines', 'process', 'value baseline', 3_000):.1f} on the process" in text
+    assert f"{value('committal', 'failures', 'observed', 1):.0%} commit to the arm" in text
+    assert f"fails in {value('committal', 'failures', 'observed', 6):.1%} of the ensembles" in text
+    ratio = value("zero_sum", "matrix", "with prediction", 200) / value("zero_sum", "matrix", "with prediction", 100)
+    assert f"by the factor {ratio**0.01:.2f} in each step" in text
+    assert f"{value('mean_variance', 'reached', '256 starts in each process', 8):.0%} of the starts" in text
+    assert f"of value {value('batch', 'value', 'best policy'):.2f}" in text
+    for name, wording in (("plain", "for the plain policy"), ("constrained", "for the constrained one")):
+        number = f"{value('robust', 'KLBall violation', name, 0.02):.2f}"
+        assert re.search(rf"{number}( discounted steps)? {wording}", text)
+    costs = [f"{value('robust', 'KLBall cost', name, 0.02):.2f}" for name in ("robust", "plain")]
+    assert f"costs {costs[0]} in the worst case instead of {costs[1]}" in text
 
 
 def test_experiments_are_found_by_their_files_and_unknown_ones_refused(tmp_path, capsys, monkeypatch):
