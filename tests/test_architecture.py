@@ -175,8 +175,8 @@ def longest_prefix(module, files):
 def test_core_imports_torch_einops_and_the_standard_library(path):
     """And typing_extensions, on which torch depends, for `override` before Python 3.12; an adapter its trainer too."""
     roots = {module.split(".")[0] for module in imported_modules(path)}
-    trainer = path.stem.partition("_")[0]
-    extra = {"hypothesis"} if "testing" in path.parts else {trainer} if "adapters" in path.parts else set()
+    trainer = {root for root in roots if "adapters" in path.parts and path.stem.startswith(root)}
+    extra = {"hypothesis"} if "testing" in path.parts else trainer
     assert roots <= {"aggregate_po", "torch", "einops", "typing_extensions", *extra} | sys.stdlib_module_names
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import register_policy_loss
 from verl.workers.config import PolicyLossConfig
 
+from aggregate_po.adapters.micro_batches import first, folded, require_objective, require_of_one_micro_batch
 from aggregate_po.adapters.verl_estimators import register_estimators
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.corrections import CorrectionWeights
 from aggregate_po.named import objective_of
-from aggregate_po.objective import PolicyObjective
 from aggregate_po.totals import StepTotals
 from aggregate_po.weight_sums import GradientWeightSums
 
@@ -110,7 +110,7 @@ def policy_loss(
     batch = PolicyBatch(
         old_log_probs=old_log_prob,
         response_mask=mask,
-        advantages=_folded(advantages, mask),
+        advantages=folded(advantages, mask),
         totals=totals,
         correction=_correction(rollout_is_weights, mask, settings.correction),
     )
@@ -120,28 +120,15 @@ def policy_loss(
     return -ranks * evaluated.value, metrics
 
 
-def _require_defined(objective: object) -> None:
+def _require_defined(found: object) -> None:
     """Check that an objective needs nothing that verl does not pass to a loss."""
-    if not isinstance(objective, PolicyObjective):
-        raise TypeError(f"`objective` is {objective!r}; pass a PolicyObjective, or the name of one.")
+    objective = require_objective(found)
     if objective.needs_reference:
         raise ValueError(
             f"`objective` is {objective!r}, whose penalty reads a reference, which verl does not pass to a loss; leave "
             "the penalty out and set `actor.use_kl_loss`."
         )
-    if any(penalty.state_dict() for penalty in objective.penalties):
-        raise ValueError(
-            f"`objective` is {objective!r}, whose penalty adapts after each optimizer step, of which verl tells a loss "
-            "nothing; pass a penalty with a constant coefficient."
-        )
-    if objective.group_objective is not None:
-        raise ValueError(
-            f"`objective` is {objective!r}, whose group objective compares whole groups, which verl splits; train it "
-            "with PolicyModule."
-        )
-    zeros = torch.zeros(1, 2)
-    # An error names what a rule follows, such as the progress of training.
-    objective(zeros, PolicyBatch(zeros, torch.ones(1, 2), torch.ones(1), StepTotals(completions=1, tokens=2)))
+    require_of_one_micro_batch(objective, "verl")
 
 
 def _totals(info: Any) -> tuple[StepTotals, int]:
@@ -155,25 +142,12 @@ def _totals(info: Any) -> tuple[StepTotals, int]:
     return StepTotals(completions=info["global_batch_size"], tokens=info["batch_num_tokens"]), info["dp_size"]
 
 
-def _folded(advantages: PerToken, mask: PerToken) -> Tensor:
-    """Return one advantage per completion where all its tokens have the same, else advantages per token."""
-    if advantages.ndim == 1:
-        return advantages
-    first = _first(advantages, mask)
-    same = torch.where(mask, advantages == first.unsqueeze(1), True).all()
-    return torch.where(mask.any(dim=1), first, 0) if same else advantages
-
-
-def _first(values: PerToken, mask: PerToken) -> Tensor:
-    return values.gather(1, mask.int().argmax(dim=1, keepdim=True)).squeeze(1)
-
-
 def _correction(weights: PerToken | None, mask: PerToken, form: str) -> CorrectionWeights:
     """Return the correction of a micro-batch; a weight of 0 masks its token or its completion."""
     if weights is None:
         return CorrectionWeights()
     if form == "sequence":
-        return CorrectionWeights(log_sequence=_first(weights, mask).log())
+        return CorrectionWeights(log_sequence=first(weights, mask).log())
     kept = weights > 0
     return CorrectionWeights(log_token=torch.where(kept, weights, 1).log(), kept=kept | ~mask)
 
