@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from aggregate_po.bounds import working_precision
+from aggregate_po.products import product
 from aggregate_po.shapes import bind_shapes
 
 Hidden = Annotated[Tensor, "... hidden"]
@@ -87,7 +88,7 @@ class _Head:
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the logits divided by the temperature, and the slope of the soft cap if there is one."""
-        logits = working_precision(hidden.to(self.product_dtype) @ weight.T)
+        logits = working_precision(product(hidden.to(self.product_dtype), weight.T))
         if bias is not None:
             logits = logits + bias
         slope = None
@@ -164,11 +165,11 @@ class _LinearLogProbs(torch.autograd.Function):
             gradient = head.back(gradient, slope)
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0)
-            product = gradient.to(head.product_dtype)
+            rounded = gradient.to(head.product_dtype)
             if to_hidden is not None:
-                to_hidden[chunk] = (product @ columns).to(hidden.dtype)
+                to_hidden[chunk] = product(rounded, columns).to(hidden.dtype)
             if to_weight is not None:
-                _add_product(to_weight, product, hidden[chunk].to(head.product_dtype))
+                _add_product(to_weight, rounded.T, hidden[chunk].to(head.product_dtype))
         return (
             to_hidden,
             None if to_weight is None else to_weight.to(weight.dtype),
@@ -179,11 +180,11 @@ class _LinearLogProbs(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add `left^T right` to `total` in place; `total` may have a higher precision."""
-    if total.dtype == left.dtype:
-        total.addmm_(left.T, right)
+    """Add `left @ right` to `total` in place; `total` may have a higher precision."""
+    if total.dtype == left.dtype and not total.is_cpu:
+        total.addmm_(left, right)
     else:
-        total += left.T @ right
+        total += product(left, right)
 
 
 def _token_statistics(

@@ -17,6 +17,7 @@ from aggregate_po import PerToken, linear_log_probs_and_entropy
 from aggregate_po.bounds import working_precision
 from lightning_modules.batch import Sequences
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
+from lightning_modules.model.linear import Linear
 from lightning_modules.model.outputs import logits_only
 from lightning_modules.model.rope import fix_rope
 from lightning_modules.model.sharding import full_tensor
@@ -80,7 +81,7 @@ def _from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def has_linear_class(model: PreTrainedModel) -> bool:
     """Return whether the output layer is a plain `Linear`, which is all that can be known without data."""
-    return type(model.get_output_embeddings()) is nn.Linear
+    return type(model.get_output_embeddings()) in (nn.Linear, Linear)
 
 
 def _has_linear_head(model: PreTrainedModel, batch: Sequences) -> bool:

@@ -19,6 +19,7 @@ from lightning_modules.distributed import rank
 from lightning_modules.micro_batch import MicroBatch
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.limits import padding_token_required
+from lightning_modules.model.linear import with_fast_products
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA, form_of, require_same_form, without_adapters
 from lightning_modules.model.remote_code import remote_code_refused
@@ -189,7 +190,8 @@ class Policy(TrainedPolicy):
         with remote_code_refused(self.source):
             # A configuration with `output_attentions` can be loaded, but not saved.
             options = {"attn_implementation": self.attn_implementation, "output_attentions": False}
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **options)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **options)
+        return with_fast_products(model)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
