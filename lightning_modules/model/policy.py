@@ -17,6 +17,7 @@ from aggregate_po import PerToken
 from lightning_modules.batch import RolloutBatch, Sequences
 from lightning_modules.distributed import rank
 from lightning_modules.micro_batch import MicroBatch
+from lightning_modules.model.attention import register_grouped_attention
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.limits import padding_token_required
 from lightning_modules.model.linear import with_fast_products
@@ -191,6 +192,7 @@ class Policy(TrainedPolicy):
             # A configuration with `output_attentions` can be loaded, but not saved.
             options = {"attn_implementation": self.attn_implementation, "output_attentions": False}
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **options)
+        register_grouped_attention()
         return with_fast_products(model)
 
     @property

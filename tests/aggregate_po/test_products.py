@@ -105,3 +105,11 @@ def test_autocast_is_left_to_pytorch(calls):
     with torch.autocast("cpu", torch.bfloat16):
         assert product(left, right).dtype == torch.bfloat16
     assert calls == [0]
+
+
+@served
+def test_few_rows_are_the_columns_of_the_transposed_product():
+    left, right = matrices(products._FEW, 300, 120)
+    found = product(left, right)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, left @ right, rtol=1e-5, atol=1e-4)
