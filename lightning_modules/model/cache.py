@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, cast
 
 from torch import LongTensor, Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from typing_extensions import override
 
 
 class TokenCache:
@@ -15,14 +18,20 @@ class TokenCache:
 
     Args:
         model: the model that reads the tokens.
+        room: number of tokens to make room for at a time, so that keys and values are copied once in so many tokens;
+            no gradient flows through them then. When 0, they are copied with every read, and gradients flow.
 
     Attributes:
         cache: the cache of transformers.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, room: int = 0) -> None:
         self._model = model
         self.cache = DynamicCache(config=model.config)
+        if room:
+            # Other classes keep a window, or something else besides keys and values.
+            layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+            self.cache.layers = layers
         parameters = inspect.signature(type(model).forward).parameters
         # Models without attention have states only, under another name.
         self._states_only = "cache_params" in parameters and "past_key_values" not in parameters
@@ -47,13 +56,66 @@ class TokenCache:
         self.cache.reorder_cache(cast(LongTensor, rows))
 
     def keys_and_values(self) -> list[Tensor]:
-        """Return the keys and values of all layers that have some, which grow with each token."""
-        return self._of_layers("keys", "values")
+        """Return the keys and values of all layers that have some, with the room for further tokens."""
+        layers = self.cache.layers
+        found = [layer.buffers if isinstance(layer, RoomyLayer) else _keys_and_values(layer) for layer in layers]
+        return _tensors(found)
 
     def states(self) -> list[Tensor]:
         """Return the recurrent states of all layers that have some, whose size does not depend on the tokens."""
-        return self._of_layers("conv_states", "recurrent_states")
+        names = ("conv_states", "recurrent_states")
+        return _tensors([getattr(layer, name, None) for layer in cast(Any, self.cache.layers) for name in names])
 
-    def _of_layers(self, *names: str) -> list[Tensor]:
-        found = [getattr(layer, name, None) for layer in cast(Any, self.cache.layers) for name in names]
-        return [tensor for tensor in tree_leaves(found) if isinstance(tensor, Tensor)]
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer in buffers with room for further tokens; `keys` and `values` are views of those.
+
+    Args:
+        room: number of tokens to make room for at a time.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self.buffers: list[Tensor] = []  # of keys and of values; shape `batch heads time size`
+
+    @override
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        states = [key_states, value_states]
+        if start == 0 or self.buffers[0].shape[-2] < end:
+            # The rows of prompts are repeated next, which makes new buffers.
+            size = math.ceil(end / self._room) * self._room if start else end
+            kept = [buffer[:, :, :start] for buffer in self.buffers]
+            self.buffers = [new.new_empty(*new.shape[:2], size, new.shape[-1]) for new in states]
+            self.is_initialized = True
+            for buffer, old in zip(self.buffers, kept, strict=False):
+                buffer[:, :, :start] = old
+        for buffer, new in zip(self.buffers, states, strict=True):
+            buffer[:, :, start:end] = new
+        return self._viewed(end)
+
+    @override
+    def reorder_cache(self, beam_idx: LongTensor) -> None:
+        length, count = self.get_seq_length(), len(beam_idx)
+        if count <= len(self.buffers[0]):
+            for buffer in self.buffers:
+                buffer[:count, :, :length] = buffer[:, :, :length].index_select(0, beam_idx)
+            self.buffers = [buffer[:count] for buffer in self.buffers]
+        else:
+            self.buffers = [buffer[:, :, :length].index_select(0, beam_idx) for buffer in self.buffers]
+        self._viewed(length)
+
+    def _viewed(self, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[:, :, :length] for buffer in self.buffers)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _keys_and_values(layer: Any) -> list[Tensor | None]:
+    return [getattr(layer, name, None) for name in ("keys", "values")]  # layers with states only have neither
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    return [tensor for tensor in tree_leaves(found) if isinstance(tensor, Tensor)]

@@ -15,6 +15,8 @@ from aggregate_po import PerToken
 from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.model.cache import TokenCache
 
+_ROOM = 64  # tokens
+
 
 class TokenReader(ABC):
     """Reads the tokens of a batch of rows, all rows by the same number.
@@ -49,7 +51,7 @@ class CachedReader(TokenReader):
     @override
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         input_ids, mask = left_padded(prompts, self._model.device)
-        self.cache, self._mask = TokenCache(self._model), mask.long()
+        self.cache, self._mask = TokenCache(self._model, _ROOM), mask.long()
         self._position = self._mask.sum(dim=-1, keepdim=True)
         positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)
         return self.cache.read(input_ids, self._mask, positions, logits_to_keep=1)[:, -1]
