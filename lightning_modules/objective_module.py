@@ -159,14 +159,19 @@ class ObjectiveModule(LightningModule, ABC):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, with the linear learning-rate warm-up and the schedule after it."""
-        optimizer = self.new_optimizer()
+        optimizer = self.new_optimizer(fused=self.fuses_steps(self.trainer.precision))
         schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         self._decay = schedule if isinstance(schedule, Decay) else None
         return self._resumption.noted(optimizer, scheduled(optimizer, self.warmup_steps, schedule))
 
-    def new_optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW or the given optimizer."""
-        adamw = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
+    def fuses_steps(self, precision: str) -> bool:
+        """Return whether the optimizer updates all parameters in one kernel, in a precision of Lightning."""
+        # Lightning clips no gradients of such an optimizer in mixed precision.
+        return self.optimizer is None and "mixed" not in precision
+
+    def new_optimizer(self, fused: bool = False) -> torch.optim.Optimizer:
+        """Return AdamW, fused or not, or the given optimizer."""
+        adamw = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused or None)
         return new_optimizer(list(self.parameters()), self.optimizer or adamw, self.policy.source)
 
     # Evaluation

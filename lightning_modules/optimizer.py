@@ -34,6 +34,10 @@ def new_optimizer(parameters: list[Parameter], make: OptimizerCallable, source: 
     return optimizer
 
 
+# Of a checkpoint: where a fused optimizer keeps its count of steps, another one does not look for it.
+_KEPT = ("params", "fused")
+
+
 class OptimizerSettings:
     """Hyperparameters of a new optimizer and its schedule, to put in force over those of a checkpoint.
 
@@ -43,7 +47,7 @@ class OptimizerSettings:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._groups = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+            {name: value for name, value in group.items() if name not in _KEPT} for group in optimizer.param_groups
         ]
 
     def put_in_force(self, trainer: Trainer) -> None:

@@ -27,6 +27,7 @@ CORE_LAYERS = [
         "extras",
         "histograms",
         "linear_log_probs",
+        "products",
         "scans",
         "weightings",
     ],

@@ -186,7 +186,8 @@ class _Job:
 
     def optimizer(self) -> OptimizerSizes:
         """Return the sizes of the module's optimizer."""
-        return optimizer_sizes(self.module.model, self.module.new_optimizer(), self.settings.on_gpu)
+        fused = self.module.fuses_steps(self.settings.precision)
+        return optimizer_sizes(self.module.model, self.module.new_optimizer(), self.settings.on_gpu, fused)
 
     def passes(self, shape: PassShape) -> PassSizes:
         """Return the sizes of the passes over a micro-batch."""

@@ -45,13 +45,16 @@ def model_sizes(model: PreTrainedModel, autocast: torch.dtype | None = None) -> 
     )
 
 
-def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on_gpu: bool) -> OptimizerSizes:
+def optimizer_sizes(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, on_gpu: bool, fused: bool = False
+) -> OptimizerSizes:
     """Make one step on the meta device, and return the sizes of the optimizer's state and temporaries.
 
     Args:
         model: the model that is optimized.
         optimizer: made of the model's parameters.
         on_gpu: whether the step goes over all parameters at once, as optimizers do by default on a GPU.
+        fused: whether the step is one kernel, which needs no temporaries.
     """
     for group in optimizer.param_groups:
         if on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
@@ -62,7 +65,7 @@ def optimizer_sizes(model: PreTrainedModel, optimizer: torch.optim.Optimizer, on
         optimizer.step()
         temporaries = memory.peak - memory.live
     kept = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-    return OptimizerSizes(state=size_of(kept), step=temporaries)
+    return OptimizerSizes(state=size_of(kept), step=0 if fused else temporaries)
 
 
 @dataclass(frozen=True)

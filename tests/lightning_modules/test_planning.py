@@ -177,6 +177,18 @@ def test_the_state_of_an_optimizer(make, states, steps):
     assert sizes.state == states * model_sizes(model).trained + steps * 4 * len(parameters)
 
 
+def test_a_fused_step_needs_no_temporaries():
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**SMALL), dtype=torch.float32)
+    adamw = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 2, dtype=torch.long)).logits.sum().backward()
+    with LiveMemory() as memory:
+        adamw.step()
+    planned = Description(Qwen2Config(**SMALL)).model()
+    sizes = optimizer_sizes(planned, torch.optim.AdamW(planned.parameters()), on_gpu=False, fused=True)
+    assert sizes.state == pytest.approx(memory.live, rel=0.01)
+    assert sizes.step == pytest.approx(memory.peak - memory.live, abs=0.01 * memory.live)
+
+
 def test_a_gpu_steps_over_all_parameters_at_once():
     model = Description(Qwen2Config(**SMALL, tie_word_embeddings=True)).model()
     one, all_at_once = (

@@ -179,6 +179,21 @@ def test_the_optimizer_is_adamw_with_the_given_numbers(tmp_path, model_folder):
     assert sum(p.numel() for p in optimizer.param_groups[0]["params"]) == module.model.num_parameters()
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-true", True), ("bf16-mixed", None)])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_adamw_is_fused_where_gradients_can_be_clipped_then(tmp_path, model_folder, precision, fused, algorithm):
+    options = {"precision": precision, "gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
+    module = PolicyModule(model_folder, gmpo(), learning_rate=3e-4)
+    optimizer = fitted(tmp_path, model_folder, module=module, **options).trainer.optimizers[0]
+    assert optimizer.param_groups[0]["fused"] is fused
+
+
+def test_another_optimizer_stays_as_it_is(tmp_path, model_folder):
+    module = PolicyModule(model_folder, gmpo(), optimizer=torch.optim.AdamW)
+    optimizer = fitted(tmp_path, model_folder, module=module).trainer.optimizers[0]
+    assert optimizer.param_groups[0]["fused"] is None
+
+
 @pytest.mark.parametrize(
     ("precision", "computed", "stored"),
     [
