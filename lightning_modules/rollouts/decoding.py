@@ -70,10 +70,7 @@ class Decoding:
         log_probs = torch.log_softmax(self.logits if greedy else self.logits / self.sampling.temperature, dim=-1)
         if not greedy and self.sampling.top_p < 1:
             log_probs = nucleus(log_probs, self.sampling.top_p)
-        if greedy:
-            tokens = log_probs.argmax(dim=-1)
-        else:
-            tokens = torch.multinomial(log_probs.exp(), 1, generator=self.generator).squeeze(-1)
+        tokens = log_probs.argmax(dim=-1) if greedy else drawn(log_probs, self.generator)
         tokens = broadcast_sampled_tokens(tokens, self.model)
         self.token_ids[self.rows, time] = tokens
         self.log_probs[self.rows, time] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -105,6 +102,31 @@ class Decoding:
             log_probs=self.log_probs[:, :width].cpu(),
             finished=self.finished.cpu(),
         )
+
+
+def drawn(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a token from each distribution, by the inverse of its cumulative distribution function; shape `batch`.
+
+    That takes one random number for a row, where `torch.multinomial` takes one for each token of the vocabulary.
+
+    Args:
+        log_probs: log-probabilities; shape `batch token`; nats.
+        generator: generator on the device of `log_probs`.
+
+    Raises:
+        FloatingPointError: a log-probability is not a number.
+    """
+    cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.double)
+    total = cumulative[:, -1:]
+    if (~total.isfinite()).any():
+        raise FloatingPointError(
+            "the policy gives logits that are not finite, so no token can be sampled; lower `learning_rate`, or "
+            "inspect the weights of `model_name`."
+        )
+    uniform = torch.rand(len(log_probs), 1, dtype=torch.double, device=log_probs.device, generator=generator)
+    # Rounded to the total, no token would be left, or one of probability 0.
+    place = (uniform * total).minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, place, right=True).squeeze(-1)
 
 
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
