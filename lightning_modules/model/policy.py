@@ -26,10 +26,12 @@ from lightning_modules.model.lora import LoRA, form_of, require_same_form, witho
 from lightning_modules.model.remote_code import remote_code_refused
 from lightning_modules.model.serving import serving_layout
 from lightning_modules.model.sharding import full_weights, is_sharded, shard
+from lightning_modules.model.source import require_model
 from lightning_modules.model.tensor_parallel import parallelize
 from lightning_modules.model.trained import PolicyPass, TrainedPolicy
 
 _Part = TypeVar("_Part")
+register_grouped_attention()  # for all models
 
 
 class ModelSource(Protocol):
@@ -73,7 +75,7 @@ class Policy(TrainedPolicy):
         attn_implementation: str | None = None,
     ) -> None:
         if isinstance(source, str):
-            _require_model(source)
+            require_model(source)
         self.source = source
         self.asked_layout = layout
         self.layout = SharedPrompts() if layout is None else layout
@@ -189,11 +191,7 @@ class Policy(TrainedPolicy):
 
     def _from_pretrained(self, path: str) -> PreTrainedModel:
         with remote_code_refused(self.source):
-            # A configuration with `output_attentions` can be loaded, but not saved.
-            options = {"attn_implementation": self.attn_implementation, "output_attentions": False}
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **options)
-        register_grouped_attention()
-        return with_fast_products(model)
+            return with_fast_products(_model(path, self.attn_implementation))
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -265,6 +263,12 @@ class Policy(TrainedPolicy):
         return log_probs
 
 
+def _model(path: str, attn_implementation: str | None) -> PreTrainedModel:
+    # A configuration with `output_attentions` can be loaded, but not saved.
+    options = {"attn_implementation": attn_implementation, "output_attentions": False}
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **options)
+
+
 def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: object) -> tuple[int, ...]:
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
@@ -278,23 +282,3 @@ def _loaded(part: _Part | None) -> _Part:
     if part is None:
         raise RuntimeError("the policy is not loaded; fit or validate its PolicyModule, or call `configure_model`.")
     return part
-
-
-def _require_model(source: str) -> None:
-    """Check that a path is a folder with a model or with adapters; a hub id is found out when it is loaded."""
-    folder = Path(source)
-    if _is_path(source) and not folder.is_dir():
-        found = "is not a folder; pass one"
-    elif folder.is_dir() and not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-        found = "is a folder without a config.json; pass a folder"
-    else:
-        return
-    raise ValueError(
-        f"`model_name` is {source!r}, which {found} that `from_pretrained` loads, or a hub id such as "
-        "Qwen/Qwen2.5-0.5B."
-    )
-
-
-def _is_path(model_name: str) -> bool:
-    """Return whether the name is a path rather than a hub id, which is `name` or `owner/name`."""
-    return model_name.startswith(("/", ".", "~")) or model_name.count("/") > 1
