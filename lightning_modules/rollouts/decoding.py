@@ -70,7 +70,7 @@ class Decoding:
         log_probs = torch.log_softmax(self.logits if greedy else self.logits / self.sampling.temperature, dim=-1)
         if not greedy and self.sampling.top_p < 1:
             log_probs = nucleus(log_probs, self.sampling.top_p)
-        tokens = log_probs.argmax(dim=-1) if greedy else drawn(log_probs, self.generator)
+        tokens = log_probs.argmax(dim=-1) if greedy else sampled(log_probs, self.generator)
         tokens = broadcast_sampled_tokens(tokens, self.model)
         self.token_ids[self.rows, time] = tokens
         self.log_probs[self.rows, time] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -104,8 +104,8 @@ class Decoding:
         )
 
 
-def drawn(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a token from each distribution, by the inverse of its cumulative distribution function; shape `batch`.
+def sampled(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """Sample a token from each distribution, by the inverse of its cumulative distribution function; shape `batch`.
 
     That takes one random number for a row, where `torch.multinomial` takes one for each token of the vocabulary.
 

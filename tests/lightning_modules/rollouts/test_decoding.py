@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
-from lightning_modules.rollouts.decoding import drawn, nucleus
+from lightning_modules.rollouts.decoding import nucleus, sampled
 from tests.lightning_modules.training import plain_log_probs, plain_logits
 
 PROBABILITIES = torch.tensor([0.1, 0.5, 0.05, 0.3, 0.05], dtype=torch.double)
@@ -79,34 +79,34 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+def test_tokens_are_sampled_as_often_as_their_probabilities_say():
     """A chi-square test, 4 degrees of freedom; tokens of probability 0 lie before, between and after the others."""
     probabilities = torch.tensor([0.0, 0.5, 0.05, 0.0, 0.3, 0.05, 0.1, 0.0])
     count = 40_000
-    counts = torch.bincount(drawn(probabilities.log().expand(count, -1), generator()), minlength=8)
+    counts = torch.bincount(sampled(probabilities.log().expand(count, -1), generator()), minlength=8)
     assert counts[probabilities == 0].tolist() == [0, 0, 0]
     expected = count * probabilities[probabilities > 0]
     assert float(((counts[probabilities > 0] - expected).square() / expected).sum()) < 18.5  # quantile 0.999
 
 
-def test_rare_tokens_of_a_large_vocabulary_are_drawn():
+def test_rare_tokens_of_a_large_vocabulary_are_sampled():
     """Half of the probability lies on tokens of 3e-6 each; sums in float32 would lose a fifth of it."""
     log_probs = torch.log_softmax(torch.cat([torch.tensor([math.log(150_000)]), torch.zeros(150_000)]), dim=-1)
-    tokens = torch.cat([drawn(log_probs.expand(50, -1), generator().manual_seed(seed)) for seed in range(40)])
+    tokens = torch.cat([sampled(log_probs.expand(50, -1), generator().manual_seed(seed)) for seed in range(40)])
     assert int((tokens > 0).sum()) == pytest.approx(1000, abs=90)  # four standard deviations
     halves = [int((tokens[tokens > 0] > place).sum()) for place in (37_500, 75_000, 112_500)]
     assert halves == pytest.approx([750, 500, 250], abs=90)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
-def test_the_ends_of_the_random_numbers_draw_tokens_of_some_probability(monkeypatch, uniform):
+def test_the_ends_of_the_random_numbers_sample_tokens_of_some_probability(monkeypatch, uniform):
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, uniform, dtype=torch.double))
     probabilities = torch.tensor([[0.0, 0.7, 0.3, 0.0], [0.0, 1.0, 0.0, 0.0]])
     expected = [1, 1] if uniform == 0 else [2, 1]
-    assert drawn(probabilities.log(), generator()).tolist() == expected
+    assert sampled(probabilities.log(), generator()).tolist() == expected
 
 
 def test_logits_that_are_not_finite_are_an_error():
     log_probs = torch.log_softmax(torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), dim=-1)
     with pytest.raises(FloatingPointError, match="not finite, so no token can be sampled"):
-        drawn(log_probs, generator())
+        sampled(log_probs, generator())
