@@ -51,12 +51,13 @@ def enumerated(depth: int, used: bool, step_size: float = 0.5) -> list[tuple[flo
         every, mass = [], []
         for arm in range(2):
             probability = logits.softmax(dim=-1)[:, arm]
-            reached = probability > torch.finfo(torch.float64).tiny  # the step divides by it
+            reached = (
+                probability > torch.finfo(torch.float64).tiny
+            )  # else the step overflows; the mass is lost in rounding
             own = logits[reached]
             action = torch.full((len(own),), arm)
             advantage = TWO_ARMS[arm] - baseline(own, TWO_ARMS, used)
-            after = natural_step(own, action, advantage, step_size)
-            every.append(after - after.amax(dim=-1, keepdim=True))  # logits of the order of 1 / probability
+            every.append(natural_step(own, action, advantage, step_size))
             mass.append((weights * probability)[reached])
         logits, weights = torch.cat(every), torch.cat(mass)
         best = logits.softmax(dim=-1)[:, 0]
