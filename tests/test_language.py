@@ -79,6 +79,7 @@ ALLOWED = [
     ("aggregate_po/testing/*", "law", r"laws?|Law|_Law|LawBroken|KeptLaws|_laws"),  # `property` is a builtin
     ("aggregate_po/testing/*", "law", r"aggregate_po\.testing\.laws?|\ba `?law`?\b"),
     ("docs/benchmarks.md", "law", r"power law"),
+    ("docs/notebooks.md", "figure", r"from formula to figure"),  # a title
     ("docs/api/testing.md", "law", r"aggregate_po\.testing\.laws|import law|@law"),
     ("tests/contracts/*", "law", r"law|laws|LAWS"),
     ("aggregate_po/testing/*", "draw", r"draw|DrawFn"),  # names of hypothesis
