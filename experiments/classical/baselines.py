@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.classical.shared.curves import Table, band, moments, plot_panel, points
 from experiments.classical.shared.mdp import random_mdp
-from experiments.classical.shared.softmax import natural_step, sample
+from experiments.classical.shared.softmax import baseline, natural_step, sample
 from experiments.figures.style import panels
 
 SHORT = {"depth": 4, "steps": 60, "runs": 3}
@@ -25,17 +25,14 @@ THREE_ARMS = torch.tensor([1.0, 0.8, 0.0], dtype=torch.float64)
 MANY_ARMS = torch.linspace(0, 1, 20, dtype=torch.float64)
 COMMITTED = 0.01  # probability of the best arm below which a run has committed to others
 PLATEAU = 0.88  # probability of the second best arm at the start
-
-
-def baseline(logits: Tensor, values: Tensor, used: bool) -> Tensor:
-    """Return the expected value of an action, or 0 without a baseline; shape `...`.
-
-    Args:
-        logits: Logits of the policy; shape `... action`.
-        values: Value of each action; shape `... action`.
-        used: Whether there is a baseline.
-    """
-    return (logits.softmax(dim=-1) * values).sum(dim=-1) if used else torch.zeros(logits.shape[:-1]).double()
+TITLES = {
+    "exact": "two arms, exact",
+    "uniform": "20 arms, uniform start",
+    "plateau": "20 arms, 0.88 on the second best",
+    "repeated": "three arms, one repeated",
+    "process": "decision process",
+    "noise": "20 arms, value baseline, noisy rewards",
+}
 
 
 def enumerated(depth: int, used: bool, step_size: float = 0.5) -> list[tuple[float, float]]:
@@ -51,9 +48,7 @@ def enumerated(depth: int, used: bool, step_size: float = 0.5) -> list[tuple[flo
         every, mass = [], []
         for arm in range(2):
             probability = logits.softmax(dim=-1)[:, arm]
-            reached = (
-                probability > torch.finfo(torch.float64).tiny
-            )  # else the step overflows; the mass is lost in rounding
+            reached = probability > 1e-300  # else the step overflows
             own = logits[reached]
             action = torch.full((len(own),), arm)
             advantage = TWO_ARMS[arm] - baseline(own, TWO_ARMS, used)
@@ -140,23 +135,15 @@ def rows(depth: int = 12, steps: int = 100_000, runs: int = 20) -> Table:
 def plot(table: Table) -> Figure:
     """Return the plot of the table."""
     canvas, axes = panels(2, 3, 13, 8)
-    regret = ("step $t$", "regret $V^* - V_t$, median and 10% to 90%")
-    plot_panel(axes[0], table, "exact", ("step $t$", "probability"))
-    plot_panel(axes[1], table, "uniform", regret, ("log", "log"))
-    plot_panel(axes[2], table, "plateau", regret, ("log", "log"))
-    plot_panel(
-        axes[3], table, "repeated", ("step $t$", r"logit $\theta_t$ of the arm that is repeated"), ("log", "log")
-    )
-    plot_panel(axes[4], table, "process", regret, ("log", "log"))
-    plot_panel(axes[5], table, "noise", regret, ("log", "log"))
-    titles = (
-        "two arms, exact",
-        "20 arms, uniform start",
-        "20 arms, 0.88 on the second best",
-        "three arms, one repeated",
-    )
-    for panel, title in zip(axes, (*titles, "decision process", "20 arms, value baseline, noisy rewards"), strict=True):
+    regret, logs = ("step $t$", "regret $V^* - V_t$, median and 10% to 90%"), ("log", "log")
+    for panel, (name, title) in zip(axes, TITLES.items(), strict=True):
+        if name == "exact":
+            plot_panel(panel, table, name, ("step $t$", "probability"))
+        elif name == "repeated":
+            plot_panel(panel, table, name, ("step $t$", r"logit $\theta_t$ of the arm that is repeated"), logs)
+        else:
+            plot_panel(panel, table, name, regret, logs)
+        if name in ("uniform", "plateau", "noise"):
+            panel.set_ylim(bottom=1e-7)
         panel.set_title(title, fontsize=10)
-    for panel in (*axes[1:3], axes[5]):
-        panel.set_ylim(bottom=1e-7)
     return canvas

@@ -53,7 +53,7 @@ class Evaluated:
             policy: Probability of each action; shape `... state action`.
             weight: Weight $\beta$ of the variance.
         """
-        chain = chain_of(process, policy)
+        chain = process.chain(policy)
         identity, ones = torch.eye(chain.shape[-1]).double(), torch.ones_like(chain)
         # The shares solve x (I - P + 1 1^T) = 1^T, since x (I - P) = 0 and they sum to 1.
         system = (identity - chain + ones).transpose(-1, -2)
@@ -69,11 +69,6 @@ class Evaluated:
         return cls(visits, mean, variance, mean - weight * variance, pseudo, potential)
 
 
-def chain_of(process: MDP, policy: Tensor) -> Tensor:
-    """Return the transition probabilities under a policy; shape `... state next`."""
-    return torch.einsum("...sa,san->...sn", policy, process.transitions)
-
-
 def difference(process: MDP, old: Tensor, new: Tensor, weight: float) -> Tensor:
     r"""Return the difference formula, $\pi'^\top [(P' - P) g + f' - f] + \beta (\eta' - \eta)^2$; shape `...`.
 
@@ -84,7 +79,7 @@ def difference(process: MDP, old: Tensor, new: Tensor, weight: float) -> Tensor:
         weight: Weight $\beta$ of the variance.
     """
     at, then = Evaluated.of(process, old, weight), Evaluated.of(process, new, weight)
-    moved = (chain_of(process, new) - chain_of(process, old)) @ at.potential.unsqueeze(-1)
+    moved = (process.chain(new) - process.chain(old)) @ at.potential.unsqueeze(-1)
     paid = ((new - old) * at.pseudo_rewards).sum(dim=-1)
     return (then.visits * (moved.squeeze(-1) + paid)).sum(dim=-1) + weight * (then.mean - at.mean).square()
 

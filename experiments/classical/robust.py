@@ -18,7 +18,7 @@ from torch import Tensor
 from aggregate_po.penalties import K1Penalty, LagrangePenalty
 from experiments.classical.shared.curves import Table, moments, plot_panel, point, points
 from experiments.classical.shared.mdp import MDP
-from experiments.classical.shared.uncertainty import Interval, KLBall, Uncertainty
+from experiments.classical.shared.uncertainty import Interval, KLBall, Uncertainty, kernel_step, worst_values
 from experiments.figures.style import panels
 
 SHORT = {"steps": 30, "radii": (0.05,)}
@@ -50,29 +50,6 @@ class Method:
     temperature: float = ENTROPY
 
 
-def worst_values(uncertainty: Uncertainty, policy: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of the worst kernel and that kernel, by policy iteration of the one who chooses it.
-
-    Args:
-        uncertainty: Set of the kernels.
-        policy: Policy; shape `... state action`.
-        costs: Costs; shape `state action`.
-    """
-    process = NOMINAL
-    for _ in range(5):
-        values = process.values(policy, costs)
-        kernel = uncertainty.worst(NOMINAL.transitions.expand(*policy.shape, -1), values[..., None, None, :])
-        process = replace(NOMINAL, transitions=kernel)
-    return process.values(policy, costs), kernel
-
-
-def kernel_step(uncertainty: Uncertainty, kernel: Tensor, policy: Tensor, costs: Tensor, step_size: float) -> Tensor:
-    """Return the kernel after a step of mirror ascent on the costs of the next states."""
-    values = NOMINAL.discount * replace(NOMINAL, transitions=kernel).values(policy, costs)
-    raised = kernel * (step_size * (values - values.mean())).exp()
-    return uncertainty.project(NOMINAL.transitions, raised / raised.sum(dim=-1, keepdim=True))
-
-
 def optimize(method: Method, steps: int) -> tuple[list[Tensor], list[float]]:
     """Return the policies and the multipliers after each step.
 
@@ -92,7 +69,7 @@ def optimize(method: Method, steps: int) -> tuple[list[Tensor], list[float]]:
         if method.constrained:
             dual.adapt(process.expected(process.values(policy, BROKEN)).item())
         if method.uncertainty is not None:
-            kernel = kernel_step(method.uncertainty, kernel, policy, costs, KERNEL_STEP)
+            kernel = kernel_step(NOMINAL, method.uncertainty, kernel, policy, costs, KERNEL_STEP)
         policies.append(logits.softmax(dim=-1))
         multipliers.append(dual.multiplier)
     return policies, multipliers
@@ -101,7 +78,8 @@ def optimize(method: Method, steps: int) -> tuple[list[Tensor], list[float]]:
 def worst_cases(uncertainty: Uncertainty, policies: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the worst cost of each policy and the worst violation, each under a kernel of its own; shape `policy`."""
     stacked = torch.stack(policies)
-    return tuple(NOMINAL.expected(worst_values(uncertainty, stacked, costs)[0]) for costs in (NOMINAL.rewards, BROKEN))
+    cost, violation = (worst_values(NOMINAL, uncertainty, stacked, costs)[0] for costs in (NOMINAL.rewards, BROKEN))
+    return NOMINAL.expected(cost), NOMINAL.expected(violation)
 
 
 def rows(steps: int = 1_500, radii: tuple[float, ...] = (0.005, 0.01, 0.02, 0.03, 0.05)) -> Table:

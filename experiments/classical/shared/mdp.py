@@ -44,6 +44,10 @@ class MDP:
         if not 0 <= self.discount < 1:
             raise ValueError(f"`discount` is {self.discount}; pass a number from 0 to below 1.")
 
+    def chain(self, policy: Tensor) -> Tensor:
+        """Return the transition probabilities under a policy; shape `... state next`."""
+        return torch.einsum("...sa,...san->...sn", policy, self.transitions)
+
     def values(self, policy: Tensor, rewards: Tensor | None = None) -> Tensor:
         r"""Return the value $V$ of each state under a policy; shape `... state`.
 
@@ -90,8 +94,7 @@ class MDP:
             best = values.argmax(dim=-1)
 
     def _resolvent(self, policy: Tensor) -> Tensor:
-        chain = torch.einsum("...sa,...san->...sn", policy, self.transitions)
-        return torch.eye(len(self.start), dtype=chain.dtype) - self.discount * chain
+        return torch.eye(len(self.start), dtype=policy.dtype) - self.discount * self.chain(policy)
 
 
 def one_hot(actions: Tensor, count: int) -> Tensor:

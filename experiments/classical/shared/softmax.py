@@ -20,6 +20,17 @@ def log_complement(logits: Tensor, action: int) -> Tensor:
     return others.logsumexp(dim=-1) - logits.logsumexp(dim=-1)
 
 
+def baseline(logits: Tensor, values: Tensor, used: bool) -> Tensor:
+    """Return the expected value of an action, or 0 without a baseline; shape `...`.
+
+    Args:
+        logits: Logits of the policy; shape `... action`.
+        values: Value of each action; shape `... action`.
+        used: Whether there is a baseline.
+    """
+    return (logits.softmax(dim=-1) * values).sum(dim=-1) if used else torch.zeros(logits.shape[:-1]).double()
+
+
 def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Return an action of each policy; shape `...`.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from experiments.classical.shared.mdp import MDP
 
 _HALVINGS = 45
 _SMALLEST = 30.0  # logarithm of the largest tilt over the smallest
@@ -101,3 +103,41 @@ class Interval(Uncertainty):
 
     def _ends(self, nominal: Tensor) -> tuple[Tensor, Tensor]:
         return (nominal - self.radius).clamp(min=0), (nominal + self.radius).clamp(max=1)
+
+
+def worst_values(
+    nominal: MDP, uncertainty: Uncertainty, policy: Tensor, costs: Tensor, iterations: int = 5
+) -> tuple[Tensor, Tensor]:
+    """Return the values of the worst kernel and that kernel, by policy iteration of the one who chooses it.
+
+    Args:
+        nominal: Process with the nominal kernel.
+        uncertainty: Set of the kernels.
+        policy: Policy; shape `... state action`.
+        costs: Costs; shape `state action`.
+        iterations: Number of iterations.
+    """
+    process = nominal
+    for _ in range(iterations):
+        values = process.values(policy, costs)
+        kernel = uncertainty.worst(nominal.transitions.expand(*policy.shape, -1), values[..., None, None, :])
+        process = replace(nominal, transitions=kernel)
+    return process.values(policy, costs), process.transitions
+
+
+def kernel_step(
+    nominal: MDP, uncertainty: Uncertainty, kernel: Tensor, policy: Tensor, costs: Tensor, step_size: float
+) -> Tensor:
+    """Return the kernel after a step of mirror ascent on the costs of the next states.
+
+    Args:
+        nominal: Process with the nominal kernel.
+        uncertainty: Set of the kernels, to which the step is projected.
+        kernel: Present kernel; shape `state action next`.
+        policy: Policy; shape `state action`.
+        costs: Costs; shape `state action`.
+        step_size: Step size.
+    """
+    values = nominal.discount * replace(nominal, transitions=kernel).values(policy, costs)
+    raised = kernel * (step_size * (values - values.mean())).exp()
+    return uncertainty.project(nominal.transitions, raised / raised.sum(dim=-1, keepdim=True))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.classical.mean_variance import Evaluated, chain_of, deterministic, difference, improved
+from experiments.classical.mean_variance import Evaluated, deterministic, difference, improved
 from experiments.classical.shared.mdp import MDP, one_hot, random_mdp
 
 seeds, weights = st.integers(0, 10_000), st.floats(0, 5)
@@ -50,7 +50,7 @@ def test_no_random_policy_is_better_than_the_best_deterministic_one(seed, weight
 
 def test_long_run_shares_mean_variance_and_potential_are_those_of_a_long_run():
     process, policy = random_mdp(3, 2, 0.0, 0), random_policy(3, 2, 0)
-    at, chain = Evaluated.of(process, policy, 0.7), chain_of(process, policy)
+    at, chain = Evaluated.of(process, policy, 0.7), process.chain(policy)
     many = torch.linalg.matrix_power(chain, 200)
     torch.testing.assert_close(at.visits, many[0])
     frequency = many[0].unsqueeze(-1) * policy

@@ -9,12 +9,10 @@ from experiments.classical.robust import (
     BROKEN,
     NOMINAL,
     Method,
-    kernel_step,
     optimize,
     worst_cases,
-    worst_values,
 )
-from experiments.classical.shared.uncertainty import Interval, KLBall, divergence
+from experiments.classical.shared.uncertainty import Interval, KLBall, divergence, kernel_step, worst_values
 
 seeds, radii = st.integers(0, 1_000), st.sampled_from([0.01, 0.05, 0.3])
 
@@ -74,13 +72,13 @@ def test_projections_are_the_closest_of_a_grid_and_leave_what_is_inside(seed, ra
 @pytest.mark.parametrize("uncertainty", [KLBall(0.02), Interval(0.05)], ids=["kl", "interval"])
 def test_mirror_ascent_of_the_kernel_reaches_the_worst_case(uncertainty):
     policy = torch.tensor([[0.6, 0.4], [0.2, 0.8]], dtype=torch.float64)
-    values, kernel = worst_values(uncertainty, policy, NOMINAL.rewards)
+    values, kernel = worst_values(NOMINAL, uncertainty, policy, NOMINAL.rewards)
     # The fixed point of the robust backup.
     backup = (policy * (NOMINAL.rewards + 0.9 * uncertainty.worst(NOMINAL.transitions, values) @ values)).sum(dim=-1)
     torch.testing.assert_close(backup, values, atol=1e-9, rtol=0)
     moved = NOMINAL.transitions
     for _ in range(300):
-        moved = kernel_step(uncertainty, moved, policy, NOMINAL.rewards, 0.3)
+        moved = kernel_step(NOMINAL, uncertainty, moved, policy, NOMINAL.rewards, 0.3)
     torch.testing.assert_close(moved, kernel, atol=1e-4, rtol=0)
 
 
