@@ -32,12 +32,12 @@ def steps(rewards, terminated, ended):
 
 def test_advantages_by_hand():
     """Discount 0.9 and decay 0.5. The second step is the last of the task, and the fourth that of its time."""
-    step = steps([1.0, 2.0, 3.0, 4.0], [False, True, False, False], [False, True, False, True])
-    values, following = column(10.0, 20.0, 30.0, 40.0), column(20.0, 99.0, 40.0, 50.0)
+    step = steps([1.0, 2.0, 3.0, 4.0, 5.0], [False, True, False, False, False], [False, True, False, True, False])
+    values, following = column(10.0, 20.0, 30.0, 40.0, 50.0), column(20.0, 99.0, 40.0, 50.0, 60.0)
     found = generalized_advantages(step, values, following, 0.9, 0.5)
-    errors = [1 + 0.9 * 20 - 10, 2 - 20, 3 + 0.9 * 40 - 30, 4 + 0.9 * 50 - 40]
-    assert errors == [9, -18, 9, 9]
-    expected = column(9 + 0.45 * -18, -18.0, 9 + 0.45 * 9, 9.0)
+    errors = [1 + 0.9 * 20 - 10, 2 - 20, 3 + 0.9 * 40 - 30, 4 + 0.9 * 50 - 40, 5 + 0.9 * 60 - 50]
+    assert errors == [9, -18, 9, 9, 9]
+    expected = column(9 + 0.45 * -18, -18.0, 9 + 0.45 * 9, 9.0, 9.0)
     torch.testing.assert_close(found, expected)
 
 

@@ -84,3 +84,12 @@ def test_a_replay_has_the_steps_of_the_task_alone():
     turned = torch.atan2(last.states[:, 1], last.states[:, 0]) + 0.05 * last.next_states[:, 2]
     torch.testing.assert_close(turned.cos(), last.next_states[:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(turned.sin(), last.next_states[:, 1], atol=1e-5, rtol=0)
+
+
+def test_a_replay_keeps_the_rows_that_count():
+    environments = Environments("Pendulum-v1", 3, seed=0)
+    replay = Replay(environments, module().policy, steps=6, random_steps=6, batch_size=64, updates=1)
+    step = transitions([1.0, 2.0, 3.0], [False, False, False])
+    replay._keep(step._replace(counts=torch.tensor([False, True, True])))
+    assert (replay.taken, replay._seen) == (3, 2)
+    assert replay._table.rewards[:2].tolist() == [2, 3]
