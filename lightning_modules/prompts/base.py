@@ -20,6 +20,7 @@ class PromptDataset(Sequence[Example], ABC):
     Subclass requirements:
 
     - Implement `__len__` and `__getitem__`. The same index must give the same example on every rank and after a resume.
+      In typed code annotate `(self, index: Any) -> Any`: the type of a sequence has slices, too.
     - Do not shuffle. `RolloutDataModule` permutes the examples in each pass, by its seed.
     - May override `location`, so that errors name the line of a file.
     - Constructor arguments become options of the command line, so annotate and document them.

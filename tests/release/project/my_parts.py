@@ -1,12 +1,25 @@
-"""A mean, a recipe and a reward of a user's own."""
+"""A mean, a transform, an estimator, a recipe, a reward and a data set of a user's own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po import PerCompletion, PessimisticClip, PolicyObjective, TokenAggregator, TokenRatios, masked_logsumexp
+from aggregate_po import (
+    AdvantageEstimator,
+    GroupedRewards,
+    PerCompletion,
+    PessimisticClip,
+    PolicyObjective,
+    RatioTransform,
+    TokenAggregator,
+    TokenRatios,
+    masked_logsumexp,
+)
+from lightning_modules import PromptDataset
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,34 @@ class LehmerMean(TokenAggregator):
     def log_aggregate(self, tokens: TokenRatios) -> PerCompletion:
         x, mask = tokens.log_ratio, tokens.response_mask
         return masked_logsumexp(self.order * x, mask) - masked_logsumexp((self.order - 1) * x, mask)
+
+
+class Tanh(RatioTransform):
+    """Smooth bound on the log ratio."""
+
+    @override
+    def __call__(self, ratios: TokenRatios) -> Tensor:
+        return torch.tanh(ratios.log_ratio)
+
+
+class Signs(AdvantageEstimator):
+    """Advantages without a scale."""
+
+    @override
+    def __call__(self, step: GroupedRewards) -> PerCompletion:
+        return (step.rewards - step.rewards.mean()).sign()
+
+
+class Doubles(PromptDataset):
+    """Doubles of small numbers."""
+
+    @override
+    def __len__(self) -> int:
+        return 8
+
+    @override
+    def __getitem__(self, index: Any) -> Any:
+        return {"prompt": f"{index}+{index}=", "answer": str(2 * index)}
 
 
 def lehmer_po(order: float = 2.0, log_clip: float = 0.4) -> PolicyObjective:

@@ -2,7 +2,7 @@
 
 import torch
 from lightning import Trainer
-from my_parts import LehmerMean, even_digits, lehmer_po
+from my_parts import Doubles, LehmerMean, Signs, Tanh, even_digits, lehmer_po
 from torch import Tensor
 
 from aggregate_po import (
@@ -18,7 +18,6 @@ from aggregate_po import (
     effective_sample_size,
     objective_of,
 )
-from aggregate_po.advantages import GroupCentered
 from aggregate_po.recipes import gmpo, grpo
 from aggregate_po.transforms import SigmoidGate
 from lightning_modules import LinearDecay, PolicyModule, RolloutDataModule, RunReport
@@ -37,7 +36,7 @@ def compared(log_probs: Tensor) -> dict[str, GradientWeights]:
         "geometric": gmpo(log_clip=0.4),
         "arithmetic": grpo(),
         "adaptive": PolicyObjective(PowerMean(ESSMatching()), PessimisticClip(0.2, 0.3), normalizer=TokenMean()),
-        "gated": PolicyObjective(LehmerMean(), Chain([SigmoidGate()]), penalties=[EntropyBonus(0.01)]),
+        "gated": PolicyObjective(LehmerMean(), Chain([Tanh(), SigmoidGate()]), penalties=[EntropyBonus(0.01)]),
     }
     return {name: objective.gradient_weights(log_probs, batch) for name, objective in objectives.items()}
 
@@ -48,11 +47,11 @@ def trained(folder: str) -> PolicyModule:
         AdditionWarmStart(steps=2), objective=lehmer_po(), learning_rate=1e-3, lr_scheduler=LinearDecay
     )
     data = RolloutDataModule(
-        dataset=[{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+3=", "answer": "5"}],
+        dataset=Doubles(),
         validation=[{"prompt": "4+4=", "answer": "8"}],
         reward=even_digits,
         rollouts=TransformersEngine(),
-        advantages=GroupCentered(),
+        advantages=Signs(),
         group_size=4,
         prompts_per_rollout=2,
         max_completion_length=8,
