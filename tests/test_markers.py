@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MARKERS, TESTS
-from tests.peers import INSTALL, require_peers
+from tests.peers import INSTALL, environment_with, require_peers
 
 ROOT = TESTS.parent
 
@@ -46,6 +46,13 @@ def test_a_missing_peer_fails_where_all_are_required(name, absent, monkeypatch):
     monkeypatch.setenv("REQUIRE_PEERS", "1")
     with pytest.raises(pytest.fail.Exception, match=f"peer not installed: {name}"):
         require_peers(name)
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_a_version_in_a_folder_of_its_own_may_be_missing_too(required, outcome, monkeypatch):
+    monkeypatch.setenv("REQUIRE_PEERS", required)
+    with pytest.raises(outcome, match="peer not installed: none of tests/parity/apart; to install it: sh "):
+        environment_with("none")
 
 
 WITHOUT_VERL = """
