@@ -70,8 +70,7 @@ def installed(distributions, tmp_path_factory):
     ran(*pip, "torch", "einops", folder=folder)
     core = ran(folder / "environment" / "bin" / "python", "-c", CORE, folder=folder)
     ran(*pip, distributions[1], folder=folder)
-    yield folder / "environment" / "bin", core
-    shutil.rmtree(folder)  # a gigabyte, which pytest would keep
+    return folder / "environment" / "bin", core
 
 
 @pytest.fixture
