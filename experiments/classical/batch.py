@@ -135,8 +135,8 @@ def plot(table: Table) -> Figure:
     """Return the plot of the table."""
     canvas, (value, claimed) = panels(1, 2, 11, 4.5)
     threshold = "threshold $b$ (share of the data), fitted Q iteration at 0"
-    plot_panel(value, table, "value", (threshold, "value of the policy, median and 10% to 90%"))
-    plot_panel(claimed, table, "claimed", (threshold, "claimed minus true value of MBS-QI"))
+    plot_panel(value, table, "value", (threshold, "value (discounted reward), median and 10% to 90%"))
+    plot_panel(claimed, table, "claimed", (threshold, "claimed minus true value (discounted reward)"))
     for panel in (value, claimed):
         panel.set_xscale("symlog", linthresh=0.001)
         panel.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"])

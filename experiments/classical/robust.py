@@ -128,7 +128,7 @@ def plot(table: Table) -> Figure:
     plot_panel(
         axes[1], table, "multiplier", ("step", r"multiplier, distance $|\lambda - \lambda^*|$"), ("linear", "log")
     )
-    plot_panel(axes[2], table, "average", ("step", "size of the worst violation, no entropy"), ("log", "log"))
+    plot_panel(axes[2], table, "average", ("step", "size of $V^d$, no entropy (discounted steps)"), ("log", "log"))
     plot_panel(axes[3], table, "KLBall violation", (r"radius $\kappa$ of the KL ball (nats)", violation))
     plot_panel(axes[4], table, "Interval violation", (r"half width $\delta$ of the interval", violation))
     plot_panel(axes[5], table, "KLBall cost", (r"radius $\kappa$ of the KL ball (nats)", cost))

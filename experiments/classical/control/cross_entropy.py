@@ -29,7 +29,7 @@ class CrossEntropy:
     Raises:
         ValueError: there are fewer candidates than elites, or fewer than two elites.
 
-    Reference: Zhang et al. on cross-entropy policy optimization, arXiv:2112.11115.
+    Reference: Shi and Singh, arXiv:2112.11115.
     """
 
     iterations: int = 10

@@ -90,6 +90,36 @@ def test_numbers_of_the_page_are_those_of_the_tables():
     assert f"costs {costs[0]} in the worst case instead of {costs[1]}" in text
 
 
+def test_returns_of_cross_entropy_on_the_page_are_those_of_the_table_to_its_end():
+    text = PAGE.replace("\N{MINUS SIGN}", "-")
+    names = ("SAC", "SAC-CEPO", "SAC-CEPO, shared elites")
+    for steps in (7_000, 9_000, 10_000):
+        returns = [f"{value('sac_cepo', 'return', name, steps):.0f}" for name in names]
+        assert f"{returns[0]}, {returns[1]} and {returns[2]}" in text
+    last = [row for row in rows_of("sac_cepo") if row["panel"] == "return"][-1]
+    assert (float(last["x"]), last["curve"]) == (10_000, names[-1])
+    assert f"is still at {value('sac_cepo', 'bandit', names[-1], -0.9):.2f} after" in text
+    ends = [float(row["y"]) for row in rows_of("sac_cepo") if row["curve"] == names[1] and row["panel"] == "bandit"]
+    assert ends == pytest.approx([0.45] * 19, abs=0.035)
+
+
+def test_the_share_of_data_sets_with_the_best_policy_is_that_of_the_page():
+    batch = classical.experiment("batch")
+    for size, share in ((50, "88% of the data sets of 50"), (500, "all of those of 500")):
+        true, _ = batch.outcome(batch.q_iteration(batch.Data(size, 200), 0.02))
+        found = float((true > value("batch", "value", "best policy") - 1e-4).double().mean())
+        assert share.startswith("all" if found == 1 else f"{found:.0%}")
+        assert share in PAGE
+
+
+@pytest.mark.parametrize(("name", "unit"), [("robust", "discounted"), ("batch", "discounted reward")])
+def test_values_and_costs_have_their_unit(name, unit):
+    numbers = ("x", "y", "low", "high")
+    table = [row | {column: float(row[column] or "nan") for column in numbers} for row in rows_of(name)]
+    labels = [axes.get_ylabel() for axes in classical.experiment(name).plot(table).axes]
+    assert [label for label in labels if f"({unit}" not in label and "multiplier" not in label] == []
+
+
 def test_experiments_are_found_by_their_files_and_unknown_ones_refused(tmp_path, capsys, monkeypatch):
     assert "committal" in classical.names()
     assert not {"shared", "__main__"} & set(classical.names())
