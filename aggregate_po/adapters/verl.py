@@ -99,7 +99,7 @@ def policy_loss(
         TypeError: `policy_loss` of the configuration has another class.
         ValueError: totals are missing, or a part has no definition for the advantages or the weights.
     """
-    settings = config.policy_loss
+    settings = getattr(config, "policy_loss", None)
     if not isinstance(settings, ObjectiveLossConfig):
         raise TypeError(
             f"`actor.policy_loss` is a {type(settings).__name__}; set its `_target_` to "
@@ -147,7 +147,13 @@ def _correction(weights: PerToken | None, mask: PerToken, form: str) -> Correcti
     if weights is None:
         return CorrectionWeights()
     if form == "sequence":
-        return CorrectionWeights(log_sequence=first(weights, mask).log())
+        of_first = first(weights, mask)
+        if (mask & (weights != of_first.unsqueeze(1))).any():
+            raise ValueError(
+                "`rollout_is_weights` differ within a completion, but `correction` is 'sequence'; pass 'token', or set "
+                "`algorithm.rollout_correction.rollout_is` to sequence."
+            )
+        return CorrectionWeights(log_sequence=of_first.log())
     kept = weights > 0
     return CorrectionWeights(log_token=torch.where(kept, weights, 1).log(), kept=kept | ~mask)
 

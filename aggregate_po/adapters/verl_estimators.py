@@ -64,8 +64,13 @@ def register_estimator(name: str, estimator: AdvantageEstimator) -> None:
 
     @register_adv_est(name)
     def compute(
-        token_level_rewards: PerToken, response_mask: PerToken, index: Sequence[Hashable], **_: Any
+        token_level_rewards: PerToken, response_mask: PerToken, index: Sequence[Hashable], config: Any = None, **_: Any
     ) -> tuple[PerToken, PerToken]:
+        if not getattr(config, "norm_adv_by_std_in_grpo", True):
+            raise ValueError(
+                f"`algorithm.norm_adv_by_std_in_grpo` is False, but {name!r} does not read it; leave it at True, and "
+                "choose an estimator that does not divide, such as GroupCentered."
+            )
         found = advantages_of(estimator, token_level_rewards, response_mask, index)
         return found, found
 

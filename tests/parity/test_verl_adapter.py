@@ -16,6 +16,7 @@ from tests.peers import require_peers
 
 require_peers("verl")
 
+from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn, get_policy_loss_fn
 from verl.workers.config import ActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
@@ -147,6 +148,15 @@ def test_weights_per_completion_multiply_its_value():
         adapted(STEP.log_probs, STEP.batch, gspo(), weights)
 
 
+def test_weights_that_differ_within_a_completion_are_not_of_completions():
+    weights = torch.where(STEP.batch.response_mask, 2.0, 0.0).double()
+    adapted(STEP.log_probs, STEP.batch, gmpo(), weights, "sequence")  # padding does not count
+    row = int(STEP.batch.response_mask.sum(dim=1).argmax())
+    weights[row, STEP.batch.response_mask[row].nonzero()[-1]] = 1.9
+    with pytest.raises(ValueError, match=r"differ within a completion, but `correction` is 'sequence'; pass 'token'"):
+        adapted(STEP.log_probs, STEP.batch, gmpo(), weights, "sequence")
+
+
 def test_metrics_are_plain_numbers_by_the_names_of_the_library():
     _, metrics = adapted(STEP.log_probs, STEP.batch, gmpo())
     assert all(type(value) is float for value in metrics.values())
@@ -195,6 +205,8 @@ def test_a_loss_without_totals_or_configuration_is_refused():
         loss(*arguments, STEP.batch.response_mask, config=configuration(ObjectiveLossConfig(), empty))
     with pytest.raises(TypeError, match=r"set its `_target_` to aggregate_po.adapters.verl.ObjectiveLossConfig"):
         loss(*arguments, STEP.batch.response_mask, config=configuration(PolicyLossConfig(), STEP.batch.totals))
+    with pytest.raises(TypeError, match=r"`actor.policy_loss` is a NoneType; set its `_target_`"):
+        loss(*arguments, STEP.batch.response_mask)
 
 
 def jagged(table, lengths):
@@ -270,6 +282,15 @@ def test_estimators_are_registered_by_their_names():
     rewards, mask = rollout()
     found, _ = get_adv_estimator_fn("mine")(token_level_rewards=rewards, response_mask=mask, index=UIDS)
     assert torch.equal(found, advantages_of(GroupNormalized(delta=1.0), rewards, mask, UIDS))
+
+
+def test_the_option_of_verls_own_estimator_is_refused():
+    rewards, mask = rollout()
+    estimate = get_adv_estimator_fn("aggregate_po.GroupNormalized")
+    estimate(token_level_rewards=rewards, response_mask=mask, index=UIDS, config=AlgoConfig())
+    config = AlgoConfig(norm_adv_by_std_in_grpo=False)
+    with pytest.raises(ValueError, match=r"`algorithm.norm_adv_by_std_in_grpo` is False.*leave it at True"):
+        estimate(token_level_rewards=rewards, response_mask=mask, index=UIDS, config=config)
 
 
 def test_groups_of_different_sizes_are_named():
