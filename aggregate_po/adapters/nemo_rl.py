@@ -23,9 +23,9 @@ _ALLOWED = ("token_level_loss", "force_on_policy_ratio", "reference_policy_kl_ty
 class ObjectiveLossFn(ClippedPGLossFn):
     """NeMo RL's `ClippedPGLossFn` with an objective in place of its loss, and with all its metrics.
 
-    `force_on_policy_ratio` keeps its meaning. `token_level_loss` must be True if the normalizer divides by tokens, else
-    False. All other options of the loss must keep their defaults, except `reference_policy_kl_penalty`, which must
-    be 0.
+    `force_on_policy_ratio` keeps its meaning, and `reference_policy_kl_type` is that of NeMo RL's metrics of the
+    sampler. `token_level_loss` must be True if the normalizer divides by tokens, else False. All other options of the
+    loss must keep their defaults, except `reference_policy_kl_penalty`, which must be 0.
 
     Args:
         cfg: A `ClippedPGLossConfig`.
@@ -93,6 +93,12 @@ class ObjectiveLossFn(ClippedPGLossFn):
     def _reference(self, data: Any, mask: PerToken) -> PerToken | None:
         if not self.objective.needs_reference:
             return None
+        if data.get("curr_logprobs_keep_mask") is not None:
+            raise ValueError(
+                f"`objective` is {self.objective!r}, whose penalty reads a reference, but the sampling parameters "
+                "filter the tokens of the policy and not of the reference; set `top_p` to 1 and `top_k` to null, or "
+                "leave the penalty out."
+            )
         found: PerToken = data["reference_policy_logprobs"][:, 1:]
         if mask.any() and not found[mask].any():
             raise ValueError(

@@ -13,12 +13,13 @@ import torch
 
 from aggregate_po import ConstantLength, PolicyObjective, SequenceMean, TokenMean
 from aggregate_po.normalizers import LengthWeighted
-from aggregate_po.recipes import ctpo, gmpo, grpo, gspo, pmpo, tic_grpo
+from aggregate_po.recipes import apmpo, ctpo, gmpo, grpo, gspo, holder_po, pmpo, real, tic_grpo
 from tests.parity.cases import CASES, assert_close, differentiate
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "other-trainers.md"
 BLOCK = re.compile(r'^```py title="(\w+)\.py"\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-SCRIPTS = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+TEXT = PAGE.read_text(encoding="utf-8")
+SCRIPTS = dict(BLOCK.findall(TEXT))
 STEP = CASES["across the clip"]
 OBJECTIVES = {
     "grpo": grpo(),
@@ -172,6 +173,27 @@ def test_prime_rl_of_a_completion_without_a_token(prime):
     empty = LossInputs(log_probs, torch.zeros(3), None, torch.ones(3), torch.zeros(3).bool())
     assert prime["objective_loss"](empty).loss == 0
     assert repr(prime["OBJECTIVE"]) == repr(with_normalizer(gmpo(), TokenMean()))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [(holder_po(), "`totals.progress` is None"), (apmpo(), "`totals.reward_mean` is None"), (real(), "group")],
+    ids=["progress", "rewards", "groups"],
+)
+def test_what_both_trainers_do_not_pass_is_an_error(skyrl, prime, objective, message):
+    """The table says so of both; penalties that adapt would not be noticed, and the page says that."""
+    log_probs, batch = STEP.log_probs, STEP.batch
+    skyrl["OBJECTIVE"] = with_normalizer(objective, LengthWeighted())
+    prime["OBJECTIVE"] = with_normalizer(objective, TokenMean())
+    with pytest.raises(ValueError, match=message):
+        skyrl["objective_loss"](log_probs, batch.old_log_probs, reduced("token_mean"), None, batch.response_mask)
+    one = LossInputs(log_probs[0], batch.old_log_probs[0], None, torch.ones_like(log_probs[0]), batch.response_mask[0])
+    with pytest.raises(ValueError, match=message):
+        prime["objective_loss"](one)
+    rows = {line.split("](")[0].strip("| ["): line for line in TEXT.splitlines() if line.startswith("| [")}
+    assert "without penalties, progress or rewards" in rows["SkyRL"]
+    assert "without progress, rewards, or penalties that adapt" in rows["prime-rl"]
+    assert "Objectives of a group" in TEXT
 
 
 def test_the_page_has_no_other_scripts():

@@ -182,6 +182,13 @@ def test_a_reference_that_was_skipped_is_an_error(adapter):
         function(STEP.log_probs, data, *counts(STEP.batch))
 
 
+def test_a_reference_beside_filtered_tokens_is_an_error(adapter):
+    data = data_of(STEP.batch) | {"curr_logprobs_keep_mask": torch.ones_like(STEP.log_probs)}
+    function = adapter(config(), gmpo(penalties=[K3Penalty(0.1)]))
+    with pytest.raises(ValueError, match=r"K3Penalty.*whose penalty reads a reference, but.*set `top_p` to 1"):
+        function(STEP.log_probs, data, *counts(STEP.batch))
+
+
 def test_metrics_are_those_of_nemo_rl(adapter):
     loss, metrics = adapter(config(), gmpo())(STEP.log_probs, data_of(STEP.batch), *counts(STEP.batch))
     assert metrics == {"loss": loss.item(), "num_valid_samples": 6, "token_mult_prob_error": 1.0}
