@@ -36,8 +36,8 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
     whole optimizer step: its totals are counted over all processes and accumulated micro-batches. Options of
     `GRPOConfig` that the loss of TRL reads keep their meaning or are refused by name:
 
-    - `beta` adds a KL penalty with the reduction of the objective, weighted by the token's ratio as in TRL unless
-      `use_bias_correction_kl=False`;
+    - `beta` adds a KL penalty with the reduction of the objective, weighted by the token's ratio unless
+      `use_bias_correction_kl=False`; TRL has the completion's ratio where its loss has that;
     - `entropy_coef`, also with `use_adaptive_entropy`, adds the mean entropy over the tokens of the step;
     - `top_entropy_quantile` masks all other tokens, and the `vllm_importance_sampling_...` options correct for the
       sampler;
@@ -102,10 +102,11 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
         by_function = super()._calculate_rewards(*arguments, **options)
         rewards = (by_function * self.reward_weights.to(by_function.device)).nansum(dim=1).double()
         scored = rewards[~by_function.isnan().all(dim=1)]
-        self._reward_statistics[self._mode] = {
-            "reward_mean": float(scored.mean()),
-            "reward_std": float(scored.std(correction=0)),
-        }
+        if len(scored):  # else those of the last generation stay, since there is no mean of none
+            self._reward_statistics[self._mode] = {
+                "reward_mean": float(scored.mean()),
+                "reward_std": float(scored.std(correction=0)),
+            }
         return by_function
 
     @override

@@ -207,6 +207,16 @@ def test_beta_and_tool_mask(tiny_model, tmp_path, kind):
         assert_equal(found[name])
 
 
+def test_trl_weights_the_divergence_by_the_ratio_of_the_completion_where_its_loss_has_that_ratio(tiny_model, tmp_path):
+    """Here the penalty is a function of tokens under any objective, so only the unweighted one is equal."""
+    for kind, options in KL.items():
+        found = differences(tiny_model, tmp_path / kind, {"gspo": PAIRS["gspo"]}, beta=1.0, **options)
+        if kind == "plain":
+            assert_equal(found["gspo"])
+        else:
+            assert max(error for _, error in found["gspo"]) > 0.02
+
+
 def test_adapters_of_peft(tiny_model, tmp_path):
     pairs = {name: PAIRS[name] for name in ("grpo", "gspo")}
     adapters = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -346,6 +356,25 @@ def test_four_real_steps(tiny_model, tmp_path, name):
     assert rows[0]["ratio/mean"] == pytest.approx(1, abs=1e-5)
     assert rows[1]["ratio/max"] > 1
     assert ("exponent/mean" in rows[0]) == (name in ("pmpo", "by the reward", "by the progress"))
+
+
+def test_a_generation_without_a_single_reward_leaves_those_of_the_last(tiny_model, tmp_path):
+    """The mean of no rewards would make the exponent of a rule NaN."""
+    scores, seen = iter([[1.0, 0.0] * 4, [None] * 8]), []
+
+    class Recorded(ObjectiveGRPOTrainer):
+        def _totals(self, mask):
+            seen.append(super()._totals(mask))
+            return seen[-1]
+
+    def rewarded(completions, **_):
+        return next(scores)
+
+    inputs = arguments(tiny_model, config(tmp_path, num_iterations=1)) | {"reward_funcs": rewarded}
+    trainer = Recorded(**inputs, objective=apmpo())
+    trainer.train()
+    assert [(totals.reward_mean, totals.reward_std) for totals in seen] == [(0.5, 0.5)] * 4
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
 
 
 def test_the_lines_of_the_page(tiny_model, tmp_path):
