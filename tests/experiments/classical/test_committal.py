@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.classical.committal import best_of, failures, fed, rows, sampled
+from experiments.classical.committal import FAILED, best_of, failures, fed, rows, sampled
 from experiments.classical.shared.curves import curve_of, slope
 from experiments.classical.shared.softmax import log_complement, natural_step, policy_gradient_step, sample
 
@@ -66,6 +66,10 @@ def test_natural_policy_gradient_fails_and_the_ensemble_does_not():
     assert 0.35 < failures(runs) < 0.48
     assert failures(best_of(runs, 2)) == pytest.approx(failures(runs) ** 2, abs=0.04)
     assert failures(best_of(runs, 16)) == 0
+    others = runs[-1][-runs[-1].expm1() >= FAILED].exp() * 0.2
+    assert 0.7e-12 < others.median() < 1.5e-12  # 1e-12 on the page
+    slow = sampled(policy_gradient_step, [50], 512)[-1].exp() * 0.2
+    assert slow.median().item() == pytest.approx(0.02, abs=0.002)
     assert best_of(torch.tensor([[-1.0, -3.0, -2.0, -5.0]]), 2).tolist() == [[-3, -5]]
 
 
