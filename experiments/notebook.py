@@ -50,8 +50,12 @@ def run_notebook(path: Path, parameters: Mapping[str, Any], folder: Path) -> dic
                 continue
             exec(compile(code, f"{path.name}, {cell['id']}", "exec"), defined)
             if "parameters" in cell["metadata"].get("tags", ()):
-                if unknown := sorted(parameters.keys() - defined.keys()):
-                    raise ValueError(f"`parameters` has {', '.join(unknown)}, which {path.name} does not set.")
+                known = sorted(name for name in defined if not name.startswith("__"))
+                if unknown := sorted(parameters.keys() - {*known}):
+                    raise ValueError(
+                        f"`parameters` has {', '.join(unknown)}, which {path.name} does not set; pass any of "
+                        f"{', '.join(known)}."
+                    )
                 defined |= parameters
     return defined
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 from typing_extensions import override
 
 from aggregate_po.adapters.step_diagnostics import StepDiagnostics
@@ -23,8 +22,14 @@ from aggregate_po.adapters.trl_options import (
 )
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.corrections import CorrectionWeights
+from aggregate_po.extras import install_command
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.totals import StepTotals
+
+try:
+    from trl import GRPOTrainer
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}; run {install_command('trl')}.", name=error.name) from error
 
 _STATE_FILE = "objective.pt"  # in a checkpoint, the state of penalties that adapt
 
@@ -76,8 +81,7 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
         require_supported(objective, args)
         if getattr(args, "use_liger_kernel", False) and hasattr(GRPOTrainer, "compute_liger_loss"):
             raise ValueError(
-                "`use_liger_kernel` is True, which makes this version of TRL compute a loss of its own; pass False, or "
-                "install TRL 1.14 or later."
+                "`use_liger_kernel` is True, so this TRL computes a loss of its own; pass False, or install TRL 1.14."
             )
         self.policy_objective, args = with_kl(objective, args)
         super().__init__(model, reward_funcs, args, *positional, **options)
@@ -103,10 +107,8 @@ class ObjectiveGRPOTrainer(GRPOTrainer):
         rewards = (by_function * self.reward_weights.to(by_function.device)).nansum(dim=1).double()
         scored = rewards[~by_function.isnan().all(dim=1)]
         if len(scored):  # else those of the last generation stay, since there is no mean of none
-            self._reward_statistics[self._mode] = {
-                "reward_mean": float(scored.mean()),
-                "reward_std": float(scored.std(correction=0)),
-            }
+            found = {"reward_mean": float(scored.mean()), "reward_std": float(scored.std(correction=0))}
+            self._reward_statistics[self._mode] = found
         return by_function
 
     @override

@@ -1,6 +1,8 @@
 """Lines that install the library: they name extras that exist, and no index that does not have it."""
 
+import importlib
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -66,6 +68,21 @@ def test_every_message_takes_its_command_from_one_place():
         if "pip install" in line
     ]
     assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("aggregate_po.adapters.trl", "trl", "trl"),
+        ("experiments.classical.control.environments", "gymnasium", "classical"),
+    ],
+)
+def test_what_needs_an_extra_names_its_command(monkeypatch, module, package, extra):
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{package}.*; run pip install .*\[{extra}\]") as raised:
+        importlib.import_module(module)
+    assert raised.value.name == package
 
 
 def test_the_command_names_the_extra():

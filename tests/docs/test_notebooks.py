@@ -90,7 +90,8 @@ def test_links_of_the_notebooks_lead_to_files():
 
 
 def test_a_parameter_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`parameters` has STEP, which gmpo-against-grpo\.ipynb does not set"):
+    message = r"`parameters` has STEP, which gmpo-against-grpo\.ipynb does not set; pass any of FOLDER, HELD_OUT, S"
+    with pytest.raises(ValueError, match=message):
         run_notebook(FOLDER / "gmpo-against-grpo.ipynb", {"STEP": 1}, tmp_path)
 
 

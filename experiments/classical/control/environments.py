@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
-from gymnasium.wrappers.vector import RecordEpisodeStatistics, RescaleAction
 from torch import Tensor
+
+from aggregate_po.extras import install_command
+
+try:
+    import gymnasium
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers.vector import RecordEpisodeStatistics, RescaleAction
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}; run {install_command('classical')}.", name=error.name) from error
 
 
 class Transition(NamedTuple):
