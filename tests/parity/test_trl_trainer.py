@@ -17,7 +17,7 @@ require_peers("trl")
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from trl import GRPOConfig, GRPOTrainer
 
 from aggregate_po import (
@@ -49,6 +49,7 @@ from aggregate_po.recipes import (
     sapo,
     vespo,
 )
+from lightning_modules import LinearDecay
 from tests.parity.test_peers import PEERS
 from tests.third_party.lehmer import LehmerMean
 
@@ -383,6 +384,20 @@ def test_the_lines_of_the_page(tiny_model, tmp_path):
     names = {name: given[name] for name in ("reward_funcs", "args", "train_dataset")}
     exec(code, names | (found := {"model": str(tiny_model)}), found)
     assert repr(found["trainer"].policy_objective) == repr(gmpo())
+
+
+def test_the_learning_rate_of_the_page_is_that_of_the_defaults(tmp_path):
+    """The learning rate falls linearly to 0 from the peak in the first step."""
+    args = config(tmp_path)
+    assert (args.lr_scheduler_type, args.get_warmup_steps(10)) == ("linear", 0)
+    optimizers = [torch.optim.SGD([torch.zeros(1)], lr=1e-6) for _ in range(2)]
+    theirs, ours = get_scheduler("linear", optimizers[0], 0, 10), LinearDecay(optimizers[1], decay_steps=10)
+    for _ in range(9):
+        assert ours.get_last_lr() == pytest.approx(theirs.get_last_lr())
+        for schedule, optimizer in zip((theirs, ours), optimizers, strict=True):
+            optimizer.step()
+            schedule.step()
+    assert "class_path: lightning_modules.LinearDecay" in PAGE.read_text(encoding="utf-8")
 
 
 def test_evaluation_logs_the_same_metrics(tiny_model, tmp_path):
