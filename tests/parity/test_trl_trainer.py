@@ -378,6 +378,33 @@ def test_a_generation_without_a_single_reward_leaves_those_of_the_last(tiny_mode
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        (pmpo(), {"top_entropy_quantile": 0.3}),
+        (gmpo(penalties=[LagrangePenalty(K3Penalty(1.0), bound=0.1, step_size=0.1)]), {}),
+        pytest.param(dapo(), {"beta": 0.1, "entropy_coef": 0.5}, marks=HAS_BONUS),
+    ],
+    ids=["quantile", "penalty", "bonus"],
+)
+def test_a_step_whose_completions_are_all_masked_changes_nothing(tiny_model, tmp_path, objective, options):
+    """As with `mask_truncated_completions` if none has ended."""
+
+    class Truncated(ObjectiveGRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            return output | {"completion_mask": torch.zeros_like(output["completion_mask"])}
+
+    args = config(tmp_path, weight_decay=0.0, **options)
+    trainer = Truncated(**arguments(tiny_model, args), objective=objective)
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])
+    trainer.train()
+    after = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    assert torch.equal(before, after)
+    rows = [row for row in trainer.state.log_history if "policy_loss" in row]
+    assert [(row["policy_loss"], row["entropy"], row["grad_norm"]) for row in rows] == [(0, 0, 0)] * 2
+
+
 def test_the_lines_of_the_page(tiny_model, tmp_path):
     code = re.search(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     given = arguments(tiny_model, config(tmp_path))

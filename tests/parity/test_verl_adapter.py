@@ -1,5 +1,6 @@
 """Objectives inside verl: its own losses with the same gradient, micro-batches, weights, estimators and refusals."""
 
+import math
 import subprocess
 import sys
 import tomllib
@@ -162,6 +163,23 @@ def test_metrics_are_plain_numbers_by_the_names_of_the_library():
     assert all(type(value) is float for value in metrics.values())
     assert 0 < metrics["actor/clip_ratio/region_mean"] < 1
     assert {"actor/ratio/mean", "actor/weights/ess_fraction", "actor/kl_old"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("correction", ["token", "sequence"])
+@pytest.mark.parametrize("objective", [grpo(), pmpo(), gspo()], ids=["grpo", "pmpo", "gspo"])
+def test_a_micro_batch_without_a_token_has_no_gradient_and_no_diagnostics(objective, correction):
+    """All names of metrics stay, since verl refuses ranks that differ in the number of values."""
+    masked = replace(STEP.batch, response_mask=torch.zeros_like(STEP.batch.response_mask))
+    weights = None if correction == "token" else torch.zeros_like(STEP.log_probs)
+    value, gradient = differentiate(
+        lambda log_probs, batch: adapted(log_probs, batch, objective, weights, correction)[0],
+        type(STEP)(STEP.log_probs, masked),
+    )
+    assert value == 0
+    assert (gradient == 0).all()
+    _, found = adapted(STEP.log_probs, masked, objective, weights, correction)
+    assert found.keys() == adapted(STEP.log_probs, STEP.batch, objective)[1].keys()
+    assert all(math.isnan(metric) for metric in found.values())
 
 
 @pytest.mark.parametrize(
