@@ -38,6 +38,7 @@ def run_notebook(path: Path, parameters: Mapping[str, Any], folder: Path) -> dic
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     folder.mkdir(parents=True, exist_ok=True)
     defined: dict[str, Any] = {"__name__": "__main__"}
+    plt.close("all")  # plots that something else has left open in this process are not those of the notebook
     with _inside(folder), plt.rc_context(SETTINGS), mock.patch.object(plt, "show", _PlotFiles(path.stem)):
         for cell in cells:
             if cell["cell_type"] != "code":

@@ -15,7 +15,7 @@ from aggregate_po import PerToken
 from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.model.cache import TokenCache
 
-_ROOM = 64  # tokens
+ROOM = 64  # tokens by which the cache grows
 
 
 class TokenReader(ABC):
@@ -51,7 +51,7 @@ class CachedReader(TokenReader):
     @override
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         input_ids, mask = left_padded(prompts, self._model.device)
-        self.cache, self._mask = TokenCache(self._model, _ROOM), mask.long()
+        self.cache, self._mask = TokenCache(self._model, ROOM), mask.long()
         self._position = self._mask.sum(dim=-1, keepdim=True)
         positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)
         return self.cache.read(input_ids, self._mask, positions, logits_to_keep=1)[:, -1]

@@ -21,7 +21,7 @@ from lightning_modules.model.rope import fix_rope
 from lightning_modules.model.sharding import gathered
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.decoding import Decoding
-from lightning_modules.rollouts.readers import READINGS, Reading, TokenReader
+from lightning_modules.rollouts.readers import READINGS, ROOM, Reading, TokenReader
 
 
 class TransformersEngine(RolloutEngine):
@@ -145,8 +145,9 @@ def _serving_reading(model: PreTrainedModel) -> Reading:
 def _decoding_sizes(load: SamplingLoad, prompts: int, kind: type[TokenReader]) -> tuple[int, int]:
     """Return the bytes of keys and values before the last pass, and the most bytes that decoding takes besides weights.
 
-    The most is taken by the prompts, or by the last token of each completion. The tokens between are read at once, to
-    be in the cache; the memory of that pass is not counted.
+    The most is taken by the prompts, by the last token that makes the cache grow, while a layer has its old keys and
+    values too, or by the last token of each completion. The tokens between are read at once, to be in the cache; the
+    memory of those passes is not counted.
     """
     sampling = SamplingParameters(load.completion_length, (), samples_per_prompt=load.samples_per_prompt)
     with traced(load.description) as (model, memory):
@@ -155,11 +156,20 @@ def _decoding_sizes(load: SamplingLoad, prompts: int, kind: type[TokenReader]) -
         decoding.read_prompts()
         tokens = decoding.sample(0).unsqueeze(-1)
         with_prompts = memory.taken_peak()
-        if load.completion_length > 2:
-            decoding.read(tokens.expand(-1, load.completion_length - 2))
+        reads = load.completion_length - 1
+        growing = [read for read in range(1, reads) if read == 1 or (load.prompt_length + read - 1) % ROOM == 0]
+        grown = 0
+        if growing:
+            if growing[-1] > 1:
+                decoding.read(tokens.expand(-1, growing[-1] - 1))
+            memory.reset_peak()
+            decoding.read(tokens)
+            grown = memory.taken_peak()
+            if reads - 1 > growing[-1]:
+                decoding.read(tokens.expand(-1, reads - 1 - growing[-1]))
         cache = size_of(reader.kept())
         memory.reset_peak()
         if load.completion_length > 1:
             decoding.read(tokens)
             decoding.sample(load.completion_length - 1)
-        return cache, max(with_prompts, memory.peak)
+        return cache, max(with_prompts, grown, memory.peak)

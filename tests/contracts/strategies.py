@@ -123,6 +123,8 @@ SUFFIX_WEIGHTS = [
 # Bounds that widen along a prefix.
 PREFIX_CLIP = Chain([ScaledClip(PessimisticClip.log(0.025, 0.05), 0.5), ScaledClip(NegativeCap(1.1), 0.5)])
 
+# They read the scale of a single step, which is none after a prefix.
+RATIO_NORMS = [RatioNorm(), Chain([RatioNorm(), PessimisticClip(4e-6, 4e-6)])]
 TOKEN_TRANSFORMS = [
     None,
     PessimisticClip(0.2, 0.28),
@@ -138,8 +140,7 @@ TOKEN_TRANSFORMS = [
     PREFIX_CLIP,
     BernoulliKLMask(),
     StaleCompletionMask(0.4),
-    RatioNorm(),
-    Chain([RatioNorm(), PessimisticClip(4e-6, 4e-6)]),
+    *RATIO_NORMS,
     GaussianKLMask(),
     SigmoidGate(),
     ArctanGate(1.0),
@@ -261,13 +262,14 @@ def objectives(draw):
     chosen = draw(st.lists(st.sampled_from(PENALTIES), max_size=3, unique=True))
     if draw(st.integers(0, 3)) == 0:
         return draw(st.sampled_from(list(RECIPES.values())))(penalties=chosen)
+    token_transform = draw(st.sampled_from(TOKEN_TRANSFORMS))
     return PolicyObjective(
         draw(aggregators()),
-        draw(st.sampled_from(TOKEN_TRANSFORMS)),
+        token_transform,
         draw(st.sampled_from(SEQUENCE_TRANSFORMS)),
         draw(st.sampled_from(NORMALIZERS)),
         chosen,
-        prefix=draw(st.sampled_from(PREFIXES)),
+        prefix=None if token_transform in RATIO_NORMS else draw(st.sampled_from(PREFIXES)),
         group_objective=draw(st.sampled_from([None, *GROUP_OBJECTIVES])),
     )
 

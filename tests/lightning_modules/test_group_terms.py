@@ -125,8 +125,8 @@ def test_micro_batches_change_nothing_and_cost_a_pass_each_but_the_first(tmp_pat
     whole, *split = (run(tmp_path, model_folder, recipe(), accumulate) for accumulate in (1, 2, 3))
     for other, accumulate in zip(split, (2, 3), strict=True):
         for one, same in zip(whole.recorder.gradients, other.recorder.gradients, strict=True):
-            assert max(float(gradient.abs().max()) for gradient in one.values()) > 1e-3
-            assert largest_difference(one, same) < 1e-12
+            assert max(float(gradient.abs().max()) for gradient in one.values()) > 1e-4
+            assert largest_difference(one, same) < 1e-11
         assert (len(other.passes.with_gradient), len(other.passes.without)) == (4 * accumulate, 4 * (accumulate - 1))
         torch.testing.assert_close(other.metrics["policy_loss"], whole.metrics["policy_loss"])
         name = "group_objective/without_gradient"

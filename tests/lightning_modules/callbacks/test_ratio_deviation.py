@@ -88,7 +88,7 @@ def test_the_deviation_is_that_of_the_whole_rollout_under_the_policy_of_the_mome
     with torch.no_grad():
         log_ratio = plain_log_prob_matrix(run.module.model, prompts, generated) - generated.log_probs
     expected = (log_ratio.exp() - 1).abs()[generated.mask].mean()
-    assert 0.001 < expected < 1
+    assert 0.001 < expected < 10
     # The callback of this test runs after the one that measures.
     assert counted.metrics[-1]["ratio/deviation"] == pytest.approx(float(expected), rel=1e-3)
 

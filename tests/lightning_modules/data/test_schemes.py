@@ -208,8 +208,10 @@ def test_a_smaller_rollout_has_smaller_totals(tmp_path, model_folder):
     assert 2 <= kept < 12
     assert kept % 2 == 0
     assert {batch.policy.totals.completions for batch in recorder.batches} == {kept * 4 / 2}
-    assert sum(len(batch.completion_ids) for batch in recorder.batches) == kept * 4
-    assert run.metrics["completions/trained_ratio"].item() == 1
+    # A completion with the mean reward of its group has no gradient, and is left out.
+    trained = run.metrics["completions/trained_ratio"].item()
+    assert sum(len(batch.completion_ids) for batch in recorder.batches) == pytest.approx(trained * kept * 4)
+    assert trained > 0.8
     assert run.trainer.global_step == 2
 
 
