@@ -1,7 +1,7 @@
 """Products of matrices by the faster of the two libraries that PyTorch multiplies with on a CPU.
 
-PyTorch multiplies float32 matrices by MKL, which uses AVX-512 on processors of Intel only. oneDNN, which comes with
-PyTorch as well, uses it on all that have it, where a product takes half the time.
+PyTorch multiplies float32 matrices by MKL, whose code for AVX-512 seems to serve processors of Intel alone. oneDNN,
+which comes with PyTorch as well, serves all that have AVX-512, and took half the time on one by AMD.
 """
 
 from __future__ import annotations
