@@ -45,8 +45,10 @@ def micro_batches(
             only if `max_count` micro-batches are not enough.
 
     Returns:
-        At most `max_count` tensors, none of them empty, each in the order of `rows`.
+        At most `max_count` tensors of rising indices, none of them empty.
     """
+    if max_count == 1 and len(rows):  # nothing to search, and the search takes a tenth of a step of a small model
+        return [rows.sort().values]
     prompt_lengths, lengths = sequences.prompt_lengths, sequences.completion_mask.sum(dim=-1)
     prompts = sequences.prompt_of[rows]
     columns = (rows, prompts, prompt_lengths[prompts], lengths[rows])
