@@ -27,14 +27,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
-    """Mark the tests of whole folders, and refuse names that are others in the next process."""
+def pytest_collection_modifyitems(config, items):
+    """Mark the tests of whole folders, refuse names that are others in the next process, and put slow files first."""
     for item in items:
         if " at 0x" in item.nodeid:  # processes that share the tests must find the same ones
             raise pytest.UsageError(f"{item.nodeid}: the name has an address in memory; give the parameters `ids`.")
         if item.path.is_relative_to(TESTS):
             for marker in MARKERS.get(item.path.relative_to(TESTS).parts[0], []):
                 item.add_marker(marker)
+    if hasattr(config, "workerinput"):  # one of several processes: the others would wait for a slow file at the end
+        slow = {item.path for item in items if {"slow", "vllm"} & {marker.name for marker in item.iter_markers()}}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_terminal_summary(terminalreporter):
