@@ -83,7 +83,9 @@ class GradientWeightSums:
         ratio = bounded(log_ratio).exp()
         lengths = mask.sum(dim=-1)
         nonempty = lengths > 0
-        chosen = ratio.new_zeros(0, dtype=torch.double) if exponents is None else exponents[nonempty].double()
+        # Rows and tokens that do not count take part as 0 or infinity: to leave them out, the host would have to wait.
+        known = nonempty & (exponents is not None)
+        chosen = (lengths if exponents is None else exponents).double()
         values = {
             "tokens": mask.sum(),
             "completions": nonempty.sum(),
@@ -95,19 +97,20 @@ class GradientWeightSums:
             "ess_fraction": (effective_sample_size(weights.concentration) / lengths.clamp(min=1)).sum(),
             "entropy": weight_entropy(weights.concentration).sum(),
             "with_exponents": lengths.new_tensor(exponents is not None),
-            "exponents": lengths.new_tensor(len(chosen)),
-            "exponent": chosen.sum(),
+            "exponents": known.sum(),
+            "exponent": torch.where(known, chosen, 0).sum(),
         }
-        counts = torch.bincount(_BINS.numbers_of(bounded(log_ratio)[mask]), minlength=len(_BINS))
-        no_exponent = chosen.new_full((1,), torch.inf)
+        bins = _BINS.numbers_of(bounded(log_ratio)).flatten()
+        counts = torch.zeros(len(_BINS), dtype=torch.double, device=mask.device)
+        counts = counts.index_add(0, bins, mask.flatten().double())
         minima = (
             torch.where(mask, ratio, torch.inf).min(),
-            torch.cat([chosen, no_exponent]).min(),
+            torch.where(known, chosen, torch.inf).min(),
             -torch.where(mask, ratio, 0).max(),
-            torch.cat([-chosen, no_exponent]).min(),
+            torch.where(known, -chosen, torch.inf).min(),
         )
         return cls(
-            torch.cat([torch.stack([values[name].double() for name in _SUMS]), counts.double()]),
+            torch.cat([torch.stack([values[name].double() for name in _SUMS]), counts]),
             torch.stack([minimum.double() for minimum in minima]),
         )
 

@@ -56,7 +56,7 @@ class UpdateMetrics:
     """Loss, entropy and divergence from the reference of one optimizer step."""
 
     def __init__(self) -> None:
-        self._tally = Tally()
+        self._sums: dict[str, Tensor] = {}  # on their device, for which no micro-batch waits
 
     @torch.no_grad()
     def update(self, value: Tensor, entropy: PerToken, log_probs: PerToken, batch: PolicyBatch) -> None:
@@ -78,12 +78,12 @@ class UpdateMetrics:
         elif batch.ref_log_probs is not None:
             log_ratio = log_probs - batch.ref_log_probs
             sums["kl"] = masked_sum(torch.expm1(-log_ratio) + log_ratio, mask).sum()
-        self._tally += Tally.of(**sums)
+        self._sums = {name: self._sums.get(name, 0) + term.detach().double() for name, term in sums.items()}
 
     def compute(self, trainer: Trainer) -> dict[str, float]:
         """Return `policy_loss`, and `entropy` and `kl` per token (NaN if no token was counted), and reset the sums."""
-        sums = dict(self._tally.over_ranks(trainer).sums)
-        self._tally = Tally()
+        sums = dict(Tally.of(**self._sums).over_ranks(trainer).sums)
+        self._sums = {}
         tokens = sums.pop("tokens")
         per_token = 1 / tokens if tokens else math.nan
         return {name: total if name == "policy_loss" else total * per_token for name, total in sums.items()}

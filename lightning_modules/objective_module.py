@@ -118,7 +118,7 @@ class ObjectiveModule(LightningModule, ABC):
         self.weight_metrics.update(evaluated.weights, log_probs.detach(), inputs, evaluated.exponents)
         self._update.update(evaluated.value, entropy, log_probs, inputs)
         self._ratio_check.update(log_probs, batch, batch_idx, self.trainer)
-        self._observed += evaluated.observed.double().cpu()
+        self._observed = self._observed.to(evaluated.observed.device) + evaluated.observed.double()
         observe_micro_batch(self.trainer, batch, passed, evaluated)
         if batch.closes_update:
             self._log_update()

@@ -27,8 +27,11 @@ class RatioCheck:
     """
 
     def __init__(self) -> None:
-        self._tally = Tally()
+        self._begin()
         self._warned = False
+
+    def _begin(self) -> None:
+        self._tokens = self._deviation = self._largest = torch.zeros((), dtype=torch.double)
 
     @torch.no_grad()
     def update(self, log_probs: PerToken, batch: MicroBatch, batch_idx: int, trainer: Trainer) -> None:
@@ -47,11 +50,13 @@ class RatioCheck:
         log_ratio = log_ratio_of(log_probs, batch.policy.old_log_probs, mask).double().abs()
         by_completion, lengths = masked_sum(log_ratio, mask), mask.sum(dim=-1)
         largest = (by_completion / lengths.clamp(min=_TOKENS)).max()
-        self._tally += Tally.of(tokens=lengths.sum(), deviation=by_completion.sum())
-        self._tally += Tally(maxima={"completion": float(largest)})
+        # They stay on their device until the update ends, for which no micro-batch waits.
+        self._tokens, self._deviation = self._tokens + lengths.sum(), self._deviation + by_completion.sum()
+        self._largest = torch.maximum(largest, self._largest)
         if batch.closes_update:
-            tally, self._tally = self._tally, Tally()
-            self._compare(tally, trainer)
+            sums = dict(Tally.of(tokens=self._tokens, deviation=self._deviation, completion=self._largest).sums)
+            self._begin()
+            self._compare(Tally(maxima={"completion": sums.pop("completion")}, sums=sums), trainer)
 
     def _compare(self, tally: Tally, trainer: Trainer) -> None:
         total = tally.over_ranks(trainer)

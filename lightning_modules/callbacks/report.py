@@ -22,6 +22,7 @@ from lightning_modules.callbacks.samples import Sample, samples_of, write_sample
 from lightning_modules.micro_batch import current_rollout_metrics
 from lightning_modules.objective_module import ObjectiveModule
 from lightning_modules.run_folder import lock_run_folder
+from lightning_modules.tally import Tally
 from lightning_modules.validation import require_at_least
 
 _SAMPLES = 5
@@ -118,8 +119,8 @@ class RunReport(Callback):
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         self._seconds += seconds
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics = {name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)}
+        logged = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(HELD_OUT)}
+        metrics = dict(Tally.of(**logged).sums)
         scheduled = self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0
         if take_over_validation(trainer) or scheduled:
             self._evaluate(trainer)
