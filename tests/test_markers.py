@@ -30,7 +30,7 @@ def test_a_folder_has_its_markers(request):
 def test_files_that_run_vllm_are_marked():
     texts = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py") if path != Path(__file__)}
     asking = {name for name, text in texts.items() if 'require_peers("vllm")' in text}
-    assert asking == {"test_vllm.py", "test_vllm_ranks.py", "test_vllm_server.py"}
+    assert asking == {"test_against_trl_vllm.py", "test_vllm.py", "test_vllm_ranks.py", "test_vllm_server.py"}
     assert asking == {name for name, text in texts.items() if "pytestmark = pytest.mark.vllm" in text}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -39,7 +40,8 @@ class Job:
         group_size: number of completions per prompt.
         updates: number of optimizer steps of a rollout.
         length: maximum number of tokens of a completion.
-        engine: `transformers` or `vllm`, which samples on both sides.
+        engine: `transformers` or `vllm`, which samples on both sides. TRL gives vLLM no precision, so it is bfloat16,
+            and corrects for the difference from the trainer. Here this project does both, too.
         precision: precision of Lightning's trainer, 32-true or bf16-mixed.
     """
 
@@ -120,6 +122,7 @@ def run_here(job: Job, rollouts: int, watch: Stopwatch) -> None:
     """Train with this project."""
     from lightning import Callback, Trainer, seed_everything
 
+    from aggregate_po import SequenceCorrection
     from aggregate_po.recipes import grpo
     from lightning_modules import PolicyModule, RolloutDataModule
     from lightning_modules.rollouts import VLLM, TransformersEngine
@@ -142,7 +145,8 @@ def run_here(job: Job, rollouts: int, watch: Stopwatch) -> None:
 
     seed_everything(0)
     module = PolicyModule(job.model, grpo(), learning_rate=job.learning_rate, warmup_steps=0)
-    engine = VLLM() if job.engine == "vllm" else TransformersEngine()
+    engine = VLLM(dtype="bfloat16") if job.engine == "vllm" else TransformersEngine()
+    correction = {"old_log_probs": "trainer", "correction": SequenceCorrection(max_weight=3.0, outside="mask")}
     generate = engine.generate
 
     def noted(*arguments: Any) -> Any:
@@ -163,6 +167,7 @@ def run_here(job: Job, rollouts: int, watch: Stopwatch) -> None:
         max_completion_length=job.length,
         truncated="score",
         rollouts=engine,
+        **(correction if job.engine == "vllm" else {}),
     )
     trainer = Trainer(
         devices=1,
@@ -185,7 +190,11 @@ def run_trl(job: Job, rollouts: int, watch: Stopwatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    from lightning_modules.rollouts.vllm_options import CPU_CACHE_BYTES
+
     on_gpu = torch.cuda.is_available()
+    # On a processor vLLM's cache has the size that this project gives it, on a GPU the share of memory below.
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_CACHE_BYTES // 2**30)
 
     class Timed(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
