@@ -14,8 +14,8 @@ FLOW := runs/flow
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of the vLLM servers depend on their order in the file. Slow files begin first, see tests/conftest.py; pytest-xdist
-# would begin with those of the most tests. A third process works while two wait for the servers and runs they started.
-PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# would begin with those of the most tests.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # About half of the work of test-core, which runs in two processes; pytest-xdist is not among what it installs.
 CORE_HALF := $(addprefix tests/contracts/test_,padding.py precision.py testing.py)
 # The browser of the tests that open pages.

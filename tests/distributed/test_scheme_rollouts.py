@@ -24,7 +24,7 @@ def runs(tiny_model, tmp_path_factory):
     command += ["--devices=2", f"--stop_at={STOP_AT}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+        list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return folder

@@ -33,7 +33,7 @@ def found():
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=120) for process in ranks]
+        outputs = [process.communicate(timeout=900) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

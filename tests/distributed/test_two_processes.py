@@ -23,7 +23,7 @@ def trained(tiny_model, tmp_path_factory):
         command = [sys.executable, "-m", "tests.distributed.fixed_rollouts", tiny_model, folder, *strategies]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(
-            list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+            list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900
         )
         assert result.returncode == 0, result.stdout + result.stderr
     return folder

@@ -42,7 +42,7 @@ def trained(small_model, tmp_path_factory):
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             # Nothing closes the engines, so this also shows that the processes end by themselves.
             result = subprocess.run(
-                list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+                list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900
             )
             assert result.returncode == 0, result.stdout + result.stderr
             assert "Traceback" not in result.stderr

@@ -86,7 +86,7 @@ def run(start) -> Callable[..., tuple[int, str]]:
 
     def ran(arguments: Sequence[object], **variables: str) -> tuple[int, str]:
         process = start(arguments, **variables)
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=900)
         return process.returncode, output
 
     return ran

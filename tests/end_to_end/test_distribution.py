@@ -83,7 +83,7 @@ def test_a_killed_rank_ends_the_run_which_resumes(strategy, undisturbed, start, 
     wait_for_rows(folder, 5, process)
     os.kill(child_of(process), signal.SIGKILL)
     killed = time.monotonic()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert time.monotonic() - killed < 20
     assert process.returncode != 0
     # Lightning looks after its children every five seconds, and may be the first to notice.
@@ -100,7 +100,7 @@ def test_the_others_end_with_the_first_rank(start, arguments, tmp_path):
     wait_for_rows(tmp_path / "killed", 4, process)
     process.kill()
     # Until all have ended that hold its output.
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=60)
     assert "rank 1 of 2 waited for another rank, which has ended" in output
 
 

@@ -102,7 +102,7 @@ def test_time_limit_signal_and_resumed(undisturbed, start, run, small_fit, tmp_p
     process = start(arguments)
     wait_for_rows(folder, 3, process)
     process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGUSR1, output
     assert "resume with `ckpt_path=last`" in output
     assert (folder / "checkpoints" / "last.ckpt").exists()

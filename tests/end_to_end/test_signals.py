@@ -30,7 +30,7 @@ def test_a_signal_while_the_model_is_loaded_ends_with_a_sentence(start, small_fi
     process = start([*small_fit, f"--trainer.default_root_dir={folder}", "--data.validation.size=4000"], **slurm)
     wait_for_file(folder / "config.yaml", process)
     process.send_signal(signal.Signals[name])
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 128 + signal.Signals[name], output
     assert f"{name}: stopped; resume with `--ckpt_path last`. Nothing was saved yet" in output
     assert "Traceback" not in output
@@ -45,7 +45,7 @@ def test_a_signal_at_the_end_leaves_what_is_owed_to_a_resume(start, run, small_f
     wait_for_file(folder / "checkpoints" / "step-2.ckpt.sha256", process)
     time.sleep(1)
     process.send_signal(signal.Signals[name])
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 128 + signal.Signals[name], output
     assert f"{name}: stopped; resume with `--ckpt_path last`." in output
     assert (tmp_path / "calls").exists() == (name == "SIGUSR1")
@@ -63,7 +63,7 @@ def test_rank_zero_of_two_answers_for_both(start, small_fit, tmp_path, slurm, na
     else:
         wait_for_rows(folder, 3, process)
     process.send_signal(signal.Signals[name])
-    output, _ = process.communicate(timeout=300)  # until both have ended
+    output, _ = process.communicate(timeout=900)  # until both have ended
     requeued = name == "SIGUSR1" and moment == "training"
     assert process.returncode == (0 if requeued else 128 + signal.Signals[name]), output
     assert (tmp_path / "calls").exists() == requeued

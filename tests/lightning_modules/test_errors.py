@@ -96,7 +96,7 @@ def test_an_error_in_two_processes_is_one_message(model_folder, tmp_path, option
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     output = process.stdout + process.stderr

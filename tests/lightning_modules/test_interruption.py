@@ -59,7 +59,7 @@ def test_a_signal_during_the_imports_ends_with_a_status_and_a_sentence(command, 
     while not listens(process):
         time.sleep(0.001)
     process.send_signal(signal.Signals[name])
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.Signals[name]
     assert errors.strip() == f"{name}: ended before there was anything to save; repeat the command."
     assert output == ""
@@ -70,7 +70,7 @@ def test_a_process_cleans_up_once_there_is_something(options, cleans_up):
     process = start([sys.executable, "-c", PROGRAM, *options])
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert ("cleaned up" in output) == cleans_up
     assert "SIGTERM" in errors
@@ -78,7 +78,7 @@ def test_a_process_cleans_up_once_there_is_something(options, cleans_up):
 
 def test_a_forked_child_has_no_handler():
     process = start([sys.executable, "-c", PROGRAM, "fork"])
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 256 - signal.SIGTERM
     assert errors == ""
 

@@ -22,7 +22,7 @@ def test_all_comparisons_hold():
     require_peers("trl")  # and what it needs
     options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore"]
     command = [sys.executable, "-c", PROGRAM, LOWEST, "tests/parity/test_trl_trainer.py", *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment_with("trl"), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment_with("trl"), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 

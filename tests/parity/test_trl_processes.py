@@ -19,7 +19,7 @@ def ranks(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = ["-m", "tests.parity.trl_processes", str(tiny_model), str(folder)]
-    done = subprocess.run([*launch, *script], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*launch, *script], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
 

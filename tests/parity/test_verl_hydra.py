@@ -96,7 +96,7 @@ def found():
     asked |= {"the page": (lines, "gmpo()")} | {name: (overrides, "") for name, (overrides, _) in REFUSED.items()}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(asked)]
     environment = environment_with("hydra")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -47,7 +47,7 @@ def killed_while_saving(path, way):
         if way == "while pickling":
             assert process.stdout.readline() == "saving\n"
             process.kill()
-        return process.wait(timeout=60)
+        return process.wait(timeout=300)
     finally:
         process.kill()
         process.stdout.close()
