@@ -37,7 +37,11 @@ class Tally:
     @classmethod
     def of(cls, **sums: Tensor) -> Tally:
         """Return a tally of sums given as scalar tensors on any device; they move to the CPU in one transfer."""
-        values = torch.stack([value.detach().double() for value in sums.values()]).tolist()
+        if not sums:
+            return cls()
+        devices = [value.device for value in sums.values() if not value.is_cpu]
+        device = devices[0] if devices else torch.device("cpu")  # scalars of the CPU join the others, and nothing waits
+        values = torch.stack([value.detach().to(device, torch.double) for value in sums.values()]).tolist()
         return cls(dict(zip(sums, values, strict=True)))
 
     def __add__(self, other: Tally) -> Tally:

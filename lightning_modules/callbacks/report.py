@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
@@ -120,7 +121,7 @@ class RunReport(Callback):
         seconds, self._step_started = now - self._step_started, now
         self._seconds += seconds
         logged = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(HELD_OUT)}
-        metrics = dict(Tally.of(**logged).sums)
+        metrics = dict(Tally.of(**{name: torch.as_tensor(value) for name, value in logged.items()}).sums)
         scheduled = self.evaluate_every_n_steps and trainer.global_step % self.evaluate_every_n_steps == 0
         if take_over_validation(trainer) or scheduled:
             self._evaluate(trainer)
