@@ -20,6 +20,8 @@ STRATEGIES = {
     },
 }
 
+LONG = "--trainer.max_steps=1000"  # so that a run does not end before it is disturbed
+
 
 @pytest.fixture(scope="module")
 def never_killed() -> dict[str, Path]:
@@ -96,7 +98,7 @@ def test_a_killed_rank_ends_the_run_which_resumes(strategy, undisturbed, start, 
 
 
 def test_the_others_end_with_the_first_rank(start, arguments, tmp_path):
-    process = start(arguments("ddp", tmp_path / "killed"), OMP_NUM_THREADS="1")
+    process = start([*arguments("ddp", tmp_path / "killed"), LONG], OMP_NUM_THREADS="1")
     wait_for_rows(tmp_path / "killed", 4, process)
     process.kill()
     # Until all have ended that hold its output.
@@ -106,7 +108,7 @@ def test_the_others_end_with_the_first_rank(start, arguments, tmp_path):
 
 def test_a_rank_that_does_not_answer_ends_the_run_within_the_time_out(start, arguments, tmp_path):
     folder = tmp_path / "stopped"
-    process = start([*arguments("ddp", folder), "--trainer.strategy.timeout=0:00:15"], OMP_NUM_THREADS="1")
+    process = start([*arguments("ddp", folder), LONG, "--trainer.strategy.timeout=0:00:15"], OMP_NUM_THREADS="1")
     wait_for_rows(folder, 4, process)
     child = child_of(process)
     os.kill(child, signal.SIGSTOP)
