@@ -36,6 +36,7 @@ from transformers import AutoTokenizer
 from aggregate_po.recipes import grpo
 from experiments.benchmarks.process_memory import peak_resident_bytes, reset_peak, resident_bytes
 from experiments.benchmarks.real_model_vs_trl import problems
+from experiments.options import count
 from experiments.tables import Row, append_rows, markdown, read_rows
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules.planning.job import job_plan
@@ -181,9 +182,9 @@ def main() -> None:
     """Measure the points that are missing, from the smallest to the largest, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2"), help="folder of the model")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048])
-    parser.add_argument("--groups", type=int, nargs="*", default=[4, 8, 16, 32, 64], help="completions of the prompt")
-    parser.add_argument("--tokens", type=int, default=2304, help="most tokens of a micro-batch with its prompt")
+    parser.add_argument("--lengths", type=count, nargs="+", default=[64, 128, 256, 512, 1024, 2048])
+    parser.add_argument("--groups", type=count, nargs="+", default=[4, 8, 16, 32, 64], help="completions of the prompt")
+    parser.add_argument("--tokens", type=count, default=2304, help="most tokens of a micro-batch with its prompt")
     parser.add_argument("--file", type=Path, default=Path("runs/token_costs.csv"), help="results")
     parser.add_argument("--here", action="store_true", help="measure one point in this process, and append its row")
     options = parser.parse_args()

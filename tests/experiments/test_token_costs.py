@@ -64,3 +64,9 @@ def test_residuals_show_a_step():
     assert off[2] < -0.05  # the last length before the step
     assert off[3] > 0.05
     assert all(value != value for value in token_costs.residuals(lengths[:3], line[:3]))
+
+
+def test_a_length_of_no_tokens_is_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, "--lengths", 0)
+    assert "argument --lengths: '0' is not a whole number from 1" in capsys.readouterr().err
