@@ -1,5 +1,6 @@
 """Hypothesis profiles (`pytest --hypothesis-profile thorough` for the long run), markers, and a model for runs."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -45,6 +46,15 @@ def pytest_terminal_summary(terminalreporter):
     # By name, since pytest imports a file once for its tests and once for its doctests.
     skipped = {report.nodeid for report in terminalreporter.stats.get("skipped", []) if MISSING in str(report.longrepr)}
     terminalreporter.write_line(f"tests or files skipped because a peer is not installed: {len(skipped)}")
+
+
+@pytest.fixture(autouse=True)
+def same_log_level_afterwards():
+    """A test that silences Lightning would hide its messages from the tests after it in this process."""
+    before = logging.getLogger("lightning.pytorch").level
+    yield
+    if before != logging.NOTSET:  # the level that it has before Lightning is imported
+        assert logging.getLogger("lightning.pytorch").level == before
 
 
 @pytest.fixture(scope="session")
