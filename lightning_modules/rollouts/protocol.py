@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,25 @@ class WeightsDigest:
 
     def __str__(self) -> str:
         return f"{self._value:08x}"
+
+
+def tied_names(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return each name of a tensor that has an earlier name, with that earlier name."""
+    first: dict[tuple[object, ...], str] = {}
+    tied = {}
+    for name, tensor in weights.items():
+        if tensor.numel():  # empty tensors are all at the same address
+            view = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+            if first.setdefault(view, name) != name:
+                tied[name] = first[view]
+    return tied
+
+
+def under_all_names(weights: Iterable[tuple[str, Tensor]], tied: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors under their names, and tied ones under their later names, too."""
+    for name, tensor in weights:
+        yield name, tensor
+        yield from ((later, tensor) for later, earlier in tied.items() if earlier == name)
 
 
 def weights_file(folder: Path, version: str) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.rollouts.private_folder import made_private, require_private
-from lightning_modules.rollouts.protocol import VERSION, WeightsDigest, weights_file
+from lightning_modules.rollouts.protocol import VERSION, WeightsDigest, tied_names, weights_file
 from lightning_modules.rollouts.servers.client import ServerClient
 
 _LEFTOVER = re.compile(rf"policy-{VERSION.pattern}\.safetensors|\.policy-{VERSION.pattern}\.safetensors\.part")
@@ -68,7 +68,8 @@ class _Versions:
 class SharedFolder(WeightChannel):
     """Weight transfer through safetensors files in a folder that the trainer writes and the servers read.
 
-    Files are written atomically, under names that are never reused for other weights. The last two are kept, and files
+    Files are written atomically, under names that are never reused for other weights. A tied tensor is written once,
+    and the metadata of the file give the first name of each of its other names. The last two files are kept, and those
     of an earlier run are removed at the first transfer. The servers have their own path of the folder (`aggregate-po
     serve --weights_folder`); a request only names a version in it.
 
@@ -96,10 +97,12 @@ class SharedFolder(WeightChannel):
         Raises:
             PermissionError: others can write the folder, or replace it.
         """
-        changed = self._versions.count(weights)
+        tied = tied_names(weights)
+        kept = {name: tensor for name, tensor in weights.items() if name not in tied}
+        changed = self._versions.count(kept)
         target = weights_file(Path(self.path), self._versions.current)
         if changed or not target.is_file():  # an earlier attempt may have failed
-            self._write(weights, target)
+            self._write(kept, tied, target)
         return self._versions.current
 
     @override
@@ -107,13 +110,13 @@ class SharedFolder(WeightChannel):
         """Make a server load the file of the version."""
         server.load_weights(version)
 
-    def _write(self, weights: Mapping[str, Tensor], target: Path) -> None:
+    def _write(self, weights: Mapping[str, Tensor], tied: dict[str, str], target: Path) -> None:
         folder = Path(self.path)
         made_private(folder)
         if not self._files:
             self._remove_leftovers(folder)
         scratch = folder / f".{target.name}.part"
-        save_file(_unshared(weights), scratch)
+        save_file(_unshared(weights), scratch, metadata=tied)
         scratch.chmod(scratch.stat().st_mode & ~0o022)  # whatever the umask
         scratch.replace(target)
         self._files = [*(file for file in self._files if file != target), target]
@@ -127,7 +130,7 @@ class SharedFolder(WeightChannel):
 
 
 def _unshared(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share memory with an earlier one, since safetensors does not support aliases."""
+    """Copy tensors that share memory with an earlier one, which safetensors refuses."""
     seen: set[int] = set()
     unshared = {}
     for name, tensor in weights.items():

@@ -39,6 +39,34 @@ def test_a_file_holds_what_was_published(tmp_path):
     assert path.parent.stat().st_mode & 0o077 == 0  # others on the machine have no business here
 
 
+def test_a_tied_tensor_is_written_once(tmp_path):
+    """Of three tensors of 400 bytes, the second is the first; the third shares its memory and has another shape."""
+    table = torch.randn(10, 10)
+    weights = {
+        "embedding": table,
+        "head": table,
+        "other": table.view(100),
+        "none": torch.ones(0),
+        "void": torch.ones(0),
+    }
+    folder = SharedFolder(str(tmp_path))
+    path = weights_file(tmp_path, folder.publish(weights))
+    assert 800 < path.stat().st_size < 1200
+    worker = Worker()
+    worker.load_policy_file(str(path))
+    assert_equal(worker.weights, weights)
+
+
+def test_untied_weights_are_another_version(tmp_path):
+    table = torch.randn(10, 10)
+    folder = SharedFolder(str(tmp_path))
+    tied, untied = (folder.publish({"embedding": table, "head": head}) for head in (table, table.clone()))
+    assert tied != untied
+    worker = Worker()
+    worker.load_policy_file(str(weights_file(tmp_path, untied)))
+    assert_equal(worker.weights, {"embedding": table, "head": table})
+
+
 def test_files_are_no_pickles_and_only_the_last_two_stay(tmp_path):
     folder = SharedFolder(str(tmp_path))
     versions = [folder.publish(weights_of(seed)) for seed in (1, 1, 2, 3)]
