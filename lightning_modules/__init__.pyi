@@ -13,7 +13,7 @@ from .data.schemes import Curriculum, DraftRefinement, DynamicPruning, DynamicSa
 from .data.spans import Sentences, SpanRule, Turns
 from .metrics import GradientWeightMetrics
 from .micro_batch_observers import MicroBatchObserver
-from .model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
+from .model.layouts import PackedGroups, PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
 from .model.lora import LoRA
 from .policy_module import PolicyModule
 from .prompts import HubDataset, JSONLines, Mixture, Parquet, PromptDataset, ReasoningGym
@@ -49,6 +49,7 @@ __all__ = [
     "MathReward",
     "MicroBatchObserver",
     "Mixture",
+    "PackedGroups",
     "PackedSequences",
     "PaddedSequences",
     "Parquet",

@@ -33,9 +33,9 @@ class PolicyModule(ObjectiveModule):
             `LinearDecay` decay until the end of the run.
         max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run; a step is skipped if its
             gradient is not finite.
-        layout: Layout of prompts and completions in the forward pass: `SharedPrompts`, `PaddedSequences` or
-            `PackedSequences`. A layout that is wrong for the model is refused when training starts. When None,
-            `SharedPrompts` where it serves, else `PaddedSequences`.
+        layout: Layout of prompts and completions in the forward pass: `PackedGroups`, `SharedPrompts`,
+            `PaddedSequences` or `PackedSequences`. A layout that is wrong for the model is refused when training
+            starts. When None, the first that serves of the first three.
         lora: LoRA adapters to train while the weights of the model are frozen; the model without them is the reference.
         attn_implementation: Name of the attention implementation in transformers, such as flash_attention_2;
             transformers chooses one when None.

@@ -1,30 +1,68 @@
-"""Attention on a CPU with fewer heads of keys and values than of queries, without repeating those."""
+"""The attention `sdpa` of transformers, within rows of groups, and without repeating keys and values on a CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lightning_modules.model.group_row import GroupMasks, GroupRow
+
+_row: ContextVar[GroupRow | None] = ContextVar("row", default=None)
 
 
-def register_grouped_attention() -> None:
-    """Let the attention `sdpa` of transformers share keys and values among the queries of a group on a CPU.
+def register_attention() -> None:
+    """Replace the attention `sdpa` of transformers and its masks, for all models.
 
-    transformers repeats them under a mask, since some devices have no fast kernel for groups then. That of a CPU serves
-    masks, and returns the same to the bit.
+    transformers repeats keys and values among the queries of a group under a mask, since some devices have no fast
+    kernel for groups then. That of a CPU serves masks, and returns the same to the bit.
     """
     AttentionInterface.register("sdpa", _attention)
+    AttentionMaskInterface.register("sdpa", _mask)
+
+
+@contextmanager
+def within_groups(model: PreTrainedModel, row: GroupRow) -> Iterator[None]:
+    """Let a model attend within the groups of a row that it reads in the context.
+
+    Raises:
+        ValueError: the model has another attention than `sdpa`.
+    """
+    implementation = model.config.get_text_config()._attn_implementation
+    if implementation != "sdpa":
+        raise ValueError(f"the attention of the model is {implementation}, which does not split a row into groups")
+    token = _row.set(row)
+    try:
+        yield
+    finally:
+        _row.reset(token)
+
+
+def _mask(**options: Any) -> Tensor | GroupMasks | None:
+    row = _row.get()
+    return sdpa_mask(**options) if row is None else row.masks(sdpa_mask, **options)
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
+    if isinstance(attention_mask, GroupMasks):
+        attend = partial(_attention, module)
+        return attention_mask.row.attend(attend, query, key, value, attention_mask, **options), None
     grouped = query.shape[1] == key.shape[1] * getattr(module, "num_key_value_groups", 1) != key.shape[1]
     if not (grouped and key.is_cpu and attention_mask is not None) or options.keys() & {"position_bias", "cache"}:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     dropout, scale = options.get("dropout", 0.0), options.get("scaling")
     output = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
+
+
+register_attention()

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_modules.batch import Extent, Sequences
+from lightning_modules.model.attention import within_groups
 from lightning_modules.model.cache import TokenCache
+from lightning_modules.model.group_row import GroupRow
 from lightning_modules.model.sharding import blocks, is_sharded
 
 
@@ -53,7 +55,8 @@ class SequenceLayout(ABC):
 class SharedPrompts(SequenceLayout):
     """Shared prompts: each prompt is processed once, and all its completions attend to its keys and values.
 
-    Gradients flow through the shared keys and values. Completions are padded to the longest of the micro-batch.
+    Gradients flow through the shared keys and values. Prompts are read in one pass and completions in another, padded
+    to the longest of the micro-batch.
     """
 
     @override
@@ -77,6 +80,26 @@ class SharedPrompts(SequenceLayout):
         positions = mask.cumsum(dim=-1)[:, prompt_mask.shape[1] :] - 1
         completion = cache.read(batch.completion_ids[:, :read], mask.long(), positions)
         return torch.cat([first, completion], dim=1)[:, :time][batch.completion_mask]
+
+
+class PackedGroups(SharedPrompts):
+    """Packed groups: shared prompts in one pass over a row of all prompts and completions without padding.
+
+    The attention must be the `sdpa` of transformers. It alone computes with padding, which the size of a micro-batch
+    includes.
+    """
+
+    @override
+    def last_layer(self, model: PreTrainedModel, batch: Sequences) -> Tensor:
+        mask = batch.completion_mask
+        # The last token of a completion predicts nothing, so it is left out.
+        row = GroupRow(batch.prompt_mask, mask[:, 1:], batch.prompt_of)
+        ids = row.of(batch.prompt_ids, batch.completion_ids[:, :-1]).unsqueeze(0)
+        # Without a mask of its own, the model would take the row for sequences that begin where positions do.
+        inputs = {"input_ids": ids, "position_ids": row.positions.unsqueeze(0), "attention_mask": torch.ones_like(ids)}
+        with within_groups(model, row):
+            states = model(**inputs, use_cache=False).logits.squeeze(0)
+        return states.index_select(0, row.places[mask])
 
 
 class PaddedSequences(SequenceLayout):

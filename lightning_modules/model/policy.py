@@ -17,7 +17,6 @@ from aggregate_po import PerToken
 from lightning_modules.batch import RolloutBatch, Sequences
 from lightning_modules.distributed import rank
 from lightning_modules.micro_batch import MicroBatch
-from lightning_modules.model.attention import register_grouped_attention
 from lightning_modules.model.layouts import SequenceLayout, SharedPrompts
 from lightning_modules.model.limits import padding_token_required
 from lightning_modules.model.linear import with_fast_products
@@ -31,7 +30,6 @@ from lightning_modules.model.tensor_parallel import parallelize
 from lightning_modules.model.trained import PolicyPass, TrainedPolicy
 
 _Part = TypeVar("_Part")
-register_grouped_attention()  # for all models
 
 
 class ModelSource(Protocol):

@@ -5,7 +5,13 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
-from lightning_modules.model.layouts import PackedSequences, PaddedSequences, SequenceLayout, SharedPrompts
+from lightning_modules.model.layouts import (
+    PackedGroups,
+    PackedSequences,
+    PaddedSequences,
+    SequenceLayout,
+    SharedPrompts,
+)
 from lightning_modules.model.probe import Probes
 
 
@@ -16,7 +22,7 @@ def serving_layout(model: PreTrainedModel, asked: SequenceLayout | None = None) 
 
     Args:
         model: the model on its device, in the precision of training.
-        asked: layout to use; when None, `SharedPrompts` where it serves, else `PaddedSequences`.
+        asked: layout to use; when None, the first that serves of `PackedGroups`, `SharedPrompts` and `PaddedSequences`.
 
     Raises:
         ValueError: the layout asked for, or every one, is wrong by more than rounding.
@@ -26,10 +32,12 @@ def serving_layout(model: PreTrainedModel, asked: SequenceLayout | None = None) 
         deviation = probe.of_layout(asked)
         if deviation.passes:
             return asked
-        others = (SharedPrompts(), PaddedSequences(), PackedSequences())
+        others = (PackedGroups(), SharedPrompts(), PaddedSequences(), PackedSequences())
         serving = [type(other).__name__ for other in others if probe.of_layout(other).passes]
         remedy = f"pass {' or '.join(serving)}, or leave `layout` out" if serving else "no layout serves this model"
         raise ValueError(f"`layout` is {type(asked).__name__}, which {deviation} with {name}; {remedy}.")
+    if probe.of_layout(PackedGroups()).passes:
+        return PackedGroups()
     shared = probe.of_layout(SharedPrompts())
     if shared.passes:
         return SharedPrompts()

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from aggregate_po import GeometricMean, PolicyBatch, PolicyObjective, StepTotals, recipes
 from aggregate_po.transforms import PessimisticClip
-from lightning_modules import AggregationDiagnostics, LoRA, PackedSequences, PolicyModule
+from lightning_modules import AggregationDiagnostics, LoRA, PackedSequences, PolicyModule, SharedPrompts
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer
 from lightning_modules.data.loader import RolloutLoader
@@ -56,6 +56,7 @@ CASES = {
     "a user's mean": Case(lambda: PolicyObjective(LehmerMean(2.0), PessimisticClip.log(0.4, 0.4))),
     "clipped gradients": Case(recipes.gmpo, {"gradient_clip_val": 0.1}),
     "a skipped step": Case(recipes.gmpo, infinite=ROWS - 2),
+    "two passes": Case(recipes.gmpo, module={"layout": SharedPrompts()}),
     "packed": Case(recipes.gmpo, module={"layout": PackedSequences()}),
     "recomputed": Case(recipes.gmpo, module={"layout": PackedSequences(recompute=True)}),
     "adapters": Case(recipes.gmpo, module={"lora": LoRA(4)}),

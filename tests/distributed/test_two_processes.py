@@ -68,7 +68,7 @@ def test_same_parameters_however_the_step_is_split(name, trained, start):
     assert max(apart.values()) < 1e-12, apart
 
 
-@pytest.mark.parametrize("name", ["packed", "recomputed"])
+@pytest.mark.parametrize("name", ["two passes", "packed", "recomputed"])
 def test_same_parameters_however_completions_are_laid_out(name, trained, start):
     padded, other = (load_file(trained / f"{one}-single-1-0.safetensors") for one in ("gmpo", name))
     assert max((padded[key] - other[key]).abs().max().item() for key in start) < 1e-12

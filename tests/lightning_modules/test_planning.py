@@ -27,7 +27,7 @@ from lightning_modules.memory import (
     SamplingLoad,
     cached_numbers,
 )
-from lightning_modules.model.layouts import PackedSequences
+from lightning_modules.model.layouts import PackedGroups, PackedSequences
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.lora import LoRA
 from lightning_modules.planning import ModelSizes, PassSizes, Sharding, memory_plan
@@ -411,7 +411,11 @@ def test_a_plan_foretells_what_a_step_takes(shape, config, context, kept):
     assert optimizer.state == state
 
 
-@pytest.mark.parametrize("layout", [PackedSequences(), PackedSequences(recompute=True)], ids=["packed", "recomputed"])
+@pytest.mark.parametrize(
+    "layout",
+    [PackedGroups(), PackedSequences(), PackedSequences(recompute=True)],
+    ids=["groups", "packed", "recomputed"],
+)
 def test_a_plan_foretells_what_other_layouts_take(layout):
     config, shape = Qwen2Config(**SMALL), PassShape(1, 4, 16, 32)
     model, batch = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), random_batch(1, 4, 16, 32)

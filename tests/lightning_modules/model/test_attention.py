@@ -7,7 +7,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightning_modules.model.attention import register_grouped_attention
+from lightning_modules.model.attention import register_attention
 from lightning_modules.model.cache import TokenCache
 
 
@@ -38,7 +38,7 @@ def inputs(heads, key_heads, time, total):
 @pytest.mark.parametrize(("time", "total"), [(1, 9), (5, 9), (9, 9)])
 @pytest.mark.parametrize(("heads", "key_heads"), [(6, 2), (6, 1), (4, 4)])
 def test_outputs_are_equal_to_the_bit_and_gradients_to_rounding(original, masked, time, total, heads, key_heads):
-    register_grouped_attention()
+    register_attention()
     layer = Layer(heads // key_heads)
     results = []
     for attention in (ALL_ATTENTION_FUNCTIONS["sdpa"], original):
@@ -72,12 +72,12 @@ def test_keys_and_values_are_not_repeated(original, monkeypatch):
     AttentionInterface.register("sdpa", original)
     with pytest.raises(AssertionError, match="repeated"):
         read()
-    register_grouped_attention()
+    register_attention()
     assert read().shape == (2, 3, 50)
 
 
 def test_a_bias_of_positions_is_left_to_transformers(original):
-    register_grouped_attention()
+    register_attention()
     tensors, mask = inputs(6, 2, 5, 9)
     bias = torch.randn(1, 6, 5, 9, generator=torch.Generator().manual_seed(1))
     found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](Layer(3), *tensors, mask, position_bias=bias)

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from aggregate_po import PolicyBatch, linear_log_probs
 from lightning_modules.batch import RolloutBatch, left_padded
 from lightning_modules.model import log_probs
-from lightning_modules.model.layouts import PackedSequences, PaddedSequences, SharedPrompts
+from lightning_modules.model.layouts import PackedGroups, PackedSequences, PaddedSequences, SharedPrompts
 
 SIZES = {
     "vocab_size": 50,
@@ -88,6 +88,7 @@ MODELS = {
 
 
 LAYOUTS = {
+    "groups": PackedGroups(),
     "shared": SharedPrompts(),
     "padded": PaddedSequences(),
     "packed": PackedSequences(),
@@ -174,7 +175,12 @@ def test_a_head_that_is_known_is_not_tried_out(said, monkeypatch):
 
 @pytest.mark.parametrize(
     ("layout", "expected"),
-    [("shared", 2 * 3 + 4 * 3), ("padded", 4 * (3 + 3)), ("packed", 2 * (3 + 2) + 3 + 0 + 2 + 1)],
+    [
+        ("groups", 3 + 2 + 3 + 0 + 2 + 1),
+        ("shared", 2 * 3 + 4 * 3),
+        ("padded", 4 * (3 + 3)),
+        ("packed", 2 * (3 + 2) + 3 + 0 + 2 + 1),
+    ],
 )
 def test_the_model_runs_over_no_more_tokens_than_it_must(layout, expected):
     """Prompts of 3 and 2 tokens, completions of 4, 1, 3 and 2 tokens, of which the last predicts nothing."""

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from aggregate_po import K3Penalty, PolicyBatch
 from aggregate_po.recipes import gmpo, grpo
-from lightning_modules import LoRA, PackedSequences, PolicyModule, SharedPrompts
+from lightning_modules import LoRA, PackedGroups, PackedSequences, PolicyModule, SharedPrompts
 from lightning_modules.model.lora import without_adapters
 from lightning_modules.model.weights import policy_weights
 from tests.lightning_modules.training import (
@@ -80,8 +80,8 @@ def merged_by_hand(model, adapters, scaling):
 
 @pytest.mark.parametrize(
     ("accumulate", "layout"),
-    [(1, SharedPrompts()), (3, SharedPrompts()), (1, PackedSequences(recompute=True))],
-    ids=["one batch", "in three", "recomputed"],
+    [(1, PackedGroups()), (3, PackedGroups()), (1, SharedPrompts()), (1, PackedSequences(recompute=True))],
+    ids=["one batch", "in three", "two passes", "recomputed"],
 )
 @pytest.mark.parametrize("objective", [grpo(), gmpo()], ids=["grpo", "gmpo"])
 def test_gradients_are_those_of_the_merged_model(tmp_path, model, model_folder, objective, accumulate, layout):

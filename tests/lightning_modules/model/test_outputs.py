@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_modules.model.layouts import PackedSequences, PaddedSequences, SharedPrompts
+from lightning_modules.model.layouts import PackedGroups, PackedSequences, PaddedSequences, SharedPrompts
 from lightning_modules.model.outputs import logits_only
 from lightning_modules.model.probe import Probe
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
@@ -42,7 +42,7 @@ def test_flags_change_neither_sampling_nor_log_probs(kind, flags):
     assert torch.equal(completions[0].log_probs, completions[1].log_probs)
     first, second = Probe(plain), Probe(flagged)
     assert torch.equal(first.log_probs, second.log_probs)
-    for layout in (SharedPrompts(), PaddedSequences(), PackedSequences()):
+    for layout in (PackedGroups(), SharedPrompts(), PaddedSequences(), PackedSequences()):
         assert first.of_layout(layout) == second.of_layout(layout)
     assert torch.equal(policy_log_probs(plain, [5, 6, 7])[0], policy_log_probs(flagged, [5, 6, 7])[0])
     assert flagged.config.to_dict() == config  # with which the model is exported

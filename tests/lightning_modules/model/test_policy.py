@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule
-from lightning_modules.model.layouts import PackedSequences, PaddedSequences, SharedPrompts
+from lightning_modules.model.layouts import PackedGroups, PackedSequences, PaddedSequences, SharedPrompts
 from lightning_modules.planning.job import job_plan
 from lightning_modules.planning.settings import TrainerSettings
 from tests.lightning_modules.architectures import small_model
@@ -38,7 +38,7 @@ def saved(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("kind", "layout"),
     [
-        ("qwen2", SharedPrompts),
+        ("qwen2", PackedGroups),
         ("qwen3_5_text", PaddedSequences),
         ("lfm2", SharedPrompts),
         ("minimax", PaddedSequences),

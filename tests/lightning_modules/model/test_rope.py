@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_modules.batch import Sequences, left_padded
-from lightning_modules.model.layouts import PackedSequences, PaddedSequences, SharedPrompts
+from lightning_modules.model.layouts import PackedGroups, PackedSequences, PaddedSequences, SharedPrompts
 from lightning_modules.model.log_probs import log_probs_and_entropy
 from lightning_modules.model.rope import depends_on_length, fix_rope
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
@@ -64,7 +64,7 @@ def log_probs(model, rows, layout):
 
 
 @pytest.mark.parametrize("longest", [None, 26, ORIGINAL])
-@pytest.mark.parametrize("layout", [SharedPrompts(), PaddedSequences(), PackedSequences()])
+@pytest.mark.parametrize("layout", [PackedGroups(), SharedPrompts(), PaddedSequences(), PackedSequences()])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_long_neighbor_changes_nothing(name, layout, longest):
     model = scaled(name)
