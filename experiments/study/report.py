@@ -19,7 +19,7 @@ from experiments.study.tasks import TASKS
 from experiments.tables import Row, Table, markdown, read_rows
 
 OBJECTIVES = [variant.name for variant in (*CORE, *FURTHER)]
-# Mean against mean with the same clip, and clip against clip with the same mean.
+# Mean against mean with the same clip, clip against clip with the same mean, and exponents with the clip of GMPO.
 PAIRS = (
     ("gmpo", "grpo"),
     ("gmpo", "grpo_wide_clip"),
@@ -27,7 +27,10 @@ PAIRS = (
     ("gmpo_no_clip", "grpo_no_clip"),
     ("grpo", "grpo_no_clip"),
     ("gmpo", "gmpo_no_clip"),
+    ("quadratic", "gmpo"),
+    ("hmpo", "gmpo"),
     ("pmpo", "gmpo"),
+    ("pmpo", "grpo_wide_clip"),
 )
 MEASURES = {
     "log_ratio_90": "log ratios, 5 to 95 %",
