@@ -49,12 +49,11 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True)
-def same_log_level_afterwards():
-    """A test that silences Lightning would hide its messages from the tests after it in this process."""
-    before = logging.getLogger("lightning.pytorch").level
-    yield
-    if before != logging.NOTSET:  # the level that it has before Lightning is imported
-        assert logging.getLogger("lightning.pytorch").level == before
+def lightning_speaks():
+    """Every test begins at the log level that Lightning has: notebooks and workers silence it in the whole process."""
+    log = logging.getLogger("lightning.pytorch")
+    if log.level != logging.NOTSET:  # Lightning was imported
+        log.setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")

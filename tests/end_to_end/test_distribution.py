@@ -108,7 +108,7 @@ def test_the_others_end_with_the_first_rank(start, arguments, tmp_path):
 
 def test_a_rank_that_does_not_answer_ends_the_run_within_the_time_out(start, arguments, tmp_path):
     folder = tmp_path / "stopped"
-    process = start([*arguments("ddp", folder), LONG, "--trainer.strategy.timeout=0:00:15"], OMP_NUM_THREADS="1")
+    process = start([*arguments("ddp", folder), LONG, "--trainer.strategy.timeout=0:00:30"], OMP_NUM_THREADS="1")
     wait_for_rows(folder, 4, process)
     child = child_of(process)
     os.kill(child, signal.SIGSTOP)

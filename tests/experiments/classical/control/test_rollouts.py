@@ -1,5 +1,6 @@
 """Proximal policy optimization: advantages by hand, surrogates against their formulas, and the library's early stop."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,12 @@ def test_the_library_stops_the_epochs_of_steps(bound, left):
     stop.on_train_batch_end(trainer, module, None, halves[1], 1)
     assert logged["ratio/deviation"] == pytest.approx(0.38554, abs=5e-6)
     assert (len(list(batches)), stop.dropped_updates) == (left, 2 - left)
+
+
+def test_messages_of_lightning_come_through_again_after_a_run():
+    log = logging.getLogger("lightning.pytorch")
+    run(rollouts=1)
+    assert log.level == logging.INFO
 
 
 def run(task="CartPole-v1", bound=None, objective=None, rollouts=2):
