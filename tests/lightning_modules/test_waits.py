@@ -65,10 +65,10 @@ def reads(folder, model_folder, objective, micro_batches):
     ],
 )
 def test_metrics_are_read_once_in_an_update(tmp_path, model_folder, objective, in_an_update, in_a_micro_batch):
-    """However many micro-batches it has. Each reads the mask for the targets, and for the states that predict them."""
+    """However many micro-batches it has. Each reads masks for the targets, the row of tokens, and the states of it."""
     for number in (1, 4):
         counts = reads(tmp_path / str(number), model_folder, objective(), number)
-        of_micro_batches = Counter({"log_probs.py": 1, "layouts.py": 1} | in_a_micro_batch)
+        of_micro_batches = Counter({"log_probs.py": 1, "group_row.py": 1, "layouts.py": 1} | in_a_micro_batch)
         expected = Counter(IN_AN_UPDATE) + Counter(in_an_update)
         for _ in range(number):
             expected += of_micro_batches
