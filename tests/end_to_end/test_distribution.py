@@ -114,8 +114,8 @@ def test_a_rank_that_does_not_answer_ends_the_run_within_the_time_out(start, arg
     os.kill(child, signal.SIGSTOP)
     stopped = time.monotonic()
     try:
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=90) != 0
     finally:
         os.kill(child, signal.SIGKILL)
-    assert 14 < time.monotonic() - stopped < 40
+    assert 29 < time.monotonic() - stopped < 70
     assert "rank 0 of 2 waited for another rank" in process.communicate()[0]
