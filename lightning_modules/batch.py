@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -114,8 +113,7 @@ class RolloutBatch(MicroBatch, Sequences):
         return len(state["prompt_ids"])
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Counts and lengths of a micro-batch, from which a layout computes its size in tokens.
 
     Args:

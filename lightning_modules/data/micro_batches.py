@@ -158,26 +158,35 @@ def _balanced_split(
     together = _MicroBatch()
     for row in order:
         together.add(row)
-    too_small, enough = max(budget, largest_row) - 1, max(budget, layout.size(together.extent))
+    best, enough = [together], max(budget, layout.size(together.extent))
+    too_small = max(budget, largest_row) - 1
     while enough - too_small > 1:
         middle = (enough + too_small) // 2
-        if len(_greedy_split(order, layout, middle, window)) <= max_count:
-            enough = middle
-        else:
+        split = _greedy_split(order, max_count, layout, middle, window)
+        if split is None:
             too_small = middle
-    return _greedy_split(order, layout, enough, window)
+        else:
+            best, enough = split, middle
+    return best
 
 
-def _greedy_split(order: Sequence[_Row], layout: MicroBatchSize, budget: int, window: int) -> list[_MicroBatch]:
+def _greedy_split(
+    order: Sequence[_Row], max_count: int, layout: MicroBatchSize, budget: int, window: int
+) -> list[_MicroBatch] | None:
     """Put each row in the given order into the first micro-batch with room for it, or else into a new one.
 
     Only the last `window` micro-batches are tried. A row that exceeds the budget is a micro-batch of its own.
+
+    Returns:
+        The micro-batches, None if there are more than `max_count`.
     """
     parts: list[_MicroBatch] = []
     for row in order:
         fitting = (part for part in parts[-window:] if layout.size(part.extent_with(row)) <= budget)
         part = next(fitting, None)
         if part is None:
+            if len(parts) == max_count:
+                return None
             part = _MicroBatch()
             parts.append(part)
         part.add(row)
