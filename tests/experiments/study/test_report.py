@@ -9,6 +9,7 @@ from experiments.study import plots, report
 from experiments.study.design import LEARNING_RATES
 from experiments.study.run import FOLDER
 from experiments.study.statistics import load
+from experiments.study.tasks import TASKS
 from experiments.study.training import measures
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,9 +103,10 @@ def test_report_prints_its_tables(results, capsys):
     assert "| `grpo` | 8.4e-05 |" in capsys.readouterr().out
 
 
-def test_page_shows_the_tables_of_the_results():
+@pytest.mark.parametrize("task", TASKS)
+def test_page_shows_the_tables_of_the_results(task):
     page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    tables = report.tables(ROOT / FOLDER)
+    tables = report.tables(ROOT / FOLDER, task)
     assert tables
     missing = [name for name, text in tables.items() if text not in page]
     assert missing == [], "put in the tables that `python -m experiments.study.report` prints"
