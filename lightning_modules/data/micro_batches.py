@@ -178,7 +178,7 @@ def _greedy_split(
     Only the last `window` micro-batches are tried. A row that exceeds the budget is a micro-batch of its own.
 
     Returns:
-        The micro-batches, None if there are more than `max_count`.
+        The micro-batches, None if more than `max_count` are needed.
     """
     parts: list[_MicroBatch] = []
     for row in order:
