@@ -116,7 +116,7 @@ class RolloutBatch(MicroBatch, Sequences):
 class Extent(NamedTuple):
     """Counts and lengths of a micro-batch, from which a layout computes its size in tokens.
 
-    Args:
+    Attributes:
         prompts: number of distinct prompts.
         longest_prompt: number of tokens of the longest prompt.
         completions: number of completions.

@@ -21,7 +21,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 class Row(NamedTuple):
     """A row of a data set.
 
-    Args:
+    Attributes:
         place: file and number of the row, for error messages.
         values: values by column.
     """
