@@ -1,4 +1,4 @@
-"""The attention `sdpa` of transformers, within rows of groups, and without repeating keys and values on a CPU."""
+"""The attention `sdpa` of transformers, within rows of groups, and without needless repeats of keys and values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def register_attention() -> None:
     """Replace the attention `sdpa` of transformers and its masks, for all models.
 
     transformers repeats keys and values among the queries of a group under a mask, since some devices have no fast
-    kernel for groups then. That of a CPU serves masks, and returns the same to the bit.
+    kernel for groups then. That of a CPU serves masks, and returns the same to the bit. Elsewhere a single token, as
+    in sampling, needs no repeats either.
     """
     AttentionInterface.register("sdpa", _attention)
     AttentionMaskInterface.register("sdpa", _mask)
@@ -58,11 +59,37 @@ def _attention(
         attend = partial(_attention, module)
         return attention_mask.row.attend(attend, query, key, value, attention_mask, **options), None
     grouped = query.shape[1] == key.shape[1] * getattr(module, "num_key_value_groups", 1) != key.shape[1]
-    if not (grouped and key.is_cpu and attention_mask is not None) or options.keys() & {"position_bias", "cache"}:
+    if not grouped or attention_mask is None or options.keys() & {"position_bias", "cache"}:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     dropout, scale = options.get("dropout", 0.0), options.get("scaling")
-    output = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale, enable_gqa=True)
-    return output.transpose(1, 2).contiguous(), None
+    if key.is_cpu:
+        output = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale, enable_gqa=True)
+        return output.transpose(1, 2).contiguous(), None
+    if query.shape[2] == attention_mask.shape[1] == 1:
+        return single_query_attention(query, key, value, attention_mask, dropout, scale), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def single_query_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scale: float | None
+) -> Tensor:
+    """Return the attention of one token, without repeating keys and values: the queries of a group stand in its place.
+
+    Args:
+        query: queries; shape `batch head 1 size`.
+        key: keys; shape `batch key_head time size`.
+        value: values; shape `batch key_head time value_size`.
+        mask: mask of all heads; shape `batch 1 1 time`.
+        dropout: probability of dropout.
+        scale: factor of the products of queries and keys; None for one over the root of their size.
+
+    Returns:
+        outputs; shape `batch 1 head value_size`.
+    """
+    batch, heads, _, size = query.shape
+    groups = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
+    output = scaled_dot_product_attention(groups, key, value, mask, dropout, scale=scale)
+    return output.reshape(batch, 1, heads, -1)
 
 
 register_attention()

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import LongTensor, Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from typing_extensions import override
 
 
@@ -55,6 +55,30 @@ class TokenCache:
         # Layers with recurrent states have no `batch_select_indices`.
         self.cache.reorder_cache(cast(LongTensor, rows))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether every layer keeps keys and values of all tokens in buffers with room for further ones."""
+        layers = self.cache.layers
+        return bool(layers) and all(isinstance(layer, RoomyLayer) for layer in layers)
+
+    def fixed(self, place: Tensor) -> FixedCache:
+        """Return a cache of fixed size in the same buffers, with room for one more token at least.
+
+        Args:
+            place: number of tokens read, where the next one is written; shape `1`.
+        """
+        layers = cast(list[RoomyLayer], self.cache.layers)
+        for layer in layers:
+            layer.reserve(1)
+            for buffer in layer.buffers:
+                buffer[:, :, layer.get_seq_length() :] = 0  # a weight of 0 does not hide what is not a number
+        return FixedCache([FixedLayer(layer.buffers, place) for layer in layers])
+
+    def extend(self, count: int) -> None:
+        """Keep the next tokens that a fixed cache has written to the buffers."""
+        for layer in cast(list[RoomyLayer], self.cache.layers):
+            layer.extend(count)
+
     def keys_and_values(self) -> list[Tensor]:
         """Return the keys and values of all layers that have some, with the room for further tokens."""
         layers = self.cache.layers
@@ -84,17 +108,30 @@ class RoomyLayer(DynamicLayer):
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         states = [key_states, value_states]
-        if start == 0 or self.buffers[0].shape[-2] < end:
+        if start == 0:
             # The rows of prompts are repeated next, which makes new buffers.
-            size = math.ceil(end / self._room) * self._room if start else end
-            kept = [buffer[:, :, :start] for buffer in self.buffers]
-            self.buffers = [new.new_empty(*new.shape[:2], size, new.shape[-1]) for new in states]
+            self.buffers = [new.new_empty(new.shape) for new in states]
             self.is_initialized = True
-            for buffer, old in zip(self.buffers, kept, strict=False):
-                buffer[:, :, :start] = old
+        else:
+            self.reserve(end - start)
         for buffer, new in zip(self.buffers, states, strict=True):
             buffer[:, :, start:end] = new
         return self._viewed(end)
+
+    def reserve(self, count: int) -> None:
+        """Make room for further tokens."""
+        start = self.get_seq_length()
+        if self.buffers[0].shape[-2] >= start + count:
+            return
+        size = math.ceil((start + count) / self._room) * self._room
+        kept = [buffer[:, :, :start] for buffer in self.buffers]
+        self.buffers = [old.new_empty(*old.shape[:2], size, old.shape[-1]) for old in kept]
+        for buffer, old in zip(self.buffers, kept, strict=True):
+            buffer[:, :, :start] = old
+
+    def extend(self, count: int) -> None:
+        """Keep the next tokens in the buffers, which were written there by others."""
+        self._viewed(self.get_seq_length() + count)
 
     @override
     def reorder_cache(self, beam_idx: LongTensor) -> None:
@@ -111,6 +148,56 @@ class RoomyLayer(DynamicLayer):
         keys, values = (buffer[:, :, :length] for buffer in self.buffers)
         self.keys, self.values = keys, values
         return keys, values
+
+
+class FixedCache(Cache):
+    """A cache of transformers whose layers are of fixed size.
+
+    Args:
+        layers: the layers.
+    """
+
+    def __init__(self, layers: list[FixedLayer]) -> None:
+        super().__init__(layers=cast(Any, layers))
+        self.size = layers[0].get_max_length()
+
+
+class FixedLayer(CacheLayerMixin):
+    """Keys and values of one layer in buffers of fixed size, where a tensor says the place of the next token.
+
+    A pass that writes there has the same shapes and addresses for every token, so it can be captured and replayed.
+
+    Args:
+        buffers: keys and values; shape `batch heads time size`.
+        place: number of tokens read, where the next one is written; shape `1`.
+    """
+
+    def __init__(self, buffers: list[Tensor], place: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = buffers
+        self.is_initialized = True
+        self._place = place
+
+    @override
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Do nothing; the buffers are there."""
+
+    @override
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
+        return keys.index_copy_(2, self._place, key_states), values.index_copy_(2, self._place, value_states)
+
+    @override
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_max_length(), 0
+
+    @override
+    def get_seq_length(self) -> Tensor:  # type: ignore[override]
+        return self._place
+
+    @override
+    def get_max_length(self) -> int:
+        return cast(Tensor, self.keys).shape[2]
 
 
 def _keys_and_values(layer: Any) -> list[Tensor | None]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from aggregate_po import PerToken
-from lightning_modules.batch import Sequences, left_padded
+from lightning_modules.batch import left_padded
 from lightning_modules.model.cache import TokenCache
 
 ROOM = 64  # tokens by which the cache grows
@@ -27,6 +25,16 @@ class TokenReader(ABC):
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+
+    @classmethod
+    def serves(cls, model: PreTrainedModel) -> bool:
+        """Whether it is worth trying the reader with a model on its device."""
+        return True
+
+    @classmethod
+    def launched(cls) -> type[TokenReader]:
+        """Return the reader with the same memory that launches each pass, so that it can be traced without a GPU."""
+        return cls
 
     @abstractmethod
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -96,57 +104,3 @@ class UncachedReader(TokenReader):
 
     def _logits(self) -> Tensor:
         return self._model(input_ids=self._token_ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A way of reading prompts and completions.
-
-    Args:
-        reader: class of the reader.
-        by_length: whether only prompts of the same length are read together.
-    """
-
-    reader: type[TokenReader]
-    by_length: bool = False
-
-    @property
-    def described(self) -> str:
-        """Words for the way, after "samples"."""
-        if self.reader is UncachedReader:
-            return "without a cache, by a forward pass over the whole row for each token"
-        return "with prompts of the same length at a time" if self.by_length else "with all prompts at a time"
-
-    def batches(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        """Return the indices of the prompts that are read together, at most so many at a time."""
-        lengths = sorted({len(prompt) for prompt in prompts}) if self.by_length else [None]
-        groups = [[i for i, prompt in enumerate(prompts) if length in (None, len(prompt))] for length in lengths]
-        return [group[start : start + most] for group in groups for start in range(0, len(group), most)]
-
-    def log_probs(self, model: PreTrainedModel, sequences: Sequences) -> PerToken:
-        """Return the log-probabilities that sampling notes for completions; shape `batch time`; nats; 0 on padding."""
-        lengths, mask = sequences.completion_mask.sum(dim=-1), sequences.completion_mask
-        prompts = [ids[kept].tolist() for ids, kept in zip(sequences.prompt_ids, sequences.prompt_mask, strict=True)]
-        found = torch.zeros(mask.shape, dtype=torch.double, device=mask.device)
-        for batch in self.batches(prompts, len(prompts)):
-            reader = self.reader(model)
-            logits = reader.read_prompts([prompts[index] for index in batch])
-            rows = torch.isin(sequences.prompt_of, torch.tensor(batch, device=mask.device)).nonzero().squeeze(-1)
-            chosen = torch.tensor([batch.index(prompt) for prompt in sequences.prompt_of[rows].tolist()]).to(rows)
-            reader.select(chosen)
-            logits = logits[chosen]
-            for time in range(int(lengths[rows].max())):
-                tokens = sequences.completion_ids[rows, time]
-                log_p = torch.log_softmax(logits.double(), dim=-1)
-                found[rows, time] = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-                going = (lengths[rows] > time + 1).nonzero().squeeze(-1)
-                if len(going) == 0:
-                    break
-                reader.select(going)  # as completions that have ended leave the batch
-                rows = rows[going]
-                logits = reader.read(tokens[going].unsqueeze(-1))
-        return found
-
-
-# From the fastest to the slowest, which serves every causal model.
-READINGS = (Reading(CachedReader), Reading(CachedReader, by_length=True), Reading(UncachedReader, by_length=True))

@@ -21,7 +21,8 @@ from lightning_modules.model.rope import fix_rope
 from lightning_modules.model.sharding import gathered
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.decoding import Decoding
-from lightning_modules.rollouts.readers import READINGS, ROOM, Reading, TokenReader
+from lightning_modules.rollouts.readers import ROOM, CachedReader, TokenReader
+from lightning_modules.rollouts.readings import Reading, readings_of
 
 
 class TransformersEngine(RolloutEngine):
@@ -46,7 +47,7 @@ class TransformersEngine(RolloutEngine):
             raise ValueError(f"`max_sequences` is {max_sequences}; pass 1 or more completions.")
         self.max_sequences = max_sequences
         self._model: PreTrainedModel | None = None
-        self._reading = READINGS[0]
+        self._reading = Reading(CachedReader)
         self._tried: WeakSet[nn.Module] = WeakSet()
 
     @override
@@ -107,7 +108,7 @@ class TransformersEngine(RolloutEngine):
     @override
     def memory(self, load: SamplingLoad) -> EngineMemory:
         prompts = min(self._prompts_at_once(load.samples_per_prompt), load.prompts)
-        cache, peak = _decoding_sizes(load, prompts, self._reading.reader)
+        cache, peak = _decoding_sizes(load, prompts, self._reading.reader.launched())
         remedy = "lower `max_sequences` of the TransformersEngine"
         entries = (
             Entry("rollout engine, keys and values", cache, ("rollout",), remedy),
@@ -124,16 +125,16 @@ def _serving_reading(model: PreTrainedModel) -> Reading:
     Raises:
         ValueError: none does.
     """
-    probe, name = Probes(model), type(model).__name__
+    probe, name, readings = Probes(model), type(model).__name__, readings_of(model)
     deviations: list[Deviation] = []
-    for reading in READINGS:
+    for reading in readings:
         deviations.append(probe.of_log_probs(partial(reading.log_probs, model, probe.sequences)))
         if not deviations[-1].passes:
             continue
-        if reading != READINGS[0]:
+        if reading != readings[0]:
             rank_zero_warn(
-                f"TransformersEngine samples from {name} {reading.described}, which is slower: reading padded prompts "
-                f"into a cache {deviations[0]}. vLLM may be faster."
+                f"TransformersEngine samples from {name} {reading.described}, which is slower: sampling "
+                f"{readings[0].described} {deviations[0]}. vLLM may be faster."
             )
         return reading
     raise ValueError(
