@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -58,6 +59,24 @@ def _attention(
     if isinstance(attention_mask, GroupMasks):
         attend = partial(_attention, module)
         return attention_mask.row.attend(attend, query, key, value, attention_mask, **options), None
+    with _without_cudnn():
+        return _padded_attention(module, query, key, value, attention_mask, **options)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Leave out the kernels of cuDNN, which makes a plan for each new shape, as nearly every micro-batch has one."""
+    enabled = cudnn_sdp_enabled()
+    enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        enable_cudnn_sdp(enabled)
+
+
+def _padded_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
     grouped = query.shape[1] == key.shape[1] * getattr(module, "num_key_value_groups", 1) != key.shape[1]
     if not grouped or attention_mask is None or options.keys() & {"position_bias", "cache"}:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -73,7 +92,7 @@ def _attention(
 def single_query_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scale: float | None
 ) -> Tensor:
-    """Return the attention of one token, without repeating keys and values: the queries of a group stand in its place.
+    """Return the attention of one token, without repeating keys and values: the queries of a group are those of tokens.
 
     Args:
         query: queries; shape `batch head 1 size`.

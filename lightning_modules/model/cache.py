@@ -6,6 +6,7 @@ import inspect
 import math
 from typing import Any, cast
 
+import torch
 from torch import LongTensor, Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
@@ -107,7 +108,7 @@ class RoomyLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        states = [key_states, value_states]
+        states = [_as_read(key_states), _as_read(value_states)]
         if start == 0:
             # The rows of prompts are repeated next, which makes new buffers.
             self.buffers = [new.new_empty(new.shape) for new in states]
@@ -185,7 +186,10 @@ class FixedLayer(CacheLayerMixin):
     @override
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
-        return keys.index_copy_(2, self._place, key_states), values.index_copy_(2, self._place, value_states)
+        return (
+            keys.index_copy_(2, self._place, _as_read(key_states)),
+            values.index_copy_(2, self._place, _as_read(value_states)),
+        )
 
     @override
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -198,6 +202,12 @@ class FixedLayer(CacheLayerMixin):
     @override
     def get_max_length(self) -> int:
         return cast(Tensor, self.keys).shape[2]
+
+
+def _as_read(states: Tensor) -> Tensor:
+    """Return keys or values in the precision in which attention reads them, so that no pass has to convert them all."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 def _keys_and_values(layer: Any) -> list[Tensor | None]:

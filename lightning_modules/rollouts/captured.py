@@ -79,7 +79,7 @@ class CapturedPass:
 
     Args:
         model: the model that reads.
-        cache: what it has read.
+        cache: keys and values of the tokens read.
         mask: 1 on tokens and 0 on padding, for those read; shape `batch time`.
         position: position of the next token within its row; shape `batch 1`.
 

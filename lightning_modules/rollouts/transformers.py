@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_modules.memory import EngineMemory, Entry, SamplingLoad, traced
 from lightning_modules.memory.fake import size_of
+from lightning_modules.model.autocast import weights_cast_once
 from lightning_modules.model.outputs import logits_only
 from lightning_modules.model.probe import Deviation, Probes
 from lightning_modules.model.rope import fix_rope
@@ -77,7 +78,7 @@ class TransformersEngine(RolloutEngine):
         training = self._model.training
         self._model.eval()
         try:
-            with gathered(self._model), logits_only(self._model):
+            with gathered(self._model), logits_only(self._model), weights_cast_once():
                 return self._generate(self._model, prompts, sampling)
         finally:
             self._model.train(training)
@@ -151,7 +152,7 @@ def _decoding_sizes(load: SamplingLoad, prompts: int, kind: type[TokenReader]) -
     memory of those passes is not counted.
     """
     sampling = SamplingParameters(load.completion_length, (), samples_per_prompt=load.samples_per_prompt)
-    with traced(load.description) as (model, memory):
+    with traced(load.description) as (model, memory), weights_cast_once():
         reader = kind(model)
         decoding = Decoding(model, reader, [[0] * load.prompt_length] * prompts, sampling, torch.Generator())
         decoding.read_prompts()

@@ -7,7 +7,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightning_modules.model.attention import register_attention
+from lightning_modules.model.attention import register_attention, single_query_attention
 from lightning_modules.model.cache import TokenCache
 
 
@@ -84,3 +84,35 @@ def test_a_bias_of_positions_is_left_to_transformers(original):
     expected, _ = original(Layer(3), *tensors, mask, position_bias=bias)
     assert torch.equal(found, expected)
     assert not torch.equal(found, original(Layer(3), *tensors, mask)[0])
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "masked"), [(6, 2, True), (6, 2, False), (4, 4, True)])
+def test_cudnn_makes_no_plans(original, monkeypatch, heads, key_heads, masked):
+    """Both ways into the attention of PyTorch: this library's, and that of transformers."""
+    seen = []
+
+    def noted(*arguments, **options):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*arguments, **options)
+
+    attention = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr("lightning_modules.model.attention.scaled_dot_product_attention", noted)
+    register_attention()
+    tensors, mask = inputs(heads, key_heads, 5, 9)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    for enabled in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
+        ALL_ATTENTION_FUNCTIONS["sdpa"](Layer(heads // key_heads), *tensors, mask if masked else None)
+        assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
+    torch.backends.cuda.enable_cudnn_sdp(before)
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize(("heads", "key_heads"), [(6, 2), (6, 1), (9, 3)])
+def test_the_queries_of_a_group_may_be_those_of_tokens(heads, key_heads, scale):
+    (query, key, value), mask = inputs(heads, key_heads, 1, 9)
+    found = single_query_attention(query, key, value, mask, 0.0, scale)
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
+    torch.testing.assert_close(found, expected.transpose(1, 2))

@@ -67,3 +67,19 @@ def test_layers_of_other_kinds_stay_what_they_are(kind):
     before = [type(layer) for layer in TokenCache(model).cache.layers]
     after = [type(layer) for layer in TokenCache(model, room=8).cache.layers]
     assert after == [RoomyLayer if layer is DynamicLayer else layer for layer in before]
+
+
+def test_under_autocast_keys_and_values_have_the_precision_of_attention():
+    """No pass converts those of all tokens; transformers keeps them in float32."""
+    model, ids = small_model("llama"), torch.arange(12).view(2, 6)
+    logits = []
+    for room in (0, 8):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            cache = TokenCache(model, room)
+            for end in range(1, 7):
+                mask, positions = torch.ones(2, end, dtype=torch.long), torch.full((2, 1), end - 1)
+                last = cache.read(ids[:, end - 1 : end], mask, positions)
+        dtypes = {tensor.dtype for tensor in cache.keys_and_values()}
+        assert dtypes == {torch.bfloat16 if room else torch.float32}
+        logits.append(last)
+    assert torch.equal(*logits)

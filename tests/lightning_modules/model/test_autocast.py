@@ -1,0 +1,48 @@
+"""Autocast copies each weight once for all passes of a rollout, and never uses an old copy."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_modules.model.autocast import weights_cast_once
+from lightning_modules.rollouts import SamplingParameters, TransformersEngine
+from tests.lightning_modules.architectures import small_model
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies of matrices with a number of elements that only a weight has."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes, self.count = sizes, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        copied = function is torch.ops.aten._to_copy.default and arguments[0].shape in self.sizes
+        self.count += copied
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("length", [2, 6])
+def test_a_rollout_copies_each_weight_once(length):
+    model = small_model("llama", intermediate_size=67)
+    engine = TransformersEngine()
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        engine.load_policy(model)
+        with Copies({weight.shape for weight in weights}) as copies:
+            engine.generate([[3, 8], [7]], SamplingParameters(length, (1,), samples_per_prompt=2))
+    assert copies.count == len(weights)
+
+
+def test_changed_weights_are_copied_again_after_the_context():
+    layer, inputs = torch.nn.Linear(3, 2, bias=False), torch.ones(1, 3)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with weights_cast_once(), torch.no_grad():
+            before = layer(inputs)
+        layer.weight.data.mul_(2)
+        after = layer(inputs)
+        assert not torch.is_autocast_cache_enabled()
+    assert torch.equal(after, 2 * before)
+    assert after.requires_grad
+    after.sum().backward()
+    assert layer.weight.grad is not None
