@@ -38,14 +38,13 @@ class CapturedReader(CachedReader):
     @override
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         self._pass: CapturedPass | None = None
+        self._rows = torch.arange(0)  # those of the pass that go on
         return super().read_prompts(prompts)
 
     @override
     def read(self, token_ids: Tensor) -> Tensor:
         for tokens in token_ids.split(1, dim=1):
-            if self._pass is None or self._pass.room == 0:
-                self._begin_pass()
-            logits = self._pass.read(self._rows, tokens)
+            logits = self._running_pass().read(self._rows, tokens)
         return logits
 
     @override
@@ -57,10 +56,14 @@ class CapturedReader(CachedReader):
         if 2 * len(self._rows) <= len(self._mask) or len(self._rows.unique()) < len(self._rows):
             self._end_pass()
 
-    def _begin_pass(self) -> None:
+    def _running_pass(self) -> CapturedPass:
+        """Return the pass that has room for a token: the last one, or a new one of the rows that go on."""
+        if self._pass is not None and self._pass.room > 0:
+            return self._pass
         self._end_pass()
         self._rows = torch.arange(len(self._mask), device=self._mask.device)
         self._pass = CapturedPass(self._model, self.cache, self._mask, self._position)
+        return self._pass
 
     def _end_pass(self) -> None:
         """Keep what the pass has read in the rows that go on, and free its memory."""
