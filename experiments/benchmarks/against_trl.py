@@ -25,6 +25,7 @@ import torch
 
 SIDES = ("here", "trl")
 _PHASES = ("sampling", "forward", "backward", "optimizer")  # the rest of a step is everything else
+_EQUAL = "frac_reward_zero_std"  # metric of both libraries
 Reward = Callable[[str, Mapping[str, Any]], float]
 
 
@@ -66,6 +67,7 @@ class Stopwatch:
         self._spent: dict[str, float] = defaultdict(float)
         self._inside = False
         self.tokens: list[float] = []  # mean length of the completions of each rollout
+        self.equal: list[float] = []  # share of groups with equal rewards, which have no gradient
 
     def update_ended(self) -> None:
         """Record the end of an update."""
@@ -109,6 +111,7 @@ class Stopwatch:
             "phases": {name: self._spent[name] / len(steps) for name in _PHASES},
             "peak_mib": peak / 2**20,
             "tokens": statistics.mean(self.tokens[self._skipped :]),
+            "equal": statistics.mean(self.equal),
         }
 
 
@@ -139,9 +142,10 @@ def run_here(job: Job, rollouts: int, watch: Stopwatch) -> None:
             self.optimizer = watch.phase("optimizer")
             self.optimizer.__enter__()
 
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             self.optimizer.__exit__(None, None, None)
             watch.update_ended()
+            watch.equal.append(float(trainer.callback_metrics[_EQUAL]))
 
     seed_everything(0)
     module = PolicyModule(job.model, grpo(), learning_rate=job.learning_rate, warmup_steps=0)
@@ -199,6 +203,9 @@ def run_trl(job: Job, rollouts: int, watch: Stopwatch) -> None:
     class Timed(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             watch.update_ended()
+
+        def on_log(self, *_: Any, logs: Mapping[str, Any], **__: Any) -> None:
+            watch.equal += [logs[_EQUAL]] if _EQUAL in logs else []  # the last line sums up the training
 
     def reward(completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
         watch.tokens.append(statistics.mean(len(ids) for ids in completion_ids))
@@ -287,7 +294,9 @@ def compare(arguments: Sequence[str], pairs: int, module: str) -> None:
         phases = {name: statistics.median(run["phases"][name] for run in runs) for name in _PHASES}
         parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in phases.items())
         tokens, peak = (statistics.median(run[name] for run in runs) for name in ("tokens", "peak_mib"))
-        print(f"{side:>4}: {whole:.3f} s ({parts}), {tokens:.1f} tokens per completion, peak {peak:,.0f} MiB")
+        equal = statistics.mean(run["equal"] for run in runs)
+        sizes = f"{tokens:.1f} tokens per completion, {equal:.0%} of the groups without gradient"
+        print(f"{side:>4}: {whole:.3f} s ({parts}), {sizes}, peak {peak:,.0f} MiB")
     ratios = [trl["seconds"] / here["seconds"] for here, trl in zip(results["here"], results["trl"], strict=True)]
     spread = f"from {min(ratios):.2f} to {max(ratios):.2f} in {pairs} pairs"
     print(f"time of TRL over that of this project: median {statistics.median(ratios):.2f}, {spread}", flush=True)

@@ -11,7 +11,7 @@ import torch
 
 from experiments.benchmarks import against_trl
 from experiments.benchmarks.against_trl import Job, Stopwatch
-from experiments.benchmarks.real_model_vs_trl import main, share_of_digits
+from experiments.benchmarks.real_model_vs_trl import main, share_of_digits, write_random_model
 from lightning_modules.addition.warm_start import AdditionWarmStart, make_model, make_tokenizer
 from tests.peers import require_peers
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.slow]
 SCRIPTS = Path(against_trl.__file__).parent
 RESULT = re.compile(
     r"(?P<seconds>[\d.]+) s \(sampling [\d.]+, forward [\d.]+, backward [\d.]+, optimizer [\d.]+\), "
-    r"(?P<tokens>[\d.]+) tokens per completion, peak [\d,]+ MiB"
+    r"(?P<tokens>[\d.]+) tokens per completion, (?P<equal>\d+)% of the groups without gradient, peak [\d,]+ MiB"
 )
 
 
@@ -72,6 +72,7 @@ def test_the_clock(monkeypatch):
     watch = Stopwatch(Job("", [], share_of_digits, 2, 2, updates=2, length=4), skipped=1)
     for rollout, (sampling, backward) in enumerate([(100, 50), (1, 10), (2, 20), (6, 60)]):
         watch.tokens.append(rollout)
+        watch.equal.append(rollout / 6)
         with watch.phase("sampling"):
             now += sampling
         for _ in range(2):
@@ -84,6 +85,19 @@ def test_the_clock(monkeypatch):
     assert result["seconds"] == 23
     assert result["phases"] == {"sampling": 3, "forward": 0, "backward": 30, "optimizer": 0}
     assert result["tokens"] == 2
+    assert result["equal"] == 0.25
+
+
+def test_groups_of_a_random_model_have_a_gradient_on_both_sides(tmp_path, monkeypatch, capfd):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    write_random_model(tmp_path, vocab_size=2000, **sizes)
+    arguments = ["--lengths", "8", "--updates", "1", "--rollouts", "2", "--pairs", "1"]
+    monkeypatch.setattr(sys, "argv", ["script", "--model", str(tmp_path), *arguments])
+    main()
+    sides = [line.strip() for line in capfd.readouterr().out.splitlines()[1:3]]
+    assert [line[:6].split(":")[0] for line in sides] == ["here", "trl"]
+    for line in sides:
+        assert RESULT.fullmatch(line.partition(": ")[2])["equal"] == "0"
 
 
 def test_the_reward():
