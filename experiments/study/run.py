@@ -114,8 +114,8 @@ def _made(job: Job, rollouts: int, output: Path) -> Row:
     started = time.perf_counter()
     found, rows = train(job, rollouts)
     about = dict(zip(_KEYS, _key_of(job), strict=True))
-    append_rows(output / "rollouts.csv", [{**about, **_cells(row)} for row in rows])
-    made = {**about, **_cells({**found, "seconds": time.perf_counter() - started})}
+    append_rows(output / "rollouts.csv", [{**about, **_cells(row, digits=4)} for row in rows])
+    made = {**about, **_cells({**found, "seconds": time.perf_counter() - started}, digits=6)}
     append_rows(output / "runs.csv", [made])
     print(" ".join(about.values()), f"reward {made['reward_last']}", flush=True)
     return made
@@ -129,8 +129,8 @@ def _key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in _KEYS)
 
 
-def _cells(measures: Measures) -> Row:
-    return {name: "" if value is None else f"{value:.6g}" for name, value in measures.items()}
+def _cells(measures: Measures, digits: int) -> Row:
+    return {name: "" if value is None else f"{value:.{digits}g}" for name, value in measures.items()}
 
 
 if __name__ == "__main__":

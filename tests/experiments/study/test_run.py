@@ -14,7 +14,7 @@ from experiments.study import design, fidelity, run
 from experiments.study.design import CORE, FURTHER, ladders
 from experiments.study.tasks import TASKS, addition, spell_backward
 from experiments.study.training import by_rollout, measures
-from experiments.tables import append_rows, read_rows
+from experiments.tables import append_rows, compress, read_rows
 
 
 class OwnMean(GeometricMean):
@@ -92,6 +92,42 @@ def test_rows_with_other_columns_are_not_appended(tmp_path):
     append_rows(tmp_path / "runs.csv", [{"objective": "gmpo", "reward": "0.5"}])
     with pytest.raises(ValueError, match="other columns than objective, collapsed"):
         append_rows(tmp_path / "runs.csv", [{"objective": "gmpo", "collapsed": "0"}])
+
+
+def test_compressed_rows_are_read_before_those_appended_later(tmp_path):
+    path = tmp_path / "rollouts.csv"
+    rows = [{"objective": name, "reward": f"0.{number}"} for number, name in enumerate(("gmpo", "grpo", "pmpo"))]
+    for row in rows:
+        append_rows(path, [row])
+        compress(path)
+        assert not path.exists()
+    assert read_rows(path) == rows
+    append_rows(path, rows[:1])  # as an interrupted call leaves it
+    assert read_rows(path) == [*rows, rows[0]]
+    compress(path)
+    assert read_rows(path) == rows
+    assert [file.name for file in tmp_path.iterdir()] == ["rollouts.csv.gz"]
+
+
+def test_the_same_rows_are_compressed_to_the_same_bytes(tmp_path):
+    files = [tmp_path / name for name in ("a.csv", "b.csv")]
+    for file in files:
+        append_rows(file, [{"objective": "gmpo", "reward": "0.5"}])
+        compress(file)
+    first, second = (file.with_name(f"{file.name}.gz").read_bytes() for file in files)
+    assert first == second
+
+
+def test_rows_with_other_columns_or_none_are_not_compressed(tmp_path):
+    path = tmp_path / "rollouts.csv"
+    with pytest.raises(ValueError, match="no rows to compress"):
+        compress(path)
+    append_rows(path, [{"objective": "gmpo", "reward": "0.5"}])
+    compress(path)
+    append_rows(path, [{"objective": "gmpo", "length": "7"}])
+    with pytest.raises(ValueError, match="other columns than"):
+        compress(path)
+    assert len(read_rows(path)) == 2
 
 
 @pytest.mark.parametrize(
