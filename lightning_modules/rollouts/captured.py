@@ -114,7 +114,8 @@ class CapturedPass:
         else:
             if self._graph is None:
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):
+                # Other threads, such as those of collectives and of data loaders, may use the GPU meanwhile.
+                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                     self._logits = self._launch()
             self._graph.replay()
         self.count, self.room = self.count + 1, self.room - 1
