@@ -6,7 +6,7 @@ python -m experiments.study.plots --results runs/mine --output runs/mine
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from experiments.study.design import CORE
 from experiments.study.report import OBJECTIVES, fidelities, nothing, objectives_of, updates_of
 from experiments.study.run import FOLDER
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
+from experiments.study.tasks import TASKS
 from experiments.tables import Row, read_rows
 
 _Table = list[dict[str, Value]]
@@ -30,9 +31,19 @@ CURVE_LABELS = {
 }
 
 
-def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> None:
-    """Plot the median edge of each objective against the updates per rollout, with the range over seeds."""
-    canvas, (panel,) = panels(1, 1, 8, 4.5)
+def plot_edges(runs: Mapping[str, Sequence[Run]], folder: Path, formats: Sequence[str]) -> None:
+    """Plot the median edge of each objective against the updates per rollout, with the range over seeds; by task."""
+    canvas, axes = panels(1, len(runs), 4 + 4 * len(runs), 4.5)
+    rows: _Table = []
+    for panel, (task, own) in zip(axes, runs.items(), strict=True):
+        rows += [{"task": task, **row} for row in _plotted_edges(panel, own)]
+        panel.set_title(task)
+    legend_below(canvas, axes[0], columns=5)
+    save(canvas, folder, "study_edges", formats)
+    write_table(rows, folder, "study_edges")
+
+
+def _plotted_edges(panel: Axes, runs: Sequence[Run]) -> _Table:
     lowest = min(run.learning_rate for run in runs)
     middle = (len(objectives_of(runs)) - 1) / 2  # markers of equal edges stand side by side
     rows: _Table = []
@@ -54,9 +65,7 @@ def plot_edges(runs: Sequence[Run], folder: Path, formats: Sequence[str]) -> Non
         panel.set_xlim(counts[0] / 2, counts[0] * 2)
     panel.set_xlabel("updates per rollout")
     panel.set_ylabel("largest stable learning rate (median over seeds)")
-    legend_below(canvas, panel, columns=5)
-    save(canvas, folder, "study_edges", formats)
-    write_table(rows, folder, "study_edges")
+    return rows
 
 
 def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
@@ -137,16 +146,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the plots of which there are results."""
     parser = plot_parser(__doc__)
     parser.add_argument("--results", type=Path, default=FOLDER, help="Folder of the results.")
-    parser.add_argument("--task", default="addition", help="Task of the runs.")
+    parser.add_argument("--task", default="addition", help="Task of the learning curves; edges are those of all tasks.")
     options = parser.parse_args(arguments)
     target = options.output, options.formats.split(",")
+    by_task = {task: load(options.results / "runs.csv", task) for task in TASKS}
     runs = load(options.results / "runs.csv", options.task)
     rollouts = [row for row in read_rows(options.results / "rollouts.csv") if row["task"] == options.task]
     fidelity = read_rows(options.results / "fidelity.csv")
     if not (edges(runs) or fidelity):
         parser.error(nothing(options.results, options.task))
     if edges(runs):
-        plot_edges(runs, *target)
+        plot_edges({task: own for task, own in by_task.items() if edges(own)}, *target)
         plot_curves(runs, rollouts, *target)
     if fidelity:
         plot_fidelity(fidelity, *target)

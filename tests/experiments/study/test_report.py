@@ -82,8 +82,20 @@ def test_plots_show_every_objective(results, tmp_path):
 def test_the_tick_of_a_single_number_of_updates_is_in_the_middle(results, tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(plots, "save", lambda canvas, *_: limits.append(canvas.axes[0].get_xlim()))
-    plots.plot_edges(load(results / "runs.csv", "addition"), tmp_path, ["svg"])
+    plots.plot_edges({"addition": load(results / "runs.csv", "addition")}, tmp_path, ["svg"])
     assert limits == [(8, 32)]
+
+
+def test_edges_of_all_tasks_stand_next_to_each_other(results, tmp_path):
+    runs = (results / "runs.csv").read_text()
+    (results / "runs.csv").write_text(runs + runs.partition("\n")[2].replace("addition", "spell_backward"))
+    plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
+    with (tmp_path / "made" / "study_edges.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["task"], row["objective"]) for row in rows] == [
+        (task, objective) for task in ("addition", "spell_backward") for objective in ("grpo", "gmpo")
+    ]
+    assert "spell_backward" in (tmp_path / "made" / "study_edges.svg").read_text()
 
 
 @pytest.mark.parametrize("script", [plots, report])
