@@ -92,7 +92,9 @@ def _padded_attention(
 def single_query_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scale: float | None
 ) -> Tensor:
-    """Return the attention of one token, without repeating keys and values: the queries of a group are those of tokens.
+    """Return the attention of one token, without repeating keys and values.
+
+    The queries that share a key are passed as if they were those of successive tokens.
 
     Args:
         query: queries; shape `batch head 1 size`.

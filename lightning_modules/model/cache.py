@@ -203,11 +203,18 @@ class FixedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return cast(Tensor, self.keys).shape[2]
 
+    @override
+    def get_max_cache_shape(self) -> int:
+        """Return `get_max_length`, whose name this was before transformers 5.13."""
+        return self.get_max_length()
+
 
 def _as_read(states: Tensor) -> Tensor:
     """Return keys or values in the precision in which attention reads them, so that no pass has to convert them all."""
     kind = states.device.type
-    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
+    if not torch.is_autocast_enabled(kind) or states.dtype == torch.double:  # which autocast leaves alone
+        return states
+    return states.to(torch.get_autocast_dtype(kind))
 
 
 def _keys_and_values(layer: Any) -> list[Tensor | None]:

@@ -19,14 +19,14 @@ from lightning_modules.rollouts.readers import ROOM, CachedReader, TokenReader
 class CapturedReader(CachedReader):
     """Reads prompts as a `CachedReader`, and the tokens after them by a `CapturedPass`.
 
-    A pass over one token of a small model takes a GPU less time than Python takes to launch it. Rows that have ended
-    are read on until half of them have, because fewer rows need another pass. So does the cache where it grows.
+    A pass over one token of a small model takes a GPU less time than Python takes to launch it. Fewer rows need another
+    pass, and so does a larger cache. So rows that have ended are read on until half of them have.
     """
 
     @classmethod
     @override
     def serves(cls, model: PreTrainedModel) -> bool:
-        """Whether the model is on one GPU and keeps nothing but keys and values of all tokens."""
+        """Whether the model is whole on a GPU, has the attention `sdpa`, and keeps keys and values of all tokens."""
         attention = model.config.get_text_config()._attn_implementation
         return model.device.type == "cuda" and not is_sharded(model) and attention == "sdpa" and _keeps_all(model)
 

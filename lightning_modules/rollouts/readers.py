@@ -33,7 +33,7 @@ class TokenReader(ABC):
 
     @classmethod
     def launched(cls) -> type[TokenReader]:
-        """Return the reader with the same memory that launches each pass, so that it can be traced without a GPU."""
+        """Return the reader that keeps the same tensors and launches each pass; it can be traced without a GPU."""
         return cls
 
     @abstractmethod

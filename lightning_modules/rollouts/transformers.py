@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -49,21 +49,20 @@ class TransformersEngine(RolloutEngine):
         self.max_sequences = max_sequences
         self._model: PreTrainedModel | None = None
         self._reading = Reading(CachedReader)
-        self._tried: WeakSet[nn.Module] = WeakSet()
+        self._readings: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()  # by policy tried out
 
     @override
     def load_policy(self, model: PreTrainedModel) -> None:
-        if model not in self._tried:
+        if model not in self._readings:
             self.try_policy(model)
-            self._tried.add(model)
-        self._model = model
+        self._model, self._reading = model, self._readings[model]
 
     @override
     @torch.no_grad()
     def try_policy(self, model: PreTrainedModel) -> None:
         fix_rope(model)
         with gathered(model), logits_only(model):
-            self._reading = _serving_reading(model)
+            self._reading = self._readings[model] = _serving_reading(model)
 
     @override
     @torch.no_grad()
@@ -78,7 +77,7 @@ class TransformersEngine(RolloutEngine):
         training = self._model.training
         self._model.eval()
         try:
-            with gathered(self._model), logits_only(self._model), weights_cast_once():
+            with gathered(self._model), logits_only(self._model), weights_cast_once(self._model):
                 return self._generate(self._model, prompts, sampling)
         finally:
             self._model.train(training)
@@ -128,18 +127,18 @@ def _serving_reading(model: PreTrainedModel) -> Reading:
     """
     probe, name, readings = Probes(model), type(model).__name__, readings_of(model)
     deviations: list[Deviation] = []
-    for reading in readings:
+    for number, reading in enumerate(readings):
         deviations.append(probe.of_log_probs(partial(reading.log_probs, model, probe.sequences)))
         if not deviations[-1].passes:
             continue
-        if reading != readings[0]:
+        if number > 0:
             rank_zero_warn(
                 f"TransformersEngine samples from {name} {reading.described}, which is slower: sampling "
-                f"{readings[0].described} {deviations[0]}. vLLM may be faster."
+                f"{readings[number - 1].described} {deviations[-2]}. vLLM may be faster."
             )
         return reading
     raise ValueError(
-        f"`rollouts` is TransformersEngine, which cannot sample from {name}: its cache {deviations[0]}, and sampling "
+        f"`rollouts` is TransformersEngine, which cannot sample from {name}: its cache {deviations[-2]}, and sampling "
         f"without it {deviations[-1]}; pass a causal model, or VLLM as `data.rollouts`."
     )
 
@@ -152,7 +151,7 @@ def _decoding_sizes(load: SamplingLoad, prompts: int, kind: type[TokenReader]) -
     memory of those passes is not counted.
     """
     sampling = SamplingParameters(load.completion_length, (), samples_per_prompt=load.samples_per_prompt)
-    with traced(load.description) as (model, memory), weights_cast_once():
+    with traced(load.description) as (model, memory), weights_cast_once(model):
         reader = kind(model)
         decoding = Decoding(model, reader, [[0] * load.prompt_length] * prompts, sampling, torch.Generator())
         decoding.read_prompts()

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_modules.model.autocast import weights_cast_once
+from lightning_modules.model.lora import LoRA
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
 from tests.lightning_modules.architectures import small_model
 
@@ -22,22 +23,28 @@ class Copies(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("length", [2, 6])
-def test_a_rollout_copies_each_weight_once(length):
+def test_a_rollout_copies_each_weight_once(length, adapted):
+    """The weights that adapters leave frozen, too, which are frozen again after it."""
     model = small_model("llama", intermediate_size=67)
-    engine = TransformersEngine()
+    if adapted:
+        LoRA(rank=3).adapt(model)
+    engine, trained = TransformersEngine(), [weight.requires_grad for weight in model.parameters()]
     weights = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         engine.load_policy(model)
         with Copies({weight.shape for weight in weights}) as copies:
             engine.generate([[3, 8], [7]], SamplingParameters(length, (1,), samples_per_prompt=2))
     assert copies.count == len(weights)
+    assert [weight.requires_grad for weight in model.parameters()] == trained
+    assert all(trained) is not adapted
 
 
 def test_changed_weights_are_copied_again_after_the_context():
     layer, inputs = torch.nn.Linear(3, 2, bias=False), torch.ones(1, 3)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        with weights_cast_once(), torch.no_grad():
+        with weights_cast_once(layer), torch.no_grad():
             before = layer(inputs)
         layer.weight.data.mul_(2)
         after = layer(inputs)

@@ -83,3 +83,12 @@ def test_under_autocast_keys_and_values_have_the_precision_of_attention():
         assert dtypes == {torch.bfloat16 if room else torch.float32}
         logits.append(last)
     assert torch.equal(*logits)
+
+
+def test_autocast_leaves_keys_of_float64_alone():
+    model = small_model("llama").double()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cache = TokenCache(model, room=8)
+        for end in (1, 2):
+            cache.read(torch.tensor([[5]]), torch.ones(1, end, dtype=torch.long), torch.tensor([[end - 1]]))
+    assert {tensor.dtype for tensor in cache.keys_and_values()} == {torch.double}

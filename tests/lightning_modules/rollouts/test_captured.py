@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_modules.model.cache import FixedLayer
 from lightning_modules.model.outputs import logits_only
 from lightning_modules.rollouts import SamplingParameters, TransformersEngine
-from lightning_modules.rollouts.captured import CapturedReader
+from lightning_modules.rollouts.captured import CapturedPass, CapturedReader, _keeps_all
 from lightning_modules.rollouts.readers import ROOM, CachedReader
 from lightning_modules.rollouts.readings import readings_of
 from tests.lightning_modules.architectures import small_model
@@ -53,7 +53,7 @@ def shapes_of(model, calls):
     """Note the rows of each pass of a model and the tokens that its cache has room for."""
 
     def note(module, inputs, options):
-        calls.append((len(options["input_ids"]), options["past_key_values"].get_max_length()))
+        calls.append((len(options["input_ids"]), options["past_key_values"].size))
 
     return model.register_forward_pre_hook(note, with_kwargs=True)
 
@@ -94,8 +94,7 @@ def test_the_cache_grows_by_the_rows_that_go_on(llama):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_no_token_has_written_does_not_count():
-    """Memory that was never written may hold what is not a number, which a weight of 0 does not hide."""
+def test_a_token_is_written_at_its_place():
     keys, values = torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
     layer, token = FixedLayer([keys, values], place := torch.tensor([1])), torch.ones(1, 1, 1, 2)
     layer.update(token, 2 * token)
@@ -104,7 +103,8 @@ def test_what_no_token_has_written_does_not_count():
     assert layer.update(token, 2 * token)[1].squeeze().tolist() == [[0, 0], [2, 2], [2, 2], [0, 0]]
 
 
-def test_garbage_in_the_room_of_the_cache_is_cleared(llama, monkeypatch):
+def test_memory_that_was_never_written_does_not_count(llama, monkeypatch):
+    """It may hold what is not a number, which a weight of 0 does not hide."""
     new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(
         torch.Tensor, "new_empty", lambda *shape, **options: new_empty(*shape, **options).fill_(torch.nan)
@@ -127,6 +127,27 @@ def test_an_engine_samples_the_log_probs_of_a_full_forward_pass(model, tokenizer
     with torch.no_grad():
         expected = plain_log_prob_matrix(model, prompts, completions)
     assert (completions.log_probs - expected)[completions.mask].abs().max() < 1e-5
+
+
+def test_each_policy_of_an_engine_has_its_own_reading(llama, monkeypatch):
+    monkeypatch.setattr(CapturedReader, "serves", classmethod(lambda cls, model: _keeps_all(model)))
+    engine, gemma = TransformersEngine(), small_model("gemma3_text")
+    for model, reader in ((gemma, CachedReader), (llama, CapturedReader), (gemma, CachedReader)):
+        engine.load_policy(model)
+        assert engine._reading.reader is reader
+        engine.generate(PROMPTS, SamplingParameters(3, (1,)))
+
+
+def test_a_warning_names_the_next_faster_way(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(CapturedReader, "serves", classmethod(lambda cls, model: True))
+    monkeypatch.setattr(CapturedPass, "read", refuse)
+    with pytest.warns(UserWarning, match="samples from Llama.* sampling by a captured pass fails with RuntimeError"):
+        TransformersEngine().load_policy(small_model("llama"))
+    with pytest.raises(ValueError, match=r"its cache gives log-probabilities that are [\d.]+ nats off"):
+        TransformersEngine().load_policy(small_model("bert"))
 
 
 def test_without_a_gpu_no_pass_is_captured(llama):
