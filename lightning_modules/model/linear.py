@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
@@ -18,7 +19,8 @@ class Linear(nn.Linear):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        if not input.is_cpu or isinstance(self.weight, DTensor):
+        # Autocast keeps its copy of a weight, but none of the transposed one.
+        if not input.is_cpu or isinstance(self.weight, DTensor) or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         output = product(input.reshape(-1, self.in_features), self.weight.t()).view(
             *input.shape[:-1], self.out_features
