@@ -488,7 +488,7 @@ def test_a_plan_foretells_what_sampling_takes(context, lengths):
     sizes = {"prompts": 2, "prompt_length": prompt, "completion_length": completion}
     cache, besides = engine.memory(load(described(config, context), **sizes)).entries
     tokens = 64 * math.ceil((prompt + completion - 2) / 64) if completion > 2 else prompt
-    bytes_of_keys, bytes_of_values = 4, 4 if context is nullcontext else 2
+    bytes_of_keys = bytes_of_values = 4 if context is nullcontext else 2
     assert cache.size == 8 * tokens * cached_numbers(Description(config)) * (bytes_of_keys + bytes_of_values)
     assert cache.size + besides.size == pytest.approx(memory.peak, rel=0.01)
 
