@@ -123,9 +123,9 @@ def test_plain_numbers_are_compared_exactly_and_everything_else_as_text(found, a
     ids=lambda value: str(value)[:20] if isinstance(value, str) else "number",
 )
 def test_huge_numbers_take_no_time(found, answer, reward):
-    started = time.perf_counter()
+    started = time.process_time()
     assert boxed_answer(rf"\boxed{{{found}}}", {"answer": answer}) == reward
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_huge_numbers_take_no_time(found, answer, reward):
     ids=["unclosed", "unclosed after one", "nested", "many", "open braces", "closing braces", "braces within"],
 )
 def test_boxes_are_found_in_linear_time(text, content):
-    started = time.perf_counter()
+    started = time.process_time()
     assert last_boxed(text) == content
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
