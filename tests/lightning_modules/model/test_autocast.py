@@ -42,6 +42,17 @@ def test_a_rollout_copies_each_weight_once(length, adapted):
     assert all(trained) is not adapted
 
 
+def test_changed_weights_are_copied_again_in_the_next_context():
+    layer, inputs = torch.nn.Linear(3, 2, bias=False), torch.ones(1, 3)
+    outputs = []
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        for _ in range(2):
+            with weights_cast_once(layer), torch.no_grad():
+                outputs.append(layer(inputs))
+            layer.weight.data.mul_(2)
+    assert torch.equal(outputs[1], 2 * outputs[0])
+
+
 def test_changed_weights_are_copied_again_after_the_context():
     layer, inputs = torch.nn.Linear(3, 2, bias=False), torch.ones(1, 3)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
