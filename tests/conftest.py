@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 # Nothing is fetched. Without a network, a name that is not found would be asked for again and again, for a minute.
@@ -54,6 +55,17 @@ def lightning_speaks():
     log = logging.getLogger("lightning.pytorch")
     if log.level != logging.NOTSET:  # Lightning was imported
         log.setLevel(logging.INFO)
+
+
+@pytest.fixture(autouse=True)
+def modules_are_forgotten(request):
+    """A test that writes a module in its folder and imports it leaves nothing to tests with a module of that name."""
+    folder = str(request.getfixturevalue("tmp_path")) if "tmp_path" in request.fixturenames else None
+    yield
+    if folder is not None:
+        files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+        for name in [name for name, file in files.items() if str(file).startswith(folder)]:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

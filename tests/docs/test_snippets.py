@@ -48,18 +48,12 @@ def pages_with(find):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty working folder with the experiments beside it, and modules imported from it forgotten afterwards."""
+    """An empty working folder with the experiments next to it."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("AGGREGATE_PO_CACHE", str(tmp_path / "cache"))
-    yield tmp_path
-    for name in [name for name, module in sys.modules.items() if in_folder(module, tmp_path)]:
-        del sys.modules[name]
-
-
-def in_folder(module, folder):
-    return str(getattr(module, "__file__", None) or "").startswith(str(folder))
+    return tmp_path
 
 
 def test_pages_have_code():

@@ -226,7 +226,6 @@ def folder(tmp_path, monkeypatch):
     """A working folder with the parts of a user, and a configuration without objective and reward."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "parts", raising=False)
     (tmp_path / "parts.py").write_text(PARTS)
     (tmp_path / "train.jsonl").write_text('{"prompt": "What is 1 + 1?", "answer": "2"}\n')
     base = yaml.safe_load((CONFIGS / "addition.yaml").read_text())

@@ -60,7 +60,6 @@ def folder(tmp_path, monkeypatch):
     """A working folder with a module that notes its import, and data files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "trap", raising=False)
     (tmp_path / "trap.py").write_text(TRAP)
     return tmp_path
 

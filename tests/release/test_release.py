@@ -178,8 +178,6 @@ def test_the_typed_project_runs(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     monkeypatch.syspath_prepend(project)
     monkeypatch.setenv("AGGREGATE_PO_CACHE", str(project / "cache"))
-    for name in ("my_parts", "train"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     importlib.import_module("train").main()
     printed = capsys.readouterr().out
     assert "geometric: 2.00 of 2 tokens" in printed

@@ -1,7 +1,6 @@
 """The command `aggregate-po audit-reward`: its output and its errors."""
 
 import json
-import sys
 
 import pytest
 
@@ -31,8 +30,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_length_grader.py").write_text(GRADER)
     (tmp_path / "rows.jsonl").write_text('{"completion": "a"}\n{"completion": "ab"}\n')
-    yield tmp_path
-    sys.modules.pop("my_length_grader", None)
+    return tmp_path
 
 
 OPTIONS = ["--reward=my_length_grader.Length", "--other=my_length_grader.Length", "--other.length=2"]
