@@ -23,6 +23,8 @@ class CapturedReader(CachedReader):
     pass, and so does a larger cache. So rows that have ended are read on until half of them have.
     """
 
+    described = "by a captured pass"
+
     @classmethod
     @override
     def serves(cls, model: PreTrainedModel) -> bool:

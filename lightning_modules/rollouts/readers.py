@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,12 @@ class TokenReader(ABC):
 
     Args:
         model: the model that reads.
+
+    Attributes:
+        described: words for the way it reads, after "samples".
     """
+
+    described: ClassVar[str]
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -56,6 +62,8 @@ class TokenReader(ABC):
 class CachedReader(TokenReader):
     """Reads each token once, and keeps what the model needs of it in a cache; prompts are padded on the left."""
 
+    described = "with a cache"
+
     @override
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         input_ids, mask = left_padded(prompts, self._model.device)
@@ -83,6 +91,8 @@ class CachedReader(TokenReader):
 
 class UncachedReader(TokenReader):
     """Reads all tokens of a row again for each next one, without a cache; prompts must have the same length."""
+
+    described = "without a cache, by a forward pass over the whole row for each token"
 
     @override
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> Tensor:

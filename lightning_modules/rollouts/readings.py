@@ -29,11 +29,7 @@ class Reading:
     @property
     def described(self) -> str:
         """Words for the way, after "samples"."""
-        if self.reader is CapturedReader:
-            return "by a captured pass"
-        if self.reader is UncachedReader:
-            return "without a cache, by a forward pass over the whole row for each token"
-        return "with prompts of the same length at a time" if self.by_length else "with all prompts at a time"
+        return f"{self.reader.described}{', prompts of the same length at a time' if self.by_length else ''}"
 
     def batches(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """Return the indices of the prompts that are read together, at most so many at a time."""
