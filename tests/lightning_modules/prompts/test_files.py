@@ -124,9 +124,9 @@ def test_a_long_line_is_read_at_once_and_a_prompt_of_that_length_is_refused(writ
     """Tokenizers need much more than linear time for some texts of this length."""
     megabytes = "x y " * 5_000_000
     path = written(json.dumps({"prompt": "1 + 1?", "tests": megabytes}))
-    started = time.perf_counter()
+    started = time.process_time()
     assert JSONLines(path)[0]["tests"] == megabytes
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     with pytest.raises(ValueError, match=r"line 1: the prompt has 20,000,000 characters; write at most 4,000,000"):
         JSONLines(written(json.dumps({"prompt": megabytes})))
     with pytest.raises(ValueError, match="line 1: the prompt is ' ") as refusal:
