@@ -282,13 +282,14 @@ def run_side(job: Job, options: argparse.Namespace) -> None:
 
 
 def compare(arguments: Sequence[str], pairs: int, module: str) -> None:
-    """Run both sides in turn of a module with some arguments, and print medians and the range of the ratio."""
+    """Run both sides in turn of a module with some arguments; print each run, medians and the range of the ratio."""
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(pairs):
         for side in SIDES:
             command = [sys.executable, "-m", module, *arguments, "--side", side]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             results[side].append(json.loads(output.strip().splitlines()[-1]))
+            print(f"{side:>4}: a run of {results[side][-1]['seconds']:.3f} s a step", flush=True)
     for side, runs in results.items():
         whole = statistics.median(run["seconds"] for run in runs)
         phases = {name: statistics.median(run["phases"][name] for run in runs) for name in _PHASES}
