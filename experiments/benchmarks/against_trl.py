@@ -289,7 +289,7 @@ def compare(arguments: Sequence[str], pairs: int, module: str) -> None:
             command = [sys.executable, "-m", module, *arguments, "--side", side]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             results[side].append(json.loads(output.strip().splitlines()[-1]))
-            print(f"{side:>4}: a run of {results[side][-1]['seconds']:.3f} s a step", flush=True)
+            print(f"{side:>4}: a run of {results[side][-1]['seconds']:.3f} s a step", file=sys.stderr, flush=True)
     for side, runs in results.items():
         whole = statistics.median(run["seconds"] for run in runs)
         phases = {name: statistics.median(run["phases"][name] for run in runs) for name in _PHASES}
