@@ -56,8 +56,10 @@ class LehmerMean(TokenAggregator):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """The environment of a run; models that it makes are kept for the other tests of the session."""
-    return {**os.environ, "AGGREGATE_PO_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    """The environment of a run; models that it makes are kept for the other tests, in whichever process these run."""
+    of_this_process = tmp_path_factory.getbasetemp()
+    folder = of_this_process.parent if "PYTEST_XDIST_WORKER" in os.environ else of_this_process
+    return {**os.environ, "AGGREGATE_PO_CACHE": str(folder / "cache")}
 
 
 @pytest.fixture
