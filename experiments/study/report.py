@@ -19,7 +19,8 @@ from experiments.study.tasks import TASKS
 from experiments.tables import Row, Table, markdown, read_rows
 
 OBJECTIVES = [variant.name for variant in (*CORE, *FURTHER)]
-# Mean against mean with the same clip, clip against clip with the same mean, and exponents with the clip of GMPO.
+# Mean against mean with the same clip, clip against clip with the same mean, and exponents with the clip of GMPO; then
+# each further objective against the nearest of the core, chosen before the results of its training were read.
 PAIRS = (
     ("gmpo", "grpo"),
     ("gmpo", "grpo_wide_clip"),
@@ -31,6 +32,13 @@ PAIRS = (
     ("hmpo", "gmpo"),
     ("pmpo", "gmpo"),
     ("pmpo", "grpo_wide_clip"),
+    ("holder_po", "pmpo"),
+    ("dr_grpo", "grpo"),
+    ("dapo", "grpo"),
+    ("ctpo", "grpo"),
+    ("kpo", "gmpo_no_clip"),
+    ("gmpo_sequence_clip", "gmpo"),
+    ("gmpo_without_length_norm", "gmpo"),
 )
 MEASURES = {
     "log_ratio_90": "log ratios, 5 to 95 %",
