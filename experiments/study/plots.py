@@ -32,7 +32,10 @@ CURVE_LABELS = {
 
 
 def plot_edges(runs: Mapping[str, Sequence[Run]], folder: Path, formats: Sequence[str]) -> None:
-    """Plot the median edge of each objective against the updates per rollout, with the range over seeds; by task."""
+    """Plot the median edge of each objective against the updates per rollout, by task.
+
+    Like the fidelity, of the core objectives and the reader's own; the data have all, with the range over seeds.
+    """
     canvas, axes = panels(1, len(runs), 4 + 4 * len(runs), 4.5)
     rows: _Table = []
     for panel, (task, own) in zip(axes, runs.items(), strict=True):
@@ -45,14 +48,15 @@ def plot_edges(runs: Mapping[str, Sequence[Run]], folder: Path, formats: Sequenc
 
 def _plotted_edges(panel: Axes, runs: Sequence[Run]) -> _Table:
     lowest = min(run.learning_rate for run in runs)
-    middle = (len(objectives_of(runs)) - 1) / 2  # markers of equal edges stand side by side
+    shown = [name for name in objectives_of(runs) if _is_shown(name)]
+    middle = (len(shown) - 1) / 2  # markers of equal edges stand side by side
     rows: _Table = []
-    for number, name in enumerate(objectives_of(runs)):
+    for name in objectives_of(runs):
         found = {updates: own for (objective, updates), own in sorted(edges(runs).items()) if objective == name}
-        if not found:
-            continue
-        medians = [own[(len(own) - 1) // 2] or lowest / 2 for own in found.values()]
-        _line(panel, [updates * 1.02 ** (number - middle) for updates in found], medians, name, number)
+        if found and name in shown:
+            number = shown.index(name)
+            medians = [own[(len(own) - 1) // 2] or lowest / 2 for own in found.values()]
+            _line(panel, [updates * 1.02 ** (number - middle) for updates in found], medians, name, number)
         rows += [
             {"objective": name, "updates": updates, "low": own[0], "median": own[(len(own) - 1) // 2], "high": own[-1]}
             for updates, own in found.items()
@@ -71,12 +75,11 @@ def _plotted_edges(panel: Axes, runs: Sequence[Run]) -> _Table:
 def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
     """Plot cosine and noise of stale gradients against the updates since the rollout was sampled, as means over paths.
 
-    More than the core objectives, and the reader's own, could not be told apart; the data have all.
+    More than the core objectives and the reader's own could not be told apart; the data have all.
     """
     canvas, (left, right) = panels(1, 2, 10, 4.5)
     updates = sorted({int(row["updates"]) for row in fidelity})
     rows: _Table = []
-    core = [variant.name for variant in CORE]
     for number, name in enumerate(objectives_of(fidelity)):
         for panel, measure in ((left, "cosine"), (right, "noise_to_signal")):
             means = []
@@ -84,7 +87,7 @@ def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str])
                 values = fidelities(fidelity, name, count, measure).values()
                 means.append(sum(values) / len(values) if values else float("nan"))
                 rows.append({"objective": name, "updates": count, "measure": measure, "mean": means[-1]})
-            if name in core or name not in OBJECTIVES:
+            if _is_shown(name):
                 _line(panel, updates, means, name, number)
     for panel, label in ((left, "cosine with the on-policy gradient"), (right, "noise to signal of one rollout")):
         panel.set_xscale("log", base=2)
@@ -128,6 +131,10 @@ def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, form
     legend_below(canvas, axes[0], columns=4)
     save(canvas, folder, "study_curves", formats)
     write_table(rows, folder, "study_curves")
+
+
+def _is_shown(objective: str) -> bool:
+    return objective in {variant.name for variant in CORE} or objective not in OBJECTIVES
 
 
 def _by_rollout(rows: Sequence[Row], measure: str) -> Iterator[tuple[int, list[float]]]:

@@ -79,6 +79,20 @@ def test_plots_show_every_objective(results, tmp_path):
             assert len({row["objective"] for row in csv.DictReader(file)}) == objectives
 
 
+def test_edges_and_fidelity_of_further_objectives_are_in_the_data_alone(results, tmp_path):
+    for name in ("runs", "fidelity"):
+        path = results / f"{name}.csv"
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        write(path, [*rows, *({**row, "objective": "kpo"} for row in rows if row["objective"] == "gmpo")])
+    plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
+    for name in ("study_edges", "study_fidelity"):
+        assert "kpo" in (tmp_path / "made" / f"{name}.csv").read_text()
+        picture = (tmp_path / "made" / f"{name}.svg").read_text()
+        assert "gmpo" in picture
+        assert "kpo" not in picture
+
+
 def test_the_tick_of_a_single_number_of_updates_is_in_the_middle(results, tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(plots, "save", lambda canvas, *_: limits.append(canvas.axes[0].get_xlim()))
