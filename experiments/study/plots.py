@@ -139,9 +139,9 @@ def _is_shown(objective: str) -> bool:
 
 def _by_rollout(rows: Sequence[Row], measure: str) -> Iterator[tuple[int, list[float]]]:
     """Yield each rollout with the values of its seeds; of a run that was made twice, the last one counts."""
-    last = {(int(row["rollout"]), row["seed"]): row[measure] for row in rows}
-    for count in sorted({rollout for rollout, _ in last}):
-        yield count, [float(value) for (rollout, _), value in last.items() if rollout == count and value]
+    last = {(int(row["rollout"]), row["seed"], row.get("start")): row[measure] for row in rows}
+    for count in sorted({rollout for rollout, *_ in last}):
+        yield count, [float(value) for (rollout, *_), value in last.items() if rollout == count and value]
 
 
 def _line(panel: Axes, across: Sequence[float], values: Sequence[float], label: str, number: int) -> None:

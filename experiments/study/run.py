@@ -4,7 +4,8 @@
     python -m experiments.study.run --objectives gmpo,mypackage.MyMean --seeds 0,1,2 --updates 4 --output runs/mine
 
 Runs that are in `runs.csv` are not repeated. Each worker has one thread, so that two machines with the same libraries
-give the same numbers.
+and processors give the same numbers. Another processor makes another model to start from, whose digest the runs have:
+runs of two models are not paired, and those of the other model count as missing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from experiments.tables import Row, append_rows, read_rows
 from experiments.workers import run_all
 
 FOLDER = Path("experiments/study/results")
-_KEYS = ("task", "objective", "updates", "learning_rate", "seed")
+_KEYS = ("task", "objective", "updates", "learning_rate", "seed", "start")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "cannot be compared; pass the same number, or another `--output`"
         )
     options.output.mkdir(parents=True, exist_ok=True)
-    TASKS[options.task]().model.prepare()  # once, before the workers
-    queue = [(ladder, options.output, options.rollouts) for ladder in todo]
+    start = TASKS[options.task]().start  # the model is made once, before the workers
+    rows = [row for row in read_rows(options.output / "runs.csv") if row["task"] == options.task]
+    if others := sum(row.get("start") != start for row in rows):
+        print(f"{others} of {len(rows)} runs began from another model than {start}: they are kept, and not continued")
+    queue = [(ladder, start, options.output, options.rollouts) for ladder in todo]
     run_all(_climb, queue, options.workers)
 
 
@@ -98,22 +102,22 @@ def variant(name: str) -> Variant:
 variants = partial(made_variants, variant=variant)  # the type of an argument
 
 
-def _climb(task: tuple[Ladder, Path, int]) -> None:
+def _climb(task: tuple[Ladder, str, Path, int]) -> None:
     """Make the runs of a ladder that are missing, up to the second collapse in a row."""
-    ladder, output, rollouts = task
+    ladder, start, output, rollouts = task
     done = {_key(row): row for row in read_rows(output / "runs.csv")}
     collapses = 0
     for job in ladder.jobs:
-        row = done.get(_key_of(job)) or _made(job, rollouts, output)
+        row = done.get(_key_of(job, start)) or _made(job, start, rollouts, output)
         collapses = collapses + 1 if float(row["collapsed"]) else 0
         if collapses == 2:
             return
 
 
-def _made(job: Job, rollouts: int, output: Path) -> Row:
+def _made(job: Job, start: str, rollouts: int, output: Path) -> Row:
     started = time.perf_counter()
     found, rows = train(job, rollouts)
-    about = dict(zip(_KEYS, _key_of(job), strict=True))
+    about = dict(zip(_KEYS, _key_of(job, start), strict=True))
     append_rows(output / "rollouts.csv", [{**about, **_cells(row, digits=4)} for row in rows])
     made = {**about, **_cells({**found, "seconds": time.perf_counter() - started}, digits=6)}
     append_rows(output / "runs.csv", [made])
@@ -121,12 +125,12 @@ def _made(job: Job, rollouts: int, output: Path) -> Row:
     return made
 
 
-def _key_of(job: Job) -> tuple[str, ...]:
-    return (job.task, job.variant.name, str(job.updates), f"{job.learning_rate:g}", str(job.seed))
+def _key_of(job: Job, start: str) -> tuple[str, ...]:
+    return (job.task, job.variant.name, str(job.updates), f"{job.learning_rate:g}", str(job.seed), start)
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in _KEYS)
+    return tuple(row.get(name, "") for name in _KEYS)  # earlier results have no `start`
 
 
 def _cells(measures: Measures, digits: int) -> Row:

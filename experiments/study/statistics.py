@@ -12,7 +12,7 @@ from experiments.estimate import Estimate
 from experiments.study.design import TUNED_AT
 from experiments.tables import read_rows
 
-_NAMES = ("task", "objective")
+_NAMES = ("task", "objective", "start")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Run:
         learning_rate: learning rate.
         seed: seed of prompts and sampling.
         measures: measures by name; what was not measured is missing.
+        start: digest of the weights that training began from; empty where it was not noted.
     """
 
     task: str
@@ -34,6 +35,12 @@ class Run:
     learning_rate: float
     seed: int
     measures: Mapping[str, float]
+    start: str = ""
+
+    @property
+    def origin(self) -> tuple[int, str]:
+        """Seed and start, which the runs of a pair have in common."""
+        return self.seed, self.start
 
     @property
     def collapsed(self) -> bool:
@@ -48,15 +55,16 @@ def load(path: Path, task: str) -> list[Run]:
         if row["task"] == task:
             key = (row["task"], row["objective"], int(row["updates"]), float(row["learning_rate"]), int(row["seed"]))
             names = [name for name, value in row.items() if value and name not in (*_NAMES, "updates", "seed")]
-            runs[key] = Run(*key, {name: float(row[name]) for name in names})
+            start = row.get("start", "")
+            runs[*key, start] = Run(*key, {name: float(row[name]) for name in names}, start)
     return list(runs.values())
 
 
-def whole_ladders(runs: Sequence[Run]) -> dict[tuple[str, int, int], list[Run]]:
-    """Return the ladders by objective, updates and seed, without those that an interruption left unfinished."""
-    found: dict[tuple[str, int, int], list[Run]] = defaultdict(list)
+def whole_ladders(runs: Sequence[Run]) -> dict[tuple[str, int, tuple[int, str]], list[Run]]:
+    """Return the ladders by objective, updates and origin, without those that an interruption left unfinished."""
+    found: dict[tuple[str, int, tuple[int, str]], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.learning_rate):
-        found[run.objective, run.updates, run.seed].append(run)
+        found[run.objective, run.updates, run.origin].append(run)
     highest = max((run.learning_rate for run in runs), default=0.0)
     return {key: ladder for key, ladder in found.items() if _is_whole(ladder, highest)}
 
@@ -105,23 +113,23 @@ def over_seeds(
 
 
 def paired_difference(runs: Sequence[Run], first: str, second: str, updates: int, measure: str) -> Estimate | None:
-    """Return the mean difference of a measure between two objectives, paired by learning rate and seed.
+    """Return the mean difference of a measure between two objectives, paired by learning rate, seed and start.
 
     Learning rates count at which both were run with the same seeds, and neither collapsed with any. Differences are
     averaged over the learning rates of a seed first, and a seed without one of them does not count. None without pairs.
     """
-    by_setting = {(run.objective, run.learning_rate, run.seed): run for run in runs if run.updates == updates}
-    seeds = {run.seed for run in by_setting.values() if (first, run.learning_rate, run.seed) in by_setting}
+    by_setting = {(run.objective, run.learning_rate, run.origin): run for run in runs if run.updates == updates}
+    origins = {run.origin for run in by_setting.values() if (first, run.learning_rate, run.origin) in by_setting}
     rates = sorted({run.learning_rate for run in by_setting.values()})
-    shared = {seed for seed in seeds if all((name, rates[0], seed) in by_setting for name in (first, second))}
-    differences: dict[int, list[float]] = defaultdict(list)
+    shared = {own for own in origins if all((name, rates[0], own) in by_setting for name in (first, second))}
+    differences: dict[tuple[int, str], list[float]] = defaultdict(list)
     for rate in rates:
-        pairs = {seed: [by_setting.get((name, rate, seed)) for name in (first, second)] for seed in shared}
+        pairs = {own: [by_setting.get((name, rate, own)) for name in (first, second)] for own in shared}
         values = {
-            seed: [run.measures[measure] for run in pair if run and not run.collapsed and measure in run.measures]
-            for seed, pair in pairs.items()
+            own: [run.measures[measure] for run in pair if run and not run.collapsed and measure in run.measures]
+            for own, pair in pairs.items()
         }
         if all(len(pair) == 2 for pair in values.values()):
-            for seed, (one, other) in values.items():
-                differences[seed].append(one - other)
+            for own, (one, other) in values.items():
+                differences[own].append(one - other)
     return Estimate.of([sum(values) / len(values) for values in differences.values()]) if differences else None

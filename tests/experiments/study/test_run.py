@@ -169,7 +169,7 @@ def test_an_interrupted_study_says_how_it_goes_on(tmp_path, monkeypatch):
     def interrupted(task):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(TASKS, "addition", lambda: SimpleNamespace(model=SimpleNamespace(prepare=lambda: None)))
+    monkeypatch.setitem(TASKS, "addition", lambda: SimpleNamespace(start="abc"))
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: InProcess)
     monkeypatch.setattr(run, "_climb", interrupted)
     with pytest.raises(SystemExit, match="interrupted; the same command goes on"):
@@ -194,6 +194,26 @@ def test_shortened_study_runs_and_goes_on_where_it_was(task, tmp_path, monkeypat
         rows = list(csv.DictReader(file))
     assert [row["rollout"] for row in rows] == ["0", "1", "0", "1"]
     assert all(0 <= float(row["reward"]) <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_runs_from_another_model_are_kept_and_not_continued(tmp_path, monkeypatch, capsys):
+    """As another processor makes it; here from fewer steps."""
+    held_out = [addition().held_out[number] for number in range(8)]
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: InProcess)
+    options = ["--objectives", "gmpo", "--seeds", "0", "--rollouts", "2", "--output", str(tmp_path)]
+    starts = []
+    for steps, said in ((2, 0), (1, 1), (2, 1)):
+        short = replace(addition(), model=replace(addition().model, steps=steps), held_out=held_out)
+        monkeypatch.setitem(TASKS, "addition", lambda short=short: short)
+        run.main([*options, "--updates", "2", "--learning_rates", "1e-4"])
+        starts.append(short.start)
+        assert ("began from another model" in capsys.readouterr().out) == said
+    assert starts[0] == starts[2] != starts[1]
+    assert [row["start"] for row in read_rows(tmp_path / "runs.csv")] == starts[:2]
+    assert [row["start"] for row in read_rows(tmp_path / "rollouts.csv")] == [
+        one for one in starts[:2] for _ in range(2)
+    ]
 
 
 @pytest.mark.parametrize("main", [run.main, fidelity.main], ids=["run", "fidelity"])

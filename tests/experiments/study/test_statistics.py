@@ -11,12 +11,16 @@ from experiments.study.statistics import Run, edge, edges, load, paired_differen
 FIRST, SECOND, THIRD, FOURTH = LEARNING_RATES[:4]
 
 
-def ladder(objective, seed, collapsed, rewards=None, updates=4, **measures):
+def ladder(objective, seed, collapsed, rewards=None, updates=4, start="", **measures):
     """Return the runs of a ladder, with `c` for a collapse and `.` for none."""
     rewards = rewards or [0.5] * len(collapsed)
+    all_measures = [
+        {"collapsed": kind == "c", "reward_area": reward, **measures}
+        for kind, reward in zip(collapsed, rewards, strict=True)
+    ]
     return [
-        Run("addition", objective, updates, rate, seed, {"collapsed": kind == "c", "reward_area": reward, **measures})
-        for rate, kind, reward in zip(LEARNING_RATES, collapsed, rewards, strict=False)
+        Run("addition", objective, updates, rate, seed, found, start)
+        for rate, found in zip(LEARNING_RATES, all_measures, strict=False)
     ]
 
 
@@ -54,6 +58,17 @@ def test_differences_are_paired_where_neither_collapsed_with_any_seed():
     assert paired_difference(runs, "gmpo", "grpo", 16, "entropy") is None
 
 
+def test_runs_of_two_models_to_start_from_are_ladders_apart_and_not_paired():
+    runs = [
+        *ladder("gmpo", 0, "..cc", start="a", entropy=3.0),
+        *ladder("gmpo", 0, "...cc", start="b", entropy=7.0),
+        *ladder("grpo", 0, "..cc", start="b", entropy=1.0),
+    ]
+    assert edges(runs)["gmpo", 4] == [SECOND, THIRD]
+    assert paired_difference(runs, "gmpo", "grpo", 4, "entropy").mean == 6.0
+    assert paired_difference([*runs[:4], *runs[9:]], "gmpo", "grpo", 4, "entropy") is None
+
+
 def test_interval_is_that_of_all_resamples():
     values = [0.0, 1.0, 5.0]
     means = sorted(sum(sample) / 3 for sample in itertools.product(values, repeat=3))
@@ -73,8 +88,10 @@ def test_interval_of_many_seeds_takes_random_resamples():
 
 def test_last_run_of_a_setting_counts(tmp_path):
     path = tmp_path / "runs.csv"
-    rows = ["addition,gmpo,4,5e-05,0,1,0.1", "addition,gmpo,4,5e-05,0,0,", "spell_backward,gmpo,4,5e-05,0,0,0.3"]
-    path.write_text("\n".join(["task,objective,updates,learning_rate,seed,collapsed,reward_area", *rows]) + "\n")
-    (run,) = load(path, "addition")
+    rows = ["addition,gmpo,4,5e-05,0,a,1,0.1", "addition,gmpo,4,5e-05,0,a,0,", "spell_backward,gmpo,4,5e-05,0,a,0,0.3"]
+    rows.append("addition,gmpo,4,5e-05,0,b,1,0.2")
+    path.write_text("\n".join(["task,objective,updates,learning_rate,seed,start,collapsed,reward_area", *rows]) + "\n")
+    run, other = load(path, "addition")
+    assert (run.start, other.start) == ("a", "b")
     assert not run.collapsed
     assert "reward_area" not in run.measures
