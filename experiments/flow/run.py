@@ -4,7 +4,8 @@
     python -m experiments.flow.run --objectives flow_grpo,mypackage.MyMean --seeds 0,1,2 --output runs/flow
 
 Each run adds its rows to `evaluations.csv`, `steps.csv` and `samples.csv`, and then one to `runs.csv`; runs that are
-there are not repeated. Each worker has one thread.
+there are not repeated. Each worker has one thread. A folder holds runs from one model: another processor makes another
+model to start from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from experiments.flow import design
 from experiments.flow.training import Job, train
 from experiments.options import count, made_variants, seeds
+from experiments.start import weights_digest
 from experiments.tables import Row, append_rows, read_rows
 from experiments.workers import run_all
 from lightning_modules.flow.mixture import MixtureWarmStart
@@ -43,9 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = {(row["objective"], row["seed"]) for row in done}
     jobs = [Job(variant, seed, options.rollouts) for seed in options.seeds for variant in options.objectives]
     missing = [job for job in jobs if (job.variant.name, str(job.seed)) not in known]
+    if not missing:
+        return
+    start = weights_digest(MixtureWarmStart().load().state_dict())  # the model is made once, before the workers
+    if other := sorted({row.get("start", "") for row in done} - {start}):
+        parser.error(
+            f"`--output` is {options.output}, whose runs began from the model {other[0] or 'of an earlier version'}; "
+            f"this machine makes {start}, so that they cannot be compared; pass another folder"
+        )
     options.output.mkdir(parents=True, exist_ok=True)
-    MixtureWarmStart().prepare()  # once, before the workers
-    run_all(_made, [(job, options.output) for job in missing], options.workers)
+    run_all(_made, [(job, start, options.output) for job in missing], options.workers)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _made(task: tuple[Job, Path]) -> None:
+def _made(task: tuple[Job, str, Path]) -> None:
     """Make a run, and append what it measured; the samples of the first seed are enough for pictures."""
-    job, output = task
+    job, start, output = task
     started = time.process_time()
     found = train(job)
     about = {"objective": job.variant.name, "seed": str(job.seed)}
@@ -74,7 +83,8 @@ def _made(task: tuple[Job, Path]) -> None:
     for name, rows in parts.items():
         append_rows(output / f"{name}.csv", [{**about, **_cells(row, name)} for row in rows])
     seconds = f"{time.process_time() - started:.1f}"
-    append_rows(output / "runs.csv", [{**about, "rollouts": str(job.rollouts), "processor_seconds": seconds}])
+    about_run = {**about, "rollouts": str(job.rollouts), "start": start, "processor_seconds": seconds}
+    append_rows(output / "runs.csv", [about_run])
     last = found.evaluations[-1]
     print(*about.values(), f"proxy {last['proxy']:.3f} gold {last['gold']:.3f}", flush=True)
 

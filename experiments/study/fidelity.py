@@ -43,7 +43,7 @@ PATHS = 2  # rollouts to drift on, for each drift objective
 UPDATES = (1, 4, 16)
 LEARNING_RATE = 1.4e-4
 FROZEN, FRESH = 6, 12  # rollouts
-_KEYS = ("checkpoint", "drift", "path", "updates", "objective")
+_KEYS = ("start", "checkpoint", "drift", "path", "updates", "objective")
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"`--objectives` has {name!r}, which reads a reference or rewards of groups; leave it out")
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "fidelity.csv"
-    done = {tuple(row[name] for name in _KEYS) for row in read_rows(file)}
-    learner = Learner(addition())
+    done = {tuple(row.get(name, "") for name in _KEYS) for row in read_rows(file)}
+    task = addition()
+    start, learner = {"start": task.start}, Learner(task)
     for key, own, frozen in paths(options, learner):
         made = 0
         for updates in UPDATES:
@@ -240,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for rows in parts[made:updates]:
                 learner.update(own, rows, DRIFTS[key["drift"]]())
             made = updates
-            about = {**key, "updates": str(updates)}
+            about = {**start, **key, "updates": str(updates)}
             missing = {name: o for name, o in objectives.items() if (*about.values(), name) not in done}
             if missing:
                 append_rows(file, [{**about, **row} for row in measured(learner, frozen, missing)])

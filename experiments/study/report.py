@@ -124,7 +124,8 @@ def fidelity_difference_table(rows: Sequence[Row]) -> Table:
 def fidelities(rows: Sequence[Row], objective: str, updates: int, measure: str) -> dict[tuple[str, ...], float]:
     """Return a measure of fidelity by path, if there was a signal; of a repeated path, the last one."""
     own = [row for row in rows if row["objective"] == objective and int(row["updates"]) == updates]
-    return {(row["checkpoint"], row["drift"], row["path"]): float(row[measure]) for row in own if row[measure]}
+    names = ("start", "checkpoint", "drift", "path")
+    return {tuple(row.get(name, "") for name in names): float(row[measure]) for row in own if row[measure]}
 
 
 def objectives_of(results: Sequence[Run] | Sequence[dict[str, str]]) -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from typing_extensions import override
 
+from experiments.start import weights_digest
 from lightning_modules.addition import AdditionProblems, AdditionWarmStart
 from lightning_modules.addition.warm_start import _Example
 from lightning_modules.prompts import ReasoningGym
@@ -63,10 +63,8 @@ class Task:
 
     @property
     def start(self) -> str:
-        """Digest of the weights to start from, which are made if need be; other processors round to other weights."""
-        weights = load_file(Path(self.model.prepare()) / "model.safetensors")
-        content = b"".join(name.encode() + weights[name].tobytes() for name in sorted(weights))
-        return hashlib.sha256(content).hexdigest()[:12]
+        """Digest of the weights to start from, which are made if need be."""
+        return weights_digest(load_file(Path(self.model.prepare()) / "model.safetensors"))
 
 
 def addition() -> Task:

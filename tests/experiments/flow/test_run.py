@@ -114,6 +114,15 @@ def test_results_are_not_mixed(results, capsys):
     assert "`--objectives` has gmpo, which is not of the experiment" in capsys.readouterr().err
 
 
+def test_runs_from_another_model_are_not_mixed(results, monkeypatch, capsys):
+    """As another processor makes it."""
+    monkeypatch.setattr(run, "weights_digest", lambda weights: "another")
+    with pytest.raises(SystemExit):
+        run.main(["--objectives", OBJECTIVES, "--seeds", "0,1", "--rollouts", "2", "--output", str(results)])
+    start = read_rows(results / "runs.csv")[0]["start"]
+    assert f"runs began from the model {start}; this machine makes another, so" in capsys.readouterr().err
+
+
 def test_every_objective_of_the_design_can_be_made():
     names = [variant.name for variant in design.VARIANTS]
     assert len(set(names)) == len(names)

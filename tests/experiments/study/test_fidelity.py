@@ -9,7 +9,9 @@ import torch
 from aggregate_po.recipes import gmpo, grpo
 from experiments.study import fidelity
 from experiments.study.fidelity import Learner, MeanGradient, compared
+from experiments.study.report import fidelities
 from experiments.study.tasks import addition
+from experiments.tables import read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +103,7 @@ def test_restored_learner_goes_the_same_way_again(task):
     assert torch.equal(*ends)
 
 
-def test_shortened_measurement_goes_on_where_it_was(task, tmp_path, monkeypatch):
+def test_shortened_measurement_goes_on_where_it_was_from_the_same_model(task, tmp_path, monkeypatch):
     monkeypatch.setattr(fidelity, "addition", lambda: task)
     for name, value in (
         ("FROZEN", 2),
@@ -123,3 +125,10 @@ def test_shortened_measurement_goes_on_where_it_was(task, tmp_path, monkeypatch)
         ("1", own),
         ("2", own),
     ]
+    other = replace(task, model=replace(task.model, steps=3))  # as another processor makes it
+    monkeypatch.setattr(fidelity, "addition", lambda: other)
+    fidelity.main(["--objectives", "gmpo", *options])
+    rows = read_rows(tmp_path / "fidelity.csv")
+    assert [row["start"] for row in rows] == [task.start] * 4 + [other.start] * 2
+    assert other.start != task.start
+    assert len(fidelities(rows, "gmpo", 2, "log_ratio_std")) == 2
