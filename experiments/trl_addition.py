@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
+from safetensors.torch import load_file
 
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.recipes import gmpo
 from experiments.estimate import Estimate, estimate_cell
 from experiments.options import count, seeds
+from experiments.start import require_start, weights_digest
 from experiments.tables import Row, Table, append_rows, markdown, read_rows
 from lightning_modules import PolicyModule, RolloutDataModule, boxed_answer
 from lightning_modules.addition import AdditionProblems, AdditionWarmStart
@@ -97,9 +99,8 @@ def accuracy(model: str, seed: int) -> dict[str, float]:
     return {name: module.held_out_metrics[f"reward_{name}"] for name in MEASURES}
 
 
-def run(side: str, steps: int, seed: int) -> Row:
-    """Train and evaluate once."""
-    start = AdditionWarmStart().prepare()
+def run(side: str, steps: int, seed: int, start: str) -> Row:
+    """Train from the model in the folder `start`, and evaluate once."""
     seed_everything(seed, verbose=False)
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
@@ -108,7 +109,12 @@ def run(side: str, steps: int, seed: int) -> Row:
         seconds = time.perf_counter() - began
         found = accuracy(folder if steps else start, seed)
     measured = {name: f"{value:.4f}" for name, value in found.items()}
-    return {"side": side, "steps": str(steps), "seed": str(seed), **measured, "seconds": f"{seconds:.0f}"}
+    about = {"side": side, "steps": str(steps), "seed": str(seed), "start": _digest(start)}
+    return {**about, **measured, "seconds": f"{seconds:.0f}"}
+
+
+def _digest(start: str) -> str:
+    return weights_digest(load_file(Path(start) / "model.safetensors"))
 
 
 def table(rows: Sequence[Row], steps: int) -> Table:
@@ -161,11 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "accuracy.csv"
+    path, start = options.output / "accuracy.csv", AdditionWarmStart().prepare()
+    require_start(parser, options.output, read_rows(path), _digest(start))
     for side, steps, seed in _runs(options.steps, options.seeds):
         done = {(row["side"], row["steps"], row["seed"]) for row in read_rows(path)}
         if (side, str(steps), str(seed)) not in done:
-            row = run(side, steps, seed)
+            row = run(side, steps, seed, start)
             append_rows(path, [row])
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     print(markdown(table(read_rows(path), options.steps)))

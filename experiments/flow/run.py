@@ -19,7 +19,7 @@ from pathlib import Path
 from experiments.flow import design
 from experiments.flow.training import Job, train
 from experiments.options import count, made_variants, seeds
-from experiments.start import weights_digest
+from experiments.start import require_start, weights_digest
 from experiments.tables import Row, append_rows, read_rows
 from experiments.workers import run_all
 from lightning_modules.flow.mixture import MixtureWarmStart
@@ -48,11 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not missing:
         return
     start = weights_digest(MixtureWarmStart().load().state_dict())  # the model is made once, before the workers
-    if other := sorted({row.get("start", "") for row in done} - {start}):
-        parser.error(
-            f"`--output` is {options.output}, whose runs began from the model {other[0] or 'of an earlier version'}; "
-            f"this machine makes {start}, so that they cannot be compared; pass another folder"
-        )
+    require_start(parser, options.output, done, start)
     options.output.mkdir(parents=True, exist_ok=True)
     run_all(_made, [(job, start, options.output) for job in missing], options.workers)
 

@@ -26,3 +26,8 @@ def test_both_sides_learn(tmp_path, capsys):
     assert [line.split(" | ")[0] for line in said.splitlines()[-3:]] == ["| start", "| Lightning", "| TRL"]
     main(command)  # goes on where it stopped, so it has nothing left to do
     assert len(read_rows(tmp_path / "accuracy.csv")) == 3
+    path = tmp_path / "accuracy.csv"
+    path.write_text(path.read_text().replace(rows["TRL"]["start"], "another"))  # as from another processor
+    with pytest.raises(SystemExit):
+        main(command)
+    assert f"runs began from the model another; this machine makes {rows['TRL']['start']}" in capsys.readouterr().err
