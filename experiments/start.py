@@ -24,7 +24,7 @@ def require_start(parser: argparse.ArgumentParser, output: Path, rows: Sequence[
     Args:
         parser: parser of the program, which has an `--output`.
         output: folder of the results.
-        rows: what is there; rows of an earlier version have no `start`.
+        rows: results in the folder; those of an earlier version have no `start`.
         start: digest of the model of this machine.
     """
     if other := sorted({row.get("start", "") for row in rows} - {start}):
