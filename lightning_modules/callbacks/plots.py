@@ -17,7 +17,7 @@ Columns = dict[str, list[float | None]]
 
 
 # Metrics of a held-out set, which may have a name; `val/rewards/NAME_...` are single rewards.
-_HELD_OUT = re.compile(r"val/(?:(?!rewards/)(?P<set>[^/]+)/)?(?P<measure>pass@1|reward)_(?P<evaluation>sampled|greedy)")
+_HELD_OUT = re.compile(r"val/(?:(?!rewards/)(?P<set>[^/]+)/)?(?P<measure>pass@1|reward)_(?P<evaluation>\w+)")
 
 
 def read_metrics(path: str | Path) -> Columns:
@@ -79,7 +79,7 @@ def _held_out(panel: Axes, columns: Columns) -> None:
     has_rates = any("pass@1" in name for name in columns)
     found = {name: match for name in columns if (match := _HELD_OUT.fullmatch(name))}
     measure = "reward" if found and not has_rates else "pass@1"
-    for evaluation in ("sampled", "greedy"):
+    for evaluation in dict.fromkeys(match["evaluation"] for match in found.values()):
         for name, match in found.items():
             if (match["measure"], match["evaluation"]) == (measure, evaluation):
                 _points(panel, columns, name, " ".join(filter(None, (match["set"], evaluation))))

@@ -106,6 +106,12 @@ def test_named_held_out_sets_have_a_curve_each_and_single_rewards_none(plotted, 
     assert panels[1].get_ylabel() == f"held-out {measure}"
 
 
+def test_a_flow_matching_run_has_the_points_of_its_ode(plotted):
+    names = ["step", "val/reward_ode", "val/mean_length_ode", "val/rewards/near_ode"]
+    _, panels = plotted(table([[0, 0.1, 8, 0.3]], names))
+    assert [(line.get_label(), float(line.get_ydata()[0])) for line in panels[1].lines] == [("ode", 0.1)]
+
+
 @pytest.mark.parametrize("names", [NAMES, ["step", "reward"], ["step"]], ids=len)
 def test_a_single_row_is_enough(plotted, names):
     picture, panels = plotted(table([row[: len(names)] for row in run_of(1)], names))
