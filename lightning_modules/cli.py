@@ -262,8 +262,9 @@ def evaluate_run(folder: str, *options: str) -> dict[str, float]:
             f"error: RUN is {folder!r}, which trains no language model; measure a flow-matching model with "
             f"`aggregate-po flow validate --config {config} --ckpt_path {checkpoint}`."
         )
-    # The exported model includes its adapters. An evaluation samples nothing ahead, and not every engine could.
-    model_options = [f"--model.model_name={model}", "--model.lora=null"]
+    # The exported model includes its adapters, and is that of the end, not of the checkpoint that the run resumed from.
+    model_options = [f"--model.model_name={model}", "--model.lora=null", "--ckpt_path=null"]
+    # An evaluation samples nothing ahead, and not every engine could.
     fixed = [f"--config={config}", *model_options, "--data.overlap=false", "--verbose=false"]
     cli = run(["validate", *fixed, *options])
     metrics: dict[str, float] = cli.model.held_out_metrics
