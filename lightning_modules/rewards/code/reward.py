@@ -25,7 +25,11 @@ from lightning_modules.rewards.code import sandbox
 from lightning_modules.rewards.fields import field_of
 from lightning_modules.validation import require_at_least
 
-_BLOCK = re.compile(r"^```(?:python3?|py)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# A block of any language, so that its last line is not taken for the first one of the next.
+_BLOCK = re.compile(r"^```[ \t]*([^\s`]*)[^\n`]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_PYTHON = ("", "python", "python3", "py")
+# OpenBLAS and others start a thread for each core when they are imported, and threads count as processes.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _FILE_SIZE = 10 << 20  # bytes of a file that the code writes
 
 
@@ -33,8 +37,9 @@ class CodeReward(BatchReward):
     """Reward of 1 for a completion whose last code block passes all tests of its example, and 0 otherwise.
 
     The tests are Python code that follows the completion's, such as `assert solve(2) == 4`; an exception or an exit is
-    a failure. Each completion runs in a process of its own: `python -I` in an empty folder, without environment
-    variables, with limits on processor time, memory, size of files and processes, and killed at its time limit. Where
+    a failure. Each completion runs in a process of its own: `python -I` in an empty folder, without the environment
+    variables of the training, with limits on processor time, memory and size of files, without further processes or
+    threads unless the user is root, and killed at its time limit. Numerical libraries have one thread. Where
     the system allows user namespaces, as most Linux systems do, it has no network and sees no other process; otherwise
     a warning says so. This keeps mistakes away, not attacks: the code can read what the user can read, and code that
     searches its own process can forge a success. Train on untrusted tasks in a container or a virtual machine.
@@ -103,7 +108,7 @@ class CodeReward(BatchReward):
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env={},
+                env=_ONE_THREAD,
                 pass_fds=(writing,),
                 start_new_session=True,
                 text=True,
@@ -120,5 +125,5 @@ class CodeReward(BatchReward):
 
 def last_code_block(completion: str) -> str | None:
     """Return the last block between lines of three backticks, in Python or without a language, or None."""
-    blocks = _BLOCK.findall(completion)
-    return str(blocks[-1]) if blocks else None
+    blocks = [code for language, code in _BLOCK.findall(completion) if language.lower() in _PYTHON]
+    return blocks[-1] if blocks else None

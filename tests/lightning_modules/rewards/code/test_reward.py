@@ -40,6 +40,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:the system allows no user namesp
         ("```\na\n```\n```py\nb\n```", "b\n"),
         ("text ```python\na\n```", None),
         ("```json\n{}\n```", None),
+        ("```bash\npip install numpy\n```\nthen\n```python\na\n```", "a\n"),
+        ("```python\na\n```\nthen\n```bash\npython a.py\n```", "a\n"),
+        ("```Python title=a.py\na\n```", "a\n"),
+        ("```text\n```\nprose\n```\na\n``` \n", "a\n"),
         ("```python\na", None),
         ("a", None),
     ],
@@ -53,6 +57,12 @@ def test_code_that_passes_all_tests_is_right():
     assert rewards(RIGHT, wrong, "def square(x:", "", "raise SystemExit(0)", RIGHT) == [1.0, 0, 0, 0, 0, 1.0]
     assert rewards(RIGHT, wrong, tests=TESTS[0]) == [1.0, 1.0]
     assert CodeReward()(["no code"], [{"tests": TESTS}]) == [0.0]
+
+
+def test_numerical_libraries_have_one_thread():
+    """Threads count as processes, which the sandbox forbids to every user but root."""
+    code = "import numpy\nstatus = open('/proc/self/status').read()"
+    assert rewards(code, tests="assert 'Threads:\\t1\\n' in status") == [1.0]
 
 
 def test_the_main_part_of_a_program_is_left_out():
