@@ -177,9 +177,11 @@ def _remove_invalid(found: Sequence[Change], checkpoint: dict[str, Any], data_st
     if _names(found, _LENGTH_OF_ROLLOUT) and "left" in buffer:
         buffer["left"] = [[] for _ in buffer["left"]]
         rank_zero_info("the rest of the current rollout is dropped, as the number of its updates has changed")
-    # Stored trajectories have the old number of steps.
-    if _names(found, ("data.schemes", "data.steps")):
-        buffer["stages"] = {name: s for name, s in buffer.get("stages", {}).items() if not name.startswith("scheme_")}
+    # Schemes store completions with their rewards, and statistics of prompts by their numbers in the data set.
+    stages = buffer.get("stages", {})
+    if any(name.startswith("scheme_") for name in stages) and set(_names(found, ("data.",))) - set(_LENGTH_OF_ROLLOUT):
+        buffer["stages"] = {name: state for name, state in stages.items() if not name.startswith("scheme_")}
+        rank_zero_info("the sampling schemes begin without what they have stored, as options of `data` have changed")
 
 
 def _names(found: Sequence[Change], prefixes: tuple[str, ...]) -> list[str]:

@@ -13,6 +13,7 @@ from aggregate_po.recipes import gmpo, grpo
 from lightning_modules import AtomicCheckpointIO, PolicyModule, RatioDeviationStop, RunCheckpoint
 from lightning_modules.data.schemes import DynamicSampling
 from lightning_modules.rollouts import TransformersEngine
+from tests.lightning_modules.data.test_schemes import Counting
 from tests.lightning_modules.training import fitted, small_data, text_reward
 
 SGD = functools.partial(torch.optim.SGD, lr=0.25)
@@ -203,3 +204,28 @@ def test_a_checkpoint_without_a_configuration_resumes_with_a_warning(tmp_path, m
     torch.save(checkpoint, path)
     with pytest.warns(UserWarning, match="does not say what it was trained with"):
         run(tmp_path, model_folder, module={"learning_rate": 1e-5}, ckpt_path=path, max_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("data", "seen"),
+    [
+        ({"reward": other_reward}, 4),
+        ({"reward": [text_reward, other_reward]}, 4),
+        ({"dataset": [{"prompt": "1"}]}, 4),
+        ({"temperature": 0.5}, 4),
+        ({"updates_per_rollout": 1}, 8),
+        ({}, 8),
+    ],
+    ids=["reward", "rewards", "data", "temperature", "updates", "nothing"],
+)
+def test_schemes_forget_what_was_sampled_and_rewarded_otherwise(tmp_path, model_folder, data, seen):
+    run(tmp_path, model_folder, data={"schemes": [Counting()]}, max_steps=2)
+    resumed = run(
+        tmp_path,
+        model_folder,
+        module={"resume_with_changes": True},
+        data={"schemes": [Counting()], **data},
+        max_steps=3,
+        ckpt_path="last",
+    )
+    assert resumed.data.schemes[0].seen == seen
