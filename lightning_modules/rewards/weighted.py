@@ -96,6 +96,8 @@ class WeightedRewards:
             reward.close()
 
     def _verdicts(self, index: int, completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+        if not completions:  # a rank without prompts in the last batch of an evaluation
+            return []
         name = self.names[index]
         values = list(self._rewards[index](completions, copied(examples)))
         if len(values) != len(completions):

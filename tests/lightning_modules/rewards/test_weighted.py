@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.rewards import boxed_answer
+from lightning_modules.rewards import BatchReward, boxed_answer
 from lightning_modules.rewards.weighted import WeightedRewards
 
 
@@ -48,8 +48,17 @@ def test_several_rewards_are_summed_by_their_weights(weights, total):
     assert rewards.total(components).tolist() == total
 
 
-def test_no_completion_has_no_rewards():
-    rewards = WeightedRewards([length, length])
+class Longest(BatchReward):
+    """1 for the longest completions; it cannot be called without any."""
+
+    def __call__(self, completions, examples):
+        longest = max(map(len, completions))
+        return [float(len(completion) == longest) for completion in completions]
+
+
+def test_no_completion_has_no_rewards_and_asks_no_reward():
+    """A rank without prompts in the last batch of an evaluation has none."""
+    rewards = WeightedRewards([length, Longest()])
     assert rewards.scores([], []).components.shape == (0, 2)
     assert rewards.total(rewards.scores([], []).components).shape == (0,)
 
