@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -49,7 +49,8 @@ class ObjectiveModule(LightningModule, ABC):
         weight_decay: Weight decay of AdamW.
         optimizer: Optimizer to use in place of AdamW.
         lr_scheduler: Learning-rate schedule, which begins after the warm-up; constant when None.
-        max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run.
+        max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run, without those in which the
+            loss still has a scale above 1.
         resume_with_changes: Whether a resume applies a configuration that is not the one of its checkpoint.
 
     Raises:
@@ -99,6 +100,7 @@ class ObjectiveModule(LightningModule, ABC):
         self.held_out_metrics: dict[str, float] = {}  # of the last validation
         self._observed = torch.zeros(len(objective.penalties), dtype=torch.double)  # by the penalties, in an update
         self._skipped_steps = self._skipped_in_a_row = 0
+        self._step_skipped = False
         self._random_state: dict[str, Any] | None = None
         self._decay: Decay | None = None  # until the end of the run
 
@@ -138,7 +140,7 @@ class ObjectiveModule(LightningModule, ABC):
         """Make an optimizer step and adapt the penalties, unless the gradient is not finite."""
         super().optimizer_step(*arguments, **options)
         observed, self._observed = self._observed, torch.zeros_like(self._observed)
-        if len(observed) and not self._skipped_in_a_row:
+        if len(observed) and not self._step_skipped:
             self.objective.adapt(summed_over_ranks(observed, self.trainer).tolist())
 
     @override
@@ -147,8 +149,11 @@ class ObjectiveModule(LightningModule, ABC):
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         finite = bool(torch.isfinite(norm))
+        self._step_skipped = not finite
         self._skipped_steps += not finite
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        # The first steps in 16-mixed overflow by design, until the scale of the loss has fallen far enough.
+        failed = not finite and _loss_scale(self.trainer) <= 1
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if failed else 0
         self.log("grad_norm", norm)
         self.log("skipped_steps", float(self._skipped_steps))
         _require_fewer_skipped(self._skipped_in_a_row, self.max_skipped_steps)
@@ -236,6 +241,12 @@ class ObjectiveModule(LightningModule, ABC):
         if self._random_state is not None:
             restore_random_state(self._random_state)
             self._random_state = None
+
+
+def _loss_scale(trainer: Trainer) -> float:
+    """Return the factor by which a scaler of the precision multiplies the loss, 1 without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def _require_fewer_skipped(in_a_row: int, limit: int) -> None:

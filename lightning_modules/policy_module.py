@@ -32,7 +32,7 @@ class PolicyModule(ObjectiveModule):
         lr_scheduler: Learning-rate schedule, which begins after the warm-up; constant when None. `CosineDecay` and
             `LinearDecay` decay until the end of the run.
         max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run; a step is skipped if its
-            gradient is not finite.
+            gradient is not finite. Under 16-mixed, steps in which the scale of the loss still falls do not count.
         layout: Layout of prompts and completions in the forward pass: `PackedGroups`, `SharedPrompts`,
             `PaddedSequences` or `PackedSequences`. A layout that is wrong for the model is refused when training
             starts. When None, the first that serves of the first three.

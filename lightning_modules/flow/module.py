@@ -30,7 +30,7 @@ class FlowModule(ObjectiveModule):
         optimizer: Optimizer to use in place of AdamW; it has its own learning rate and weight decay.
         lr_scheduler: Learning-rate schedule, which begins after the warm-up; constant when None.
         max_skipped_steps: Number of consecutive skipped optimizer steps that stops the run; a step is skipped if its
-            gradient is not finite.
+            gradient is not finite. Under 16-mixed, steps in which the scale of the loss still falls do not count.
         resume_with_changes: Whether a resume applies a configuration that is not the one of its checkpoint; otherwise
             it is refused, and the error names each difference.
 

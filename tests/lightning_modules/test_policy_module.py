@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aggregate_po import K3Penalty, PolicyBatch
@@ -309,6 +310,43 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, model_folder, mo
     with pytest.raises(FloatingPointError, match=rf"not finite in {most} optimizer steps in a row; lower"):
         fitted(tmp_path, model_folder, module=module, max_steps=8, callbacks=[poison])
     assert poison.number == most
+
+
+class Overflow(Callback):
+    """Makes the gradient infinite while the loss has a larger scale than this."""
+
+    def __init__(self, largest):
+        self.largest, self.scales = largest, []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.scales.append(trainer.precision_plugin.scaler.get_scale())
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.precision_plugin.scaler.get_scale() > self.largest:
+            next(pl_module.model.parameters()).grad[0, 0] = math.inf
+
+
+def scaled(tmp_path, model_folder, overflow, steps):
+    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]
+    data = small_data(updates_per_rollout=4)
+    module = PolicyModule(model_folder, gmpo(), learning_rate=1e-3, max_skipped_steps=3)
+    return fitted(
+        tmp_path, model_folder, data=data, module=module, max_steps=steps, plugins=plugins, callbacks=[overflow]
+    )
+
+
+def test_a_scaler_that_looks_for_its_scale_stops_no_run(tmp_path, model_folder):
+    overflow = Overflow(largest=1000)
+    run = scaled(tmp_path, model_folder, overflow, steps=12)
+    assert overflow.scales == [65536 / 2**step for step in range(7)] + [512] * 5
+    assert run.metrics["skipped_steps"].item() == 7
+
+
+def test_without_a_scale_that_serves_a_run_is_stopped(tmp_path, model_folder):
+    overflow = Overflow(largest=0)
+    with pytest.raises(FloatingPointError, match="not finite in 3 optimizer steps in a row"):
+        scaled(tmp_path, model_folder, overflow, steps=40)
+    assert overflow.scales == [65536 / 2**step for step in range(19)]
 
 
 # The reference
