@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -78,5 +79,9 @@ def _parsed(text: str) -> list[Any]:
 
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # it logs whole completions
-    parsed: list[Any] = math_verify.parse(f"${text}$", parsing_timeout=None)
+    # `normalized` has removed units; math-verify would also take the product in `x^2 + 2ab` for one.
+    latex = math_verify.LatexExtractionConfig()
+    latex = replace(latex, normalization_config=replace(latex.normalization_config, units=False))
+    formats = [latex, math_verify.ExprExtractionConfig()]
+    parsed: list[Any] = math_verify.parse(f"${text}$", formats, parsing_timeout=None)
     return parsed

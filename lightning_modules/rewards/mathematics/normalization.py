@@ -3,7 +3,9 @@ r"""One spelling for answers that are written in different ways: `\dfrac12`, `1{
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
+_FACTORS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Applied in order. A backslash before a command is never the second one of a line break in a matrix.
 _REWRITES = [
     (r"[\u2212\u2013]", "-"),
@@ -21,8 +23,9 @@ _REWRITES = [
     (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\w*|\u00b0", ""),
     (r"\\(?:text|mbox|textrm|mathrm|textbf|mathbf|textit|operatorname|textsf)\s*\{\s*(?:and|or)\s*\}", ","),
+    (rf"(?<=[\d}})])\s*\\(?:text|mbox|textrm|mathrm)\s*\{{\s*((?:{'|'.join(_FACTORS)})[^{{}}\d]*)\}}", r" \1"),
     # A unit: text after a number.
-    (r"(?<=[\d})])\s*\\(?:text|mbox|textrm|mathrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?", ""),
+    (r"(?:(?<=[\d})])|(?<=\\pi))\s*\\(?:text|mbox|textrm|mathrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?", ""),
     (r"\\(?:text|mbox|textrm|mathrm|textbf|mathbf|textit|operatorname|textsf)\s*\{([^{}]*)\}", r"\1"),
     (r"\\(?:pmatrix|bmatrix)", r"\\matrix"),
     (r"(?<=\d)\s+(?:and|or)\s+(?=[-\d.])", ", "),
@@ -32,12 +35,20 @@ _REWRITES = [
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 _ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\w)?\s*=\s*([^=<>]+)$")
 _CHOICE = re.compile(r"^\(([A-Za-z])\)$")
-_UNIT = re.compile(r"^(.*[\d})]) ?((?:[A-Za-z]{2,}|/)(?: (?:[A-Za-z]+|/))*)(?:\^\{?\d\}?)?$")
+_FACTOR = re.compile(rf"^([-+]?[\d,]*\.?\d+) ({'|'.join(_FACTORS)})s?(?![A-Za-z])(.*)$", re.IGNORECASE)
+# Other words of two letters, or of three without a blank before them, are products such as `2ab`.
+_SHORT_UNIT = (
+    r"(?:cm|mm|km|dm|nm|in|ft|yd|mi|sq|cu|kg|mg|lbs?|oz|m[lL]|hrs?|min|sec|ms|[mk]ph|am|pm|deg|rad|m/s)(?![A-Za-z])"
+)
+_UNIT = re.compile(
+    rf"^(.*[\d}})])(?: (?!(?:sin|cos|tan|cot|log|exp|sqrt)\b)(?:{_SHORT_UNIT}|[A-Za-z]{{3,}}|/)"
+    rf"|(?:{_SHORT_UNIT}|[A-Za-z]{{4,}}))(?: ?/ ?[A-Za-z]+| [A-Za-z]+)*(?:\^\{{?\d\}}?)?$"
+)
 _PLAIN = re.compile(r"^[-+\d.,/ ]+$")
 
 
 def normalized(answer: str) -> str:
-    """Return an answer in one spelling; units, percent signs and degree signs are removed."""
+    """Return an answer in one spelling; units, percent and degree signs are removed, and `5 million` is a number."""
     text = answer.strip()
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
@@ -46,6 +57,8 @@ def normalized(answer: str) -> str:
         text = assignment[1].strip()
     if choice := _CHOICE.match(text):
         text = choice[1]
+    if factor := _FACTOR.match(text):
+        text = f"{Decimal(factor[1].replace(',', '')) * _FACTORS[factor[2].lower()]:f}{factor[3]}"
     if (unit := _UNIT.match(text)) and _PLAIN.match(unit[1]):
         text = unit[1].strip()
     return text.removeprefix("+").strip()
