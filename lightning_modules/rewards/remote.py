@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -22,7 +24,8 @@ class RemoteReward(BatchReward):
     """Posts completions and examples to a server, and takes their rewards from the answer.
 
     A request is the JSON object `{"completions": [...], "examples": [...]}`, and its answer `{"rewards": [...]}` with a
-    number for each completion, or null where there is no reward. Requests that cannot be answered now (no connection,
+    number for each completion, or null where there is no reward. A value of an example that JSON lacks, such as a date,
+    is sent as its text. Requests that cannot be answered now (no connection,
     no answer in time, the statuses 429 and 5xx) are repeated after pauses of 0.5 s, 1 s, 2 s and so on. If the last
     attempt fails, so do the verdicts of this request, with the cause "connection" or "time".
 
@@ -59,7 +62,8 @@ class RemoteReward(BatchReward):
 
     async def _all(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
         places = asyncio.Semaphore(self.concurrency)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.limit)) as session:
+        limit, dumps = aiohttp.ClientTimeout(total=self.limit), partial(json.dumps, default=str)
+        async with aiohttp.ClientSession(timeout=limit, json_serialize=dumps) as session:
             parts = [slice(start, start + self.batch_size) for start in range(0, len(completions), self.batch_size)]
             requests = (self._part(session, places, completions[part], examples[part]) for part in parts)
             return [verdict for verdicts in await asyncio.gather(*requests) for verdict in verdicts]
@@ -93,11 +97,19 @@ class RemoteReward(BatchReward):
             text = await response.text()
             if response.status != 200:
                 raise RuntimeError(f"{self.url} answered with the status {response.status}: {text[:500]}")
-            answer = await response.json(content_type=None)
-        rewards = answer.get("rewards") if isinstance(answer, dict) else None
+        rewards = _rewards_in(text)
         if not isinstance(rewards, list) or len(rewards) != len(content["completions"]):
             raise RuntimeError(
                 f'{self.url} answered {text[:500]!r}; answer {{"rewards": [...]}} with a number or null for each of '
                 f"the {len(content['completions'])} completions."
             )
         return [Verdict(None, "value", "null") if reward is None else Verdict(reward) for reward in rewards]
+
+
+def _rewards_in(text: str) -> Any:
+    """Return the rewards of an answer, or None if it is another one, such as the page of a proxy."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return None
+    return answer.get("rewards") if isinstance(answer, dict) else None

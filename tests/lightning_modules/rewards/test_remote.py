@@ -1,6 +1,7 @@
 """Rewards from a real server on this machine: requests, answers, failures and repetitions."""
 
 import asyncio
+import datetime
 import threading
 from contextlib import contextmanager
 
@@ -73,6 +74,16 @@ def test_a_run_rewarded_by_a_server_is_the_run_rewarded_in_its_process(tmp_path,
         torch.testing.assert_close(remote.module.state_dict()[name], weight, rtol=0, atol=0)
 
 
+def test_what_json_lacks_is_sent_as_text():
+    async def year(request):
+        (example,) = (await request.json())["examples"]
+        return web.json_response({"rewards": [float(example["date"][:4])]})
+
+    with served(year) as url:
+        (verdict,) = RemoteReward(url)(["a"], [{"date": datetime.date(2024, 2, 3)}])
+    assert verdict.value == 2024
+
+
 def test_requests_are_sent_at_the_same_time_within_the_bound():
     running, most = 0, 0
 
@@ -125,6 +136,7 @@ def test_a_server_that_is_not_there_costs_its_verdicts():
         ({"text": "no such model", "status": 404}, "status 404: no such model"),
         ({"text": '{"rewards": [1.0, 2.0]}'}, "for each of the 1 completions"),
         ({"text": "[1.0]"}, "for each of the 1 completions"),
+        ({"text": "<html>Log in</html>", "content_type": "text/html"}, r"^http.*answered '<html>Log in.*; answer \{"),
     ],
 )
 def test_an_answer_of_another_form_is_an_error(answer, message):
