@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -232,16 +233,15 @@ class _Prefetch:
     """
 
     def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
         self._pending: tuple[_Request, Future[_Generated]] | None = None
+        self._latest: Future[_Generated] | None = None
 
     def begin(self, request: _Request, generate: Callable[[], _Generated]) -> None:
         """Start to process a request in the background."""
         if self._pending is not None:
             rank_zero_warn("completions that were sampled ahead were not used: other prompts were requested since.")
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
-        self._pending = (request, self._executor.submit(generate))
+        self._latest = _in_thread(generate)
+        self._pending = (request, self._latest)
 
     def take(self, request: _Request) -> _Generated | None:
         """Wait for the completions of the request, with errors of the engine; return None if it is not pending."""
@@ -253,12 +253,23 @@ class _Prefetch:
 
     def wait(self) -> None:
         """Wait until the engine is idle."""
-        if self._pending is not None:
-            self._pending[1].exception()
+        if self._latest is not None:
+            self._latest.exception()
 
     def close(self) -> None:
-        """Discard the pending request, and shut down the thread."""
+        """Discard the pending request without waiting for its answer, which may take as long as the engine waits."""
         self._pending = None
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+
+
+def _in_thread(generate: Callable[[], _Generated]) -> Future[_Generated]:
+    """Generate in a daemon thread, so that a server that does not answer does not keep the process alive."""
+    future: Future[_Generated] = Future()
+
+    def fulfil() -> None:
+        try:
+            future.set_result(generate())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=fulfil, name="rollout", daemon=True).start()
+    return future

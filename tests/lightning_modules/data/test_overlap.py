@@ -136,7 +136,7 @@ def test_what_is_logged_of_the_engine_is_from_when_it_drew(tmp_path, model_folde
 def test_no_rollout_is_generated_that_nobody_would_train_on(tmp_path, model_folder):
     _, engine, _, _ = overlapped(tmp_path, model_folder, steps=2)
     assert len(engine.generated) == 1
-    assert "rollout_0" not in {thread.name for thread in threading.enumerate()}
+    assert "rollout" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_no_rollout_is_generated_beyond_the_last_epoch(tmp_path, model_folder):
@@ -163,7 +163,7 @@ def test_a_failure_closes_the_engine_and_ends_its_thread(tmp_path, model_folder,
     with pytest.raises((RuntimeError, ConnectionError)):
         fitted(tmp_path, model_folder, data=small_data(rollouts=engine, overlap=overlap, **reward), max_steps=4)
     assert engine.closed == 1
-    assert "rollout_0" not in {thread.name for thread in threading.enumerate()}
+    assert "rollout" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_what_was_not_set_up_can_be_torn_down():
@@ -179,6 +179,34 @@ def test_a_resumed_run_consumes_the_prompts_that_remain(tmp_path, model_folder):
     assert second.prompts == undisturbed.prompts[2:]
     # What was under way is not in the checkpoint: it is generated again, by the current policy.
     assert staleness.logged == [2, 0, 0, 2, 2]
+
+
+def test_a_failure_in_training_waits_for_no_server(tmp_path, model_folder):
+    """The run ends while the engine still generates, in a thread that does not keep the process alive."""
+
+    class HangingEngine(ElsewhereEngine):
+        begun, over, rollout_thread = threading.Event(), threading.Event(), None
+
+        def generate(self, prompts, sampling):
+            if threading.current_thread() is not threading.main_thread():
+                HangingEngine.rollout_thread = threading.current_thread()
+                self.begun.set()
+                assert self.over.wait(60)
+            return super().generate(prompts, sampling)
+
+    class Interrupt(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert HangingEngine.begun.wait(60)
+            raise RuntimeError("stopped by hand")
+
+    engine = HangingEngine()
+    data = small_data(rollouts=engine, updates_per_rollout=2, overlap=True)
+    with pytest.raises(RuntimeError, match="stopped by hand"):
+        fitted(tmp_path, model_folder, grpo(), data=data, max_steps=4, callbacks=[Interrupt()])
+    thread = HangingEngine.rollout_thread
+    assert (thread.is_alive(), thread.daemon, engine.over.is_set()) == (True, True, False)
+    engine.over.set()
+    thread.join()
 
 
 def test_a_failure_in_the_background_ends_the_run(tmp_path, model_folder):
