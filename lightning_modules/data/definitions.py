@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -46,6 +47,20 @@ def require_defined(
         **known,
     )
     objective(old_log_probs, batch)
+    _require_end(trainer, objective, old_log_probs, batch)
+
+
+def _require_end(trainer: Trainer, objective: PolicyObjective, log_probs: Tensor, batch: PolicyBatch) -> None:
+    """Check that a run without an end, which makes no progress, has an objective that follows none."""
+    if trainer.max_steps != -1 or trainer.max_epochs != -1:
+        return
+    try:
+        objective(log_probs, replace(batch, totals=replace(batch.totals, progress=None)))
+    except ValueError as error:
+        raise ValueError(
+            f"`max_steps` is -1, so the run has no end, but the objective follows its progress: {objective!r}; pass "
+            "`max_steps` to the trainer."
+        ) from error
 
 
 def _require_weights_taken(objective: PolicyObjective, weighting: TokenWeighting | None) -> None:

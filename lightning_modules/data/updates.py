@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -111,10 +112,11 @@ def _scales(counts: Sequence[Tally]) -> dict[str, float]:
 
 
 def _totals(counted: Tally, scales: Mapping[str, float], rollout: Rollout, number: int, trainer: Trainer) -> StepTotals:
+    steps = trainer.estimated_stepping_batches
     return StepTotals(
         completions=counted.sums["completions"] * scales["completions"],
         tokens=counted.sums["tokens"] * scales["tokens"],
-        progress=min((trainer.global_step + number) / trainer.estimated_stepping_batches, 1.0),
+        progress=None if math.isinf(steps) else min((trainer.global_step + number) / steps, 1.0),
         reward_mean=rollout.metrics["reward"],
         reward_std=rollout.metrics["reward_std"],
     )

@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 
 from aggregate_po import EntropyBonus, GroupedRewards, K3Penalty, PolicyBatch
 from aggregate_po.advantages import GroupCentered, GroupNormalized
-from aggregate_po.recipes import dapo, dr_grpo, gmpo, grpo, pmpo
+from aggregate_po.recipes import dapo, dr_grpo, gmpo, grpo, holder_po, pmpo
 from lightning_modules import PolicyModule, RolloutDataModule
 from lightning_modules import tally as tally_file
 from lightning_modules.addition import AdditionProblems
@@ -876,3 +876,22 @@ def test_a_reward_that_raises_says_for_which_completion(tmp_path, model_folder):
     (note,) = raised.value.__notes__
     assert "raised by `reward` failing for the completion" in note
     assert "'answer'" in note
+
+
+class StopAfter(Callback):
+    """Ends a run that has no end of its own."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = True
+
+
+def test_an_objective_that_follows_the_progress_needs_a_run_with_an_end(tmp_path, model_folder):
+    engine, recorder = RecordingEngine(), BatchRecorder()
+    data = small_data(rollouts=engine)
+    with pytest.raises(ValueError, match=r"^`max_steps` is -1, so the run has no end, but .*LinearExponent.*; pass"):
+        fitted(tmp_path, model_folder, holder_po(), data=data, max_steps=-1)
+    assert not engine.prompts
+    callbacks = [recorder, StopAfter()]
+    run = fitted(tmp_path, model_folder, pmpo(), data=data, max_steps=-1, max_time="01:00:00:00", callbacks=callbacks)
+    assert run.trainer.global_step == 1
+    assert recorder.batches[0].policy.totals.progress is None
