@@ -65,7 +65,9 @@ class Sentences(SpanRule):
         texts = tokenizer.batch_decode(known.unsqueeze(-1).tolist())
         names = tokenizer.convert_ids_to_tokens(known.tolist())
         # Tokenizers write a leading space in different ways, and some drop it from the text of a single token.
-        spaced = [text[:1].isspace() or name[:1] in "\u0120\u2581" for text, name in zip(texts, names, strict=True)]
+        # A row of the embedding beyond the vocabulary has no name.
+        firsts = [(name or "")[:1] for name in names]
+        spaced = [text[:1].isspace() or first in "\u0120\u2581" for text, first in zip(texts, firsts, strict=True)]
         breaks = torch.tensor([text.rstrip(" ").endswith("\n") for text in texts], device=places.device)
         marks = torch.tensor([text.rstrip().endswith(self.marks) for text in texts], device=places.device)
         before_space = pad(torch.tensor(spaced, device=places.device)[places][:, 1:], (0, 1), value=True)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from aggregate_po import ArithmeticMean, GeometricMean, NestedMean, PessimisticClip, PolicyObjective
 from lightning_modules import Sentences, SpanRule, Turns
@@ -57,6 +58,12 @@ class Pieces:
 def test_sentences_end_with_a_mark_before_a_space_or_with_a_break(texts, spans):
     token_ids = Pieces.ids(*texts)
     assert Sentences()(token_ids, torch.ones_like(token_ids).bool(), Pieces()).tolist() == [spans]
+
+
+def test_a_token_beyond_the_vocabulary_has_a_place_in_a_sentence(model_folder):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    token_ids = torch.tensor([[1, len(tokenizer) + 3, 1]])
+    assert Sentences()(token_ids, torch.ones_like(token_ids).bool(), tokenizer).tolist() == [[0, 0, 0]]
 
 
 def test_other_marks_may_end_a_sentence():
