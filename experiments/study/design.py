@@ -15,7 +15,6 @@ ROLLOUTS = 30
 SEEDS = (0, 1, 2, 3, 4)
 UPDATES_PER_ROLLOUT = (1, 4, 16)
 LEARNING_RATES = (5e-5, 8.4e-5, 1.4e-4, 2.4e-4, 4e-4, 6.7e-4, 1.1e-3)
-TUNED_AT = 4  # updates per rollout at which the learning rate of each objective is chosen
 
 
 def grpo_no_clip() -> PolicyObjective:
@@ -49,7 +48,7 @@ class Variant:
         return objective_of(self.path, **self.arguments)
 
 
-# Mean and clip apart: three means with no clip, the clip of GRPO or that of GMPO; and four exponents with one clip.
+# Mean and clip apart: two means with no clip, the clip of GRPO or that of GMPO; and four exponents with one clip.
 CORE = (
     Variant("grpo", "grpo"),
     Variant("grpo_wide_clip", "grpo_wide_clip"),

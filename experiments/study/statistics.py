@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.estimate import Estimate
-from experiments.study.design import TUNED_AT
 from experiments.tables import read_rows
 
 _NAMES = ("task", "objective", "start")
@@ -87,7 +86,7 @@ def edges(runs: Sequence[Run]) -> dict[tuple[str, int], list[float]]:
     return {key: sorted(values) for key, values in found.items()}
 
 
-def tuned_learning_rate(runs: Sequence[Run], objective: str, updates: int = TUNED_AT) -> float | None:
+def tuned_learning_rate(runs: Sequence[Run], objective: str, updates: int) -> float | None:
     """Return the learning rate with the best mean reward over all rollouts, averaged over the seeds of whole ladders.
 
     A learning rate at which some seed has no run, since two smaller ones collapsed, is no candidate. None without runs.

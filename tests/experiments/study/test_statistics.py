@@ -41,8 +41,8 @@ def test_unfinished_ladders_do_not_count():
 
 def test_tuned_rate_has_the_best_mean_over_seeds_that_all_ran_it():
     runs = ladder("gmpo", 0, "...cc", [0.1, 0.4, 0.5, 0.3, 0.9]) + ladder("gmpo", 1, "..cc", [0.1, 0.4, 0.2, 0.0])
-    assert tuned_learning_rate(runs, "gmpo") == SECOND
-    assert tuned_learning_rate(runs, "grpo") is None
+    assert tuned_learning_rate(runs, "gmpo", 4) == SECOND
+    assert tuned_learning_rate(runs, "grpo", 4) is None
 
 
 def test_differences_are_paired_where_neither_collapsed_with_any_seed():
