@@ -889,9 +889,9 @@ def test_an_objective_that_follows_the_progress_needs_a_run_with_an_end(tmp_path
     engine, recorder = RecordingEngine(), BatchRecorder()
     data = small_data(rollouts=engine)
     with pytest.raises(ValueError, match=r"^`max_steps` is -1, so the run has no end, but .*LinearExponent.*; pass"):
-        fitted(tmp_path, model_folder, holder_po(), data=data, max_steps=-1)
+        fitted(tmp_path, model_folder, holder_po(), data=data, max_steps=-1, callbacks=[StopAfter()])
     assert not engine.prompts
     callbacks = [recorder, StopAfter()]
-    run = fitted(tmp_path, model_folder, pmpo(), data=data, max_steps=-1, max_time="01:00:00:00", callbacks=callbacks)
+    run = fitted(tmp_path, model_folder, pmpo(), data=data, max_steps=-1, callbacks=callbacks)
     assert run.trainer.global_step == 1
     assert recorder.batches[0].policy.totals.progress is None
