@@ -105,7 +105,7 @@ class LinearExponent(ExponentRule):
 
 @dataclass(frozen=True)
 class RewardExponent(ExponentRule):
-    r"""Exponent that falls as the mean reward of the step rises, $p = e^{-\gamma \mu_R}$.
+    r"""Exponent that falls as the mean reward of the rollout rises, $p = e^{-\gamma \mu_R}$.
 
     For rewards in [0, 1] the exponent moves from the arithmetic mean at reward 0 toward the geometric mean, without
     reaching it: with the default $\gamma$, $p = 0.449$ at reward 1.

@@ -21,8 +21,8 @@ class StepTotals:
         completions: completions with at least one response token.
         tokens: response tokens, or the sum of their `mean_weights`.
         progress: fraction of training completed, from 0 to 1, for scheduled rules; None if unknown.
-        reward_mean: mean reward of the step, for rules that follow the reward.
-        reward_std: standard deviation of the rewards of the step, for rules that follow the reward.
+        reward_mean: mean reward of the rollout of the step, for rules that follow the reward.
+        reward_std: standard deviation of the rewards of the rollout of the step, for rules that follow the reward.
     """
 
     completions: float | Tensor

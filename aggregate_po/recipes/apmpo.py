@@ -16,7 +16,7 @@ def apmpo(
     clip_high_max: float = 0.4,
     penalties: Sequence[Penalty] = (),
 ) -> PolicyObjective:
-    r"""Power mean of clipped token ratios; exponent and upper bound depend on the rewards of the step (eq. 33).
+    r"""Power mean of clipped token ratios; exponent and upper bound depend on the rewards of the rollout (eq. 33).
 
     Gradient weight:
         $A_i \, M_p^{1-p} \, e^{p u_{i,t}} \, \mathbb 1_{i,t} / (N n_i)$

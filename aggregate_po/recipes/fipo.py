@@ -29,7 +29,7 @@ def fipo(
         half_life: Number of tokens after which a later log ratio counts half.
         max_weight: Upper bound of the factor of the advantage; the lower bound is 1.
         max_ratio: Upper bound of the ratio where the advantage is negative. Tokens with a larger ratio are also left
-            out of the factors of others.
+            out of all factors, their own included.
         penalties: Costs subtracted from the objective.
 
     Reference: FIPO, arXiv:2603.19835, with the numbers of its implementation in ms-swift.

@@ -175,7 +175,7 @@ class AdaptiveClip(OneSidedClip):
     r"""The clip of PPO with an upper bound that widens as rewards become high and steady.
 
     The ratio is at least `1 - clip_low`. The distance of the upper bound from 1 is interpolated between `clip_high_min`
-    and `clip_high_max` by $\tanh(\mu_R / \sigma_R)$, from mean and standard deviation of the rewards of the step.
+    and `clip_high_max` by $\tanh(\mu_R / \sigma_R)$, from mean and standard deviation of the rewards of the rollout.
 
     Args:
         clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.

@@ -61,7 +61,7 @@ def compare_objectives(
 
     Args:
         folder: Folder that `aggregate-po record` has written.
-        objectives: Objectives with commas between them, such as `grpo,gmpo(log_clip_low=0.2),mypackage.MyMean`: names
+        objectives: Objectives with commas between them, such as `grpo,gmpo(log_clip=0.2),mypackage.MyMean`: names
             of recipes, or import paths of recipes, objectives or aggregators; or objectives by name.
         gradients: Parameter gradients to compute with the recorded model, on one optimizer step. "completions" makes a
             backward pass for each objective and completion, from which the variance follows, "steps" one for each

@@ -1,4 +1,4 @@
-"""Objectives of a comparison, written as in Python: `grpo, gmpo(log_clip_low=0.2), mypackage.MyMean`."""
+"""Objectives of a comparison, written as in Python: `grpo, gmpo(log_clip=0.2), mypackage.MyMean`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def named_objectives(text: str) -> dict[str, PolicyObjective]:
     """Return objectives by their names, in the order of a list that is separated by commas.
 
     Args:
-        text: list of names, such as `grpo,gmpo(log_clip_low=0.2),mypackage.MyMean`. A name is what
+        text: list of names, such as `grpo,gmpo(log_clip=0.2),mypackage.MyMean`. A name is what
             `aggregate_po.objective_of` takes; arguments follow in parentheses, by their names, as Python writes them.
 
     Raises:
@@ -38,7 +38,7 @@ def named_objectives(text: str) -> dict[str, PolicyObjective]:
     return found
 
 
-_FORM = "pass names with commas between them, such as grpo,gmpo(log_clip_low=0.2),mypackage.MyMean"
+_FORM = "pass names with commas between them, such as grpo,gmpo(log_clip=0.2),mypackage.MyMean"
 
 
 def _parts(element: ast.expr) -> tuple[str, dict[str, Any]]:

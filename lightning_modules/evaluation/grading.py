@@ -18,9 +18,9 @@ class Grader:
 
     Args:
         reward: reward, 1 for a right completion. A function runs in worker processes, and must be importable by its
-            module and name; a `BatchReward` or an asynchronous function runs as it does in training. If the reward has
-            a method `answer`, as `MathReward` has, its results are the answers for a majority vote.
-        workers: number of worker processes.
+            module and name; a `BatchReward` runs as it does in training. If the reward has a method `answer`, as
+            `MathReward` has, its results are the answers for a majority vote.
+        workers: number of worker processes, or of calls of an asynchronous function at a time.
         limit: time limit of a verdict in seconds.
     """
 

@@ -16,7 +16,10 @@ _DESCRIPTION = (
     "Estimate the memory of a `fit` with the same arguments, before any weights are loaded. Only --device_memory and "
     "--prompt_length are arguments of the estimate alone."
 )
-_DEVICE_MEMORY = "Memory of one device in GiB; that of the GPU of this machine when None, or 80 if it has none."
+_DEVICE_MEMORY = (
+    "Memory of one device in GiB. When None: that of the GPU of this machine, or 80 if it has none; on the CPU, the "
+    "memory of this machine divided by the number of devices."
+)
 _PROMPT_LENGTH = (
     "Number of tokens of the longest prompt; when None, the length of the longest of the first 1,024 training prompts, "
     "which are tokenized for it."

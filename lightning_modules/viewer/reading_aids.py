@@ -59,7 +59,7 @@ READING_AIDS = (
     Metric("entropy", _STEP, "entropy H", "nats", "Falls slowly; at 0 the completions of a group are copies."),
     Metric("grad_norm", _STEP, "|∇J|", "", "Without growing spikes; before clipping.", True),
     Metric("policy_loss", _STEP, "loss -J", "", "Its level says little: advantages are relative to the group."),
-    Metric("weights/overflow", _STEP, "fraction", "of tokens", "Stays at 0; else compare sampler and trainer."),
+    Metric("weights/overflow", _STEP, "fraction", "of tokens", "0 under a mean; else compare sampler and trainer."),
     Metric("skipped_steps", _STEP, "steps", "", "Stays at 0: no gradient was infinite or NaN."),
     Metric("dropped_updates", _STEP, "steps", "", "Steps that `RatioDeviationStop` left out."),
     Metric("learning_rate", _STEP, "learning rate", "", "As the schedule says."),
