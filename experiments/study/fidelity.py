@@ -178,8 +178,8 @@ def paths(options: argparse.Namespace, learner: Learner) -> Iterator[tuple[dict[
             made += 1
         start = learner.state()
         frozen = [learner.sample(1000 + number) for number in range(FROZEN)]
-        for path in range(options.paths):
-            own = learner.sample(2000 + path)
+        # All before the first drift: the learner is elsewhere when the caller has used a path.
+        for path, own in enumerate([learner.sample(2000 + path) for path in range(options.paths)]):
             for drift in DRIFTS:
                 learner.restore(start)
                 yield {"checkpoint": str(checkpoint), "drift": drift, "path": str(path)}, own, frozen

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +76,31 @@ def test_checkpoints_are_measured_where_their_key_says(monkeypatch, tmp_path, ta
     monkeypatch.setattr(fidelity, "paths", lambda options, learner: asked.extend(options.checkpoints) or [])
     fidelity.main(["--checkpoints", "20", "0", "10", "--output", str(tmp_path)])
     assert asked == [0, 10, 20]
+
+
+class Wanderer:
+    """A learner whose samples say where it was."""
+
+    place = "checkpoint"
+
+    def state(self):
+        return self.place
+
+    def restore(self, state):
+        self.place = state
+
+    def sample(self, number):
+        return number, self.place
+
+
+def test_every_path_begins_with_rollouts_of_its_checkpoint():
+    learner = Wanderer()
+    options = SimpleNamespace(checkpoints=[0], paths=2)
+    for about, own, frozen in fidelity.paths(options, learner):
+        assert learner.place == "checkpoint"
+        assert own == (2000 + int(about["path"]), "checkpoint")
+        assert {place for _, place in frozen} == {"checkpoint"}
+        learner.place = "elsewhere"
 
 
 def test_gradients_are_those_of_the_objective(task):
