@@ -86,8 +86,9 @@ class PolicyBatch:
         filled: dict[str, Any] = {"response_mask": mask, "mean_weights": weights}
         for name in ("old_log_probs", "ref_log_probs"):
             if getattr(self, name) is not None:
-                filled[name] = torch.where(mask, getattr(self, name), 0)
-        filled["advantages"] = torch.where(mask if self.has_token_advantages else mask.any(dim=-1), self.advantages, 0)
+                filled[name] = torch.where(mask, getattr(self, name).detach(), 0)
+        counted = mask if self.has_token_advantages else mask.any(dim=-1)
+        filled["advantages"] = torch.where(counted, self.advantages.detach(), 0)
         for name in ("divergence", "ref_divergence"):
             filled[name] = checked_divergence(name, mask, getattr(self, name))
         filled["scale"] = checked_scale(mask, self.scale)

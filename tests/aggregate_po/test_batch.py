@@ -5,6 +5,7 @@ import torch
 
 from aggregate_po import AdaptiveClip, PolicyBatch, PolicyObjective, RewardExponent, StepTotals, TokenRatios
 from aggregate_po.aggregators import GeometricMean
+from aggregate_po.penalties import K2Penalty
 from aggregate_po.shapes import bind_shapes
 
 
@@ -133,6 +134,18 @@ def test_padding_is_replaced_by_zero():
     assert batch.old_log_probs.tolist() == [[-1.0, 0.0], [0.0, 0.0]]
     assert batch.ref_log_probs.tolist() == [[-2.0, 0.0], [0.0, 0.0]]
     assert batch.advantages.tolist() == [2.0, 0.0]
+
+
+def test_what_a_batch_holds_is_constant():
+    """On policy without `.detach()`, the ratio would be 1 for every parameter and the gradient 0."""
+    log_probs = torch.tensor([[-1.0, -2.0], [-0.5, -1.5]], requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0], requires_grad=True)
+    batch = PolicyBatch(log_probs, torch.ones(2, 2), advantages, ref_log_probs=log_probs)
+    objective = PolicyObjective(GeometricMean(), penalties=[K2Penalty(0.1)])
+    objective(log_probs, batch).backward()
+    assert torch.equal(log_probs.grad, objective.gradient_weights(log_probs, batch).total)
+    assert log_probs.grad.abs().min() > 0.1
+    assert advantages.grad is None
 
 
 def test_batch_cannot_be_changed():
