@@ -44,10 +44,13 @@ def advantages_of(
         rewards=masked_sum(token_level_rewards, mask)[order], group_size=int(sizes[0]), lengths=mask.sum(dim=-1)[order]
     )
     estimated = estimator(rollout)
-    found = torch.zeros_like(token_level_rewards, dtype=estimated.dtype)
     if estimated.ndim == 1:
-        estimated = estimated.unsqueeze(-1).expand(-1, mask.shape[1])
-    found[order, : estimated.shape[1]] = estimated[:, : mask.shape[1]]
+        per_token = estimated.unsqueeze(-1).expand(-1, mask.shape[1])
+    else:  # of the tokens that are trained: the output of a tool between them has no advantage
+        places = (mask[order].cumsum(dim=-1) - 1).clamp(0, max(estimated.shape[1] - 1, 0))
+        per_token = estimated.gather(-1, places)
+    found = torch.zeros_like(token_level_rewards, dtype=estimated.dtype)
+    found[order] = per_token
     return torch.where(mask, found, 0)
 
 

@@ -25,7 +25,7 @@ from verl.workers.utils.losses import ppo_loss
 from aggregate_po import ArithmeticMean, GeometricMean, K3Penalty, LehmerMean, PolicyBatch, PolicyObjective, StepTotals
 from aggregate_po.adapters.verl import NAME, ObjectiveLossConfig
 from aggregate_po.adapters.verl_estimators import advantages_of, register_estimator
-from aggregate_po.advantages import GroupNormalized
+from aggregate_po.advantages import GroupedRewards, GroupNormalized, WhitenedReturns
 from aggregate_po.recipes import ctpo, dapo, dr_grpo, gmpo, grpo, gspo, pmpo, real
 from tests.parity.cases import CASES, assert_close, assert_parity, differentiate
 from tests.parity.verl_losses import per_token, verl_loss
@@ -309,6 +309,18 @@ def test_the_option_of_verls_own_estimator_is_refused():
     config = AlgoConfig(norm_adv_by_std_in_grpo=False)
     with pytest.raises(ValueError, match=r"`algorithm.norm_adv_by_std_in_grpo` is False.*leave it at True"):
         estimate(token_level_rewards=rewards, response_mask=mask, index=UIDS, config=config)
+
+
+def test_advantages_of_tokens_pass_over_the_output_of_a_tool():
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0]])
+    rewards = torch.zeros(2, 6)
+    rewards[0, 5] = 1.0
+    estimator = WhitenedReturns(discount=0.5)
+    expected = estimator(GroupedRewards(torch.tensor([1.0, 0.0]), 2, lengths=torch.tensor([4, 4])))
+    found = advantages_of(estimator, rewards, mask, ["a", "a"])
+    assert torch.equal(found[0, [0, 1, 4, 5]], expected[0])
+    assert torch.equal(found[1, :4], expected[1])
+    assert found[0, 5] > found[0, 4] > 0 == found[0, 2]
 
 
 def test_groups_of_different_sizes_are_named():
