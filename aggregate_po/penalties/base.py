@@ -93,3 +93,19 @@ class Penalty(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Restore a state that `state_dict` returned."""
+
+
+def require_constant(cost: object) -> None:
+    """Check the cost that another penalty contains.
+
+    Raises:
+        TypeError: `cost` is not a `Penalty`.
+        ValueError: it adapts; the objective tells only the outer penalty what it has observed.
+    """
+    if not isinstance(cost, Penalty):
+        raise TypeError(f"`cost` is {cost!r}; pass an instance of a subclass of aggregate_po.Penalty.")
+    if type(cost).adapt is not Penalty.adapt:
+        raise ValueError(
+            f"`cost` is {cost!r}, which would never adapt inside another penalty; pass a cost that does not adapt, and "
+            "put the other penalty inside, as in LagrangePenalty(AdvantageWeighted(cost), ...)."
+        )

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from aggregate_po.arguments import require_non_negative
 from aggregate_po.batch import PerToken, PolicyBatch
-from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
+from aggregate_po.penalties.base import EvaluatedPenalty, Penalty, require_constant
 
 
 class LagrangePenalty(Penalty):
@@ -27,14 +27,13 @@ class LagrangePenalty(Penalty):
 
     Raises:
         TypeError: `cost` is not a `Penalty`.
-        ValueError: a number is negative.
+        ValueError: a number is negative, or the cost adapts itself.
 
     Reference: R2VPO, arXiv:2601.03320, for the variance of the ratio.
     """
 
     def __init__(self, cost: Penalty, bound: float, step_size: float, multiplier: float = 0.0) -> None:
-        if not isinstance(cost, Penalty):
-            raise TypeError(f"`cost` is {cost!r}; pass an instance of a subclass of aggregate_po.Penalty.")
+        require_constant(cost)
         require_non_negative(bound=bound, step_size=step_size, multiplier=multiplier)
         self.cost = cost
         self.bound = bound

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.bounds import bounded, log_ratio_of
-from aggregate_po.penalties.base import EvaluatedPenalty, Penalty
+from aggregate_po.penalties.base import EvaluatedPenalty, Penalty, require_constant
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class WeightedCost(Penalty):
 
     Raises:
         TypeError: `cost` is not a `Penalty`.
+        ValueError: `cost` adapts, as a `LagrangePenalty` does.
     """
 
     cost: Penalty
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cost, Penalty):
-            raise TypeError(f"`cost` is {self.cost!r}; pass an instance of a subclass of aggregate_po.Penalty.")
+        require_constant(self.cost)
 
     @property
     @override
@@ -76,6 +76,7 @@ class ImportanceWeighted(WeightedCost):
 
     Raises:
         TypeError: `cost` is not a `Penalty`.
+        ValueError: `cost` adapts, as a `LagrangePenalty` does.
 
     Reference: "unbiased KL estimate", DeepSeek-V3.2, arXiv:2512.02556.
     """
@@ -101,6 +102,7 @@ class AdvantageWeighted(WeightedCost):
 
     Raises:
         TypeError: `cost` is not a `Penalty`.
+        ValueError: `cost` adapts, as a `LagrangePenalty` does.
 
     Reference: SPO, arXiv:2401.16025, for the variance of the ratio.
     """
@@ -123,6 +125,7 @@ class ProbabilityWeighted(WeightedCost):
 
     Raises:
         TypeError: `cost` is not a `Penalty`.
+        ValueError: `cost` adapts, as a `LagrangePenalty` does.
 
     Reference: DRPO, arXiv:2606.09821.
     """

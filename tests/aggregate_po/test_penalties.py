@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from aggregate_po import (
+    AdvantageWeighted,
     EntropyBonus,
     GeometricMean,
     ImportanceWeighted,
     K1Penalty,
     K2Penalty,
     K3Penalty,
+    LagrangePenalty,
     Penalty,
     PolicyBatch,
     PolicyObjective,
+    RatioVariance,
     TokenMean,
 )
 from aggregate_po.recipes import grpo
@@ -90,6 +93,21 @@ def test_importance_weighted_k3_estimates_the_divergence_in_value_and_gradient()
         (estimated,) = torch.autograd.grad(expectation, logits, retain_graph=True)
         assert torch.allclose(expectation, divergence, rtol=0, atol=1e-14) == unbiased
         assert torch.allclose(estimated, exact, rtol=0, atol=1e-14) == unbiased
+
+
+@pytest.mark.parametrize("outer", [ImportanceWeighted, AdvantageWeighted, lambda cost: LagrangePenalty(cost, 0.1, 1.0)])
+def test_a_cost_that_adapts_is_refused_inside_another_penalty(outer):
+    inner = LagrangePenalty(RatioVariance(), bound=1e-3, step_size=1.0)
+    with pytest.raises(ValueError, match=r"^`cost` is LagrangePenalty\(.*; pass a cost that does not adapt"):
+        outer(inner)
+
+
+def test_a_weighted_cost_adapts_a_multiplier_around_it():
+    penalty = LagrangePenalty(AdvantageWeighted(RatioVariance()), bound=1e-3, step_size=1.0)
+    objective = PolicyObjective(GeometricMean(), penalties=[penalty])
+    batch = PolicyBatch(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1))
+    objective.adapt(objective.observed(torch.full((1, 2), 0.5), batch).tolist())
+    assert penalty.multiplier > 0.1
 
 
 def test_importance_weighting_takes_a_penalty():
