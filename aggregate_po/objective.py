@@ -81,6 +81,8 @@ class PolicyObjective:
             _require("sequence_transform", sequence_transform, RatioTransform)
         if group_objective is not None:
             _require("group_objective", group_objective, GroupObjective)
+        if isinstance(penalties, Penalty):
+            raise TypeError(f"`penalties` is {penalties!r}; pass a list of penalties, such as one that has it alone.")
         for penalty in penalties:
             _require("penalties", penalty, Penalty)
         self.aggregator = aggregator

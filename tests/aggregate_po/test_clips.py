@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aggregate_po import LogPessimisticClip, PessimisticClip, TokenRatios
-from aggregate_po.transforms import NegativeCap, RatioTransform, ScaledClip
+from aggregate_po.transforms import Chain, NegativeCap, RatioTransform, ScaledClip
 from tests.aggregate_po.worked_example import LOG_RATIO, close
 from tests.third_party import TanhLimit
 
@@ -110,6 +110,8 @@ def test_scaled_clip_leaves_an_absent_bound_absent():
 
 
 def test_scaled_clip_states_what_it_takes():
+    with pytest.raises(TypeError, match=r"^`transforms` is PessimisticClip\(.*; pass a list"):
+        Chain(PessimisticClip(0.2, 0.2))
     with pytest.raises(TypeError, match=r"^`clip` is 0.4; pass a subclass of Clip"):
         ScaledClip(0.4, exponent=-1)
     for exponent in (math.nan, 5.0, -math.inf):

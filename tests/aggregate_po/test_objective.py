@@ -99,8 +99,9 @@ def test_value_is_computed_in_at_least_single_precision(dtype):
         ({"sequence_transform": SequenceMean()}, r"^`sequence_transform` is SequenceMean\(\); pass an instance of"),
         ({"normalizer": None}, r"^`normalizer` is None; pass an instance of a subclass of aggregate_po.Normalizer"),
         ({"penalties": [0.1]}, r"^`penalties` is 0.1; pass an instance of a subclass of aggregate_po.Penalty"),
+        ({"penalties": K3Penalty(0.1)}, r"^`penalties` is K3Penalty\(coefficient=0.1.*; pass a list of penalties"),
     ],
-    ids=["class instead of instance", "number", "wrong part", "none", "coefficient"],
+    ids=["class instead of instance", "number", "wrong part", "none", "coefficient", "no list"],
 )
 def test_parts_of_the_wrong_kind_are_named(parts, message):
     with pytest.raises(TypeError, match=message):
