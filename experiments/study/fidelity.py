@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from aggregate_po import GroupedRewards, PolicyBatch, PolicyObjective
+from aggregate_po import GroupedRewards, PolicyBatch, PolicyObjective, StepTotals
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.bounds import log_ratio_of
 from aggregate_po.recipes import gmpo, gmpo_no_clip, grpo
@@ -93,10 +93,14 @@ class Learner:
             for ids, mask in zip(found.token_ids, found.mask, strict=True)
         ]
         rewards = torch.tensor([self.task.reward(text, examples[i // GROUP_SIZE]) for i, text in enumerate(texts)])
-        advantages = GroupNormalized()(GroupedRewards(rewards.double() * found.finished, GROUP_SIZE))
+        rewards = rewards.double() * found.finished
+        advantages = GroupNormalized()(GroupedRewards(rewards, GROUP_SIZE)).to(found.log_probs.dtype)
+        # Rules that follow the training are where it begins.
+        statistics = {"progress": 0.0, "reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
+        totals = StepTotals.of(found.mask, **statistics)
         prompt_of = torch.arange(len(prompts)).repeat_interleave(GROUP_SIZE)
         sequences = Sequences(*left_padded(prompts), prompt_of, found.token_ids, found.mask)
-        return Samples(sequences, PolicyBatch(found.log_probs, found.mask, advantages.to(found.log_probs.dtype)))
+        return Samples(sequences, PolicyBatch(found.log_probs, found.mask, advantages, totals))
 
     def update(self, samples: Samples, rows: Tensor, objective: PolicyObjective) -> None:
         """Make an optimizer step on some completions of a rollout."""

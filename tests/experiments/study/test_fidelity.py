@@ -141,20 +141,17 @@ def test_shortened_measurement_goes_on_where_it_was_from_the_same_model(task, tm
         monkeypatch.setattr(fidelity, name, value)
     options = ["--checkpoints", "1", "--paths", "1", "--output", str(tmp_path)]
     fidelity.main(["--objectives", "gmpo", *options])
-    fidelity.main(["--objectives", "gmpo,tests.experiments.study.test_run.OwnMean", *options])
+    # Rules that follow the progress of the training or its rewards, too.
+    further = ["tests.experiments.study.test_run.OwnMean", "holder_po", "apmpo"]
+    fidelity.main(["--objectives", ",".join(["gmpo", *further]), *options])
     with (tmp_path / "fidelity.csv").open() as file:
         rows = list(csv.DictReader(file))
-    own = "tests.experiments.study.test_run.OwnMean"
-    assert [(row["updates"], row["objective"]) for row in rows] == [
-        ("1", "gmpo"),
-        ("2", "gmpo"),
-        ("1", own),
-        ("2", own),
-    ]
+    expected = [("1", "gmpo"), ("2", "gmpo"), *(("1", name) for name in further), *(("2", name) for name in further)]
+    assert [(row["updates"], row["objective"]) for row in rows] == expected
     other = replace(task, model=replace(task.model, steps=3))  # as another processor makes it
     monkeypatch.setattr(fidelity, "addition", lambda: other)
     fidelity.main(["--objectives", "gmpo", *options])
     rows = read_rows(tmp_path / "fidelity.csv")
-    assert [row["start"] for row in rows] == [task.start] * 4 + [other.start] * 2
+    assert [row["start"] for row in rows] == [task.start] * 8 + [other.start] * 2
     assert other.start != task.start
     assert len(fidelities(rows, "gmpo", 2, "log_ratio_std")) == 2
