@@ -118,7 +118,7 @@ def _made(job: Job, start: str, rollouts: int, output: Path) -> Row:
     started = time.perf_counter()
     found, rows = train(job, rollouts)
     about = dict(zip(_KEYS, _key_of(job, start), strict=True))
-    append_rows(output / "rollouts.csv", [{**about, **_cells(row, digits=4)} for row in rows])
+    append_rows(output / "rollouts.csv", [{**about, **_cells(row, digits=3)} for row in rows])
     made = {**about, **_cells({**found, "seconds": time.perf_counter() - started}, digits=6)}
     append_rows(output / "runs.csv", [made])
     print(" ".join(about.values()), f"reward {made['reward_last']}", flush=True)
