@@ -84,22 +84,27 @@ def _digest(examples: Sequence[Any]) -> dict[str, Any]:
     return {"number": len(examples), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def with_contents(value: Any) -> Any:
-    """Return plain values in which each path of a file or a folder comes with the checksums of what it holds."""
+def with_contents(value: Any, whole: bool = False) -> Any:
+    """Return plain values in which each path of a file or a folder comes with the checksums of what it holds.
+
+    Args:
+        value: plain values.
+        whole: whether large files of weights are read, too; otherwise they are known by their size.
+    """
     if isinstance(value, Mapping):
-        return {name: with_contents(item) for name, item in value.items()}
+        return {name: with_contents(item, whole) for name, item in value.items()}
     if isinstance(value, list):
-        return [with_contents(item) for item in value]
+        return [with_contents(item, whole) for item in value]
     if not isinstance(value, str) or not value or not Path(value).exists():
         return value
     path = Path(value)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {"path": value, "contents": {file.name: _content(file) for file in files if file.is_file()}}
+    return {"path": value, "contents": {file.name: _content(file, whole) for file in files if file.is_file()}}
 
 
-def _content(file: Path) -> str:
+def _content(file: Path, whole: bool) -> str:
     size = file.stat().st_size
-    if size > _HASHED_BYTES and file.suffix in (".safetensors", ".bin", ".gguf"):
+    if not whole and size > _HASHED_BYTES and file.suffix in (".safetensors", ".bin", ".gguf"):
         return f"{size} bytes"
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,12 @@ class Benchmark:
     def keys(self) -> list[str]:
         """Keys of the problems by their content, by which two evaluations are compared."""
         keys: list[str] = []
+        counts: Counter[str] = Counter()
         for example in self.problems:
             text = json.dumps([example["prompt"], example["answer"]])
             key = hashlib.sha256(text.encode()).hexdigest()[:16]
-            repeated = sum(other.startswith(key) for other in keys)
-            keys.append(f"{key}-{repeated}" if repeated else key)
+            keys.append(f"{key}-{counts[key]}" if counts[key] else key)
+            counts[key] += 1
         return keys
 
 
@@ -82,19 +84,22 @@ def benchmarks_of(
     benchmarks: str | Sequence[str],
     samples: int | None = None,
     prompt_field: str | None = None,
-    answer_field: str = "answer",
+    answer_field: str | None = None,
 ) -> list[Benchmark]:
     """Return the benchmarks with these names or files.
 
     Args:
         benchmarks: names, files, or `NAME=FILE`, as a list or separated by commas.
         samples: number of completions of each problem; that of the benchmark when None.
-        prompt_field: field of the prompt in files; the first of "prompt", "problem" and "question" when None.
-        answer_field: field of the reference answer in files.
+        prompt_field: field of the prompt in files; when None, that of the benchmark of this name, or the first of
+            "prompt", "problem" and "question".
+        answer_field: field of the reference answer in files; when None, that of the benchmark of this name, or
+            "answer".
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: there are no benchmarks, a name is unknown or used twice, or a problem has no prompt or answer.
+        ValueError: there are no benchmarks, a name is unknown or used twice, a benchmark has no problems, or a problem
+            has no prompt or answer.
     """
     asked = [text.strip() for text in benchmarks.split(",")] if isinstance(benchmarks, str) else list(benchmarks)
     found = [_benchmark(text, samples, prompt_field, answer_field) for text in asked if text]
@@ -113,7 +118,7 @@ def _named() -> dict[str, dict[str, Any]]:
     return named
 
 
-def _benchmark(text: str, samples: int | None, prompt_field: str | None, answer_field: str) -> Benchmark:
+def _benchmark(text: str, samples: int | None, prompt_field: str | None, answer_field: str | None) -> Benchmark:
     name, _, path = text.rpartition("=")
     if not name and text in _named():
         return _from_hub(text, samples)
@@ -123,14 +128,21 @@ def _benchmark(text: str, samples: int | None, prompt_field: str | None, answer_
             f"`benchmarks` has {text!r}, which is neither one of {', '.join(_named())} nor a file; pass the path of a "
             "JSON Lines, CSV or Parquet file, or NAME=FILE."
         )
-    number = samples or _named().get(name, {}).get("samples", _SAMPLES)
-    return Benchmark(name, Problems(rows_of(path, None, None, None), prompt_field, answer_field), number)
+    rows = _rows_of(text, path, None, None)
+    entry = {"prompt": None, "answer": None, "answer_forms": [], "samples": _SAMPLES, **_named().get(name, {})}
+    prompt, answer, forms = prompt_field, answer_field or "answer", ()
+    if prompt is None and _value(rows[0], entry["prompt"]) is not None:
+        prompt = entry["prompt"]
+    if answer_field is None and (own := _value(rows[0], entry["answer"])) is not None:
+        answer = entry["answer"]
+        forms = entry["answer_forms"] if final_answer(str(own), entry["answer_forms"]) is not None else ()
+    return Benchmark(name, Problems(rows, prompt, answer, forms), samples or entry["samples"])
 
 
 def _from_hub(name: str, samples: int | None) -> Benchmark:
     entry = _named()[name]
     try:
-        rows = rows_of(entry["source"], entry["subset"], entry["split"], None)
+        rows = _rows_of(name, entry["source"], entry["subset"], entry["split"])
     except OSError as error:  # no network, or no such data set
         raise type(error)(
             f"`benchmarks` has {name!r}, which is {entry['source']} on the hub: {str(error).rstrip('.')}; with a local "
@@ -138,6 +150,13 @@ def _from_hub(name: str, samples: int | None) -> Benchmark:
         ) from None
     problems = Problems(rows, entry["prompt"], entry["answer"], entry["answer_forms"])
     return Benchmark(name, problems, samples or entry["samples"])
+
+
+def _rows_of(text: str, source: str, subset: str | None, split: str | None) -> Sequence[Row]:
+    rows = rows_of(source, subset, split, None)
+    if not rows:
+        raise ValueError(f"`benchmarks` has {text!r}, which has no problems; pass a benchmark that has some.")
+    return rows
 
 
 def _prompt(row: Row, column: str | None) -> Any:
@@ -166,6 +185,6 @@ def _answer(row: Row, column: str, forms: Sequence[AnswerForm]) -> str:
     return answer.strip()
 
 
-def _value(row: Row, column: str) -> Any:
-    found = value_at(row.values, column)
+def _value(row: Row, column: str | None) -> Any:
+    found = ABSENT if column is None else value_at(row.values, column)
     return None if found is ABSENT else found

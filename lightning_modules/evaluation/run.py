@@ -52,7 +52,7 @@ def evaluate(
     system_prompt: str | None = None,
     prompt_template: PromptTemplate | None = None,
     prompt_field: str | None = None,
-    answer_field: str = "answer",
+    answer_field: str | None = None,
     completions_per_batch: int = 256,
     precision: Precision | None = None,
     accelerator: str = "auto",
@@ -83,7 +83,8 @@ def evaluate(
         prompt_template: Text with `{prompt}` in the place of a problem, or a function from the text of a problem to
             that of the prompt, such as `lightning_modules.prompts.qwen_math`.
         prompt_field: Field of the problem in files; the first of prompt, problem and question when None.
-        answer_field: Field of the reference answer in files.
+        answer_field: Field of the reference answer in files; when None, that of the benchmark whose name the file is
+            given, or "answer".
         completions_per_batch: Number of completions that are sampled and graded together, and lost together by a kill;
             those of one problem at least.
         precision: Precision of the model; "bf16-true" on a GPU and "32-true" elsewhere when None.
@@ -196,7 +197,8 @@ def _rows(benchmark: Benchmark, graded: Sequence[GradedCompletion]) -> Iterator[
 
 def _settings(arguments: Mapping[str, Any], found: Sequence[Benchmark]) -> dict[str, Any]:
     """Return what the results depend on, as plain values."""
-    kept = {name: with_contents(value) for name, value in arguments.items() if name not in _FREE}
+    # Training keeps the size of a file of weights, so a model is known by all its bytes.
+    kept = {name: with_contents(value, whole=True) for name, value in arguments.items() if name not in _FREE}
     problems = {one.name: {"samples": one.samples, "problems": described([*one.problems])} for one in found}
     return {**kept, "benchmarks": problems}
 

@@ -8,6 +8,7 @@ import torch
 
 from aggregate_po.penalties import K3Penalty
 from aggregate_po.recipes import gmpo, grpo
+from lightning_modules import configuration
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.configuration import Change, changes, described, with_contents
 from lightning_modules.model.lora import LoRA
@@ -120,3 +121,15 @@ def test_a_data_set_from_python_is_its_examples(tmp_path):
     old = described(JSONLines(str(path)))
     path.write_text('{"prompt": "b"}\n')
     assert [*named(old, described(JSONLines(str(path))))] == ["model.examples.sha256"]
+
+
+def test_large_weights_are_known_by_their_size_or_by_all_their_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration, "_HASHED_BYTES", 8)
+    file = tmp_path / "model.safetensors"
+    known = []
+    for content in (b"nine byte", b"nine bits"):
+        file.write_bytes(content)
+        known.append((with_contents(str(tmp_path)), with_contents({"model": str(tmp_path)}, whole=True)))
+    (by_size, whole), (same_size, other) = known
+    assert by_size == same_size
+    assert whole != other

@@ -99,6 +99,25 @@ def test_keys_are_by_content_and_differ_where_a_problem_is_repeated(written):
     assert first[1] == second[1]
 
 
+def test_a_local_copy_has_the_fields_of_the_benchmark_of_its_name(written):
+    row = {"question": "1 + 1?", "final_answer": ["2"], "solution": "It is 2."}
+    (copy,) = benchmarks_of(f"olympiadbench={written([row])}")
+    assert (copy.problems[0]["prompt"], copy.problems[0]["answer"]) == ("1 + 1?", "2")
+    solved = {"question": "1 + 1?", "answer": "One and one.\n#### 2"}
+    (copy,) = benchmarks_of(f"gsm8k={written([solved])}")
+    assert copy.problems[0]["answer"] == "2"
+    # A file of one's own under that name may state the answer alone, or in another field.
+    plain = written([{"prompt": "1 + 1?", "answer": "2", "gold": "two"}])
+    assert benchmarks_of(f"gsm8k={plain}")[0].problems[0]["answer"] == "2"
+    assert benchmarks_of(f"olympiadbench={plain}", answer_field="gold")[0].problems[0]["answer"] == "two"
+
+
+def test_a_benchmark_without_problems_is_refused(tmp_path):
+    (tmp_path / "empty.csv").write_text("prompt,answer\n")
+    with pytest.raises(ValueError, match=r"has '.*empty\.csv', which has no problems"):
+        benchmarks_of(str(tmp_path / "empty.csv"))
+
+
 def test_what_is_refused(written):
     good = written([{"prompt": "1 + 1?", "answer": "2"}])
     with pytest.raises(

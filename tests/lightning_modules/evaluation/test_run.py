@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from lightning_modules import configuration
 from lightning_modules.evaluation import evaluate, read_results
 from lightning_modules.evaluation.records import EvaluationFolder, GradedCompletion
 from lightning_modules.rewards import BatchReward, MathReward, RewardPool
@@ -114,6 +117,19 @@ def test_other_settings_are_refused(finished, model_folder, problems, options, m
     _, output, engine = finished
     with pytest.raises(ValueError, match=rf"has an evaluation with other settings: .*{message}.*; pass those"):
         evaluated(model_folder, problems, output, **{"rollouts": engine, **options})
+
+
+def test_a_model_that_was_trained_further_is_refused(model_folder, problems, tmp_path, monkeypatch):
+    """Its files have the sizes that they had."""
+    monkeypatch.setattr(configuration, "_HASHED_BYTES", 8)
+    folder, output = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model_folder, folder)
+    evaluated(str(folder), problems, output)
+    weights = load_file(folder / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1e-3}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"`model, model\.safetensors` was"):
+        evaluated(str(folder), problems, output)
 
 
 def test_other_problems_and_another_model_are_refused(finished, model_folder, problems, tiny_model, tmp_path):
