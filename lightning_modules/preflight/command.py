@@ -80,8 +80,8 @@ class PreflightCLI(PolicyCLI):
             print("\n".join([*lines, "", *findings.verdict()]))
 
     def _memory(self) -> str:
-        settings = TrainerSettings.of(self._get(self.config_init, "trainer"))
         try:
+            settings = TrainerSettings.of(self._get(self.config_init, "trainer"))
             plan = job_plan(copy.deepcopy(self.model), self.datamodule, settings)
         except ValueError as error:
             return f"memory:       not estimated: {error}"

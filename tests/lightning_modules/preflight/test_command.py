@@ -17,6 +17,7 @@ from lightning_modules.addition import AdditionProblems
 from lightning_modules.cli import run
 from lightning_modules.data.schemes import DynamicPruning
 from lightning_modules.model.lora import LoRA
+from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.preflight import TrialData, preflight
 from lightning_modules.preflight.command import PreflightCLI, preflight_command
 from tests.lightning_modules.command_line import arguments
@@ -59,6 +60,18 @@ def test_the_command_prints_figures_and_a_verdict_and_writes_nothing(model_folde
     assert "for a rollout of 16;" in printed
     assert "This run" in printed
     assert not folder.exists()
+
+
+def test_memory_that_no_plan_knows_is_no_obstacle(model_folder, tmp_path, capsys, monkeypatch):
+    def unknown(arguments):
+        raise ValueError("a plan knows no tensor parallelism.")
+
+    monkeypatch.setattr(TrainerSettings, "of", unknown)
+    _, *options = arguments(model_folder, tmp_path / "run")
+    preflight_command([*options, "--completions=8"])
+    printed = capsys.readouterr().out
+    assert "memory:       not estimated: a plan knows no tensor parallelism." in printed
+    assert "completions:  8" in printed
 
 
 def test_the_figures_are_those_of_the_completions(model_folder, tmp_path):
