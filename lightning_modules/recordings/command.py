@@ -79,7 +79,7 @@ class RecordCLI(PolicyCLI):
             self._text = self._configuration()
             path = checkpoint_path(config)
             config.ckpt_path = None if path is None else str(path)
-            self._raise_max_steps(path)
+            self._raise_limits(path)
         self._scratch = tempfile.TemporaryDirectory(prefix="record-")
         config.trainer.default_root_dir = self._scratch.name
         config.trainer.logger, config.trainer.limit_val_batches = False, 0
@@ -90,16 +90,23 @@ class RecordCLI(PolicyCLI):
         text: str = self._parser("fit").dump(shown, skip_none=False, skip_validation=True)
         return text
 
-    def _raise_max_steps(self, path: Path | None) -> None:
+    def _raise_limits(self, path: Path | None) -> None:
         """Let a training that is at its end, or close to it, go on until the rollouts are recorded."""
-        config = self._config
+        config, trainer = self._config, self._config.trainer
         steps = config.data.updates_per_rollout * config.data.epochs_per_rollout
-        start = 0 if path is None or not path.is_file() else _step_of(path)
-        # The checkpoint may have begun a rollout.
-        needed = start + steps * (config.rollouts + (path is not None)) - (path is not None)
-        if 0 <= config.trainer.max_steps < needed:
-            rank_zero_info(f"`trainer.max_steps` is {config.trainer.max_steps}; it is raised to {needed}.")
-            config.trainer.max_steps = needed
+        step, epoch = (0, 0) if path is None or not path.is_file() else _place_of(path)
+        # The checkpoint may have begun a rollout, which is an epoch of Lightning.
+        rollouts = config.rollouts + (path is not None)
+        for name, needed in (
+            ("max_steps", step + steps * rollouts - (path is not None)),
+            ("max_epochs", epoch + rollouts),
+        ):
+            if (given := getattr(trainer, name)) is not None and 0 <= given < needed:
+                rank_zero_info(f"`trainer.{name}` is {given}; it is raised to {needed}.")
+                setattr(trainer, name, needed)
+        if trainer.max_time is not None:
+            rank_zero_info(f"`trainer.max_time` is {trainer.max_time}; it is left out: a recording ends by `rollouts`.")
+            trainer.max_time = None
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -169,9 +176,10 @@ def _split(argument: str) -> list[str]:
     return argument.split("=", maxsplit=1) if argument.startswith("--run=") else [argument]
 
 
-def _step_of(path: Path) -> int:
-    """Return the optimizer step of a checkpoint; 0 if it cannot be read, which is an error later."""
+def _place_of(path: Path) -> tuple[int, int]:
+    """Return optimizer step and epoch of a checkpoint; 0 if it cannot be read, which is an error later."""
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(checkpoint["global_step"]), int(checkpoint["epoch"])
     except Exception:
-        return 0
+        return 0, 0

@@ -66,6 +66,19 @@ def test_the_last_checkpoint_is_that_of_the_run(tmp_path, model_folder, finished
     assert [entry.step for entry in Recording(tmp_path / "recording").manifest.steps] == [5, 6]
 
 
+@pytest.mark.parametrize("limit", ["--trainer.max_epochs=1", "--trainer.max_time=00:00:00:00"])
+def test_a_recording_ends_by_its_rollouts_alone(tmp_path, model_folder, limit, capsys):
+    recording = record(model_folder, tmp_path, "--trainer.max_steps=-1", limit, "--rollouts=2")
+    assert recording.manifest.rollouts == 2
+    assert recording.manifest.model_step == recording.manifest.steps[-1].step
+
+
+def test_a_run_that_ended_by_its_epochs_can_be_recorded(tmp_path, model_folder):
+    fit(model_folder, tmp_path / "run", "--trainer.max_steps=-1", "--trainer.max_epochs=1")
+    record_command(["--run", str(tmp_path / "run"), f"--output={tmp_path / 'recording'}"])
+    assert Recording(tmp_path / "recording").manifest.rollouts == 1
+
+
 def test_a_resumed_recording_is_what_the_run_would_have_trained_on(tmp_path, model_folder):
     fit(model_folder, tmp_path / "run", "--trainer.max_steps=6", "--checkpoint.every_n_train_steps=2")
     record_command(
