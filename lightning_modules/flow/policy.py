@@ -71,7 +71,8 @@ class FlowPolicy(TrainedPolicy):
             ValueError: `latent_shape` of the model is not a shape, or all its weights are frozen.
         """
         self.forward_context = forward_context
-        self._model = checked_model(self.source.load(), self.source)
+        # Dropout would make the log-densities of a step differ from those that it was sampled with.
+        self._model = checked_model(self.source.load(), self.source).eval()
         self._load_reference()
         return self._model
 
@@ -83,7 +84,7 @@ class FlowPolicy(TrainedPolicy):
 
     def _load_reference(self) -> None:
         if self.keeps_reference and self.reference is None and self.model.initial_weights() is None:
-            self.reference = self.source.load().requires_grad_(False)
+            self.reference = self.source.load().eval().requires_grad_(False)
 
     @override
     def choose_layout(self) -> None:

@@ -1,5 +1,7 @@
 """Sampled trajectories: what they record, whose noise they use, and windows of stochastic steps."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,11 +13,13 @@ from lightning_modules.flow import (
     ODE,
     DanceSDE,
     FlowModel,
+    FlowModelSource,
     FlowSDE,
     StepWindow,
     sample_trajectories,
     uniform_times,
 )
+from lightning_modules.flow.policy import FlowPolicy
 
 SEEDS = [11, 12, 13]
 TIMES = uniform_times(5)
@@ -160,3 +164,34 @@ def test_windows_out_of_range_are_refused():
         StepWindow(every=0)
     with pytest.raises(ValueError, match="`size` is 4; pass at most the number of denoising steps, 3"):
         StepWindow().mask(3, 0)
+
+
+class DropsOut(Elementwise):
+    """A model with dropout, in training mode as a new module is."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, latents, times, target):
+        return self.drop(super().forward(latents, times, target))
+
+
+class DropsOutSource(FlowModelSource):
+    def prepare(self):
+        pass
+
+    def load(self):
+        return DropsOut()
+
+    def save(self, model, folder):
+        pass
+
+
+def test_no_model_of_a_policy_drops_units_out(conditions):
+    policy = FlowPolicy(DropsOutSource())
+    policy.load(nullcontext)
+    policy.keep_reference()
+    for model in (policy.model, policy.reference):
+        found = [sample_trajectories(model, conditions, TIMES, FlowSDE(), SEEDS).latents for _ in range(2)]
+        assert torch.equal(*found)
