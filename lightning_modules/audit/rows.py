@@ -57,5 +57,20 @@ def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
     """Yield the rows; the column `example` of `CompletionsFile` has the fields of the example as JSON."""
     require_pyarrow(f"{file}: a Parquet file", "write the completions as JSON Lines")
     for number, row in enumerate(read_rows(file), start=1):
-        example = row.pop("example", None)
-        yield number, {**(json.loads(example) if isinstance(example, str) else {}), **row}
+        example = _fields(row.get("example"))
+        yield (
+            number,
+            row
+            if example is None
+            else {**example, **{name: value for name, value in row.items() if name != "example"}},
+        )
+
+
+def _fields(example: Any) -> dict[str, Any] | None:
+    """Return the fields of an example, as a structure or in JSON; None for a column that is of another kind."""
+    if isinstance(example, str):
+        try:
+            example = json.loads(example)
+        except ValueError:
+            return None
+    return example if isinstance(example, dict) else None

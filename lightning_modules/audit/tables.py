@@ -58,7 +58,7 @@ def audit_json(audit: Audit) -> str:
         "differences": [_as_json(difference) for difference in audit.differences],
         "bad_rows": [vars(row) for row in audit.bad_rows],
     }
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2, ensure_ascii=False, default=str)
 
 
 def _as_json(difference: Difference) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Two graders on a file of completions: counts, differences, bad lines, failures."""
 
+import datetime
 import gzip
 import json
 
 import pytest
 
 from lightning_modules.audit import audit_json, audit_rewards, audit_table
+from lightning_modules.parquet_files import write_rows
 from lightning_modules.rewards import BatchReward, Verdict, boxed_answer
 from tests.lightning_modules.rewards.pool.hostile import reward as hostile
 
@@ -15,6 +17,7 @@ ROWS = [
     {"completion": "a | b\nends with 1", "answer": "1"},
     {"completion": "exception", "answer": "7"},
 ]
+DATED = {"completion": "ends with 1", "answer": "1", "date": datetime.date(2024, 2, 3)}
 
 
 class EndsWith(BatchReward):
@@ -86,3 +89,10 @@ def test_a_file_without_completions_is_an_error(tmp_path):
         audit_rewards(str(path), EndsWith(), EndsWith())
     with pytest.raises(FileNotFoundError, match=r"^`file` is 'none'"):
         audit_rewards("none", EndsWith(), EndsWith())
+
+
+def test_a_difference_with_a_date_is_written_as_json(tmp_path):
+    write_rows([DATED], tmp_path / "rows.parquet")
+    audit = audit_rewards(str(tmp_path / "rows.parquet"), boxed_answer, EndsWith())
+    (difference,) = json.loads(audit_json(audit))["differences"]
+    assert difference["example"]["date"] == "2024-02-03"

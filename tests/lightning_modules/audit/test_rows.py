@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from lightning_modules.audit.rows import BadRow, rows_of
 from lightning_modules.parquet_files import write_rows
 
@@ -30,3 +32,13 @@ def test_rows_of_a_run_have_the_fields_of_their_example(tmp_path):
     write_rows([row], tmp_path / "step-000001.parquet")
     ((_, text, example),) = rows_of(str(tmp_path / "step-000001.parquet"), "completion", [])
     assert (text, example["answer"], example["level"], example["reward"]) == ("2", "2", 4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("example", "fields"),
+    [("an example in words", {"example": "an example in words"}), ({"answer": "2"}, {"answer": "2"}), ("[1]", None)],
+)
+def test_a_column_called_example_may_be_of_another_kind(tmp_path, example, fields):
+    write_rows([{"completion": "2", "example": example}], tmp_path / "mine.parquet")
+    ((_, _, found),) = rows_of(str(tmp_path / "mine.parquet"), "completion", [])
+    assert found == (fields or {"example": example})
