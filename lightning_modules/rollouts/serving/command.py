@@ -48,6 +48,7 @@ def server_command(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     """
     parser = _parser()
     options, passed_on = parser.parse_known_args(arguments)
+    _check_order(parser, arguments, options.model, passed_on)
     _check_passed_on(parser, passed_on)
     _check_access(parser, options, environment.get(TOKEN_VARIABLE, ""))
     if importlib.util.find_spec("vllm") is None:
@@ -99,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
         "--insecure", action="store_true", help="Accept requests without a token; only on a loopback address."
     )
     return parser
+
+
+def _check_order(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], model: str, passed_on: Sequence[str]
+) -> None:
+    """Refuse a model after an option of vLLM, whose value would be taken for the model."""
+    before = [word for word in arguments[: list(arguments).index(model)] if word in passed_on]
+    if before:
+        parser.error(f"{before[0]} comes before the model, which would be {model!r}; write the model first.")
 
 
 def _check_passed_on(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

@@ -49,6 +49,11 @@ def test_a_server_is_started_with_what_the_client_needs(tmp_path, monkeypatch):
     assert not [word for word in command if TOKEN in word]  # every user of the machine can read it
 
 
+def test_own_options_may_come_before_the_model():
+    command, _ = server_command(["--port", "8001", "model", "--dtype", "float32"], {"AGGREGATE_PO_TOKEN": TOKEN})
+    assert last_values(command)["--model"] == "model"
+
+
 def test_arguments_of_vllm_cannot_undo_what_must_hold():
     extra = ["--logprobs-mode=raw_logprobs", "--generation-config=auto", "--middleware=other.Class"]
     command, _ = server_command(["model", *extra], ENVIRONMENT)
@@ -97,6 +102,7 @@ REFUSED = [
     (["model", "--api-key", "x"], TOKEN, "--api-key is not passed on"),
     (["model", "--config=x.yaml"], TOKEN, "--config is not passed on"),
     ([], TOKEN, "required: model"),
+    (["--dtype", "float32", "model"], TOKEN, "--dtype comes before the model, which would be 'float32'"),
     (["model", "--port", "x"], TOKEN, "--port"),
 ]
 
