@@ -13,13 +13,13 @@ from lightning_modules.flow import (
     ODE,
     DanceSDE,
     FlowModel,
-    FlowModelSource,
     FlowSDE,
     StepWindow,
     sample_trajectories,
     uniform_times,
 )
 from lightning_modules.flow.policy import FlowPolicy
+from tests.lightning_modules.flow.points import PointsSource
 
 SEEDS = [11, 12, 13]
 TIMES = uniform_times(5)
@@ -177,15 +177,9 @@ class DropsOut(Elementwise):
         return self.drop(super().forward(latents, times, target))
 
 
-class DropsOutSource(FlowModelSource):
-    def prepare(self):
-        pass
-
+class DropsOutSource(PointsSource):
     def load(self):
         return DropsOut()
-
-    def save(self, model, folder):
-        pass
 
 
 def test_no_model_of_a_policy_drops_units_out(conditions):
