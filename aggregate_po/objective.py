@@ -82,7 +82,7 @@ class PolicyObjective:
         if group_objective is not None:
             _require("group_objective", group_objective, GroupObjective)
         if isinstance(penalties, Penalty):
-            raise TypeError(f"`penalties` is {penalties!r}; pass a list of penalties, such as one that has it alone.")
+            raise TypeError(f"`penalties` is {penalties!r}; pass a list of penalties, even for a single one.")
         for penalty in penalties:
             _require("penalties", penalty, Penalty)
         self.aggregator = aggregator

@@ -35,7 +35,7 @@ class Chain(JointTransform):
 
     def __post_init__(self) -> None:
         if isinstance(self.transforms, RatioTransform):
-            raise TypeError(f"`transforms` is {self.transforms!r}; pass a list, such as one that has it alone.")
+            raise TypeError(f"`transforms` is {self.transforms!r}; pass a list of transforms, even for a single one.")
         for transform in self.transforms:
             if not isinstance(transform, RatioTransform):
                 raise TypeError(f"`transforms` has {transform!r}; pass instances of subclasses of RatioTransform.")

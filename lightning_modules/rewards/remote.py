@@ -25,9 +25,9 @@ class RemoteReward(BatchReward):
 
     A request is the JSON object `{"completions": [...], "examples": [...]}`, and its answer `{"rewards": [...]}` with a
     number for each completion, or null where there is no reward. A value of an example that JSON lacks, such as a date,
-    is sent as its text. Requests that cannot be answered now (no connection,
-    no answer in time, the statuses 429 and 5xx) are repeated after pauses of 0.5 s, 1 s, 2 s and so on. If the last
-    attempt fails, so do the verdicts of this request, with the cause "connection" or "time".
+    is sent as its text. Requests that cannot be answered now (no connection, no answer in time, the statuses 429 and
+    5xx) are repeated after pauses of 0.5 s, 1 s, 2 s and so on. If the last attempt fails, so do the verdicts of this
+    request, with the cause "connection" or "time".
 
     Args:
         url: Address of the server, such as `http://localhost:8080/rewards`.

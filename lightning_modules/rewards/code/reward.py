@@ -26,7 +26,7 @@ from lightning_modules.rewards.fields import field_of
 from lightning_modules.validation import require_at_least
 
 # A block of any language, so that its last line is not taken for the first one of the next.
-_BLOCK = re.compile(r"^```[ \t]*([^\s`]*)[^\n`]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```[ \t]*([^\s`]*)[^\n`]*\n(.*?)^```[ \t\r]*$", re.DOTALL | re.MULTILINE)
 _PYTHON = ("", "python", "python3", "py")
 # OpenBLAS and others start a thread for each core when they are imported, and threads count as processes.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -39,9 +39,9 @@ class CodeReward(BatchReward):
     The tests are Python code that follows the completion's, such as `assert solve(2) == 4`; an exception or an exit is
     a failure. Each completion runs in a process of its own: `python -I` in an empty folder, without the environment
     variables of the training, with limits on processor time, memory and size of files, without further processes or
-    threads unless the user is root, and killed at its time limit. Numerical libraries have one thread. Where
-    the system allows user namespaces, as most Linux systems do, it has no network and sees no other process; otherwise
-    a warning says so. This keeps mistakes away, not attacks: the code can read what the user can read, and code that
+    threads unless the user is root, and killed at its time limit. Numerical libraries have one thread. Where the system
+    allows user namespaces, as most Linux systems do, the process has no network and sees no other one; otherwise a
+    warning says so. This keeps mistakes away, not attacks: the code can read what the user can read, and code that
     searches its own process can forge a success. Train on untrusted tasks in a container or a virtual machine.
 
     Args:

@@ -35,7 +35,7 @@ _REWRITES = [
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 _ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\w)?\s*=\s*([^=<>]+)$")
 _CHOICE = re.compile(r"^\(([A-Za-z])\)$")
-_FACTOR = re.compile(rf"^([-+]?[\d,]*\.?\d+) ({'|'.join(_FACTORS)})s?(?![A-Za-z])(.*)$", re.IGNORECASE)
+_FACTOR = re.compile(rf"^([-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)) ({'|'.join(_FACTORS)})s?(?![A-Za-z])(.*)$", re.IGNORECASE)
 # Other words of two letters, or of three without a blank before them, are products such as `2ab`.
 _SHORT_UNIT = (
     r"(?:cm|mm|km|dm|nm|in|ft|yd|mi|sq|cu|kg|mg|lbs?|oz|m[lL]|hrs?|min|sec|ms|[mk]ph|am|pm|deg|rad|m/s)(?![A-Za-z])"

@@ -43,6 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the system allows no user namesp
         ("```bash\npip install numpy\n```\nthen\n```python\na\n```", "a\n"),
         ("```python\na\n```\nthen\n```bash\npython a.py\n```", "a\n"),
         ("```Python title=a.py\na\n```", "a\n"),
+        ("```python\r\na\r\n```\r\nDone.", "a\r\n"),
         ("```text\n```\nprose\n```\na\n``` \n", "a\n"),
         ("```python\na", None),
         ("a", None),
