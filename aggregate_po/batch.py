@@ -105,14 +105,16 @@ class PolicyBatch:
         return self.advantages.ndim == 2
 
     def to(self, *args: Any, **kwargs: Any) -> PolicyBatch:
-        """Return a copy with every tensor moved or cast by `Tensor.to`."""
+        """Return a copy with every tensor moved or cast by `Tensor.to`; counts and numbers are moved alone."""
         moved: dict[str, Any] = {
             name: value.to(*args, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
+        device = moved["response_mask"].device
         for name in ("groups", "span_ids"):  # half precision could not tell large numbers apart
             if getattr(self, name) is not None:
-                moved[name] = getattr(self, name).to(moved["response_mask"].device, copy=True)
-        return replace(self, **moved, correction=self.correction.map(lambda tensor: tensor.to(*args, **kwargs)))
+                moved[name] = getattr(self, name).to(device, copy=True)
+        correction = self.correction.map(lambda tensor: tensor.to(*args, **kwargs))
+        return replace(self, **moved, correction=correction, totals=self.totals.on(device))
 
     def select(self, rows: Tensor | slice, time: int | None = None) -> PolicyBatch:
         """Return some of the completions, truncated to `time` tokens, with the totals of the whole step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,11 @@ class StepTotals:
         if sum_over_ranks is not None:
             counts = sum_over_ranks(counts)
         return cls(counts[0], counts[1], **more)
+
+    def on(self, device: torch.device | str) -> StepTotals:
+        """Return a copy with its tensors on a device; counts keep their dtype, which half precision would round."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def required(self, name: str, reader: object) -> float | Tensor:
         """Return the field of this name, for a part that requires it.

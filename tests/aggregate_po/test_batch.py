@@ -158,7 +158,16 @@ def test_to_moves_every_tensor_and_keeps_the_totals():
     moved = PolicyBatch(**fields(totals=totals, ref_log_probs=torch.zeros(8, 5))).to(torch.float64)
     assert {moved.old_log_probs.dtype, moved.ref_log_probs.dtype, moved.advantages.dtype} == {torch.float64}
     assert moved.response_mask.dtype == torch.bool
-    assert moved.totals is totals
+    assert moved.totals == totals
+
+
+def test_totals_move_with_the_batch_and_are_never_cast():
+    """A tensor on the device that a batch has left would stop the objective; 65,537 is no number of float16."""
+    batch = PolicyBatch(**fields(totals=StepTotals(torch.tensor(65_537), torch.tensor(2.0**40), reward_mean=0.5)))
+    moved = batch.to("meta", torch.float16)
+    assert moved.totals.completions.device.type == moved.totals.tokens.device.type == "meta"
+    assert batch.to(torch.float16).totals == batch.totals
+    assert batch.to(torch.float16).totals.tokens.dtype == torch.float32
 
 
 def test_context_after_the_mean_has_one_entry_per_completion():
