@@ -79,8 +79,10 @@ class StepTotals:
 
     def on(self, device: torch.device | str) -> StepTotals:
         """Return a copy with its tensors on a device; counts keep their dtype, which half precision would round."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def required(self, name: str, reader: object) -> float | Tensor:
         """Return the field of this name, for a part that requires it.
