@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_modules.rewards.fields import field_of
+from lightning_modules.rewards.fields import field_of, text_of
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
 
 if TYPE_CHECKING:  # a worker of a pool loads no torch for it
@@ -23,7 +23,7 @@ class ExactMatch:
         ignore_case: Whether upper and lower case are equal.
 
     Raises:
-        ValueError: when called, if an example has no such field.
+        ValueError: when called, if an example has no such field, or an answer that is neither a text nor a number.
 
     Example:
         >>> ExactMatch(ignore_case=True)("<answer> new  york</answer>", {"answer": "New York"})
@@ -45,8 +45,9 @@ class ExactMatch:
         answer = final_answer(completion, self.answer_forms) if self.answer_forms else completion
         expected = field_of(example, "answer_field", self.answer_field)
         right = expected if isinstance(expected, (list, tuple)) else [expected]
-        return float(answer is not None and self._text(answer) in map(self._text, right))
+        texts = {self._text(text_of(value, "answer_field", self.answer_field)) for value in right}
+        return float(answer is not None and self._text(answer) in texts)
 
-    def _text(self, value: object) -> str:
-        text = " ".join(str(value).split())
+    def _text(self, answer: str) -> str:
+        text = " ".join(answer.split())
         return text.casefold() if self.ignore_case else text

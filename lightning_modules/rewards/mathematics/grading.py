@@ -9,14 +9,17 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from lightning_modules.rewards.mathematics.normalization import normalized
+from lightning_modules.rewards.mathematics.normalization import normalized, quantity
 from lightning_modules.rewards.mathematics.numbers import plain_number
 
 _LONGEST = 1000  # characters; sympy takes seconds and much memory for longer answers
 _WORD = re.compile(r"[^\W\d_]{4,}( [^\W\d_]+)*")  # math-verify reads a word as the product of its letters
 _BASE = re.compile(r"\d_\d+$")
 # What asks for a computation of unbounded size. Where the reference answer has it, so may the answer.
-_COSTLY = re.compile(r"!|\\(?:d|t)?binom|\\sum|\\prod|\\int|\\lim|\^\s*\{?[^{}]*\^|\^\s*\{?\s*-?\d{4}")
+_COSTLY = re.compile(
+    r"!|\\(?:d|t)?binom|\\sum|\\prod|\\int|\\lim|\^\s*\{?[^{}]*\^|\^\s*\{?\s*-?\d{4}|\d{2}\s*\}?\s*\)[\s})]*\^"
+)
+_PERCENT = re.compile(r"%|\bpercent\b", re.IGNORECASE)
 
 
 def same_answer(answer: str, reference: str, evaluate: bool = False) -> bool:
@@ -34,12 +37,12 @@ def same_answer(answer: str, reference: str, evaluate: bool = False) -> bool:
     found, expected = normalized(answer), normalized(reference)
     if not found or not expected:
         return False
+    expected_number = plain_number(expected)
+    found_number = plain_number(found) if expected_number is None else stated_number(found)
+    if expected_number is not None and found_number is not None:
+        return _is_same_number(answer, found_number, reference, expected_number)
     if folded(found) == folded(expected):
         return True
-    expected_number = plain_number(expected)
-    found_number = plain_number(found)
-    if expected_number is not None and found_number is not None:
-        return found_number == expected_number or _is_percent_of(answer, found_number, reference, expected_number)
     if expected_number is not None and not evaluate:
         return False
     if _WORD.fullmatch(found) or _WORD.fullmatch(expected):
@@ -55,10 +58,21 @@ def folded(text: str) -> str:
     return bare.casefold() if len(bare) > 1 and bare.isalpha() else bare
 
 
-def _is_percent_of(answer: str, found: Fraction, reference: str, expected: Fraction) -> bool:
-    """Return whether one is the other as a percentage, 0.18 and 18 %."""
-    percent = "%" in answer, "%" in reference
-    return percent == (False, True) and found * 100 == expected
+def stated_number(text: str) -> Fraction | None:
+    """Return the number that a normalized answer is, or states, as `AB = 18` and `18 m` do; None for any other."""
+    number = plain_number(text)
+    return plain_number(quantity(text)) if number is None and len(text) <= _LONGEST else number
+
+
+def _is_same_number(answer: str, found: Fraction, reference: str, expected: Fraction) -> bool:
+    """Return whether two numbers are equal, or one is the other as a percentage, 0.18 and 18 %.
+
+    Where the reference has no sign, `18 %` is right for 18, as an answer in percent; `0.5 %` is wrong for 0.5.
+    """
+    percent = bool(_PERCENT.search(answer)), bool(_PERCENT.search(reference))
+    if percent == (True, False):
+        return found == expected * 100 or (found == expected and abs(expected) >= 1)
+    return found == expected or (percent == (False, True) and found * 100 == expected)
 
 
 def _too_costly(found: str, expected: str) -> bool:

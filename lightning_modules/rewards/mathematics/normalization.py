@@ -9,7 +9,8 @@ _FACTORS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "b
 # Applied in order. A backslash before a command is never the second one of a line break in a matrix.
 _REWRITES = [
     (r"[\u2212\u2013]", "-"),
-    (r"(?<!\\)\\(?:displaystyle|textstyle|left|right|big|Big|bigg|Bigg)(?![a-zA-Z])", ""),
+    (r"(?<!\\)\\(?:displaystyle|textstyle|left|right|big|Big|bigg|Bigg|bf|rm|it)(?![a-zA-Z])", ""),
+    (r"(?<!\\)\\(?:boxed|fbox)(?=\s*\{)", ""),  # a box in the box
     (r"(?<!\\)\\[$]|[$]", ""),
     (r"(?<!\\)\\%|%", "%"),
     (r"\{,\}", ","),
@@ -25,7 +26,7 @@ _REWRITES = [
     (r"\\(?:text|mbox|textrm|mathrm|textbf|mathbf|textit|operatorname|textsf)\s*\{\s*(?:and|or)\s*\}", ","),
     (rf"(?<=[\d}})])\s*\\(?:text|mbox|textrm|mathrm)\s*\{{\s*((?:{'|'.join(_FACTORS)})[^{{}}\d]*)\}}", r" \1"),
     # A unit: text after a number.
-    (r"(?:(?<=[\d})])|(?<=\\pi))\s*\\(?:text|mbox|textrm|mathrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?", ""),
+    (r"(?:(?<=[\d})])|(?<=\\pi))\s*\\(?:text|mbox|textrm|mathrm)\s*\{(?:[^{}\d]|\^\{?-?\d\}?)*\}(?:\^\{?\d\}?)?", ""),
     (r"\\(?:text|mbox|textrm|mathrm|textbf|mathbf|textit|operatorname|textsf)\s*\{([^{}]*)\}", r"\1"),
     (r"\\(?:pmatrix|bmatrix)", r"\\matrix"),
     (r"(?<=\d)\s+(?:and|or)\s+(?=[-\d.])", ", "),
@@ -45,6 +46,12 @@ _UNIT = re.compile(
     rf"|(?:{_SHORT_UNIT}|[A-Za-z]{{4,}}))(?: ?/ ?[A-Za-z]+| [A-Za-z]+)*(?:\^\{{?\d\}}?)?$"
 )
 _PLAIN = re.compile(r"^[-+\d.,/ ]+$")
+# A name or a sum of names, such as `x_1 + y`, `f(2)` or `\angle ABC`; `2x = 18` does not say that x is 18.
+_STATEMENT = re.compile(
+    r"^(?:[^=<>^*/\d()_]|_(?:\{[^{}]*\}|[^\W_]\d*)|\([^()=<>]*\))*(?<!!)(?:=|\\approx(?![a-zA-Z]))\s*([^=<>]+)$"
+)
+_CURRENCY = re.compile(r"^(?:\\pounds(?![a-zA-Z])|\\euro(?![a-zA-Z])|[\u20ac\u00a3\u00a5])\s*")
+_SUFFIX = re.compile(r"(?<=\d)\s*(?:[mgshLJNWVAKCF](?:\^\{?[23]\}?)?|\^?\{?(?:st|nd|rd|th)\}?)$")
 
 
 def normalized(answer: str) -> str:
@@ -62,3 +69,15 @@ def normalized(answer: str) -> str:
     if (unit := _UNIT.match(text)) and _PLAIN.match(unit[1]):
         text = unit[1].strip()
     return text.removeprefix("+").strip()
+
+
+def quantity(answer: str) -> str:
+    r"""Return what a normalized answer says that a quantity is: `18` for `AB = (18)`, `\approx 18 m` and `18th`.
+
+    A single letter counts as a unit here, so this is for answers of which a number is expected: `2m` can be a product.
+    """
+    text = statement[1].strip() if (statement := _STATEMENT.match(answer)) else answer
+    text = _CURRENCY.sub("", text)
+    while text[:1] + text[1:][-1:] in ("()", "{}"):
+        text = text[1:-1].strip()
+    return _SUFFIX.sub("", text)

@@ -1,4 +1,4 @@
-r"""Plain numbers: `-1,234.5`, `1/2`, `\frac{1}{2}`, `3\frac{1}{2}`, `1.8e1`, `18\times10^{6}`, `10^6`."""
+r"""Plain numbers: `-1,234.5`, `1/2`, `\frac{1}{2}`, `3\frac{1}{2}`, `3 1/2`, `1.8e1`, `18\times10^{6}`, `10^6`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORMS = re.compile(
     rf"(?P<decimal>{_DECIMAL})(?:[eE](?P<exponent>[+-]?\d{{1,3}}))?"
     rf"|(?:(?P<factor>{_DECIMAL})\s*(?:\\times|\\cdot|\*|x)\s*)?{_POWER}"
     rf"|(?P<whole>\d+)?\s*\\frac\s*\{{\s*(?P<top>[+-]?\d+)\s*\}}\s*\{{\s*(?P<bottom>[+-]?\d+)\s*\}}"
-    rf"|(?P<over>[+-]?\d+)\s*/\s*(?P<under>\d+)"
+    rf"|(?:(?P<mixed>\d+)\s+(?=\d)|(?=[+-]?\d))(?P<over>[+-]?\d+)\s*/\s*(?P<under>\d+)"
     rf")"
 )
 _LONGEST = 1000
@@ -41,7 +41,7 @@ def _fraction(part: dict[str, str | None]) -> Fraction | None:
     top, bottom = (int(part[name] or part[other] or 0) for name, other in (("top", "over"), ("bottom", "under")))
     if not bottom or top % bottom == 0:
         return None
-    return Fraction(top, bottom) + int(part["whole"] or 0)
+    return Fraction(top, bottom) + int(part["whole"] or part["mixed"] or 0)
 
 
 def _decimal(digits: str) -> Fraction:

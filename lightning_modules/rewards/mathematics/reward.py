@@ -7,11 +7,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from aggregate_po.extras import install_command
-from lightning_modules.rewards.fields import field_of
+from lightning_modules.rewards.fields import field_of, text_of
 from lightning_modules.rewards.mathematics.extraction import AnswerForm, final_answer
-from lightning_modules.rewards.mathematics.grading import folded, same_answer
+from lightning_modules.rewards.mathematics.grading import folded, same_answer, stated_number
 from lightning_modules.rewards.mathematics.normalization import normalized
-from lightning_modules.rewards.mathematics.numbers import plain_number
 
 if TYPE_CHECKING:  # a worker of a pool loads no torch for it
     from lightning_modules.prompts import Example
@@ -34,7 +33,7 @@ class MathReward:
 
     Raises:
         ImportError: math-verify is not installed.
-        ValueError: an example has no such field.
+        ValueError: an example has no such field, or neither a text nor a number in it.
     """
 
     def __init__(
@@ -56,7 +55,8 @@ class MathReward:
     def __call__(self, completion: str, example: Example) -> float:
         """Return the reward of one completion."""
         answer = final_answer(completion, self.answer_forms)
-        reference = str(field_of(example, "answer_field", self.answer_field))
+        value = field_of(example, "answer_field", self.answer_field)
+        reference = text_of(value, "answer_field", self.answer_field)
         reference = final_answer(reference, _ENDS_OF_SOLUTIONS) or reference
         return float(answer is not None and same_answer(answer, reference, self.evaluate))
 
@@ -66,5 +66,5 @@ class MathReward:
         if found is None:
             return None
         text = normalized(found) if len(found) <= _LONGEST else found
-        number = plain_number(text)
+        number = stated_number(text)
         return str(number) if number is not None else folded(text) or None

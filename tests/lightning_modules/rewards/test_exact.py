@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_modules.rewards import ExactMatch
+from lightning_modules.rewards import ExactMatch, MathReward
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,10 @@ def test_options():
     assert ExactMatch("city", (), ignore_case=True)(" PARIS\n", {"city": "Paris"}) == 1.0
     with pytest.raises(ValueError, match=r"`answer_field` is .*which the example lacks; its fields are"):
         ExactMatch()("<answer>a</answer>", {})
+
+
+@pytest.mark.parametrize("reward", [ExactMatch(), MathReward()])
+@pytest.mark.parametrize("answer", [{"value": 12}, b"12", float("nan"), [["12"]]])
+def test_answers_that_nothing_could_equal_are_refused(reward, answer):
+    with pytest.raises(ValueError, match=r"^`answer_field` is 'answer', .* of type .*'answer\.0'"):
+        reward(r"\boxed{12}", {"answer": answer})
