@@ -18,7 +18,12 @@ r"""Form in which a completion states its final answer.
 
 _TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|-?\.\d+")
+# A dash after a letter, a digit or a bracket is a minus between two terms, or a hyphen.
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)\]}])[-\u2212])?(?:(?<!\d)10\^(?:\{-?\d{1,3}\}|\d{1,3})"
+    r"|(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
+    r"(?:[eE][-+]?\d{1,3}(?!\w)|\s*(?:\\times|\\cdot|\*|\u00d7)\s*10\s*\^\s*(?:\{\s*-?\d{1,3}\s*\}|\d{1,3})|/\d+)?)"
+)
 _BRACE = re.compile(r"(?<!\\)(?:\\\\)*(\\(?:boxed|fbox)\s*\{|[{}])|\\[{}]")
 
 
@@ -51,9 +56,14 @@ def _last_match(pattern: re.Pattern[str], group: int) -> Callable[[str], str | N
     return read
 
 
+def _last_number(text: str) -> str | None:
+    number = _last_match(_NUMBER, 0)(text)
+    return None if number is None else number.replace("\u2212", "-").replace("\u00d7", "\\times")
+
+
 _READERS: dict[AnswerForm, Callable[[str], str | None]] = {
     "boxed": _last_box,
     "answer_tags": _last_match(_TAGS, 1),
     "hashes": _last_match(_HASHES, 1),
-    "last_number": _last_match(_NUMBER, 0),
+    "last_number": _last_number,
 }

@@ -37,7 +37,24 @@ def test_the_last_closed_form_counts(completion, answer):
 
 @pytest.mark.parametrize(
     ("completion", "answer"),
-    [("first 4, then 5.", "5"), ("it is -1,234.5 dollars", "-1,234.5"), ("one half, 1/2", "1/2"), ("none", None)],
+    [
+        ("first 4, then 5.", "5"),
+        ("it is -1,234.5 dollars", "-1,234.5"),
+        ("one half, 1/2", "1/2"),
+        ("none", None),
+        ("it is \N{MINUS SIGN}5.", "-5"),
+        ("x=-5", "-5"),
+        ("($-5$)", "-5"),
+        ("1.8e1", "1.8e1"),
+        ("10^6 tokens", "10^6"),
+        (r"1.8 \times 10^{-3} m", r"1.8 \times 10^{-3}"),
+        ("from 10-12", "12"),
+        ("it is 2-3", "3"),
+        ("COVID-19", "19"),
+        ("f(2)-3", "3"),
+        ("it is .5", ".5"),
+        ("3.", "3"),
+    ],
 )
 def test_a_last_number_is_taken_where_it_is_asked_for(completion, answer):
     assert final_answer(completion, ["last_number"]) == answer
