@@ -22,11 +22,11 @@ from typing_extensions import override
 from lightning_modules.prompts import Example
 from lightning_modules.rewards.batch import BatchReward
 from lightning_modules.rewards.code import sandbox
-from lightning_modules.rewards.fields import field_of
+from lightning_modules.rewards.code.tests import tests_of
 from lightning_modules.validation import require_at_least
 
 # A block of any language, so that its last line is not taken for the first one of the next.
-_BLOCK = re.compile(r"^```[ \t]*([^\s`]*)[^\n`]*\n(.*?)^```[ \t\r]*$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^([ \t]*)```[ \t]*([^\s`]*)[^\n`]*\n(.*?)^\1```[ \t\r]*$", re.DOTALL | re.MULTILINE)
 _PYTHON = ("", "python", "python3", "py")
 # OpenBLAS and others start a thread for each core when they are imported, and threads count as processes.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -51,7 +51,8 @@ class CodeReward(BatchReward):
         memory: Memory of a process in bytes.
 
     Raises:
-        ValueError: a number is out of its range; or, when called, an example has no such field.
+        ValueError: a number is out of its range; or, when called, an example has no such field, or no tests in it:
+            neither a text nor a list of texts, a text that is not Python code, or code without a call or an assertion.
         RuntimeError: when called, if the process cannot be started.
     """
 
@@ -73,14 +74,14 @@ class CodeReward(BatchReward):
             return list(threads.map(self._reward, completions, examples))
 
     def _reward(self, completion: str, example: Example) -> float:
-        tests = field_of(example, "tests_field", self.tests_field)
+        tests = tests_of(example, self.tests_field)
         code = last_code_block(completion)
         if code is None:
             return 0.0
         token = secrets.token_hex(16)
         content = {
             "code": code,
-            "tests": [tests] if isinstance(tests, str) else list(tests),
+            "tests": tests,
             "token": token,
             "seconds": math.ceil(self.limit),
             "memory": self.memory,
@@ -125,5 +126,8 @@ class CodeReward(BatchReward):
 
 def last_code_block(completion: str) -> str | None:
     """Return the last block between lines of three backticks, in Python or without a language, or None."""
-    blocks = [code for language, code in _BLOCK.findall(completion) if language.lower() in _PYTHON]
-    return blocks[-1] if blocks else None
+    blocks = [(indent, code) for indent, language, code in _BLOCK.findall(completion) if language.lower() in _PYTHON]
+    if not blocks:
+        return None
+    indent, code = blocks[-1]
+    return re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)  # a block in a list has the blanks of its item

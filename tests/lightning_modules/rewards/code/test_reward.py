@@ -45,6 +45,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the system allows no user namesp
         ("```Python title=a.py\na\n```", "a\n"),
         ("```python\r\na\r\n```\r\nDone.", "a\r\n"),
         ("```text\n```\nprose\n```\na\n``` \n", "a\n"),
+        ("1. So:\n   ```python\n   def f():\n       return 1\n   ```\n", "def f():\n    return 1\n"),
+        ('```python\n"""Use:\n    ```\n    f()\n    ```\n"""\n```', '"""Use:\n    ```\n    f()\n    ```\n"""\n'),
         ("```python\na", None),
         ("a", None),
     ],
@@ -101,7 +103,7 @@ def test_there_is_no_network():
         port = server.getsockname()[1]
         socket.create_connection(("127.0.0.1", port)).close()
         code = f"import socket; socket.create_connection(('127.0.0.1', {port}), timeout=1)"
-        assert rewards(code, tests=[]) == [0.0]
+        assert rewards(code, tests="print()") == [0.0]
 
 
 @needs_namespaces
@@ -113,7 +115,7 @@ if os.fork() == 0:
     os.setsid()
     os.execv("/bin/sh", ["{name}", "-c", "sleep 1000"])
 """
-    rewards(code, tests=[])
+    rewards(code, tests="print()")
     time.sleep(0.2)
     assert not [process for process in psutil.process_iter(["cmdline"]) if name in (process.info["cmdline"] or [])]
 
@@ -142,3 +144,20 @@ def test_it_is_a_reward_of_a_run():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         CodeReward(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [
+        ("", "'', which tests nothing"),
+        ([], r"'\[\]', which tests nothing"),
+        ('{"inputs": ["2"], "outputs": ["3"]}', "which tests nothing"),
+        ({"inputs": ["2"], "outputs": ["3"]}, "of type dict"),
+        ([{"input": "2", "output": "3"}], "of type list"),
+        (5, "'5', of type int"),
+        (["assert square(3) == 9", "assert square(3 == 9"], "which is not Python code"),
+    ],
+)
+def test_tests_that_any_completion_passes_or_none_are_refused(tests, reason):
+    with pytest.raises(ValueError, match=rf"^`tests_field` is 'tests', where an example has .*{reason}.*; pass a text"):
+        rewards(RIGHT, tests=tests)
