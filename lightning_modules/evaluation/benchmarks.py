@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def _answer(row: Row, column: str, forms: Sequence[AnswerForm]) -> str:
         value = value[0]
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     answer = final_answer(text, forms) if forms else text
-    if value is None or answer is None or not answer.strip():
+    known = isinstance(value, (str, Number)) and value == value  # NaN is a missing answer of a table
+    if not known or answer is None or not answer.strip():
         raise ValueError(
             f"{row.place}: the answer {column!r} is {short(value)}; name the field of the reference answer by "
             "`answer_field`, or leave out the problem."

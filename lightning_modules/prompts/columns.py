@@ -121,9 +121,12 @@ class ColumnChoice:
 
 
 def _present(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column, None if it is missing, None or a blank text."""
+    """Return the value of a column, None if it is missing, None, NaN, a blank text or an empty list or mapping."""
     value = value_at(row, column)
-    return None if value is ABSENT or (isinstance(value, str) and not value.strip()) else value
+    is_blank = isinstance(value, str) and not value.strip()
+    is_empty = isinstance(value, (list, tuple, dict)) and not value
+    is_nan = isinstance(value, float) and value != value
+    return None if value is ABSENT or is_blank or is_empty or is_nan else value
 
 
 def _names(row: Mapping[str, Any]) -> Iterator[str]:

@@ -134,3 +134,7 @@ def test_what_is_refused(written):
     empty = written([{"prompt": "1 + 1?", "answer": "2"}, {"prompt": "2?", "answer": " "}], "empty.jsonl")
     with pytest.raises(ValueError, match=r"empty\.jsonl, line 2: the answer 'answer' is ' '; name the field"):
         benchmarks_of(empty)
+    for answer in (float("nan"), ["1", "2"], {"a": 1}, []):
+        odd = written([{"prompt": "2?", "answer": answer}], "odd.jsonl")
+        with pytest.raises(ValueError, match=r"odd\.jsonl, line 1: the answer 'answer' is .*; name the field"):
+            benchmarks_of(odd)

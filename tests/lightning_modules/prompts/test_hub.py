@@ -208,6 +208,7 @@ def test_a_filter_keeps_and_counts(read, said):
 
 HOLES = [{"prompt": "a", "answer": "1"}, {"prompt": "", "answer": "2"}, {"prompt": "b", "answer": ""}]
 WITHOUT = [HOLES[0], {"prompt": None, "answer": "2"}, {"prompt": "b", "answer": None}]
+EMPTY = [HOLES[0], {"prompt": "a", "answer": float("nan")}, {"prompt": "b", "answer": []}]
 
 
 @pytest.mark.parametrize(
@@ -217,14 +218,13 @@ WITHOUT = [HOLES[0], {"prompt": None, "answer": "2"}, {"prompt": "b", "answer": 
         ("jsonl", json_lines(HOLES)),
         ("jsonl", json_lines([{"prompt": "a", "answer": "1"}, {"answer": "2"}, {"prompt": "b"}])),
         ("json", json.dumps(WITHOUT).encode()),
+        ("json", json.dumps(EMPTY).encode()),
         ("parquet", parquet_of(WITHOUT)),
         ("arrow", arrow_of(WITHOUT)),
     ],
 )
 def test_rows_without_prompt_or_answer_are_refused_or_skipped_and_counted(read, said, form, content):
-    with pytest.raises(
-        ValueError, match=r"(line 3|row 1|line 2).*: the column 'prompt' .* is missing or empty; .*'skip'"
-    ):
+    with pytest.raises(ValueError, match=r"(line 3|row 1|line 2).*: the column '\w+' .* is missing or empty; .*'skip'"):
         read(content, f"rows.{form}")
     assert list(read(content, f"rows.{form}", incomplete="skip")) == HOLES[:1]
     assert any("2 of 3 rows are left out, 2 without 'prompt' or 'answer'." in line for line in said())
