@@ -7,6 +7,8 @@ import pickle
 import selectors
 import sys
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -22,6 +24,7 @@ from lightning_modules.rewards.pool.process import WorkerProcess
 from lightning_modules.rewards.verdict import Verdict
 
 _POLL = 0.05  # seconds between two looks at the time limits
+_START_LIMIT = 300.0  # seconds to load the reward; a module that imports much from a busy disk takes a minute
 
 
 class RewardPool(BatchReward):
@@ -63,8 +66,8 @@ class RewardPool(BatchReward):
         self.memory = memory
         self._settings = {"reward": _pickled(reward), "limit": limit, "memory": memory}
         self._processes: list[WorkerProcess] = []
-        self._owner = os.getpid()
         self._lock = threading.Lock()
+        _POOLS.add(self)
 
     @override
     def __call__(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
@@ -76,10 +79,6 @@ class RewardPool(BatchReward):
         """
         tasks = list(zip(completions, examples, strict=True))
         with self._lock:
-            if self._owner != os.getpid():  # a fork has copied this object, and not the threads of the workers
-                for process in self._processes:
-                    process.discard()
-                self._processes, self._owner = [], os.getpid()
             return self._scored(tasks)
 
     def __enter__(self) -> Self:
@@ -96,10 +95,15 @@ class RewardPool(BatchReward):
     @override
     def close(self) -> None:
         """End all workers; a later call starts new ones."""
-        if self._owner == os.getpid():
-            for process in self._processes:
-                process.kill()
+        for process in self._processes:
+            process.kill()
         self._processes = []
+
+    def _leave_to_parent(self) -> None:
+        """Forget the workers and the lock of the process that this one was forked from; its threads are not here."""
+        for process in self._processes:
+            process.discard()
+        self._processes, self._lock = [], threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings alone: a copy has workers of its own."""
@@ -147,6 +151,11 @@ class RewardPool(BatchReward):
             if process.task is not None and process.remaining <= 0:
                 call.end(process.task, Verdict(None, "time", f"{self.limit} s"))
                 self._remove(process)
+            elif not process.is_ready and time.monotonic() - process.started > _START_LIMIT:
+                raise RuntimeError(
+                    f"a worker of the pool has not loaded the reward {self.reward!r} within {_START_LIMIT:g} s; its "
+                    "module must not wait for anything when it is imported."
+                )
 
     def _read(self, process: WorkerProcess, call: _Call) -> None:
         try:
@@ -215,3 +224,14 @@ def _pickled(reward: Reward) -> bytes:
             f"`reward` is {reward!r}, which cannot be sent to another process ({error}); define it at the top level "
             "of a module."
         ) from error
+
+
+_POOLS: weakref.WeakSet[RewardPool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in _POOLS:
+        pool._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)

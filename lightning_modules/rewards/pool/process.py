@@ -33,7 +33,12 @@ class WorkerProcess:
         command = [sys.executable, str(Path(worker.__file__)), str(writing)]
         # A session of its own: what the reward starts is killed with it, and Ctrl-C reaches the training process alone.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=(writing,), start_new_session=True, env=_environment()
+            command,
+            bufsize=0,  # a buffer has a lock, which a fork in the middle of a write would leave locked
+            stdin=subprocess.PIPE,
+            pass_fds=(writing,),
+            start_new_session=True,
+            env=_environment(),
         )
         os.close(writing)
         os.set_blocking(reading, False)
@@ -41,9 +46,10 @@ class WorkerProcess:
         self.task: int | None = None  # number of the completion that was sent last and has no verdict
         self.has_begun = False  # whether the verdict on it has begun
         self.is_ready = False
+        self.started = time.monotonic()
         self._limit = limit
         self._received = b""
-        self._started = 0.0
+        self._begun = 0.0
         self._waited_before = 0.0
         self._send(pickle.dumps(dict(settings)))
 
@@ -89,14 +95,14 @@ class WorkerProcess:
     @property
     def remaining(self) -> float:
         """Remaining seconds of the present verdict; time in which the worker waited for a processor is not counted."""
-        elapsed = time.monotonic() - self._started
+        elapsed = time.monotonic() - self._begun
         waited = self._waited()
         if waited is None:
             return self._limit * _BACKSTOP - elapsed
         return self._limit - (elapsed - (waited - self._waited_before))
 
     def kill(self) -> Verdict:
-        """Kill the worker and all that it has started; return the verdict of a process that has ended."""
+        """Kill the worker and what it has started in its session; return the verdict of a process that has ended."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
@@ -114,12 +120,13 @@ class WorkerProcess:
             os.close(self.answers)
 
     def _start_clock(self) -> None:
-        self._started, self._waited_before = time.monotonic(), self._waited() or 0.0
+        self._begun, self._waited_before = time.monotonic(), self._waited() or 0.0
 
     def _send(self, message: bytes) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(worker.HEADER.pack(len(message)) + message)
-        self._process.stdin.flush()
+        remaining = memoryview(worker.HEADER.pack(len(message)) + message)
+        while remaining:
+            remaining = remaining[self._process.stdin.write(remaining) :]
 
     def _waited(self) -> float | None:
         """Return the seconds in which the worker could run but had no processor, or None where the system hides it."""

@@ -172,6 +172,38 @@ def test_a_fork_has_workers_of_its_own(pool):
     assert [verdict.value for verdict in scored(pool, ["abc", "ab"])] == [3, 2]
 
 
+def test_a_fork_while_another_thread_waits_for_verdicts_can_score():
+    """The lock of that thread is held for ever in the child, which has no such thread."""
+    with RewardPool(hostile.reward, workers=1, limit=5.0) as own:
+        scored(own, ["a"])
+        waiting = threading.Thread(target=scored, args=(own, ["sleep"]))
+        waiting.start()
+        while not own._lock.locked():
+            time.sleep(0.01)
+        if (pid := os.fork()) == 0:
+            signal.alarm(60)
+            try:
+                os._exit(scored(own, ["abc"])[0].value == 3)
+            finally:  # an error, after which this process must not go on with the tests
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        waiting.join()
+
+
+def test_a_reward_whose_module_never_ends_to_load_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "endless.py").write_text(
+        "import sys, time\nif 'pytest' not in sys.modules: time.sleep(1000)\ndef reward(text, example): return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("lightning_modules.rewards.pool.pool._START_LIMIT", 2.0)
+    from endless import reward
+
+    with RewardPool(reward) as own:
+        with pytest.raises(RuntimeError, match=r"has not loaded the reward .* within 2 s; its module must not wait"):
+            scored(own, ["a"])
+        assert own._processes == []
+
+
 def test_a_copy_has_the_settings_and_workers_of_its_own(pool):
     copy = pickle.loads(pickle.dumps(pool))
     with copy:
