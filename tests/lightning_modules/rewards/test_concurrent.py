@@ -7,6 +7,7 @@ import pytest
 
 from lightning_modules.rewards import BatchReward, ConcurrentReward, RewardPool, Verdict, WeightedRewards
 from lightning_modules.rewards.concurrent import is_async
+from lightning_modules.rewards.killable import killable
 
 EXAMPLES = [{"prompt": str(number)} for number in range(12)]
 TEXTS = ["x" * number for number in range(12)]
@@ -147,3 +148,16 @@ def test_what_is_no_list_of_rewards_is_an_error(values, message):
 
 def test_a_pool_has_the_name_of_its_reward():
     assert WeightedRewards([RewardPool(plain), plain]).names == ["plain_1", "plain_2"]
+
+
+async def fragile(completion, example):
+    if completion == "xx":
+        raise ArithmeticError("no judge")
+    return float(len(completion))
+
+
+def test_where_a_failure_costs_one_verdict_so_does_an_exception():
+    first, second, third = killable(fragile, workers=2, limit=5.0)(TEXTS[1:4], EXAMPLES[1:4])
+    assert (first, third) == (1.0, 3.0)
+    assert second == Verdict(None, "exception", "ArithmeticError('no judge')")
+    assert killable(fragile, workers=2, limit=5.0).name == "fragile"
