@@ -36,7 +36,8 @@ def rows_of(file: str, completion: str, bad_rows: list[BadRow]) -> Iterator[Give
         completion: name of the field that holds the completion.
         bad_rows: list to which the other rows are added.
     """
-    for number, row in _parquet_rows(file) if first_bytes(file, len(MAGIC)) == MAGIC else _lines(file, bad_rows):
+    is_parquet = first_bytes(file, len(MAGIC)) == MAGIC
+    for number, row in _parquet_rows(file, completion) if is_parquet else _lines(file, bad_rows):
         if not isinstance(row, dict):
             bad_rows.append(BadRow(number, f"not a JSON object but {type(row).__name__}"))
         elif not isinstance(row.get(completion), str):
@@ -53,17 +54,16 @@ def _lines(file: str, bad_rows: list[BadRow]) -> Iterator[tuple[int, Any]]:
             bad_rows.append(BadRow(number, str(error).partition(": ")[2]))
 
 
-def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
-    """Yield the rows; the column `example` of `CompletionsFile` has the fields of the example as JSON."""
+def _parquet_rows(file: str, completion: str) -> Iterator[tuple[int, Any]]:
+    """Yield the rows, with the fields of the column `example` of `CompletionsFile`, which graders read, over others."""
     require_pyarrow(f"{file}: a Parquet file", "write the completions as JSON Lines")
     for number, row in enumerate(read_rows(file), start=1):
-        example = _fields(row.get("example"))
-        yield (
-            number,
-            row
-            if example is None
-            else {**example, **{name: value for name, value in row.items() if name != "example"}},
-        )
+        fields = _fields(row.get("example"))
+        if fields is not None:
+            row = {**row, **fields, completion: row.get(completion)}
+            if "example" not in fields:
+                del row["example"]
+        yield number, row
 
 
 def _fields(example: Any) -> dict[str, Any] | None:

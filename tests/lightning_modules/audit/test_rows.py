@@ -28,10 +28,12 @@ def test_rows_of_an_evaluation(tmp_path):
 
 
 def test_rows_of_a_run_have_the_fields_of_their_example(tmp_path):
-    row = {"step": 1, "completion": "2", "example": json.dumps({"answer": "2", "level": 4}), "reward": 1.0}
+    """The fields of the example have the same value to a grader as in training, where columns have their name, too."""
+    fields = {"answer": "2", "level": 4, "length": 5}
+    row = {"step": 1, "completion": "2", "example": json.dumps(fields), "reward": 1.0, "length": 77}
     write_rows([row], tmp_path / "step-000001.parquet")
     ((_, text, example),) = rows_of(str(tmp_path / "step-000001.parquet"), "completion", [])
-    assert (text, example["answer"], example["level"], example["reward"]) == ("2", "2", 4, 1.0)
+    assert (text, example) == ("2", {**fields, "step": 1, "reward": 1.0})
 
 
 @pytest.mark.parametrize(
