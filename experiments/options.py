@@ -63,6 +63,11 @@ def distinct(values: Sequence[Value]) -> tuple[Value, ...]:
     return tuple(values)
 
 
+def listed(text: str) -> list[str]:
+    """Return names that are separated by commas, with or without blanks, as the type of an argument."""
+    return [name.strip() for name in text.split(",")]
+
+
 def made_variants(text: str, variant: Callable[[str], AnyVariant]) -> tuple[AnyVariant, ...]:
     """Return the variants whose names are separated by commas, as the type of an argument.
 
@@ -70,7 +75,7 @@ def made_variants(text: str, variant: Callable[[str], AnyVariant]) -> tuple[AnyV
         text: Names, by commas.
         variant: Returns the variant with a name.
     """
-    found = {name: variant(name) for name in distinct(list(filter(None, text.split(","))))}
+    found = {name: variant(name) for name in distinct(list(filter(None, listed(text))))}
     for name, each in found.items():
         try:
             each.objective()

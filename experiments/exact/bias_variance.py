@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, OBJECTIVES, without=("distance", "direction"))
     parser.add_argument("--distances", type=distances, default=DISTANCES, help="RMS log ratios, by commas; nats.")
     options = parser.parse_args(arguments)
-    objectives = {name: objective_of(name) for name in options.objectives.split(",")}
+    objectives = {name: objective_of(name) for name in options.objectives}
     tables = {}
     for direction in DIRECTIONS:
         setting = replace(setting_of(options), direction=direction)

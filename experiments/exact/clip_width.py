@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--log_clips", type=numbers, default="0.025,0.05,0.1,0.2,0.4,0.8,1.6,3.2", help="Bounds, by commas."
     )
     options = parser.parse_args(arguments)
-    names, values = options.objectives.split(","), options.log_clips
+    names, values = options.objectives, options.log_clips
     rows = swept_argument(names, "log_clip", values, setting_of(options))
     report(rows, "log_clip", "bound on the log ratio (nats)", "clip_width", options, "log", values)
 

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, OBJECTIVES, without=("length",))
     parser.add_argument("--lengths", type=whole_numbers, default="2,3,4,5,6,7,8", help="Numbers of tokens, by commas.")
     options = parser.parse_args(arguments)
-    objectives = {name: objective_of(name) for name in options.objectives.split(",")}
+    objectives = {name: objective_of(name) for name in options.objectives}
     settings = [(length, replace(setting_of(options), length=length)) for length in options.lengths]
     report(swept(objectives, "length", settings), "length", "completion length (tokens)", "completion_length", options)
 

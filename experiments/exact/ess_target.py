@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, OBJECTIVES)
     parser.add_argument("--targets", type=numbers, default="0.5,0.8,0.9,0.95,0.98,0.99,1", help="Targets, by commas.")
     options = parser.parse_args(arguments)
-    names, values = options.objectives.split(","), options.targets
+    names, values = options.objectives, options.targets
     rows = swept_argument(names, "target", values, setting_of(options))
     report(rows, "target", "effective sample size / length", "ess_target", options)
 

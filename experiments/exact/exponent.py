@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     values = "-4,-3,-2,-1.5,-1,-0.5,0,0.5,1,1.5,2,3,4"
     parser.add_argument("--exponents", type=numbers, default=values, help="Exponents, by commas.")
     options = parser.parse_args(arguments)
-    names, values = options.objectives.split(","), options.exponents
+    names, values = options.objectives, options.exponents
     rows = swept_argument(names, "exponent", values, setting_of(options))
     report(rows, "exponent", "exponent $p$ of the mean", "exponent", options)
 

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--group_sizes", type=whole_numbers, default="2,4,8,16,32", help="Completions per group, by commas."
     )
     options = parser.parse_args(arguments)
-    objectives = {name: objective_of(name) for name in options.objectives.split(",")}
+    objectives = {name: objective_of(name) for name in options.objectives}
     settings = [(size, replace(setting_of(options), group_size=size)) for size in options.group_sizes]
     name, label = "group_size", "completions per group"
     report(swept(objectives, name, settings), name, label, name, options, "log", [size for size, _ in settings])

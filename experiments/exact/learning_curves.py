@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table: list[Row] = []
     canvas, axes = panels(1, len(updates), 4 * len(updates), 4)
     for panel, count in zip(axes, updates, strict=True):
-        for number, name in enumerate(options.objectives.split(",")):
+        for number, name in enumerate(options.objectives):
             objective = objective_of(name)
             curves = [
                 learning_curve(

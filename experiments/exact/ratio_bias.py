@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--distances", type=distances, default="0,0.05,0.1,0.2,0.4,0.8", help="RMS log ratios, by commas; nats."
     )
     options = parser.parse_args(arguments)
-    objectives = kinds() | {name: objective_of(name) for name in options.objectives.split(",") if name}
+    objectives = kinds() | {name: objective_of(name) for name in options.objectives if name}
     sequences = Sequences.of(options.vocabulary, options.length)
     table = []
     for row in rows(objectives, sequences, options.distances, options.problems):

@@ -16,6 +16,7 @@ from experiments.exact.estimates import moments
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import random_problem
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
+from experiments.options import listed
 
 Row = dict[str, Value]
 # Labels of the axes; all measures have no unit.
@@ -127,7 +128,7 @@ def parser_of(
         if name not in without:
             parser.add_argument(f"--{name}", help=help_text, **more)
 
-    add("objectives", "Recipes or import paths, by commas.", default=",".join(objectives))
+    add("objectives", "Recipes or import paths, by commas.", type=listed, default=",".join(objectives))
     add("vocabulary", "Number of symbols.", type=positive, default=setting.vocabulary)
     add("length", "Largest number of tokens.", type=positive, default=setting.length)
     add("stop", "Let symbol 0 end a completion.", action="store_true")
@@ -209,7 +210,7 @@ def report(
         ticks: Ticks of the horizontal axis; those of matplotlib without any.
     """
     table = []
-    width = max(len("objective"), *(len(shown(name)) for name in options.objectives.split(",")))
+    width = max(len("objective"), *(len(shown(name)) for name in options.objectives))
     print(f"{'objective':{width}} {variable:>12} " + " ".join(f"{measure:>18}" for measure in MEASURES))
     for row in rows:
         table.append(row)

@@ -25,6 +25,7 @@ from aggregate_po import (
     objective_of,
 )
 from experiments.figures.style import COLORS, panels, plot_parser, rounded, save, write_table
+from experiments.options import listed
 
 TOKENS, POINTS, WIDEST = 4, 81, 4.0
 MEANS: dict[str, TokenAggregator] = {
@@ -61,9 +62,11 @@ def values(objective: PolicyObjective, log_ratio: Tensor, moving: int, advantage
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `mean_values.csv` and its plot."""
     parser = plot_parser(__doc__)
-    parser.add_argument("--objectives", default="grpo,gmpo,hmpo,pmpo,gspo", help="Recipes or import paths.")
+    parser.add_argument(
+        "--objectives", type=listed, default="grpo,gmpo,hmpo,pmpo,gspo", help="Recipes or import paths."
+    )
     options = parser.parse_args(arguments)
-    names = options.objectives.split(",")
+    names = options.objectives
     ratio = torch.logspace(-1, 1, POINTS, base=WIDEST, dtype=torch.float64)
     table = [{"ratio": value} for value in ratio.tolist()]
     canvas, axes = panels(1, 3, 12, 4.3)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.figures.style import COLORS, DATA, panels, plot_parser, save, write_table
+from experiments.options import listed
 
 CURVES = DATA / "training_curves.csv"
 METRICS = ("step", "ratio/min", "ratio/max", "entropy", "kl_old", "grad_norm", "reward")
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--curves", type=Path, default=CURVES, help="Table of runs.")
     options = parser.parse_args(arguments)
     if options.runs:
-        folders = dict(one.split("=", 1) for one in options.runs.split(","))
+        if unnamed := [one for one in listed(options.runs) if "=" not in one]:
+            parser.error(f"`--runs` has {unnamed[0]!r}; pass NAME=FOLDER for each, by commas")
+        folders = dict(one.split("=", 1) for one in listed(options.runs))
         runs = {name: read_run(Path(folder)) for name, folder in folders.items()}
     else:
         runs = read_runs(options.curves)

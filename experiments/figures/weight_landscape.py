@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, objective_of
 from experiments.figures.style import panels, plot_parser, save, write_table
+from experiments.options import listed
 
 TOKENS, POINTS, HALF_WIDTH, LARGEST = 3, 41, 1.0, 1.6
 OBJECTIVES = ("grpo", "gmpo", "hmpo", "pmpo", "sapo", "tic_grpo")
@@ -42,10 +43,12 @@ def landscape(objective: PolicyObjective, own: Tensor, other: Tensor, advantage:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `weight_landscape.csv` and its plot."""
     parser = plot_parser(__doc__)
-    parser.add_argument("--objectives", default=",".join(OBJECTIVES), help="Recipes or import paths, by commas.")
+    parser.add_argument(
+        "--objectives", type=listed, default=",".join(OBJECTIVES), help="Recipes or import paths, by commas."
+    )
     parser.add_argument("--advantage", type=float, default=1.0, help="Advantage of the completion.")
     options = parser.parse_args(arguments)
-    names = options.objectives.split(",")
+    names = options.objectives
     axis = torch.linspace(-HALF_WIDTH, HALF_WIDTH, POINTS, dtype=torch.float64)
     found = {name: landscape(objective_of(name), axis, axis, options.advantage) for name in names}
     places = torch.cartesian_prod(axis, axis).tolist()

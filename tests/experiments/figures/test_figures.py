@@ -19,7 +19,7 @@ OWN = "tests.third_party.AsinhMean"
 EXACT = ("--length", "2", "--problems", "2")
 # Fewer values of each script, so that it takes a second.
 SHORTER = {
-    "experiments.exact.bias_variance": (*EXACT, "--objectives", "grpo,gmpo", "--distances", "0,0.4"),
+    "experiments.exact.bias_variance": (*EXACT, "--objectives", "grpo, gmpo", "--distances", "0,0.4"),
     "experiments.exact.clip_width": (*EXACT, "--objectives", "gmpo", "--log_clips", "0.2,0.4"),
     "experiments.exact.completion_length": (*EXACT, "--objectives", "gmpo", "--lengths", "2,3"),
     "experiments.exact.ess_target": (*EXACT, "--targets", "0.8,1"),
@@ -158,3 +158,9 @@ def test_metrics_of_runs_are_collected_and_shown_again(tmp_path):
     assert training_curves.running_mean(found["grpo"]["entropy"]) == [2, 2, 2]
     for name in ("training_curves.csv", "training_curves.svg"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_run_without_a_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        training_curves.main(["--runs", "gmpo=runs/gmpo, runs/grpo"])
+    assert "`--runs` has 'runs/grpo'; pass NAME=FOLDER for each, by commas" in capsys.readouterr().err
