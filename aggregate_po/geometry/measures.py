@@ -3,7 +3,7 @@
 import torch
 
 from aggregate_po.batch import PerCompletion, PerToken
-from aggregate_po.masked import masked_mean, masked_sum
+from aggregate_po.masked import masked_max, masked_mean, masked_sum
 
 
 def effective_sample_size(weights: PerToken) -> PerCompletion:
@@ -15,7 +15,8 @@ def effective_sample_size(weights: PerToken) -> PerCompletion:
         weights: gradient weights, zero on padding; shape `batch time`; any scale.
 
     Returns:
-        Effective token count, 0 for a completion without weight; shape `batch`; unit: tokens.
+        Effective token count, 0 for a completion without weight, in float32 for weights in half precision; shape
+        `batch`; unit: tokens.
 
     Example:
         >>> effective_sample_size(torch.tensor([[0.5, 0.5, 0.0]]))
@@ -25,7 +26,7 @@ def effective_sample_size(weights: PerToken) -> PerCompletion:
     """
     shares = _shares(weights)
     squares = shares.square().sum(dim=-1)
-    return torch.where(squares > 0, 1 / squares.clamp(min=torch.finfo(squares.dtype).tiny), 0)
+    return torch.where(squares == 0, 0, 1 / squares.clamp(min=torch.finfo(squares.dtype).tiny))
 
 
 def weight_entropy(weights: PerToken) -> PerCompletion:
@@ -35,7 +36,8 @@ def weight_entropy(weights: PerToken) -> PerCompletion:
         weights: gradient weights, zero on padding; shape `batch time`; any scale.
 
     Returns:
-        Entropy, from 0 (one token) to the log of the length (equal weights); shape `batch`; unit: nats.
+        Entropy, from 0 (one token) to the log of the length (equal weights), in float32 for weights in half precision;
+        shape `batch`; unit: nats.
 
     Example:
         >>> weight_entropy(torch.tensor([[0.5, 0.5, 0.0]]))
@@ -64,8 +66,13 @@ def gated_fraction(gate: PerToken, response_mask: PerToken) -> PerCompletion:
 
 
 def _shares(weights: PerToken) -> PerToken:
-    """Return absolute weights that sum to one, or to zero; scaled first to avoid under- and overflow of squares."""
-    absolute = weights.abs()
-    absolute = absolute / absolute.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    """Return absolute weights that sum to one, or to zero; scaled first to avoid under- and overflow of squares.
+
+    In half precision the square of a share of a thousandth would be 0.
+    """
+    absolute = weights.abs().to(torch.promote_types(weights.dtype, torch.float32))
+    smallest = torch.finfo(absolute.dtype).tiny
+    largest = masked_max(absolute, torch.ones_like(absolute, dtype=torch.bool)).unsqueeze(-1)
+    absolute = absolute / largest.clamp(min=smallest)
     total = masked_sum(absolute, absolute > 0).unsqueeze(-1)
-    return absolute / total.clamp(min=torch.finfo(weights.dtype).tiny)
+    return absolute / total.clamp(min=smallest)

@@ -27,6 +27,20 @@ def test_one_token_and_no_token():
     assert weight_entropy(weights).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_long_completions_in_half_precision(dtype):
+    """The square of a share of 1e-4 is 0 in float16, and its entropy is rounded to a sixteenth in bfloat16."""
+    weights = torch.full((1, 10_000), 1e-4, dtype=dtype)
+    assert effective_sample_size(weights).item() == pytest.approx(10_000, rel=1e-5)
+    assert weight_entropy(weights).item() == pytest.approx(9.21034, rel=1e-5)
+
+
+def test_a_number_that_is_none_is_told_and_a_batch_without_tokens_has_none():
+    for measure in (effective_sample_size, weight_entropy):
+        assert measure(torch.tensor([[torch.nan, 1.0], [1.0, 0.0]])).isnan().tolist() == [True, False]
+        assert measure(torch.zeros(2, 0)).tolist() == [0.0, 0.0]
+
+
 def test_gated_fraction_counts_response_tokens_only():
     gate = torch.tensor([[0.0, 0.5, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True, False], [True, False, False, False], [False, False, False, False]])
