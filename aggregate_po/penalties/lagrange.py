@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,13 @@ class LagrangePenalty(Penalty):
 
     @override
     def adapt(self, mean_observed: float) -> None:
-        """Update the multiplier by one step of projected dual ascent."""
+        """Update the multiplier by one step of projected dual ascent.
+
+        Raises:
+            ValueError: the average is not finite, and would end the constraint or the training.
+        """
+        if not math.isfinite(mean_observed):
+            raise ValueError(f"`mean_observed` is {mean_observed}; pass a finite average, or leave the step out.")
         self.multiplier = max(0.0, self.multiplier + self.step_size * mean_observed)
 
     @override

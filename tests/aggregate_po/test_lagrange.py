@@ -1,5 +1,7 @@
 """Variance of the ratio as a cost, and the multiplier that enforces a bound on a cost."""
 
+import math
+
 import pytest
 import torch
 
@@ -42,6 +44,13 @@ def test_the_multiplier_climbs_while_the_cost_exceeds_its_bound_and_falls_below_
     assert penalty.multiplier == pytest.approx(0.1 + 0.5 * 0.02269439 - 0.1, abs=1e-7)
     objective.adapt(on_policy.tolist())
     assert penalty.multiplier == 0.0
+
+
+@pytest.mark.parametrize("average", [math.nan, math.inf])
+def test_an_average_that_is_no_number_does_not_end_the_constraint(average):
+    penalty = LagrangePenalty(RatioVariance(1.0), bound=0.1, step_size=1.0)
+    with pytest.raises(ValueError, match=rf"`mean_observed` is {average}; pass a finite average"):
+        penalty.adapt(average)
 
 
 def test_what_is_observed_is_the_slope_of_the_objective_in_the_multiplier():
