@@ -16,6 +16,7 @@ from aggregate_po import PerToken
 from lightning_modules.atomic import replacing
 from lightning_modules.batch import RolloutBatch
 from lightning_modules.callbacks.completion_rows import Row, rows_of_rollout
+from lightning_modules.callbacks.ratio_deviation import RatioDeviationStop
 from lightning_modules.configuration import described
 from lightning_modules.data.observers import RolloutObserver
 from lightning_modules.data.rollout import Rollout
@@ -66,8 +67,17 @@ class RolloutRecorder(RolloutObserver, MicroBatchObserver):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is one device, before anything is sampled."""
+        """Check that there is one device and that rollouts are trained to their end, before anything is sampled.
+
+        Raises:
+            ValueError: a callback may end a rollout before its last step, before which the model is saved.
+        """
         require_one_device(trainer)
+        if any(isinstance(callback, RatioDeviationStop) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "`trainer.callbacks` has RatioDeviationStop, which may end a rollout before its last step, so that the "
+                "model of the recording would be missing; record without it."
+            )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,6 +22,7 @@ from aggregate_po.advantages import WhitenedReturns
 from aggregate_po.recipes import fipo, gmpo, grpo, pmpo, real
 from lightning_modules import PolicyModule, Sentences
 from lightning_modules.addition import AdditionProblems
+from lightning_modules.callbacks.ratio_deviation import RatioDeviationStop
 from lightning_modules.comparison import compare_objectives
 from lightning_modules.comparison.evaluation import evaluated_step
 from lightning_modules.recordings import Recording, RolloutRecorder
@@ -210,6 +211,13 @@ def test_several_devices_are_refused(tmp_path):
     recorder = RolloutRecorder(tmp_path / "recording")
     with pytest.raises(ValueError, match=r"has 2; pass `--trainer\.devices 1`"):
         recorder.on_fit_start(SimpleNamespace(world_size=2), None)
+
+
+def test_a_callback_that_ends_rollouts_early_is_refused(tmp_path, model_folder):
+    recorder = RolloutRecorder(tmp_path / "out", rollouts=1)
+    with pytest.raises(ValueError, match=r"`trainer\.callbacks` has RatioDeviationStop, .*; record without it"):
+        fitted(tmp_path, model_folder, callbacks=[recorder, RatioDeviationStop(0.1)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_number_of_rollouts_below_one_is_refused(tmp_path):
