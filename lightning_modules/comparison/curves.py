@@ -37,11 +37,18 @@ def rows_by_log_ratio(label: str, tokens: Tokens, weights: Weights) -> list[Row]
         for number in range(_BINS if half else 0):
             inside = weights.relative[chosen][place == number]
             if len(inside) >= _FEWEST:
-                low, high = torch.quantile(inside, torch.tensor(_BAND, dtype=torch.double)).tolist()
+                low, high = _quantiles(inside)
                 center = float(edges[number] + edges[number + 1]) / 2
                 about: Row = {"objective": label, "advantage": name, "log_ratio": center, "tokens": len(inside)}
                 rows.append({**about, "mean": float(inside.mean()), "quantile_05": low, "quantile_95": high})
     return rows
+
+
+def _quantiles(values: Tensor) -> list[float]:
+    """Return the ends of the band; `torch.quantile` refuses more than 16 million values."""
+    ordered = values.sort().values
+    places = [fraction * (len(values) - 1) for fraction in _BAND]
+    return [float(torch.lerp(ordered[int(at)], ordered[math.ceil(at)], at - int(at))) for at in places]
 
 
 def rows_by_position(label: str, tokens: Tokens, weights: Weights) -> list[Row]:

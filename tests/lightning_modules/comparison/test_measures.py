@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lightning_modules.comparison.curves import _quantiles
 from lightning_modules.comparison.measures import (
     by_completion,
     effective_fraction,
@@ -17,6 +18,13 @@ from lightning_modules.comparison.measures import (
 
 WEIGHTS = torch.tensor([3.0, -1.0, 0.0, 4.0], dtype=torch.double)  # sizes 3, 1, 0, 4 of 8
 COMPLETION = torch.tensor([0, 0, 0, 1])
+
+
+def test_the_band_of_a_bin_has_the_quantiles_of_torch():
+    for count in (1, 2, 5, 1000):
+        values = torch.randn(count, dtype=torch.double, generator=torch.Generator().manual_seed(count))
+        expected = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=torch.double)).tolist()
+        assert _quantiles(values) == pytest.approx(expected, abs=1e-12)
 
 
 def test_share_of_some_tokens():
