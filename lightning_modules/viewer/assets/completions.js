@@ -176,7 +176,7 @@ function filters(report) {
     const data = new FormData(controls);
     const given = (name) => (data.get(name) === "" || data.get(name) === null ? null : Number(data.get(name)));
     return {
-      text: (data.get("text") ?? "").toLowerCase(),
+      text: searchable(data.get("text") ?? ""),
       run: given("run"),
       step: [given("stepFrom"), given("stepTo")],
       group: given("group"),
@@ -188,12 +188,15 @@ function filters(report) {
   return { controls, values, reset };
 }
 
+// Without case and line breaks, which a text field of one line takes out of what is put into it.
+const searchable = (text) => text.toLowerCase().replace(/[\r\n]/g, "");
+
 // Indices of the completions that pass the filters, in their order.
 function selected(report, { text, run, step, group, reward, sort, tokens }) {
   const { completions } = report;
   const within = ([low, high], value) => (low === null || value >= low) && (high === null || value <= high);
   const byReward = reward.some((end) => end !== null);
-  const prompts = text ? completions.prompts.map((prompt) => prompt.toLowerCase().includes(text)) : [];
+  const prompts = text ? completions.prompts.map((prompt) => searchable(prompt).includes(text)) : [];
   const found = [];
   for (let index = 0; index < completions.count; index++) {
     if (run !== null && completions.run[index] !== run) continue;
@@ -201,7 +204,7 @@ function selected(report, { text, run, step, group, reward, sort, tokens }) {
     if (group !== null && completions.group[index] !== group) continue;
     if (byReward && !within(reward, rounded(completions.reward[index]))) continue;
     if (tokens && !report.records.has(index)) continue;
-    if (text && !prompts[completions.prompt[index]] && !completions.text[index].toLowerCase().includes(text)) continue;
+    if (text && !prompts[completions.prompt[index]] && !searchable(completions.text[index]).includes(text)) continue;
     found.push(index);
   }
   if (sort === "order") return found;

@@ -413,6 +413,17 @@ def test_all_completions_of_a_prompt_are_found(runs, several, browser):
     assert browser.run("document.querySelector('.heading h2').textContent").startswith("pmpo-seed0, step 5, group 1")
 
 
+@pytest.mark.parametrize("prompt", ["<|user|>\nHow many?\n<|assistant|>\n", "one\r\ntwo\rthree"])
+def test_a_prompt_with_line_breaks_is_found(prompt, tmp_path, browser):
+    """The text field has one line, and the browser takes line breaks out of what is put into it."""
+    completions = [Completion(0, 1, group, 0, text, "4") for group, text in enumerate((prompt, "another", prompt))]
+    browser.open(f"{page(tmp_path, Report('lines', [Run('run')], [], completions))}#completions")
+    click(browser, ".prompt button", "find all of its completions")
+    assert count(browser) == 2
+    fill(browser, "text", prompt.upper())
+    assert count(browser) == 2
+
+
 def test_the_page_has_the_colors_of_the_picture(tmp_path, browser):
     browser.open(heat_map_page(tmp_path))
     for position in (-2.0, -1.0, -0.37, 0.0, 0.001, 0.5, 1.0):
