@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,13 +32,16 @@ _FACTS = {
     "prompts per rollout": "data.prompts_per_rollout",
     "group size": "data.group_size",
 }
-_MOST_DIFFERENCES = 4  # columns for options that no fact covers
+_MOST_DIFFERENCES = 4  # columns for options that no fact tells apart
+# Import paths that are told from the name of a file.
+_OF_THE_LIBRARY = re.compile(r"(aggregate_po|lightning_modules)(\.\w+)+")
+_ABSENT = object()
 
 
 def facts_of(config: Config) -> dict[str, str]:
     """Return what the header of a page says about a run, by label."""
     values = {label: _value(config, option) for label, option in _FACTS.items()}
-    return {label: described_value(value) for label, value in values.items() if value is not None}
+    return {label: described_value(value) for label, value in values.items() if value not in (None, _ABSENT)}
 
 
 def cohort_of(config: Config) -> str:
@@ -46,15 +50,38 @@ def cohort_of(config: Config) -> str:
 
 
 def differing_options(configs: Sequence[Config]) -> list[dict[str, str]]:
-    """Return, for each run, the options that differ between runs and that no fact covers; at most four."""
-    leaves = [dict(_leaves_without_seed(config)) for config in configs if config]
-    names = sorted({name for options in leaves for name in options if not _is_within(name, _FACTS.values())})
-    differ = [name for name in names if len({described_value(options.get(name)) for options in leaves}) > 1]
+    """Return, for each run, the options that differ between runs and that no fact tells apart; at most four.
+
+    An option that a run lacks is not among its options.
+    """
+    known = [config for config in configs if config]
+    told = [option for option in _FACTS.values() if _is_told_apart([_value(config, option) for config in known])]
+    leaves = [dict(_leaves_without_seed(config)) for config in known]
+    names = sorted({name for options in leaves for name in options if not _is_within(name, told)})
+    differ = [name for name in names if len({_exact(options.get(name, _ABSENT)) for options in leaves}) > 1]
     kept = differ[:_MOST_DIFFERENCES]
+    columns = {name: _texts([_value(config, name) for config in configs]) for name in kept}
     rest = {f"and {len(differ) - len(kept)} more options": "differ"} if len(differ) > len(kept) else {}
     return [
-        ({name: described_value(_value(config, name)) for name in kept} | rest) if config else {} for config in configs
+        ({name: texts[number] for name, texts in columns.items() if texts[number]} | rest) if config else {}
+        for number, config in enumerate(configs)
     ]
+
+
+def _is_told_apart(values: Sequence[Any]) -> bool:
+    """Return whether the short texts of values differ wherever the values do."""
+    return len(set(map(described_value, values))) == len(set(map(_exact, values)))
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    """Return short texts of values, or exact ones if short ones do not tell them apart; empty for none."""
+    present = [value for value in values if value is not _ABSENT]
+    text = described_value if _is_told_apart(present) else _exact
+    return ["" if value is _ABSENT else text(value) for value in values]
+
+
+def _exact(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def described_value(value: Any) -> str:
@@ -71,19 +98,21 @@ def described_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    return _last_name(value) if isinstance(value, str) else str(value)
+    if isinstance(value, str) and _OF_THE_LIBRARY.fullmatch(value):
+        return _last_name(value)
+    return str(value)
 
 
-def _last_name(text: str) -> str:
-    """Return the last name of an import path, and any other text as it is."""
-    parts = text.split(".")
-    return parts[-1] if len(parts) > 1 and all(part.isidentifier() for part in parts) else text
+def _last_name(path: str) -> str:
+    """Return the last name of an import path."""
+    return path.rpartition(".")[2]
 
 
 def _value(config: Config, option: str) -> Any:
+    """Return the value of an option, `_ABSENT` if there is none."""
     node: Any = config
     for name in option.split("."):
-        node = node.get(name) if isinstance(node, Mapping) else None
+        node = node.get(name, _ABSENT) if isinstance(node, Mapping) else _ABSENT
     return node
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("pyarrow")
 from lightning_modules import read_completions
 from lightning_modules.parquet_files import write_rows
 from lightning_modules.token_rows import read_token_rows
-from lightning_modules.viewer.run_facts import cohort_of, differing_options
+from lightning_modules.viewer.run_facts import cohort_of, described_value, differing_options, facts_of
 from lightning_modules.viewer.selection import spread
 from lightning_modules.viewer.view import run_report
 from tests.lightning_modules.viewer.run_folders import make_run
@@ -95,6 +95,52 @@ def test_options_whose_names_begin_like_a_fact_or_the_seed_are_compared():
     assert differing_options([first, second]) == [{"data.reward_weights": "[1]"}, {"data.reward_weights": "[2]"}]
     assert cohort_of({"data": {"seed": 0, "seeds": 1}}) != cohort_of({"data": {"seed": 0, "seeds": 2}})
     assert cohort_of({"data": {"seed": 0}}) == cohort_of({"data": {"seed": 1}})
+
+
+def test_class_paths_are_shortened_and_other_texts_with_dots_are_not():
+    config = {
+        "model": {"objective": {"class_path": "mine.Mean", "init_args": {"rule": "aggregate_po.exponents.target"}}},
+        "data": {"dataset": "train.jsonl", "reward": "mine.rewards.exact"},
+    }
+    assert facts_of(config) == {"objective": "Mean(rule=target)", "data": "train.jsonl", "reward": "mine.rewards.exact"}
+    assert described_value(["a.txt", "b.txt"]) == "[a.txt, b.txt]"
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "shown"),
+    [
+        ("report.template", ("qwen.txt", "plain.txt"), ("qwen.txt", "plain.txt")),
+        ("data.temperature", (1.0, 1.0000001), ("1.0", "1.0000001")),
+        ("data.stop", (None, []), ("None", "[]")),
+        ("data.size", (1, "1"), ("1", '"1"')),
+        ("model.learning_rate", (1e-6, 1.0000001e-6), ("1e-06", "1.0000001e-06")),
+    ],
+)
+def test_values_that_differ_are_told_apart(option, values, shown):
+    section, name = option.split(".")
+    configs = [{section: {name: value}} for value in values]
+    assert len({cohort_of(config) for config in configs}) == 2
+    assert differing_options(configs) == [{option: text} for text in shown]
+
+
+def test_an_option_that_one_run_lacks_is_not_in_its_facts():
+    assert differing_options([{"data": {"size": None}}, {"data": {"order": 1}}]) == [
+        {"data.size": "None"},
+        {"data.order": "1"},
+    ]
+
+
+def test_what_a_fact_does_not_tell_apart_has_a_column():
+    objectives = [
+        {"class_path": path, "init_args": {"penalties": penalties}}
+        for path, penalties in (("first.Mean", None), ("second.Mean", []))
+    ]
+    configs = [{"model": {"objective": objective}, "data": {"reward": "exact"}} for objective in objectives]
+    assert [facts_of(config)["objective"] for config in configs] == ["Mean", "Mean"]
+    assert differing_options(configs) == [
+        {"model.objective.class_path": "first.Mean", "model.objective.init_args.penalties": "None"},
+        {"model.objective.class_path": "second.Mean", "model.objective.init_args.penalties": "[]"},
+    ]
 
 
 def test_runs_that_differ_in_their_seed_only_are_one_cohort(tmp_path):
