@@ -56,15 +56,40 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> list[di
     Raises:
         ValueError: the file is damaged, or is no Parquet file.
     """
+    rows: list[dict[str, Any]] = _table(path, columns).to_pylist()
+    return rows
+
+
+def read_lengths(path: str | Path, column: str) -> list[int]:
+    """Return the number of entries in each row of a column of lists, without reading them into Python.
+
+    Args:
+        path: path of the file.
+        column: name of the column; only a file without rows may lack it.
+
+    Raises:
+        ValueError: the file is damaged, is no Parquet file, or lacks the column.
+    """
+    from pyarrow import compute
+
+    table = _table(path, [column])
+    if not table.num_rows:
+        return []
+    if column not in table.column_names:
+        raise ValueError(f"{path} has no column {column!r}; pass a file that has it.")
+    lengths: list[int] = compute.list_value_length(table[column]).to_pylist()
+    return lengths
+
+
+def _table(path: str | Path, columns: Sequence[str] | None) -> Any:
     import pyarrow as arrow
     from pyarrow import parquet
 
     try:
         # Without memory mapping and dataset discovery: a path is a path.
-        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read(columns).to_pylist()
+        return parquet.ParquetFile(path).read(columns)
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again.") from None
-    return rows
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -1,55 +1,83 @@
-"""Selection of completions where there are more than a page can hold: whole groups, evenly over the files."""
+"""Selection of completions where runs have more than a page can hold: whole groups, evenly over all files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, TypeVar
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-_Row = TypeVar("_Row")
+from lightning_modules.viewer.kept_rows import KeptRows
 
-
-class Budget:
-    """A limit that several sources share; what one of them does not use is left to those that follow.
-
-    Args:
-        limit: limit of all sources together.
-        sources: number of sources.
-    """
-
-    def __init__(self, limit: int, sources: int) -> None:
-        self.left = limit
-        self._sources = sources
-
-    def next_share(self) -> int:
-        """Return the share of the next source."""
-        share = self.left // max(self._sources, 1)
-        self._sources -= 1
-        return share
-
-    def use(self, amount: int) -> None:
-        """Subtract what a source has used."""
-        self.left -= amount
+_Item = TypeVar("_Item")
+_Group = tuple[int, int, int]  # run, first step of the rollout, group
 
 
-def spread(rows: Iterable[_Row], share: int, group: Callable[[_Row], Hashable], size: Callable[[_Row], int]) -> Any:
-    """Return the rows of as many groups as the share allows, evenly over all groups, in their order.
+@dataclass(frozen=True)
+class ShownGroups:
+    """Groups of a run that a page shows.
 
     Args:
-        rows: rows.
-        share: sum of the sizes that may be returned.
-        group: function that returns the group of a row.
-        size: function that returns the size of a row, such as 1 or its number of tokens.
+        completions: first step of the rollout and number of each group whose completions are shown.
+        token_rows: optimizer step and number of each group whose token numbers of this step are shown.
     """
-    groups: dict[Hashable, list[_Row]] = {}
-    for row in rows:
-        groups.setdefault(group(row), []).append(row)
-    sizes = [sum(map(size, members)) for members in groups.values()]
-    count = len(sizes)
-    while count and sum(sizes[index] for index in _evenly(len(sizes), count)) > share:
-        count -= 1
-    members = list(groups.values())
-    return [row for index in _evenly(len(sizes), count) for row in members[index]]
+
+    completions: set[tuple[int, int]] = field(default_factory=set)
+    token_rows: set[tuple[int, int]] = field(default_factory=set)
+
+
+def shown_groups(kept: Sequence[KeptRows], max_completions: int, max_tokens: int) -> list[ShownGroups]:
+    """Return the groups that are shown of each run, those with token numbers first.
+
+    Args:
+        kept: rows that the runs have.
+        max_completions: limit of the completions of all runs.
+        max_tokens: limit of the tokens of all runs, in each step that they were kept in.
+    """
+    sizes = Counter((run, *key[:2]) for run, rows in enumerate(kept) for key in rows.keys)
+    tokens: Counter[tuple[_Group, int]] = Counter()
+    for run, rows in enumerate(kept):
+        for row in rows.token_rows:
+            tokens[(run, *row.key[:2]), row.step] += row.tokens
+    with_tokens = spread(sorted(tokens), max_completions, lambda place: sizes[place[0]])
+    with_tokens = spread(with_tokens, max_tokens, tokens.__getitem__)
+    groups = {group for group, _ in with_tokens}
+    left = max_completions - sum(sizes[group] for group in groups)
+    others = {(run, *key[:2]) for run, rows in enumerate(kept) for key in rows.lengths} - groups
+    groups.update(spread(sorted(others), left, sizes.__getitem__))
+    shown = [ShownGroups() for _ in kept]
+    for run, start, group in groups:
+        shown[run].completions.add((start, group))
+    for (run, _, group), step in with_tokens:
+        shown[run].token_rows.add((step, group))
+    return shown
+
+
+def spread(items: Sequence[_Item], limit: int, size: Callable[[_Item], int]) -> list[_Item]:
+    """Return as many items as the limit allows, evenly over all of them and in their order.
+
+    The last item is among them, and so is the first if there are two. An item that exceeds the limit by itself is left
+    out.
+
+    Args:
+        items: items.
+        limit: sum of the sizes that may be returned.
+        size: function that returns the size of an item, such as its number of tokens.
+    """
+    fitting = [item for item in items if size(item) <= limit]
+    sizes = [size(item) for item in fitting]
+
+    def total(count: int) -> int:
+        return sum(sizes[index] for index in _evenly(len(sizes), count))
+
+    # Where sizes differ, the total need not rise with the count; the count that bisection finds is within the limit.
+    count = bisect_right(range(1, len(sizes) + 1), limit, key=total)
+    return [fitting[index] for index in _evenly(len(sizes), count)]
 
 
 def _evenly(number: int, count: int) -> Sequence[int]:
-    return [index * number // count for index in range(count)]
+    """Return indices below a number, from the first to the last; the last if only one is asked for."""
+    if count == 1:
+        return [number - 1]
+    return [index * (number - 1) // (count - 1) for index in range(count)]

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lightning_modules.callbacks.completion_rows import completion_files
+from lightning_modules.parquet_files import require_pyarrow
+from lightning_modules.token_rows import token_files
 from lightning_modules.validation import require_at_least
+from lightning_modules.viewer.kept_rows import KeptRows, kept_rows, shown_completions
 from lightning_modules.viewer.reading_aids import described_metrics
-from lightning_modules.viewer.report import Report
-from lightning_modules.viewer.run_data import RunData, read_run
+from lightning_modules.viewer.report import Completion, Report
+from lightning_modules.viewer.run_data import read_run
 from lightning_modules.viewer.run_facts import differing_options
-from lightning_modules.viewer.selection import Budget
+from lightning_modules.viewer.selection import shown_groups
 from lightning_modules.viewer.token_numbers import QUANTITIES
 
 
@@ -32,18 +36,34 @@ def run_report(runs: Sequence[str | Path], max_completions: int = 5000, max_toke
     require_at_least(0, max_completions=max_completions, max_tokens=max_tokens)
     folders = [Path(run) for run in runs]
     _require_distinct(folders)
-    completions, tokens = Budget(max_completions, len(folders)), Budget(max_tokens, len(folders))
     names = _names(folders)
-    data = [read_run(folder, name, completions, tokens) for folder, name in zip(folders, names, strict=True)]
-    others = differing_options([one.config for one in data])
+    data = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    others = differing_options([config for _, config in data])
+    kept = [_kept(folder) for folder in folders] if max_completions else []
+    completions = _shown(kept, max_completions, max_tokens)
     return Report(
         title=", ".join(names) if len(names) <= 3 else f"{len(names)} runs",
-        runs=[replace(one.run, facts={**one.run.facts, **more}) for one, more in zip(data, others, strict=True)],
-        metrics=described_metrics(name for one in data for name in one.run.metrics),
-        completions=[replace(each, run=number) for number, one in enumerate(data) for each in one.completions],
+        runs=[replace(run, facts={**run.facts, **more}) for (run, _), more in zip(data, others, strict=True)],
+        metrics=described_metrics(name for run, _ in data for name in run.metrics),
+        completions=completions,
         quantities=QUANTITIES,
-        notes=_left_out(data),
+        notes=_left_out(kept, completions),
     )
+
+
+def _kept(folder: Path) -> KeptRows:
+    if completion_files(folder) or token_files(folder):
+        require_pyarrow(f"{folder}: showing its completions", "show the metrics alone with `--max_completions 0`")
+    return kept_rows(folder)
+
+
+def _shown(kept: Sequence[KeptRows], max_completions: int, max_tokens: int) -> list[Completion]:
+    groups = shown_groups(kept, max_completions, max_tokens)
+    return [
+        replace(completion, run=number)
+        for number, (rows, shown) in enumerate(zip(kept, groups, strict=True))
+        for completion in shown_completions(rows, shown.completions, shown.token_rows)
+    ]
 
 
 def _require_distinct(folders: Sequence[Path]) -> None:
@@ -63,17 +83,17 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _left_out(data: Sequence[RunData]) -> list[str]:
+def _left_out(kept: Sequence[KeptRows], completions: Sequence[Completion]) -> list[str]:
     """Return sentences that count what is not shown."""
     notes = []
-    shown, kept = sum(len(one.completions) for one in data), sum(one.kept for one in data)
-    if shown < kept:
+    shown, count = len(completions), sum(len(one.keys) for one in kept)
+    if shown < count:
         notes.append(
-            f"{shown:,} of {kept:,} completions are shown, in whole groups and evenly over the steps; "
+            f"{shown:,} of {count:,} completions are shown, in whole groups and evenly over the steps; "
             "`--max_completions` sets the limit."
         )
-    rows = sum(one.token_rows for one in data)
-    if (shown_rows := sum(one.shown_token_rows for one in data)) < rows:
+    rows = sum(len(one.token_rows) for one in kept)
+    if (shown_rows := sum(len(one.tokens) for one in completions)) < rows:
         notes.append(
             f"Token numbers of {shown_rows:,} of {rows:,} completions and steps are shown; `--max_tokens` and "
             "`--max_completions` set the limits."

@@ -1,6 +1,8 @@
 """Reports of run folders: what they hold, what is left out, and which folders are refused."""
 
 import math
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -205,12 +207,59 @@ def test_the_rest_of_a_limit_goes_to_the_other_completions(run):
     assert [one.step for one in completions if not one.tokens] == [1] * 4 + [5] * 4
 
 
-def test_groups_that_are_kept_are_spread_over_all():
-    rows = [(group, sample) for group in range(10) for sample in range(2)]
-    kept = spread(rows, 9, lambda row: row[0], lambda row: 1)
-    assert kept == [(group, sample) for group in (0, 2, 5, 7) for sample in range(2)]
-    assert spread(rows, 9, lambda row: row[0], lambda row: 5) == []
-    assert spread(rows, 20, lambda row: row[0], lambda row: 1) == rows
+def test_what_is_kept_is_spread_over_all_from_the_first_to_the_last():
+    assert spread(range(10), 4, lambda item: 1) == [0, 3, 6, 9]
+    assert spread(range(10), 9, lambda item: 2) == [0, 3, 6, 9]
+    assert spread(range(10), 9, lambda item: 1) == [0, 1, 2, 3, 4, 5, 6, 7, 9]
+    assert spread(range(10), 1, lambda item: 1) == [9]
+    assert spread(range(10), 9, lambda item: 10) == []
+    assert spread(range(10), 20, lambda item: 1) == list(range(10))
+
+
+def test_what_is_too_large_leaves_the_limit_to_the_others():
+    assert spread([5, 1, 9, 1, 1], 4, lambda item: item) == [1, 1, 1]
+    for limit in range(60):
+        kept = spread([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], limit, lambda item: item)
+        assert sum(kept) <= limit
+        assert kept or not limit
+
+
+def test_many_groups_are_chosen_in_linear_time():
+    begin = time.perf_counter()
+    assert len(spread(range(64_000), 5000, lambda item: 1)) == 5000
+    assert time.perf_counter() - begin < 5
+
+
+def test_a_limit_that_is_smaller_than_the_files_is_spent_from_the_first_step_to_the_last(tmp_path):
+    """A share of each file would be less than a group."""
+    run = make_run(tmp_path / "run", rollouts=range(1, 80, 2), groups=1)
+    completions = run_report([run], max_completions=16).completions
+    assert [one.step for one in completions] == [step for step in (1, 27, 53, 79) for _ in range(4)]
+    assert all(one.tokens for one in completions)
+    completions = run_report([run], max_tokens=1500).completions
+    steps = sorted({one.step for one in completions if one.tokens})
+    assert (steps[0], steps[-1], len(completions)) == (1, 79, 160)
+    assert len(steps) > 5
+    assert max(later - earlier for earlier, later in pairwise(steps)) <= 10
+
+
+def test_a_limit_is_spent_over_all_runs_and_counted_in_all_of_them(tmp_path):
+    runs = [make_run(tmp_path / f"run{number}", number, rollouts=[1], groups=1) for number in range(3)]
+    for limit, shown in ((8, [0, 2]), (4, [2]), (2, [])):
+        report = run_report(runs, max_completions=limit)
+        assert [one.run for one in report.completions] == [run for run in shown for _ in range(4)]
+        assert f"{4 * len(shown)} of 12 completions are shown" in report.notes[0]
+        assert f"Token numbers of {4 * len(shown)} of 12 completions" in report.notes[1]
+
+
+def test_a_group_of_which_some_completions_have_token_numbers_is_shown_whole(run):
+    for step in (2, 6, 10):
+        path = run / "tokens" / f"step-{step:06}.parquet"
+        write_rows([row for row in read_token_rows(run, step) if row["sample"] != 2], path)
+    completions = run_report([run], max_completions=8).completions
+    assert [(one.step, one.group, one.sample) for one in completions] == [
+        (step, group, sample) for step, group in ((1, 0), (9, 1)) for sample in range(4)
+    ]
 
 
 def test_a_limit_is_shared_among_runs(tmp_path):
@@ -266,6 +315,15 @@ def test_a_file_of_other_columns_is_refused(folder, run):
     path = next((run / folder).iterdir())
     write_rows([{"step": 1, "group": 0}], path)
     with pytest.raises(ValueError, match=rf"{path} has no column '\w+'; .* move it away"):
+        run_report([run])
+
+
+def test_a_file_of_token_numbers_may_be_empty_and_needs_its_tokens(run):
+    path = run / "tokens" / "step-000002.parquet"
+    write_rows([], path)
+    assert len([one for one in run_report([run]).completions if one.tokens]) == 16
+    write_rows([{"group": 0, "sample": 0}], path)
+    with pytest.raises(ValueError, match=rf"{path} has no column 'tokens'"):
         run_report([run])
 
 
