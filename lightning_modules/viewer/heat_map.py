@@ -38,7 +38,7 @@ def heat_map_svg(tokens: TokenNumbers, quantities: Sequence[Quantity], title: st
                 f"`quantities` has {quantity.name!r}, of which the completion has no numbers to color; pass quantities "
                 f"of the scales diverging and share among {sorted(tokens.values)}."
             )
-        sizes = [_size(quantity, value, len(tokens.texts)) for value in tokens.values[quantity.name]]
+        sizes = _sizes(quantity, tokens.values[quantity.name])
         bound = color_bound(sizes)
         body += _legend(quantity, bound, top)
         cells, top = _cells(tokens, quantity, [size / bound for size in sizes], top + 18)
@@ -68,11 +68,12 @@ def color_bound(sizes: Sequence[float]) -> float:
     return finite[math.ceil(len(finite) * _SHARE_OF_BOUND) - 1] or finite[-1] or 1.0
 
 
-def _size(quantity: Quantity, value: float, length: int) -> float:
-    """Return what the color of a number shows: the number, or the logarithm of its multiple of an equal share."""
+def _sizes(quantity: Quantity, values: Sequence[float]) -> list[float]:
+    """Return what the colors of numbers show: the numbers, or the logarithms of their multiples of an equal share."""
     if quantity.scale != "share":
-        return value
-    return -math.inf if value == 0 else math.log2(value * length) if value > 0 else math.nan
+        return list(values)
+    count = sum(not math.isnan(value) for value in values)
+    return [-math.inf if value == 0 else math.log2(value * count) if value > 0 else math.nan for value in values]
 
 
 def _cells(tokens: TokenNumbers, quantity: Quantity, positions: Sequence[float], top: int) -> tuple[list[str], int]:

@@ -22,7 +22,7 @@ QUANTITIES = (
         "concentration",
         "ω",
         meaning="Share of the completion's gradient that the token receives, before gate and clip; an equal share is "
-        "1 / length.",
+        "1 / the number of trained tokens.",
         scale="share",
     ),
     Quantity(

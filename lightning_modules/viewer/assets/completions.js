@@ -282,13 +282,14 @@ function heatMap(report, record, quantity, bound) {
   const { tokens } = report;
   const [start, length] = [tokens.start[record], tokens.length[record]];
   const numbers = tokens.values[quantity.name];
+  const count = countOf(numbers ?? [], start, length);
   const flags = (name) => tokens.marks[name];
   const seen = {};
   const map = element("div", { className: "heat", attributes: { "data-quantity": quantity.name, "data-bound": bound } });
   const positions = [];
   for (let at = start; at < start + length; at++) {
     const value = numbers ? numbers[at] : NaN;
-    const position = place(quantity, value, length, bound);
+    const position = place(quantity, value, count, bound);
     const marks = ["clipped", "overflow", "untrained"].filter((name) => flags(name === "clipped" ? quantity.mark : name)?.[at]);
     if (Number.isNaN(position)) marks.push("missing");
     marks.forEach((name) => (seen[name] = true));
@@ -387,7 +388,8 @@ function tokenNumbers(report, record, position) {
     .filter((quantity) => tokens.values[quantity.name] && quantity.scale !== "sides")
     .map((quantity) => {
       const value = tokens.values[quantity.name][at];
-      const extra = quantity.scale === "share" && !Number.isNaN(value) ? ` (${short(value * length, 3)} × equal share)` : "";
+      const multiple = () => short(value * countOf(tokens.values[quantity.name], tokens.start[record], length), 3);
+      const extra = quantity.scale === "share" && !Number.isNaN(value) ? ` (${multiple()} × equal share)` : "";
       return [`${quantity.label}${quantity.symbol ? ` ${quantity.symbol}` : ""}`, `${short(value)}${quantity.unit && !Number.isNaN(value) ? ` ${quantity.unit}` : ""}${extra}`];
     });
   const marks = Object.keys(tokens.marks).filter((name) => tokens.marks[name][at]);

@@ -8,11 +8,18 @@ const SCALES = {
 
 const isDark = () => document.documentElement.dataset.theme === "dark";
 
+// The number of tokens of a record that have a number, which tokens that are not trained lack: an equal share is 1 / this.
+function countOf(values, start, length) {
+  let count = 0;
+  for (let at = start; at < start + length; at++) if (!Number.isNaN(values[at])) count++;
+  return count;
+}
+
 // Position on the scale, from -1 to 1; values beyond the bound are at its end.
-function place(quantity, value, length, bound) {
+function place(quantity, value, count, bound) {
   if (Number.isNaN(value)) return NaN;
   if (quantity.scale === "sides") return Math.sign(value);
-  const size = quantity.scale === "share" ? Math.log2(value * length) : value;
+  const size = quantity.scale === "share" ? Math.log2(value * count) : value;
   return Math.max(-1, Math.min(1, size / bound));
 }
 
@@ -42,9 +49,10 @@ function boundOf(quantity, values, lengths, starts, records) {
   const sizes = [];
   for (const record of records) {
     const length = lengths[record];
+    const count = countOf(values, starts[record], length);
     for (let at = starts[record]; at < starts[record] + length; at++) {
       const value = values[at];
-      const size = quantity.scale === "share" ? Math.abs(Math.log2(value * length)) : Math.abs(value);
+      const size = quantity.scale === "share" ? Math.abs(Math.log2(value * count)) : Math.abs(value);
       if (Number.isFinite(size)) sizes.push(size);
     }
   }

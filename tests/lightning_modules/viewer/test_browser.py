@@ -337,6 +337,30 @@ def test_a_share_is_colored_by_its_multiple_of_an_equal_share(tmp_path, browser)
     assert legend == [f"≤ 0.5 {TIMES}", "equal share", f"≥ 2 {TIMES}"]
 
 
+def test_an_equal_share_is_that_of_the_trained_tokens(tmp_path, browser):
+    shares = [0.25, 0.5, 0.125, 0.125, math.nan, math.nan, math.nan, math.nan]
+    path = share_page(tmp_path, shares, {"untrained": [math.isnan(share) for share in shares]})
+    browser.open(path)
+    white, orange, blue = [255, 255, 255], [205, 92, 8], [33, 102, 172]
+    assert colors(browser)[:4] == [white, orange, blue, blue]
+    legend = browser.run("[...document.querySelectorAll('.ends span')].map((end) => end.textContent)")
+    assert legend == [f"≤ 0.5 {TIMES}", "equal share", f"≥ 2 {TIMES}"]
+    browser.move_to(".heat .token", 0)
+    assert f"0.25 (1 {TIMES} equal share)" in browser.run("document.getElementById('tip').innerText")
+    choose_range = "document.querySelectorAll('.toolbar select')[0]"
+    browser.run(f"{choose_range}.value = 'completion'; {choose_range}.dispatchEvent(new Event('change'))")
+    assert colors(browser)[:4] == [white, orange, blue, blue]
+
+
+def share_page(tmp_path, shares, marks):
+    """A page of one completion with these shares."""
+    texts = [str(number % 10) for number in range(len(shares))]
+    numbers = TokenNumbers(2, texts, (), {"share": shares}, marks)
+    completion = Completion(0, 1, 0, 0, "prompt", "".join(texts), tokens=[numbers])
+    quantity = Quantity("share", "concentration", scale="share")
+    return page(tmp_path, Report("shares", [Run("run")], [], [completion], [quantity]))
+
+
 def test_clipped_tokens_are_marked_by_more_than_color(tmp_path, browser):
     browser.open(heat_map_page(tmp_path))
     marks = browser.run(

@@ -15,7 +15,7 @@ WEIGHT, SHARE = Quantity("weight", "weight"), Quantity("share", "concentration",
 
 def numbers(**changes):
     """Numbers of four tokens, the second of which is clipped and the last not trained."""
-    values = {"weight": [-0.5, 0.0, 0.5, math.nan], "share": [0.25, 0.5, 0.125, math.nan]}
+    values = {"weight": [-0.5, 0.0, 0.5, math.nan], "share": [1 / 3, 2 / 3, 1 / 6, math.nan]}
     fields = {"texts": ["a", " b", "\n", "<c>"], "values": values, "marks": {"clipped": [False, True, False, False]}}
     return TokenNumbers(step=1, **{**fields, **changes})
 
@@ -39,7 +39,7 @@ def test_cells_have_the_color_of_their_numbers():
     ]
 
 
-def test_a_share_is_colored_by_its_multiple_of_an_equal_share():
+def test_a_share_is_colored_by_its_multiple_of_an_equal_share_of_the_tokens_with_a_number():
     svg = heat_map_svg(numbers(), [SHARE], "title")
     assert [fill for _, fill, _ in cells(svg)][:3] == ["rgb(255, 255, 255)", "rgb(205, 92, 8)", "rgb(33, 102, 172)"]
     assert ["0.5 \u00d7" in svg, "equal share" in svg, "2 \u00d7" in svg] == [True] * 3
