@@ -69,11 +69,14 @@ def color_bound(sizes: Sequence[float]) -> float:
 
 
 def _sizes(quantity: Quantity, values: Sequence[float]) -> list[float]:
-    """Return what the colors of numbers show: the numbers, or the logarithms of their multiples of an equal share."""
+    """Return what the colors of numbers show: the numbers, or the logarithms of their multiples of an equal share.
+
+    Shares of 0 and below are at the lower end.
+    """
     if quantity.scale != "share":
         return list(values)
     count = sum(not math.isnan(value) for value in values)
-    return [-math.inf if value == 0 else math.log2(value * count) if value > 0 else math.nan for value in values]
+    return [value if math.isnan(value) else math.log2(value * count) if value > 0 else -math.inf for value in values]
 
 
 def _cells(tokens: TokenNumbers, quantity: Quantity, positions: Sequence[float], top: int) -> tuple[list[str], int]:

@@ -42,8 +42,8 @@ class Quantity:
         meaning: one sentence that says what the number is.
         scale: `diverging` colors numbers by sign and size, and leaves 0 uncolored; `share` colors the logarithm of
             the number's multiple of an equal share, 1 / the number of tokens of the completion that are not NaN, and
-            leaves an equal share uncolored; `sides` tells -1, 0 and 1 apart; `hidden` shows the number of a token
-            under the pointer and has no heat map.
+            leaves an equal share uncolored, with 0 and below at the lower end; `sides` tells -1, 0 and 1 apart;
+            `hidden` shows the number of a token under the pointer and has no heat map.
         mark: key of `TokenNumbers.marks` with the tokens that are marked as clipped while this quantity is shown;
             empty for none.
     """

@@ -15,12 +15,17 @@ function countOf(values, start, length) {
   return count;
 }
 
+// What the color of a number shows. Shares of 0 and below are at the lower end of a scale of logarithms.
+function sizeOf(quantity, value, count) {
+  if (quantity.scale !== "share" || Number.isNaN(value)) return value;
+  return value > 0 ? Math.log2(value * count) : -Infinity;
+}
+
 // Position on the scale, from -1 to 1; values beyond the bound are at its end.
 function place(quantity, value, count, bound) {
   if (Number.isNaN(value)) return NaN;
   if (quantity.scale === "sides") return Math.sign(value);
-  const size = quantity.scale === "share" ? Math.log2(value * count) : value;
-  return Math.max(-1, Math.min(1, size / bound));
+  return Math.max(-1, Math.min(1, sizeOf(quantity, value, count) / bound));
 }
 
 function colorAt(position) {
@@ -51,8 +56,7 @@ function boundOf(quantity, values, lengths, starts, records) {
     const length = lengths[record];
     const count = countOf(values, starts[record], length);
     for (let at = starts[record]; at < starts[record] + length; at++) {
-      const value = values[at];
-      const size = quantity.scale === "share" ? Math.abs(Math.log2(value * count)) : Math.abs(value);
+      const size = Math.abs(sizeOf(quantity, values[at], count));
       if (Number.isFinite(size)) sizes.push(size);
     }
   }

@@ -352,6 +352,19 @@ def test_an_equal_share_is_that_of_the_trained_tokens(tmp_path, browser):
     assert colors(browser)[:4] == [white, orange, blue, blue]
 
 
+def test_negative_shares_have_numbers_and_the_color_of_the_lower_end(tmp_path, browser):
+    """As a Lehmer mean of the order 2 gives them."""
+    browser.open(share_page(tmp_path, [1.2, -0.1, -0.2, 0.0, 0.1], {}))
+    orange, blue = [205, 92, 8], [33, 102, 172]
+    assert colors(browser)[:4] == [orange, blue, blue, blue]
+    assert browser.run("document.querySelectorAll('.heat .missing').length") == 0
+    assert "no number" not in browser.run("document.querySelector('.signs').innerText")
+    browser.move_to(".heat .token", 1)
+    tip = browser.run("document.getElementById('tip').innerText")
+    assert f"{MINUS}0.1 ({MINUS}0.5 {TIMES} equal share)" in tip
+    assert faults(browser) == []
+
+
 def share_page(tmp_path, shares, marks):
     """A page of one completion with these shares."""
     texts = [str(number % 10) for number in range(len(shares))]

@@ -45,6 +45,12 @@ def test_a_share_is_colored_by_its_multiple_of_an_equal_share_of_the_tokens_with
     assert ["0.5 \u00d7" in svg, "equal share" in svg, "2 \u00d7" in svg] == [True] * 3
 
 
+def test_negative_shares_are_at_the_lower_end():
+    """As a Lehmer mean of the order 2 gives them."""
+    svg = heat_map_svg(numbers(values={"share": [1.2, -0.1, 0.0, -0.1]}), [SHARE], "title")
+    assert [fill for _, fill, _ in cells(svg)] == ["rgb(205, 92, 8)", *["rgb(33, 102, 172)"] * 3]
+
+
 def test_clipped_tokens_are_marked_and_explained_only_where_there_are_some():
     assert heat_map_svg(numbers(), [WEIGHT, SHARE], "title").count("\u25b2") == 3
     assert "\u25b2" not in heat_map_svg(numbers(marks={}), [WEIGHT], "title")
