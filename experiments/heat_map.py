@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from lightning_modules.viewer import Completion, TokenNumbers, heat_map_svg, run_report
+from lightning_modules.viewer.heat_map import COLORED
 from lightning_modules.viewer.token_numbers import QUANTITIES
 
 _SHOWN = ["log_ratio", "concentration", "weight"]
@@ -19,7 +20,7 @@ _FACTS = ("objective", "model", "data", "seed", "learning rate", "updates per ro
 
 def main() -> None:
     """Write the picture."""
-    by_name = {quantity.name: quantity for quantity in QUANTITIES}
+    by_name = {quantity.name: quantity for quantity in QUANTITIES if quantity.scale in COLORED}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder with completions and token rows")
     parser.add_argument("--step", type=int, help="optimizer step; by default one with a wide range of log ratios")
@@ -32,11 +33,16 @@ def main() -> None:
     completion, tokens = chosen(report.completions, arguments.step, arguments.group, arguments.sample)
     facts = report.runs[0].facts
     known = [f"{label} {shortened(facts[label])}" for label in _FACTS if label in facts]
-    about = [" \u00b7 ".join(known), f"optimizer step {tokens.step}, reward {completion.reward:g}"]
+    about = [" \u00b7 ".join(known), f"optimizer step {tokens.step}{reward_of(completion)}"]
     picture = heat_map_svg(tokens, [by_name[name] for name in arguments.quantities], completion.prompt, about)
     Path(arguments.output).write_text(picture, encoding="utf-8")
     place = f"step {tokens.step}, group {completion.group}, sample {completion.sample}"
     print(f"{arguments.output}: {place}, {len(tokens.texts)} tokens, {len(picture) / 1000:.0f} kB")
+
+
+def reward_of(completion: Completion) -> str:
+    """Return words for the reward; empty without one."""
+    return "" if completion.reward is None else f", reward {completion.reward:g}"
 
 
 def shortened(fact: str) -> str:

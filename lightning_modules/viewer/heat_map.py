@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from textwrap import wrap
+from unicodedata import east_asian_width
 
 from lightning_modules.viewer.report import Quantity, TokenNumbers
 
 _NEUTRAL, _LOW, _HIGH = (255, 255, 255), (33, 102, 172), (205, 92, 8)
 _SHARE_OF_BOUND = 0.99  # quantile of the sizes of the numbers at which colors end
 _WIDTH, _MARGIN, _CHARACTER, _LINE = 860, 20, 9.0, 30  # pixels
+_LONGEST_CELL = int((_WIDTH - 2 * _MARGIN - 5) / _CHARACTER)  # characters
+_TITLE_COLUMNS, _ABOUT_COLUMNS = 72, 125  # characters of a line of each size
+_SIGNS = str.maketrans({"\t": "\u21e5", "\r": "\u240d", "\n": "\u23ce"})
 _SANS = "font-family='system-ui, Segoe UI, Helvetica, Arial, sans-serif'"
 _MONO = "font-family='ui-monospace, SFMono-Regular, DejaVu Sans Mono, Menlo, Consolas, monospace'"
+COLORED = ("diverging", "share")  # scales of the quantities that a picture can show
 _INK, _MUTED, _OUTLINE = "#1a1d23", "#5c6470", "#dde1e7"
 
 
@@ -23,21 +29,15 @@ def heat_map_svg(tokens: TokenNumbers, quantities: Sequence[Quantity], title: st
         tokens: numbers of the tokens.
         quantities: quantities to show, of the scales `diverging` and `share`; each is colored up to the 99th percentile
             of its sizes in this completion.
-        title: first line, such as the prompt.
+        title: first lines, such as the prompt; they are wrapped, and line breaks are shown.
         about: lines below it, such as objective, model, data and step.
 
     Raises:
         ValueError: a quantity has no numbers, or another scale.
     """
-    body = [_text(_MARGIN, 30, title, 15, _INK, "600")]
-    body += [_text(_MARGIN, 50 + 17 * number, line, 12.5, _MUTED) for number, line in enumerate(about)]
-    top = 65 + 17 * len(about)
+    _require_colors(tokens, quantities)
+    body, top = _head(title, about)
     for quantity in quantities:
-        if quantity.name not in tokens.values or quantity.scale not in ("diverging", "share"):
-            raise ValueError(
-                f"`quantities` has {quantity.name!r}, of which the completion has no numbers to color; pass quantities "
-                f"of the scales diverging and share among {sorted(tokens.values)}."
-            )
         sizes = _sizes(quantity, tokens.values[quantity.name])
         bound = color_bound(sizes)
         body += _legend(quantity, bound, top)
@@ -51,6 +51,39 @@ def heat_map_svg(tokens: TokenNumbers, quantities: Sequence[Quantity], title: st
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}" viewBox="0 0 {_WIDTH} {top}">'
     frame = f'<rect x="0.5" y="0.5" width="{_WIDTH - 1}" height="{top - 1}" rx="8" fill="#fff" stroke="{_OUTLINE}"/>'
     return "\n".join([head, frame, *body, "</svg>\n"])
+
+
+def _require_colors(tokens: TokenNumbers, quantities: Sequence[Quantity]) -> None:
+    for quantity in quantities:
+        if quantity.scale not in COLORED:
+            raise ValueError(
+                f"`quantities` has {quantity.name!r}, whose scale is {quantity.scale!r}; pass quantities of the scales "
+                f"{' and '.join(COLORED)}."
+            )
+        if quantity.name not in tokens.values:
+            raise ValueError(
+                f"`quantities` has {quantity.name!r}, of which the completion has no numbers; pass some of "
+                f"{sorted(tokens.values)}."
+            )
+
+
+def _head(title: str, about: Sequence[str]) -> tuple[list[str], int]:
+    """Return the lines above the heat maps, and where these begin."""
+    lines, top = [], 30
+    for line in _wrapped(title, _TITLE_COLUMNS):
+        lines.append(_text(_MARGIN, top, line, 15, _INK, "600"))
+        top += 20
+    for line in [part for text in about for part in _wrapped(text, _ABOUT_COLUMNS)]:
+        lines.append(_text(_MARGIN, top, line, 12.5, _MUTED))
+        top += 17
+    return lines, top + 15
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Return the lines of a text, each of at most so many columns; a wide letter, such as a Chinese one, takes two."""
+    columns = columns // 2 if any(east_asian_width(letter) in "WF" for letter in text) else columns
+    parts = [part.translate(_SIGNS) for part in text.splitlines(keepends=True)]
+    return [line for part in parts for line in wrap(part, columns, drop_whitespace=False)] or [""]
 
 
 def color_at(position: float) -> tuple[int, int, int]:
@@ -84,25 +117,34 @@ def _cells(tokens: TokenNumbers, quantity: Quantity, positions: Sequence[float],
     cells, left = [], float(_MARGIN)
     clipped = tokens.marks.get(quantity.mark) or [False] * len(tokens.texts)
     for text, position, mark in zip(tokens.texts, positions, clipped, strict=True):
-        shown = text.replace(" ", "\u00b7").replace("\n", "\u23ce") or "\u2205"
-        width = len(shown) * _CHARACTER + 5
-        if left + width > _WIDTH - _MARGIN and left > _MARGIN:
-            left, top = float(_MARGIN), top + _LINE + 4
-        color = (240, 240, 240) if math.isnan(position) else color_at(position)
-        ink = "#fff" if _luminance(color) <= 0.179 else "#000"
-        edge = f'stroke="{_INK}" stroke-width="2"' if mark else f'stroke="{_OUTLINE}"'
-        cells.append(
-            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{_LINE - 4}" rx="3" fill="rgb{color}" {edge}/>'
-        )
-        cells.append(
-            f'<text x="{left + 2.5:.1f}" y="{top + 18}" {_MONO} font-size="15" fill="{ink}" '
-            f'textLength="{len(shown) * _CHARACTER:.1f}" lengthAdjust="spacingAndGlyphs" xml:space="preserve">'
-            f"{_clean(shown)}</text>"
-        )
-        if mark:
-            cells.append(_text(left + width / 2 - 4, top + _LINE + 6, "\u25b2", 9, _INK))
-        left += width + 1.5
+        for shown in _chunks(text):
+            width = len(shown) * _CHARACTER + 5
+            if left + width > _WIDTH - _MARGIN and left > _MARGIN:
+                left, top = float(_MARGIN), top + _LINE + 4
+            cells += _cell(shown, position, mark, left, top)
+            left += width + 1.5
     return cells, top + _LINE
+
+
+def _chunks(text: str) -> list[str]:
+    """Return a token as it is shown, in chunks that fit a line."""
+    shown = text.replace(" ", "\u00b7").translate(_SIGNS) or "\u2205"
+    return [shown[start : start + _LONGEST_CELL] for start in range(0, len(shown), _LONGEST_CELL)]
+
+
+def _cell(shown: str, position: float, mark: bool, left: float, top: int) -> list[str]:
+    """Return the shapes of a cell."""
+    color = (240, 240, 240) if math.isnan(position) else color_at(position)
+    ink = "#fff" if _luminance(color) <= 0.179 else "#000"
+    edge = f'stroke="{_INK}" stroke-width="2"' if mark else f'stroke="{_OUTLINE}"'
+    length = len(shown) * _CHARACTER
+    cell = [
+        f'<rect x="{left:.1f}" y="{top}" width="{length + 5:.1f}" height="{_LINE - 4}" rx="3" fill="rgb{color}" '
+        f"{edge}/>",
+        f'<text x="{left + 2.5:.1f}" y="{top + 18}" {_MONO} font-size="15" fill="{ink}" '
+        f'textLength="{length:.1f}" lengthAdjust="spacingAndGlyphs" xml:space="preserve">{_clean(shown)}</text>',
+    ]
+    return cell + ([_text(left + length / 2 - 1.5, top + _LINE + 6, "\u25b2", 9, _INK)] if mark else [])
 
 
 def _legend(quantity: Quantity, bound: float, top: int) -> list[str]:

@@ -1,7 +1,6 @@
 """The picture of a completion: its cells agree with its numbers, and nothing in it leaves the frame."""
 
 import math
-import re
 from xml.etree import ElementTree
 
 import pytest
@@ -83,8 +82,48 @@ def test_the_bound_is_the_99th_percentile_of_the_sizes():
     assert color_at(-7.0) == color_at(-1.0)
 
 
-@pytest.mark.parametrize("quantity", [Quantity("gate", "gate"), Quantity("weight", "weight", scale="hidden")])
-def test_a_quantity_without_colors_is_refused(quantity):
-    with pytest.raises(ValueError, match=rf"`quantities` has '{quantity.name}', .*; pass quantities") as error:
+def test_a_long_prompt_is_wrapped_with_its_line_breaks_shown():
+    prompt = "<|user|>\n" + "How many eggs does she sell? " * 20 + "\n\n\t<|assistant|>\r\n"
+    root = ElementTree.fromstring(heat_map_svg(numbers(), [WEIGHT], prompt, ["about " * 60]))
+    lines = [
+        one for one in root.iter(f"{SVG}text") if one.get("font-size") in ("15", "12.5") and not one.get("textLength")
+    ]
+    texts = [one.text for one in lines]
+    assert texts[0] == "<|user|>\u23ce"
+    assert "\ufffd" not in "".join(texts)
+    assert "\u23ce" in texts
+    assert "\u21e5<|assistant|>\u240d\u23ce" in texts
+    assert "".join(texts).count("How many eggs") == 20
+    assert max(len(one.text) for one in lines if one.get("font-size") == "15") <= 72
+    assert max(len(one.text) for one in lines if one.get("font-size") == "12.5") <= 125
+    heights = [float(one.get("y")) for one in lines]
+    assert heights == sorted(set(heights))
+    assert heights[-1] < min(float(one.get("y")) for one in root.iter(f"{SVG}rect") if one.get("rx") == "3") - 30
+    wide = ElementTree.fromstring(heat_map_svg(numbers(), [WEIGHT], "\u4e00" * 100))
+    assert [len(one.text) for one in wide.iter(f"{SVG}text") if one.get("font-weight") == "600"][:3] == [36, 36, 28]
+
+
+def test_a_token_that_is_longer_than_a_line_has_several_cells_of_its_color():
+    svg = heat_map_svg(numbers(texts=["a", " " * 120, "\t", "b"], marks={}), [WEIGHT], "title")
+    found = cells(svg)
+    assert [len(text) for text, _, _ in found] == [1, 90, 30, 1, 1]
+    assert found[1][1] == found[2][1]
+    assert found[3][0] == "\u21e5"
+    rectangles = [one for one in ElementTree.fromstring(svg).iter(f"{SVG}rect") if one.get("rx") == "3"]
+    assert max(float(one.get("x")) + float(one.get("width")) for one in rectangles) <= 840
+
+
+@pytest.mark.parametrize(
+    ("quantity", "message"),
+    [
+        (Quantity("gate", "gate"), r"`quantities` has 'gate', of which .* pass some of \['share', 'weight'\]"),
+        (Quantity("weight", "weight", scale="hidden"), r"`quantities` has 'weight', whose scale is 'hidden'; pass"),
+        (
+            Quantity("share", "clip", scale="sides"),
+            r"scale is 'sides'; pass quantities of the scales diverging and share",
+        ),
+    ],
+)
+def test_a_quantity_without_colors_is_refused(quantity, message):
+    with pytest.raises(ValueError, match=message):
         heat_map_svg(numbers(), [quantity], "title")
-    assert re.search(r"\['share', 'weight'\]", str(error.value))
