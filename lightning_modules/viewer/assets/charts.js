@@ -112,11 +112,16 @@ function cohortLegend(report, state, render) {
   return element("div", { className: "cohorts" }, entries, banded ? select : null);
 }
 
-// What the names of runs have in common at their start, or the first name.
+// The words and numbers that the names of runs have in common at their start, or the first name.
 function sharedName(names) {
   let end = 0;
   while (end < names[0].length && names.every((name) => name[end] === names[0][end])) end++;
-  const shared = names[0].slice(0, end).replace(/[\s_./-]*(seed)?[\s_./-]*$/i, "");
+  let shared = names[0].slice(0, end);
+  // A part of a number or of a word would be another name.
+  for (const [inside, part] of [[/\d/, /[\d.]+$/], [/\p{L}/u, /\p{L}+$/u]]) {
+    if (names.some((name) => inside.test(name[end] ?? ""))) shared = shared.replace(part, "");
+  }
+  shared = shared.replace(/[\s_./-]*(seed)?[\s_./-]*$/i, "");
   return shared || `${names[0]}, ...`;
 }
 

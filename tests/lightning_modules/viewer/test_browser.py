@@ -125,6 +125,24 @@ def test_runs_that_differ_in_their_seed_are_one_line_with_a_band(several, browse
         assert text in legend
 
 
+@pytest.mark.parametrize(
+    ("names", "shared"),
+    [
+        (["pmpo-10", "pmpo-11"], "pmpo"),
+        (["pmpo-1", "pmpo-10"], "pmpo"),
+        (["pmpo-0.1", "pmpo-0.2"], "pmpo"),
+        (["long-alpha", "long-alps"], "long"),
+        (["pmpo-seed0", "pmpo-seed1"], "pmpo"),
+        (["gmpo2-1/run", "gmpo2-2/run"], "gmpo2"),
+        (["a", "b"], "a, ..."),
+    ],
+)
+def test_seeds_have_the_whole_words_and_numbers_of_their_names(names, shared, tmp_path, browser):
+    runs = [Run(name, cohort="same", steps=[1], metrics={"reward": [1.0]}) for name in names]
+    browser.open(page(tmp_path, Report("names", runs)))
+    assert browser.run("document.querySelector('.cohorts .entry-name').textContent") == shared
+
+
 def test_the_values_of_a_step_are_shown_under_the_pointer(several, browser):
     browser.open(several)
     browser.move_to('svg[data-metric="reward"]')
