@@ -241,16 +241,15 @@ function lineShapes(cohort, points, toX, toY) {
   return shapes;
 }
 
-// Ticks, and the share of the height for a value. A logarithmic axis has 0, and what is below it, at its lower end.
+// Ticks, and the share of the height for a value. A logarithmic axis has 0, and what is below it, at its lower end; values
+// above 0 that lie within 2 % have a linear axis, which contains all values.
 function verticalScale(points, logarithmic) {
   let low = points.reduce((least, point) => Math.min(least, point.low), Infinity);
   let high = points.reduce((most, point) => Math.max(most, point.high), -Infinity);
-  if (logarithmic && low <= 0 && high > 0) {
-    low = points.reduce((least, { mean }) => (mean > 0 ? Math.min(least, mean) : least), high);
-  }
-  if (logarithmic && low > 0 && high / low > 1.02) {
-    const ticks = logTicksBetween(low, high, 5);
-    const [bottom, topmost] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))].map(Math.log);
+  const least = low > 0 ? low : points.reduce((smallest, { mean }) => (mean > 0 ? Math.min(smallest, mean) : smallest), high);
+  if (logarithmic && least > 0 && high / least > 1.02) {
+    const ticks = logTicksBetween(least, high, 5);
+    const [bottom, topmost] = [Math.min(least, ticks[0]), Math.max(high, ticks.at(-1))].map(Math.log);
     return { ticks, share: (value) => (value > 0 ? Math.max(0, (Math.log(value) - bottom) / (topmost - bottom)) : 0) };
   }
   if (low === high) [low, high] = low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * high)];

@@ -234,6 +234,21 @@ def test_a_logarithmic_axis_without_positive_values_is_linear(values, tmp_path, 
     assert faults(browser) == []
 
 
+@pytest.mark.parametrize("values", [[0.0, 1.0, 1.005], [0.0, 3.0, 3.0], [-0.5, 1.0, 1.01]])
+def test_values_that_lie_close_together_and_zero_are_within_the_chart(values, tmp_path, browser):
+    run = Run("run", steps=[1, 2, 3], metrics={"grad_norm": values})
+    browser.open(page(tmp_path, Report("close", [run], described_metrics(["grad_norm"]))))
+    line = "document.querySelector('svg[data-metric] polyline').getAttribute('points')"
+    heights = [float(point.split(",")[1]) for point in browser.run(line).split()]
+    rules = browser.run(
+        "[...document.querySelectorAll('svg[data-metric] .rule')].map((rule) => rule.getAttribute('y1'))"
+    )
+    top, bottom = min(map(float, rules)), max(map(float, rules))
+    assert all(top - 0.1 <= height <= bottom + 0.1 for height in heights)
+    assert heights[0] > heights[1] + 50
+    assert faults(browser) == []
+
+
 def choose(browser, label, value):
     """Choose a value of the menu whose label begins so."""
     menu = f"document.querySelector({json.dumps(f'select[aria-label^={json.dumps(label)}]')})"
