@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 _DIGITS = 12  # bits of the significand that are kept: a relative error of at most 2^-13, so four digits
+_COUNTS = 2.0**13, 2.0**24  # sizes at which these bits cannot tell integers apart, and all bits of float32 can
 
 
 class Arrays:
@@ -23,7 +24,7 @@ class Arrays:
         self._size = 0
 
     def floats(self, values: Sequence[float | None]) -> dict[str, Any]:
-        """Store numbers with four significant digits; None becomes NaN."""
+        """Store numbers with four significant digits, integers below 2^24 with all; None becomes NaN."""
         array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
         with np.errstate(over="ignore"):
             return self._store(rounded(array), "f4")
@@ -49,11 +50,17 @@ class Arrays:
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
-    """Return numbers as float32 whose last bits are 0; infinities and NaN remain."""
+    """Return numbers as float32 whose last bits are 0; infinities and NaN remain.
+
+    From 8,192 to 2^24 all bits remain: integers such as a number of tokens are exact, and no other number below a
+    million becomes one.
+    """
     bits = array.astype("<f4").view("<u4")
     unused = 23 - _DIGITS
     nearest = (bits + np.uint32(1 << (unused - 1))) & np.uint32(-(1 << unused) & 0xFFFFFFFF)
-    return np.where(np.isfinite(array), nearest, bits).astype("<u4").view("<f4")
+    size = np.abs(array)
+    is_rounded = np.isfinite(array) & ((size < _COUNTS[0]) | (size > _COUNTS[1]))
+    return np.where(is_rounded, nearest, bits).astype("<u4").view("<f4")
 
 
 def packed(header: dict[str, Any], arrays: Arrays) -> bytes:

@@ -21,7 +21,7 @@ def page_html(report: Report) -> str:
     """Return a report as HTML, with styles, scripts and data in it.
 
     The data are compressed and encoded in Base64, so no text of the report can end the element that holds them. Numbers
-    have four significant digits.
+    have four significant digits, and integers below 2^24 all of theirs.
     """
     data = base64.b64encode(packed_report(report)).decode()
     assets = files(__package__) / "assets"

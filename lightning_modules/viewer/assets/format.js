@@ -22,7 +22,7 @@ function svgElement(tag, attributes = {}, ...children) {
 
 const signed = (text) => text.replace(/-/g, "−");
 
-// A number with at most four significant digits.
+// A number with at most four significant digits; an integer with all of them, because those are exact.
 function short(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -31,7 +31,8 @@ function short(value, digits = 4) {
     return signed(value.toExponential(digits - 2).replace(/\.?0+e/, "e").replace("e+", "e"));
   }
   if (Number.isInteger(value)) return signed(value.toLocaleString("en-US"));
-  return signed(Number(value.toPrecision(digits)).toString());
+  const rounded = Number(value.toPrecision(digits));
+  return signed(Number.isInteger(rounded) ? rounded.toLocaleString("en-US") : rounded.toString());
 }
 
 const counted = (number, noun) => `${number.toLocaleString("en-US")} ${noun}${number === 1 ? "" : "s"}`;

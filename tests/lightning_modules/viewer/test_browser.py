@@ -160,6 +160,23 @@ def test_the_values_of_a_step_are_shown_under_the_pointer(several, browser):
     assert f"({shown(min(seeds))} to {shown(max(seeds))}, 3 seeds)" in tip
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (123_457.0, "123,457"),
+        (12_345.6, "12,350"),
+        (-8_193.0, f"{MINUS}8,193"),
+        (1234.5678, "1,235"),
+        (0.12347, "0.1235"),
+    ],
+)
+def test_a_number_has_the_digits_that_are_known(value, text, tmp_path, browser):
+    run = Run("run", steps=[1], metrics={"num_tokens": [value]})
+    browser.open(page(tmp_path, Report("counts", [run], described_metrics(["num_tokens"]))))
+    browser.move_to('svg[data-metric="num_tokens"]')
+    assert browser.run("document.querySelector('#tip dd').textContent") == text
+
+
 def test_the_band_can_be_a_standard_error(several, browser):
     browser.open(several)
     choose(browser, "Band around", "error")

@@ -110,6 +110,13 @@ def test_numbers_keep_four_digits():
     np.testing.assert_array_equal(rounded(special), special.astype(np.float32))
 
 
+def test_integers_keep_all_digits_and_no_other_number_becomes_one():
+    counts = np.array([8_191, 8_193, 123_457, -123_457, 2**24 - 1], dtype=np.float64)
+    np.testing.assert_array_equal(rounded(counts), counts)
+    others = np.array([8_192.3, 12_345.6, 999_999.4])
+    assert not np.any(rounded(others) % 1 == 0)
+
+
 def test_a_page_is_one_file_that_asks_for_nothing(report):
     html = page_html(report)
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(""", html)
