@@ -69,5 +69,10 @@ def packed(header: dict[str, Any], arrays: Arrays) -> bytes:
     Numbers of the header must be finite, because JSON has no others.
     """
     text = json.dumps(header, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    data = text.encode("utf-8", errors="replace")  # a lone surrogate of a damaged text becomes a question mark
+    data = without_surrogates(text).encode()
     return gzip.compress(len(data).to_bytes(4, "little") + data + arrays.bytes(), mtime=0)
+
+
+def without_surrogates(text: str) -> str:
+    """Return a text that can be written; a lone surrogate of a damaged one becomes a question mark."""
+    return text.encode(errors="replace").decode()

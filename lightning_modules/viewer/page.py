@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Callable, Sequence
 from html import escape
@@ -10,8 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_modules.atomic import replacing
-from lightning_modules.viewer.encoding import Arrays, packed
+from lightning_modules.viewer.encoding import Arrays, packed, without_surrogates
 from lightning_modules.viewer.report import Completion, Report, Run, TokenNumbers
 
 _SCRIPTS = ("data.js", "format.js", "header.js", "charts.js", "heat.js", "completions.js", "results.js", "main.js")
@@ -26,7 +29,7 @@ def page_html(report: Report) -> str:
     data = base64.b64encode(packed_report(report)).decode()
     assets = files(__package__) / "assets"
     parts = {
-        "TITLE": escape(report.title),
+        "TITLE": escape(without_surrogates(report.title)),
         "STYLE": (assets / "page.css").read_text(encoding="utf-8"),
         "SCRIPT": "\n".join((assets / name).read_text(encoding="utf-8") for name in _SCRIPTS),
         "DATA": data,
@@ -134,5 +137,6 @@ class _Numbers:
 
 
 def _cells(row: Sequence[str | float | int]) -> list[str | float | int]:
-    """Return the cells of a row; a number that is not finite becomes a text."""
-    return [str(cell) if isinstance(cell, float) and cell - cell != 0 else cell for cell in row]
+    """Return the cells of a row; a number of NumPy becomes one of Python, and one that is not finite a text."""
+    cells = [cell.item() if isinstance(cell, np.generic) else cell for cell in row]
+    return [str(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in cells]

@@ -141,7 +141,7 @@ class Table:
     Args:
         title: heading.
         columns: names of the columns, with units.
-        rows: cells by row; numbers are right-aligned.
+        rows: cells by row; numbers, of Python or NumPy, are right-aligned.
         caption: sentences below the heading.
     """
 

@@ -129,10 +129,17 @@ def test_no_text_can_leave_the_data(text):
     completion = Completion(0, 1, 0, 0, text, text, facts={text: text}, tokens=[TokenNumbers(1, [text])])
     table = Table(text, [text], [[text]])
     html = page_html(Report(text, [Run(text)], [], [completion], tables=[table]))
+    html.encode()
     header, _ = data_of(html)
     assert header["completions"]["text"] == [text.encode(errors="replace").decode()]
     assert html.count("<script") == html.count("</script>") == 2
     assert page_html(Report("x", [])).count("function ") == html.count("function ")
+
+
+def test_cells_of_a_table_may_be_numbers_of_numpy():
+    row = [np.float32(0.5), np.int64(123_457), np.float64(0.25), np.float32("nan"), np.bool_(True), -np.inf, "text"]
+    header, _ = data_of(page_html(Report("x", [], tables=[Table("t", ["c"] * len(row), [row])])))
+    assert header["tables"][0]["rows"] == [[0.5, 123_457, 0.25, "nan", True, "-inf", "text"]]
 
 
 def test_a_page_is_written_and_its_size_is_returned(report, tmp_path):
