@@ -15,6 +15,7 @@ from verl.workers.config import PolicyLossConfig
 
 from aggregate_po.adapters.micro_batches import first, folded, require_objective, require_of_one_micro_batch
 from aggregate_po.adapters.verl_estimators import register_estimators
+from aggregate_po.adapters.verl_options import require_defaults_of_actor, require_defaults_of_loss
 from aggregate_po.batch import PerToken, PolicyBatch
 from aggregate_po.corrections import CorrectionWeights
 from aggregate_po.named import objective_of
@@ -23,8 +24,6 @@ from aggregate_po.weight_sums import GradientWeightSums
 
 NAME = "aggregate_po"
 _CORRECTIONS = ("token", "sequence")
-# Fields of verl's configuration that are read here, or by verl outside its losses.
-_OURS = ("loss_mode", "rollout_correction")
 _INFO = ("dp_size", "batch_num_tokens", "global_batch_size")
 
 
@@ -57,12 +56,7 @@ class ObjectiveLossConfig(PolicyLossConfig):
         self.__dict__["loss_mode"] = NAME
         if self.correction not in _CORRECTIONS:
             raise ValueError(f"`correction` is {self.correction!r}; pass one of {', '.join(_CORRECTIONS)}.")
-        for name, default in vars(PolicyLossConfig()).items():
-            if not name.startswith("_") and name not in _OURS and getattr(self, name) != default:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, which losses of verl read that the objective replaces; pass "
-                    "its counterpart to the objective, and leave it out here."
-                )
+        require_defaults_of_loss(self)
         if isinstance(self.objective, str):
             self.__dict__["objective"] = objective_of(self.objective, **self.arguments)
         elif self.arguments:
@@ -97,7 +91,8 @@ def policy_loss(
 
     Raises:
         TypeError: `policy_loss` of the configuration has another class.
-        ValueError: totals are missing, or a part has no definition for the advantages or the weights.
+        ValueError: the actor sets an option of a loss of verl, totals are missing, or a part has no definition for the
+            advantages or the weights.
     """
     settings = getattr(config, "policy_loss", None)
     if not isinstance(settings, ObjectiveLossConfig):
@@ -105,6 +100,7 @@ def policy_loss(
             f"`actor.policy_loss` is a {type(settings).__name__}; set its `_target_` to "
             f"{ObjectiveLossConfig.__module__}.{ObjectiveLossConfig.__name__}."
         )
+    require_defaults_of_actor(config)
     totals, ranks = _totals(config.global_batch_info)
     mask = response_mask.bool()
     batch = PolicyBatch(

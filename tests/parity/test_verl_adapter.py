@@ -33,7 +33,7 @@ from tests.parity.verl_losses import per_token, verl_loss
 STEP = CASES["across the clip"]
 
 
-def configuration(settings, totals, ranks=1):
+def configuration(settings, totals, ranks=1, **actor):
     info = {"dp_size": ranks, "batch_num_tokens": totals.tokens, "global_batch_size": totals.completions}
     return ActorConfig(
         strategy="fsdp",
@@ -41,6 +41,7 @@ def configuration(settings, totals, ranks=1):
         ppo_micro_batch_size_per_gpu=1,
         policy_loss=settings,
         global_batch_info={**info, "loss_scale_factor": None},
+        **actor,
     )
 
 
@@ -201,6 +202,41 @@ def test_a_micro_batch_without_a_token_has_no_gradient_and_no_diagnostics(object
 def test_what_verl_cannot_give_is_refused_at_once(settings, error, message):
     with pytest.raises(error, match=message):
         ObjectiveLossConfig(**settings)
+
+
+ACTOR = {
+    "clip_ratio": (0.5, "`clip_low` and `clip_high` for most"),
+    "clip_ratio_low": (0.05, "`clip_low` and `clip_high` for most"),
+    "clip_ratio_high": (0.28, "`clip_low` and `clip_high` for most"),
+    "clip_ratio_c": (1.5, r"grpo_dual_clip with `max_ratio`, or a NegativeCap"),
+    "tau_pos": (3.0, "sapo with `tau_positive`"),
+    "tau_neg": (3.0, "sapo with `tau_negative`"),
+    "loss_scale_factor": (7, r"dr_grpo with `max_completion_length`, or a ConstantLength"),
+}
+
+
+@pytest.mark.parametrize("name", ACTOR)
+def test_an_option_of_the_actor_that_the_objective_replaces_is_refused(name):
+    value, remedy = ACTOR[name]
+    config = configuration(ObjectiveLossConfig(objective="gmpo"), STEP.batch.totals, **{name: value})
+    arguments = STEP.batch.old_log_probs, STEP.log_probs, per_token(STEP.batch.advantages, STEP.log_probs)
+    with pytest.raises(ValueError, match=rf"`actor.{name}` is {value}, .*the objective replaces; leave it.*{remedy}"):
+        get_policy_loss_fn(NAME)(*arguments, STEP.batch.response_mask, config=config)
+
+
+@pytest.mark.parametrize(
+    "actor",
+    [
+        {"clip_ratio_low": None, "clip_ratio_high": None},
+        {"loss_scale_factor": 7, "use_kl_loss": True},
+        {"loss_scale_factor": 7, "entropy_coeff": 0.1},
+    ],
+    ids=["none", "KL loss", "entropy bonus"],
+)
+def test_options_of_the_actor_that_only_its_own_terms_read_are_allowed(actor):
+    config = configuration(ObjectiveLossConfig(objective="gmpo"), STEP.batch.totals, **actor)
+    arguments = STEP.batch.old_log_probs, STEP.log_probs, per_token(STEP.batch.advantages, STEP.log_probs)
+    get_policy_loss_fn(NAME)(*arguments, STEP.batch.response_mask, config=config)
 
 
 def test_an_objective_is_named_with_its_arguments_or_by_import_path():
