@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,15 @@ from aggregate_po import advantages as estimators
 from aggregate_po.advantages import AdvantageEstimator, GroupedRewards
 from aggregate_po.batch import PerToken
 from aggregate_po.masked import masked_sum
+
+# Options of verl's own estimators, with their defaults and what to choose instead.
+_READ_BY_VERL: Mapping[str, tuple[object, str]] = {
+    "norm_adv_by_std_in_grpo": (True, "an estimator that does not divide, such as GroupCentered"),
+    "gamma": (1.0, "the name of a discounted one: register_estimator(name, WhitenedReturns(discount={}))"),
+    "lam": (1.0, "gae of verl if there is a critic"),
+    "gdpo_reward_keys": (None, "gdpo of verl"),
+    "gdpo_reward_weights": (None, "gdpo of verl"),
+}
 
 
 def advantages_of(
@@ -62,20 +71,27 @@ def register_estimator(name: str, estimator: AdvantageEstimator) -> None:
         estimator: advantage estimator, which receives rewards and lengths.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken; when the estimator is called, if an option of estimators of verl is set.
     """
 
     @register_adv_est(name)
     def compute(
         token_level_rewards: PerToken, response_mask: PerToken, index: Sequence[Hashable], config: Any = None, **_: Any
     ) -> tuple[PerToken, PerToken]:
-        if not getattr(config, "norm_adv_by_std_in_grpo", True):
-            raise ValueError(
-                f"`algorithm.norm_adv_by_std_in_grpo` is False, but {name!r} does not read it; leave it at True, and "
-                "choose an estimator that does not divide, such as GroupCentered."
-            )
+        _require_defaults(name, config)
         found = advantages_of(estimator, token_level_rewards, response_mask, index)
         return found, found
+
+
+def _require_defaults(name: str, config: Any) -> None:
+    """Check that no option of verl's own estimators is set, which those of this library do not read."""
+    for option, (default, choice) in _READ_BY_VERL.items():
+        value = getattr(config, option, default)
+        if value != default:
+            raise ValueError(
+                f"`algorithm.{option}` is {value}, but {name!r} does not read it; leave it at {default}, and choose "
+                f"{choice.format(value)}."
+            )
 
 
 def register_estimators(prefix: str) -> None:

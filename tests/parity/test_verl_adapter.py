@@ -1,6 +1,7 @@
 """Objectives inside verl: its own losses with the same gradient, micro-batches, weights, estimators and refusals."""
 
 import math
+import re
 import subprocess
 import sys
 import tomllib
@@ -338,12 +339,23 @@ def test_estimators_are_registered_by_their_names():
     assert torch.equal(found, advantages_of(GroupNormalized(delta=1.0), rewards, mask, UIDS))
 
 
-def test_the_option_of_verls_own_estimator_is_refused():
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("norm_adv_by_std_in_grpo", False, "leave it at True, and choose an estimator that does not divide"),
+        ("gamma", 0.5, r"leave it at 1.0, and choose .*register_estimator.*WhitenedReturns\(discount=0.5\)"),
+        ("lam", 0.95, "leave it at 1.0, and choose gae of verl"),
+        ("gdpo_reward_keys", ["form", "accuracy"], "leave it at None, and choose gdpo of verl"),
+        ("gdpo_reward_weights", [1.0, 2.0], "leave it at None, and choose gdpo of verl"),
+    ],
+)
+def test_an_option_of_verls_own_estimators_is_refused(name, value, remedy):
     rewards, mask = rollout()
-    estimate = get_adv_estimator_fn("aggregate_po.GroupNormalized")
+    estimate = get_adv_estimator_fn("aggregate_po.WhitenedReturns")
     estimate(token_level_rewards=rewards, response_mask=mask, index=UIDS, config=AlgoConfig())
-    config = AlgoConfig(norm_adv_by_std_in_grpo=False)
-    with pytest.raises(ValueError, match=r"`algorithm.norm_adv_by_std_in_grpo` is False.*leave it at True"):
+    config = AlgoConfig(**{name: value})
+    message = rf"`algorithm.{name}` is {re.escape(str(value))}, .*'aggregate_po.WhitenedReturns'.*{remedy}"
+    with pytest.raises(ValueError, match=message):
         estimate(token_level_rewards=rewards, response_mask=mask, index=UIDS, config=config)
 
 
