@@ -19,7 +19,7 @@ from lightning_modules.data.groups import Groups
 from lightning_modules.rewards import Cause, WeightedRewards
 from lightning_modules.tally import Tally
 
-_FAILED = "/failed/"
+_FAILED, _VERDICTS = "/failed/", "verdicts of "
 
 
 def rollout_metrics(
@@ -55,7 +55,7 @@ def completion_tally(groups: Groups, rewards: PerCompletion, functions: Weighted
     by_group = rearrange(filled(rewards.double(), scored, size), "(prompt group) -> prompt group", group=size)
     compared = rearrange(with_company(scored, size), "(prompt group) -> prompt group", group=size)
     present = compared.any(dim=-1)
-    single = zip(functions.names, _single_sums(groups), strict=True)
+    single = zip(functions.names, *_single_sums(groups, functions), strict=True)
     tally = Tally.of(
         completions=torch.tensor(rewards.numel()),
         scored=scored.sum(),
@@ -68,7 +68,7 @@ def completion_tally(groups: Groups, rewards: PerCompletion, functions: Weighted
         equal_groups=(equal_up_to_rounding(by_group, rewards.dtype) | ~present).sum(),
         tokens=groups.completions.mask.sum(),
         truncated=(~groups.completions.finished).sum(),
-        **{f"rewards/{name}": total for name, total in single},
+        **{key: value for name, *sums in single for key, value in zip(_keys(name), sums, strict=True)},
     )
     return tally + Tally(_failures(groups, functions))
 
@@ -79,8 +79,19 @@ def _deviations(by_group: Tensor, counted: Tensor) -> Tensor:
     return (deviations.square().sum(dim=-1) / (counted.sum(dim=-1) - 1).clamp(min=1)).sqrt()
 
 
-def _single_sums(groups: Groups) -> Tensor:
-    return torch.where(groups.scored.unsqueeze(-1), groups.components.double(), 0).sum(dim=0)
+def _keys(name: str) -> tuple[str, str]:
+    return f"rewards/{name}", f"{_VERDICTS}{name}"
+
+
+def _single_sums(groups: Groups, functions: WeightedRewards) -> tuple[Tensor, Tensor]:
+    """Return the sum and the number of the values of each reward; shape `component`.
+
+    They are of the completions that have a reward, without failed verdicts of a reward that is only measured.
+    """
+    failed = torch.tensor([[cause is not None for cause in row] for row in groups.causes])
+    measured = torch.tensor(functions.weights) == 0
+    counted = groups.scored.unsqueeze(-1) & ~(failed & measured)
+    return torch.where(counted, groups.components.double(), 0).sum(dim=0), counted.sum(dim=0)
 
 
 def _failures(groups: Groups, functions: WeightedRewards) -> dict[str, float]:
@@ -112,7 +123,7 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
             "to learn from; see the warnings above, and correct the reward before you resume."
         )
     mean = sums["reward"] / scored
-    means = {name: total for name, total in sums.items() if name.startswith("rewards/") and _FAILED not in name}
+    verdicts = {name.removeprefix(_VERDICTS): count for name, count in sums.items() if name.startswith(_VERDICTS)}
     return {
         "reward": mean,
         "reward_group_std": sums["group_std"] / max(sums["compared_groups"], 1),
@@ -122,7 +133,7 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
         "completions/clipped_ratio": sums["truncated"] / completions,
         "completions/failed_ratio": sums["failed"] / completions,
         "num_tokens": sums["tokens"],
-        **{f"{name}/mean": total / scored for name, total in means.items()},
+        **{f"rewards/{name}/mean": sums[f"rewards/{name}"] / count for name, count in verdicts.items() if count},
         **failures,
     }
 

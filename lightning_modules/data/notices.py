@@ -57,8 +57,8 @@ class Notices:
             share = metrics["completions/failed_ratio"]
             rank_zero_warn(
                 f"Verdicts failed on {share:.0%} of the completions of a rollout{counts}. "
-                "Those completions may be the hard ones, and without them the run trains on the others: raise the "
-                "limit of the reward, or correct it."
+                "Those completions may be the hard ones, and a run that leaves them out trains on the others: raise "
+                "the limit of the reward, or correct it."
             )
         if self._rollouts == 1 and metrics["completions/clipped_ratio"] == 1:
             rank_zero_warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -62,6 +61,6 @@ def _disagreement(trial: TrialRollout, rewards: WeightedRewards, other: Reward) 
 
 
 def _graded(rewards: WeightedRewards, trial: TrialRollout) -> tuple[Tensor, Tensor]:
-    """Return the total reward of each completion of this rank, and whether no verdict on it failed."""
+    """Return the total reward of each completion of this rank, and whether no verdict that it needs failed."""
     scores = rewards.scores(trial.texts, trial.examples)
-    return rewards.total(scores.components), torch.tensor([not any(causes) for causes in scores.causes])
+    return rewards.total(scores.components), ~scores.failed

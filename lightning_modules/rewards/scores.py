@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -23,15 +24,22 @@ class Scores:
     Args:
         components: single rewards, 0 where the verdict failed; shape `batch component`; float64.
         causes: cause of each failed verdict, None where there is a reward; `causes[row][component]`.
+        trained: for each reward, False if its weight is 0, so that it is only measured.
     """
 
     components: Tensor
     causes: Sequence[Sequence[Cause | None]]
+    trained: Sequence[bool]
+
+    @property
+    def trained_causes(self) -> list[list[Cause | None]]:
+        """Causes of the rewards that are trained; `trained_causes[row][component]`."""
+        return [list(compress(causes, self.trained)) for causes in self.causes]
 
     @property
     def failed(self) -> PerCompletion:
-        """True for completions of which a verdict failed; shape `batch`."""
-        return torch.tensor([any(causes) for causes in self.causes], dtype=torch.bool)
+        """True for completions without a verdict that the total reward needs; shape `batch`."""
+        return torch.tensor([any(causes) for causes in self.trained_causes], dtype=torch.bool)
 
 
 def scored_completions(rule: FailedVerdictRule, scores: Scores, decided: PerCompletion) -> PerCompletion:
@@ -47,10 +55,11 @@ def scored_completions(rule: FailedVerdictRule, scores: Scores, decided: PerComp
     """
     failed = scores.failed & ~decided
     if rule == "error" and failed.any():
+        causes = causes_text(scores.trained_causes)
         raise RuntimeError(
-            f"the verdicts on {int(failed.sum())} of {len(failed)} completions failed ({causes_text(scores.causes)}), "
-            "and `failed_verdicts` is 'error'; the warnings above have the first of each reward. Pass 'mask' or 'zero' "
-            "to go on without them."
+            f"the verdicts on {int(failed.sum())} of {len(failed)} completions failed ({causes}), and "
+            "`failed_verdicts` is 'error'; the warnings above have the first of each reward. Pass 'mask' or 'zero' to "
+            "go on without them."
         )
     return ~failed if rule == "mask" else torch.ones_like(failed)
 

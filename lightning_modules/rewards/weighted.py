@@ -78,7 +78,8 @@ class WeightedRewards:
         rows = list(zip(*self.verdicts(completions, examples), strict=True))
         values = [[0.0 if verdict.value is None else verdict.value for verdict in row] for row in rows]
         components = torch.tensor(values, dtype=torch.double).reshape(len(completions), len(self._rewards))
-        return Scores(components, [[verdict.cause for verdict in row] for row in rows])
+        causes = [[verdict.cause for verdict in row] for row in rows]
+        return Scores(components, causes, trained=[weight != 0 for weight in self.weights])
 
     def verdicts(self, completions: Sequence[str], examples: Sequence[Example]) -> list[list[Verdict]]:
         """Return the verdicts of each reward on all completions; see `scores`."""

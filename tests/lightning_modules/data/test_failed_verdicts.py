@@ -113,6 +113,26 @@ def test_one_failed_reward_of_several_is_enough(tmp_path, model_folder):
     assert run.metrics["rewards/Scripted_2/failed/memory"] == 4
 
 
+@pytest.mark.parametrize("rule", ["mask", "zero", "error"])
+def test_a_reward_of_weight_0_fails_without_an_effect_on_training(tmp_path, model_folder, rule):
+    both = [Scripted([1.0, 0.0] * 4), Scripted(REWARDS, "memory")]
+    run = scripted(tmp_path, model_folder, reward=both, reward_weights=[1.0, 0.0], failed_verdicts=rule)
+    (batch,) = run.batches
+    assert batch.policy.response_mask.sum(dim=-1).tolist() == LENGTHS
+    torch.testing.assert_close(run.metrics["reward"], torch.tensor(0.5))
+    known = [reward for reward in REWARDS if reward is not None]
+    assert float(run.metrics["rewards/Scripted_2/mean"]) == pytest.approx(sum(known) / len(known))
+    assert run.metrics["rewards/Scripted_2/failed/memory"] == 4
+    assert run.metrics["completions/failed_ratio"] == 0.5
+
+
+def test_a_reward_of_weight_0_that_always_fails_has_no_mean(tmp_path, model_folder):
+    both = [Scripted([1.0, 0.0] * 4), Scripted([None] * 8)]
+    run = scripted(tmp_path, model_folder, reward=both, reward_weights=[1.0, 0.0])
+    assert "rewards/Scripted_2/mean" not in run.metrics
+    assert run.metrics["rewards/Scripted_2/failed/time"] == 8
+
+
 class Constant(AdvantageEstimator):
     """An estimator that does not know of failed verdicts."""
 
