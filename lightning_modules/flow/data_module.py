@@ -66,7 +66,8 @@ class FlowDataModule(StagedDataModule):
             `aggregate_po.advantages`. For `StepValues`, each step is rewarded for the sample to which the ODE would
             lead from there in one step; the rewards are then called as often as there are steps.
         failed_verdicts: Rule for samples on which a verdict failed: "mask" takes them out of their group, "zero" sets
-            the failed reward to 0, and "error" stops the run.
+            the failed reward to 0, and "error" stops the run. A failed verdict on a step that is rewarded follows the
+            same rule: "mask" takes out its trajectory, and "zero" sets the failed reward of the step to 0.
         steps_per_micro_batch: Maximum number of denoising steps in a forward pass of the training; when None, all
             micro-batches are used and have about the same size.
         trajectories_at_once: Maximum number of trajectories that are sampled together; all of a call when None.
@@ -188,11 +189,16 @@ class FlowDataModule(StagedDataModule):
         groups = super()._groups(number)
         if not self.advantages.needs_step_rewards:
             return groups
-        parts = self.times, self.policy, self.rewards, self.trajectories_at_once
-        values, failed = step_rewards(groups, *parts)
-        sums = Tally.of(failed=failed, all=torch.tensor(values.numel())).over_ranks(self._trainer).sums
-        metrics = {**groups.metrics, "step_rewards/failed_ratio": sums["failed"] / sums["all"]}
-        return replace(groups, step_rewards=values, metrics=metrics)
+        parts = self.times, self.policy, self.rewards, self.failed_verdicts, self.trajectories_at_once
+        found = step_rewards(groups, *parts)
+        sums = Tally.of(failed=found.failed, all=torch.tensor(found.values.numel())).over_ranks(self._trainer).sums
+        return replace(
+            groups,
+            step_rewards=found.values,
+            scored=groups.scored & found.scored,
+            response_mask=groups.response_mask & found.scored.unsqueeze(-1),
+            metrics={**groups.metrics, "step_rewards/failed_ratio": sums["failed"] / sums["all"]},
+        )
 
     @override
     def inputs_of(self, groups: Groups) -> DenoisingSteps:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from aggregate_po import PerToken
+from aggregate_po import PerCompletion, PerToken
 from lightning_modules.data.groups import Groups
 from lightning_modules.flow.policy import FlowPolicy
 from lightning_modules.flow.sampler import SampledSteps
-from lightning_modules.rewards import WeightedRewards
+from lightning_modules.rewards import FailedVerdictRule, WeightedRewards, scored_completions
 
 
 def projected_latents(sampled: SampledSteps, times: Tensor) -> Tensor:
@@ -35,43 +36,66 @@ def projected_latents(sampled: SampledSteps, times: Tensor) -> Tensor:
     return torch.cat([before - of_each(at) * velocity, sampled.latents[:, -1:]], dim=1)
 
 
+@dataclass(frozen=True)
+class StepRewards:
+    """Rewards of the steps of trajectories.
+
+    Args:
+        values: total reward of each step; shape `batch time`; float64.
+        scored: True for trajectories whose steps all have a reward, by the rule for failed verdicts; shape `batch`.
+        failed: number of steps on which a verdict failed; a scalar.
+    """
+
+    values: PerToken
+    scored: PerCompletion
+    failed: Tensor
+
+
 @torch.no_grad()
 def step_rewards(
     groups: Groups,
     times: Tensor,
     policy: FlowPolicy,
     rewards: WeightedRewards,
+    rule: FailedVerdictRule,
     at_once: int | None,
-) -> tuple[PerToken, Tensor]:
-    """Return the total reward of each step, and the number of those whose verdict failed.
+) -> StepRewards:
+    """Return the total reward of each step.
 
-    A failed verdict gives its step the reward of the sample. The last step has that of the sample, which is not scored
-    again, so the rewards are called once less than there are steps.
+    The last step has that of the sample, which is not scored again, so the rewards are called once less than there are
+    steps.
 
     Args:
         groups: scored trajectories of this rank.
         times: see `projected_latents`.
         policy: policy that decodes latents.
         rewards: rewards of a sample.
+        rule: rule for failed verdicts.
         at_once: largest number of latents that are decoded together; None for all.
 
-    Returns:
-        Rewards in float64, shape `batch time`, and a scalar.
+    Raises:
+        RuntimeError: a verdict failed, and the rule is "error".
     """
-    of_samples = groups.rewards.double()
+    last = groups.rewards.double().unsqueeze(-1)
     projected = projected_latents(cast(SampledSteps, groups.completions), times)[:, :-1]
     steps = projected.shape[1]
     if not steps:
-        return of_samples.unsqueeze(-1), torch.tensor(0)
-    rows = rearrange(projected, "batch step ... -> (batch step) ...")
-    with policy.forward_context():
-        samples: list[Any] = []
-        for part in rows.split(at_once or len(rows)):
-            samples += policy.model.decode(part.to(policy.device))
+        return StepRewards(last, torch.ones_like(groups.scored), torch.tensor(0))
+    samples = _decoded(rearrange(projected, "batch step ... -> (batch step) ..."), policy, at_once)
     examples = [prompt.example for prompt in groups.prompts for _ in range(groups.group_size * steps)]
     scores = rewards.scores(samples, examples)
-    failed = torch.tensor([any(causes) for causes in scores.causes], dtype=torch.bool)
-    values = torch.where(failed, of_samples.repeat_interleave(steps), rewards.total(scores.components))
-    return torch.cat(
-        [rearrange(values, "(batch step) -> batch step", step=steps), of_samples.unsqueeze(-1)], dim=1
-    ), failed.sum()
+    scored, values = (
+        rearrange(each, "(batch step) -> batch step", step=steps)
+        for each in (scored_completions(rule, scores, kind="steps"), rewards.total(scores.components))
+    )
+    failed = sum(any(causes) for causes in scores.causes)
+    return StepRewards(torch.cat([values, last], dim=1), scored.all(dim=1), torch.tensor(failed))
+
+
+def _decoded(rows: Tensor, policy: FlowPolicy, at_once: int | None) -> list[Any]:
+    """Return the samples of latents, in order."""
+    samples: list[Any] = []
+    with policy.forward_context():
+        for part in rows.split(at_once or len(rows)):
+            samples += policy.model.decode(part.to(policy.device))
+    return samples

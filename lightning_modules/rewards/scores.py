@@ -42,24 +42,27 @@ class Scores:
         return torch.tensor([any(causes) for causes in self.trained_causes], dtype=torch.bool)
 
 
-def scored_completions(rule: FailedVerdictRule, scores: Scores, decided: PerCompletion) -> PerCompletion:
+def scored_completions(
+    rule: FailedVerdictRule, scores: Scores, decided: PerCompletion | None = None, kind: str = "completions"
+) -> PerCompletion:
     """Return True for completions that have a reward, by the rule for failed verdicts; shape `batch`.
 
     Args:
         rule: rule for failed verdicts.
         scores: scores of the completions.
-        decided: True for completions whose reward does not depend on the verdict, such as truncated ones that get 0.
+        decided: True for completions whose reward does not depend on the verdict, such as truncated ones that get 0;
+            none when None.
+        kind: name of what is scored, for the message.
 
     Raises:
         RuntimeError: a verdict failed, and the rule is "error".
     """
-    failed = scores.failed & ~decided
+    failed = scores.failed if decided is None else scores.failed & ~decided
     if rule == "error" and failed.any():
         causes = causes_text(scores.trained_causes)
         raise RuntimeError(
-            f"the verdicts on {int(failed.sum())} of {len(failed)} completions failed ({causes}), and "
-            "`failed_verdicts` is 'error'; the warnings above have the first of each reward. Pass 'mask' or 'zero' to "
-            "go on without them."
+            f"the verdicts on {int(failed.sum())} of {len(failed)} {kind} failed ({causes}), and `failed_verdicts` is "
+            "'error'; the warnings above have the first of each reward. Pass 'mask' or 'zero' to go on without them."
         )
     return ~failed if rule == "mask" else torch.ones_like(failed)
 
