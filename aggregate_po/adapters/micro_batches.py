@@ -25,7 +25,8 @@ def require_of_one_micro_batch(objective: PolicyObjective, trainer: str) -> None
         trainer: Name of the trainer, for the messages.
 
     Raises:
-        ValueError: A penalty adapts, the objective compares whole groups, or a rule follows the training.
+        ValueError: A penalty adapts, the objective compares whole groups, a rule follows the training, or a part reads
+            more of a token than its log-probabilities.
     """
     if any(penalty.state_dict() for penalty in objective.penalties):
         raise ValueError(
@@ -38,9 +39,29 @@ def require_of_one_micro_batch(objective: PolicyObjective, trainer: str) -> None
             "it with PolicyModule."
         )
     zeros = torch.zeros(1, 2)
-    # An error names what a rule follows, such as the progress of training.
     totals = StepTotals(completions=1, tokens=2)
-    objective(zeros, PolicyBatch(zeros, torch.ones(1, 2), torch.ones(1), totals, ref_log_probs=zeros))
+    require_passed(objective, PolicyBatch(zeros, torch.ones(1, 2), torch.ones(1), totals, ref_log_probs=zeros), trainer)
+
+
+def require_passed(objective: PolicyObjective, batch: PolicyBatch, trainer: str) -> None:
+    """Check that an objective reads nothing that a trainer does not pass to a loss.
+
+    Args:
+        objective: Objective.
+        batch: A batch as the trainer has them.
+        trainer: Name of the trainer, for the message.
+
+    Raises:
+        ValueError: the objective cannot be evaluated on the batch.
+    """
+    try:
+        objective(batch.old_log_probs, batch)
+    except ValueError as error:
+        missing, _, _ = str(error).partition(";")  # what follows is for those who make batches themselves
+        raise ValueError(
+            f"`objective` is {objective!r}, which needs what {trainer} does not pass to a loss: {missing}. Choose an "
+            "objective without it, or train this one with lightning_modules."
+        ) from error
 
 
 def folded(advantages: PerToken, mask: PerToken) -> Tensor:

@@ -212,8 +212,8 @@ def test_the_objective_travels_to_a_worker():
         ),
         ({}, dapo(), ValueError, r"`token_level_loss` is False.*TokenMean\(\); set it to True"),
         ({}, real(), ValueError, "compares whole groups, which NeMo RL splits"),
-        ({}, holder_po(), ValueError, "`totals.progress` is None"),
-        ({}, apmpo(), ValueError, "`totals.reward_mean` is None"),
+        ({}, holder_po(), ValueError, "NeMo RL does not pass to a loss: `totals.progress` is None.*. Choose"),
+        ({}, apmpo(), ValueError, "NeMo RL does not pass to a loss: `totals.reward_mean` is None.*. Choose"),
         (
             {},
             grpo(penalties=[LagrangePenalty(EntropyBonus(1.0), bound=0.0, step_size=0.1)]),

@@ -187,8 +187,13 @@ def test_a_micro_batch_without_a_token_has_no_gradient_and_no_diagnostics(object
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"objective": "holder_po"}, ValueError, "`totals.progress` is None"),
-        ({"objective": "apmpo"}, ValueError, "`totals.reward_mean` is None"),
+        ({"objective": "holder_po"}, ValueError, "verl does not pass to a loss: `totals.progress` is None.*. Choose"),
+        ({"objective": "apmpo"}, ValueError, "verl does not pass to a loss: `totals.reward_mean` is None.*. Choose"),
+        (
+            {"objective": "grpo_guard", "arguments": {"steps": 3}},
+            ValueError,
+            "verl does not pass to a loss: `scale` is None, but RatioNorm reads it of each token. Choose",
+        ),
         ({"objective": grpo(penalties=[K3Penalty(0.1)])}, ValueError, "reads a reference.*actor.use_kl_loss"),
         ({"objective": real()}, ValueError, "compares whole groups, which verl splits"),
         ({"objective": "gmpo", "arguments": {"clip": 1}}, ValueError, "`arguments`"),
@@ -198,7 +203,7 @@ def test_a_micro_batch_without_a_token_has_no_gradient_and_no_diagnostics(object
         ({"clip_cov_ratio": 0.5}, ValueError, "`clip_cov_ratio` is 0.5, which losses of verl read"),
         ({"loss_mode": "gspo"}, ValueError, "`loss_mode` is 'gspo', but the objective is the loss"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_verl_cannot_give_is_refused_at_once(settings, error, message):
     with pytest.raises(error, match=message):
