@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, fields
 from typing import Any
 
-from aggregate_po.corrections import SamplerCorrection, SequenceCorrection, TokenCorrection
+import torch
+
+from aggregate_po.adapters.micro_batches import require_passed
+from aggregate_po.batch import PolicyBatch
+from aggregate_po.corrections import CorrectionWeights, SamplerCorrection, SequenceCorrection, TokenCorrection
 from aggregate_po.objective import PolicyObjective
 from aggregate_po.penalties import ImportanceWeighted, K3Penalty
+from aggregate_po.totals import StepTotals
+from aggregate_po.transforms import GammaKernel, RatioTransform
 
 _RECIPE = "pass it to the recipe of `objective` under the name that docs/from-trl-and-verl.md gives"
 REPLACED: Mapping[str, str] = {
@@ -43,6 +49,9 @@ HONORED = (
     "steps_per_generation",
     "num_iterations",
 )
+_MODES = ("token_mask", "token_truncate", "sequence_mask", "sequence_truncate")
+_UPPER = ("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap")
+_LOWER = "vllm_importance_sampling_clip_min"
 WITHOUT_EFFECT = ("max_completion_length",)  # a normalizer of the objective has a length of its own
 
 
@@ -81,8 +90,9 @@ def require_supported(objective: PolicyObjective, args: Any) -> None:
 
     Raises:
         TypeError: the objective is no `PolicyObjective`.
-        ValueError: the objective has a group objective, or acts on completions where the correction is per token; or an
-            entropy bonus is over tokens that only the micro-batches select.
+        ValueError: the objective has a group objective, or acts on completions where the correction is per token, or
+            has the correction inside its kernel, or reads what a batch has not; or an entropy bonus is over tokens that
+            only the micro-batches select.
     """
     if not isinstance(objective, PolicyObjective):
         raise TypeError(f"`objective` is {objective!r}; pass a PolicyObjective, such as aggregate_po.recipes.gmpo().")
@@ -104,23 +114,63 @@ def require_supported(objective: PolicyObjective, args: Any) -> None:
             f"`vllm_importance_sampling_mode` is {args.vllm_importance_sampling_mode!r}, but the sequence transform "
             f"{objective.sequence_transform!r} acts on completions; pass 'sequence_mask' or 'sequence_truncate'."
         )
+    if correction is not None and _contains(objective.token_transform, GammaKernel):
+        raise ValueError(
+            "`vllm_importance_sampling_correction` is True, but the token transform of `objective` has GammaKernel, "
+            "and TRL's weight of the sampler is a factor of the ratio inside this kernel, where a correction here is a "
+            "factor of its value; pass False."
+        )
+    require_passed(objective, _batch(correction), "TRL")
+
+
+def _contains(part: object, kind: type) -> bool:
+    """Return True if a part is of this kind, or is made of one."""
+    if isinstance(part, Sequence):
+        return any(_contains(each, kind) for each in part)
+    inside = vars(part).values() if isinstance(part, RatioTransform) else ()
+    return isinstance(part, kind) or any(_contains(each, kind) for each in inside)
+
+
+def _batch(correction: SamplerCorrection | None) -> PolicyBatch:
+    """Return a batch with all that the trainer passes to an objective."""
+    zeros, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    return PolicyBatch(
+        old_log_probs=zeros,
+        response_mask=mask,
+        advantages=torch.ones(1),
+        totals=StepTotals(completions=1, tokens=2, progress=0.0, reward_mean=0.0, reward_std=0.0),
+        ref_log_probs=zeros,
+        correction=CorrectionWeights() if correction is None else correction(zeros, zeros, mask),
+    )
 
 
 def sampler_correction(args: Any) -> SamplerCorrection | None:
-    """Return the correction for vLLM's log-probabilities that the options name; None without vLLM or without it."""
+    """Return the correction for vLLM's log-probabilities that the options name; None without vLLM or without it.
+
+    Raises:
+        ValueError: there is no such mode, or the bounds are out of order.
+    """
     if not (args.use_vllm and args.vllm_importance_sampling_correction):
         return None
-    level, _, outside = args.vllm_importance_sampling_mode.partition("_")
-    bounds = vars(args)
+    mode, bounds = args.vllm_importance_sampling_mode, vars(args)
+    if mode not in _MODES:
+        raise ValueError(f"`vllm_importance_sampling_mode` is {mode!r}; pass one of {', '.join(_MODES)}.")
+    level, _, outside = mode.partition("_")
     # Before TRL 1.6 there is only an upper bound, under another name.
-    largest = bounds.get("vllm_importance_sampling_clip_max", bounds.get("vllm_importance_sampling_cap"))
-    smallest = bounds.get("vllm_importance_sampling_clip_min")
+    upper = next(name for name in _UPPER if name in bounds)
+    largest, smallest = bounds[upper], bounds.get(_LOWER)
     kinds = {"token": TokenCorrection, "sequence": SequenceCorrection}
-    return kinds[level](
-        max_weight=math.inf if largest is None else largest,
-        min_weight=0.0 if smallest is None else smallest,
-        outside=outside,
-    )
+    try:
+        return kinds[level](
+            max_weight=math.inf if largest is None else largest,
+            min_weight=0.0 if smallest is None else smallest,
+            outside=outside,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"`{upper}` is {largest} and `{_LOWER}` {smallest}, but they are the bounds of a weight; pass a positive "
+            "number, and one between 0 and it, or None for no bound."
+        ) from error
 
 
 def with_kl(objective: PolicyObjective, args: Any) -> tuple[PolicyObjective, Any]:
@@ -130,8 +180,11 @@ def with_kl(objective: PolicyObjective, args: Any) -> tuple[PolicyObjective, Any
     those of the objective that was given.
 
     Raises:
-        ValueError: `beta` is not 0, and the objective has a penalty that reads the reference.
+        ValueError: `beta` is negative or not finite, or it is not 0 and the objective has a penalty that reads the
+            reference.
     """
+    if not 0 <= args.beta < math.inf:
+        raise ValueError(f"`beta` is {args.beta}; pass a finite number, 0 or more, 0 for no penalty.")
     readers = [penalty for penalty in objective.penalties if penalty.needs_reference]
     if args.beta and readers:
         raise ValueError(

@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from aggregate_po import (
     EntropyBonus,
+    GaussianKL,
     K3Penalty,
     LagrangePenalty,
     PolicyBatch,
@@ -39,8 +40,11 @@ from aggregate_po.recipes import (
     ctpo,
     dapo,
     dr_grpo,
+    flow_dppo,
+    flow_grpo,
     gmpo,
     grpo,
+    grpo_guard,
     gspo,
     holder_po,
     luspo,
@@ -533,13 +537,47 @@ def test_an_option_that_the_objective_replaces_is_refused(tmp_path, name):
             "`entropy_coef` is 0.1 and `top_entropy_quantile` 0.5",
             marks=HAS_BONUS,
         ),
+        (
+            {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate"},
+            vespo(),
+            "`vllm_importance_sampling_correction` is True, but the token transform of `objective` has GammaKernel",
+        ),
+        (
+            {"use_vllm": True, "vllm_importance_sampling_mode": "tokn_mask"},
+            grpo(),
+            "`vllm_importance_sampling_mode` is 'tokn_mask'; pass one of token_mask, token_truncate, sequence_mask",
+        ),
+        pytest.param(
+            {"use_vllm": True, "vllm_importance_sampling_clip_max": 0.0},
+            grpo(),
+            "`vllm_importance_sampling_clip_max` is 0.0 and `vllm_importance_sampling_clip_min` None, but they are",
+            marks=pytest.mark.skipif("vllm_importance_sampling_clip_max" not in OPTIONS, reason="TRL before 1.6"),
+        ),
+        ({"beta": -1.0}, grpo(), "`beta` is -1.0; pass a finite number, 0 or more"),
     ],
-    ids=["steps", "beta", "groups", "token weights", "entropy"],
+    ids=["steps", "beta", "groups", "token weights", "entropy", "kernel", "mode", "bounds", "negative beta"],
 )
 def test_refusals(tmp_path, options, objective, message):
     args = config(tmp_path, per_device_train_batch_size=4, **options)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         ObjectiveGRPOTrainer("no model", reward, args, objective=objective)
+
+
+@pytest.mark.parametrize(
+    ("objective", "missing"),
+    [
+        (grpo_guard(10), "`scale` is None, but RatioNorm reads it of each token"),
+        (flow_dppo(), "`divergence` is None, but GaussianKLMask reads it of each token"),
+        (flow_grpo(penalties=[GaussianKL(0.1)]), "`ref_divergence` is None, but the objective has a GaussianKL"),
+    ],
+    ids=["scale", "divergence", "divergence from the reference"],
+)
+def test_an_objective_that_reads_what_a_batch_of_trl_has_not_is_refused_before_the_model_is_loaded(
+    tmp_path, objective, missing
+):
+    message = f"`objective` is {objective!r}, which needs what TRL does not pass to a loss: {missing}. Choose"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        ObjectiveGRPOTrainer("no model", reward, config(tmp_path), objective=objective)
 
 
 def test_what_is_no_objective_is_refused(tmp_path):
