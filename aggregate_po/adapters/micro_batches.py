@@ -65,7 +65,12 @@ def require_passed(objective: PolicyObjective, batch: PolicyBatch, trainer: str)
 
 
 def folded(advantages: PerToken, mask: PerToken) -> Tensor:
-    """Return one advantage per completion where all its tokens have the same, else advantages per token."""
+    """Return one advantage per completion where all its tokens have the same, else advantages per token.
+
+    Args:
+        advantages: advantages per token, arbitrary on padding, or per completion; shape `batch time` or `batch`.
+        mask: True on trained tokens; shape `batch time`.
+    """
     if advantages.ndim == 1:
         return advantages
     of_first = first(advantages, mask)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +62,22 @@ def assert_whole_step(objective, loss_of_part, micro_batches):
     assert_close(found, gradient, 1e-10)
 
 
+def per_token():
+    """Advantages that differ within completions."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(STEP.log_probs.shape, generator=generator, dtype=torch.float64)
+
+
+def assert_gradient_of_token_advantages(objective, loss_of_part, advantages):
+    """The gradients of the micro-batches are that of the objective with an advantage for each token."""
+    batch = replace(STEP.batch, advantages=advantages)
+    _, gradient = differentiate(lambda log_probs, batch: -objective(log_probs, batch), type(STEP)(STEP.log_probs, batch))
+    found = torch.zeros_like(gradient)
+    for rows, part in parts(3):
+        _, found[rows] = differentiate(partial(loss_of_part, rows=rows), part)
+    assert_close(found, gradient, 1e-10)
+
+
 # --- SkyRL -----------------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +133,19 @@ def test_skyrl(skyrl, name, reduction, micro_batches):
     assert_whole_step(with_normalizer(OBJECTIVES[name], REDUCTIONS[reduction]), loss, micro_batches)
 
 
+def test_skyrl_with_advantages_that_differ_within_a_completion(skyrl):
+    skyrl["OBJECTIVE"] = with_normalizer(gmpo(), LengthWeighted())
+    mask, advantages = STEP.batch.response_mask, per_token()
+    divided = torch.where(mask, advantages / (len(mask) * mask.sum(dim=1, keepdim=True)), 0)
+
+    def loss(log_probs, batch, rows):
+        return skyrl["objective_loss"](
+            log_probs, batch.old_log_probs, divided[rows], config=None, loss_mask=batch.response_mask.double()
+        )[0]
+
+    assert_gradient_of_token_advantages(with_normalizer(gmpo(), SequenceMean()), loss, advantages)
+
+
 def test_skyrl_as_on_the_page(skyrl):
     assert repr(skyrl["OBJECTIVE"]) == repr(with_normalizer(gmpo(), LengthWeighted()))
 
@@ -166,6 +195,18 @@ def test_prime_rl(prime, name):
         return sum(prime["objective_loss"](one).loss for one in inputs) / tokens
 
     assert_whole_step(objective, loss, micro_batches=3)
+
+
+def test_prime_rl_with_advantages_that_differ_within_a_completion(prime):
+    prime["OBJECTIVE"] = with_normalizer(gmpo(), TokenMean())
+    advantages, tokens = per_token(), STEP.batch.response_mask.sum()
+
+    def loss(log_probs, batch, rows):
+        columns = log_probs, batch.old_log_probs, advantages[rows], batch.response_mask
+        inputs = [LossInputs(new, old, None, own, mask) for new, old, own, mask in zip(*columns, strict=True)]
+        return sum(prime["objective_loss"](one).loss for one in inputs) / tokens
+
+    assert_gradient_of_token_advantages(prime["OBJECTIVE"], loss, advantages)
 
 
 def test_prime_rl_of_a_completion_without_a_token(prime):
