@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, CorrectionWeights, PerToken
@@ -29,6 +28,7 @@ from lightning_modules.flow.sampler import SampledSteps, TrajectoryEvaluation, T
 from lightning_modules.flow.schedule import StepWindow, uniform_times
 from lightning_modules.flow.step_rewards import step_rewards
 from lightning_modules.flow.step_weights import StepWeights
+from lightning_modules.flow.trained_steps import require_trained_steps
 from lightning_modules.micro_batch import ModelInputs
 from lightning_modules.prompts import PromptSource
 from lightning_modules.prompts.sources import examples_of
@@ -136,12 +136,7 @@ class FlowDataModule(StagedDataModule):
         self.max_completion_length, self.tokens_per_micro_batch = steps, steps_per_micro_batch
         self.times, self.evaluation_times = uniform_times(steps, shift), uniform_times(evaluation_steps, shift)
         self.dynamics, self.window, self.step_weights = dynamics, window, step_weights
-        _require_noise(self.times, dynamics, window)
-        if step_weights is not None and (found := step_weights(self.times)).shape != (steps,):
-            raise ValueError(
-                f"`step_weights` {step_weights!r} gave the shape {tuple(found.shape)}; return one weight for each of "
-                f"{steps} steps."
-            )
+        require_trained_steps(self.times, dynamics, window, step_weights)
         self.advantages, self.failed_verdicts = advantages, failed_verdicts
         self.trajectories_at_once = trajectories_at_once
         self.schemes = tuple(schemes)
@@ -246,17 +241,4 @@ def _require_kinds(**parts: tuple[object, type]) -> None:
         if part is not None and not isinstance(part, kind):
             raise TypeError(
                 f"`{name}` is {part!r}; pass an instance of a subclass of lightning_modules.{kind.__name__}."
-            )
-
-
-def _require_noise(times: Tensor, dynamics: Dynamics, window: StepWindow | None) -> None:
-    """Check that every window fits, and has a step that is stochastic, and so trained."""
-    stochastic = dynamics.coefficients(times[:-1], times[1:]).scale > 0
-    windows = [torch.ones_like(stochastic)] if window is None else window.masks(len(stochastic))
-    for chosen in windows:
-        if not (stochastic & chosen).any():
-            steps = ", ".join(str(step + 1) for step in chosen.nonzero().flatten().tolist())
-            remedy = "more `steps`" if window is None else f"a larger `size` of `window` {window!r}"
-            raise ValueError(
-                f"`dynamics` {dynamics!r} adds no noise in step {steps}, so nothing would be trained; pass {remedy}."
             )

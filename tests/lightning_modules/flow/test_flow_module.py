@@ -15,6 +15,7 @@ from aggregate_po.transforms import Chain, RatioNorm
 from lightning_modules import DraftRefinement, MicroBatchObserver, Replay, RunCheckpoint, TokenWeightsFile
 from lightning_modules.flow import (
     CPS,
+    ODE,
     FlowModule,
     FlowSDE,
     InverseStepSize,
@@ -126,6 +127,23 @@ def test_micro_batches_change_nothing(tmp_path, split):
         for name, gradient in first.items():
             torch.testing.assert_close(second[name], gradient, rtol=1e-4, atol=1e-7)
     assert parts.metrics["reward"] == whole.metrics["reward"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"steps_per_micro_batch": 20}, [20, 20, 20, 20]),
+        ({"steps_per_micro_batch": 20, "window": StepWindow(2)}, [20, 12]),
+        ({"steps_per_micro_batch": 20, "dynamics": CPS()}, [20, 20, 20, 4]),  # its last step is deterministic
+        ({"steps_per_micro_batch": 10, "accumulate_grad_batches": 2}, [40, 40]),  # more than the limit
+    ],
+    ids=["all steps", "window", "deterministic step", "too few micro-batches"],
+)
+def test_a_micro_batch_has_as_many_steps_in_its_forward_pass_as_allowed(tmp_path, options, sizes):
+    _, recorder = recorded(tmp_path, FLOW_GRPO, **{"accumulate_grad_batches": 16, **options})
+    found = [len(seen.batch.latents) * len(seen.batch.stochastic_steps) for seen in recorder.seen]
+    trained = [int(seen.inputs.response_mask.any()) for seen in recorder.seen]
+    assert sorted(size for size, some in zip(found, trained, strict=True) if some) == sorted(sizes)
 
 
 def test_a_group_objective_is_that_of_the_whole_update(tmp_path):
@@ -498,9 +516,17 @@ def test_a_batch_survives_a_checkpoint_and_another_split(tmp_path):
         start += len(batch.latents)
 
 
-class Halves(StepWeights):
+class Given(StepWeights):
+    """These weights, whatever the times."""
+
+    def __init__(self, *weights):
+        self.weights = weights
+
     def __call__(self, times):
-        return torch.ones(2)
+        return torch.tensor(self.weights)
+
+    def __repr__(self):
+        return f"Given{self.weights}"
 
 
 @pytest.mark.parametrize(
@@ -515,7 +541,34 @@ class Halves(StepWeights):
             ValueError,
             r"CPS\(noise=0.8\) adds no noise in step 5, .* pass a larger `size` of `window` StepWindow",
         ),
-        ({"step_weights": Halves()}, ValueError, r"gave the shape \(2,\); return one weight for each of 5 steps"),
+        (
+            {"dynamics": CPS(), "steps": 2, "window": StepWindow(2), "step_weights": Given(0.0, 1.0)},
+            ValueError,
+            r"`step_weights` Given\(0.0, 1.0\) gave 0 for step 1, so nothing would be trained; pass weights above 0",
+        ),
+        (
+            {"step_weights": Given(0.0, 0.0, 0.0, 0.0, 0.0)},
+            ValueError,
+            r"`step_weights` Given\(.*\) gave 0 for step 1, 2, 3, 4, 5, so nothing would be trained; pass weights",
+        ),
+        (
+            {"step_weights": Given(0.0, 0.0, 0.0, 1.0, 1.0), "window": StepWindow(2)},
+            ValueError,
+            r"`step_weights` .* gave 0 for step 1, 2, so nothing .* pass weights above 0, or a larger `size` of `window`",
+        ),
+        ({"dynamics": ODE()}, ValueError, r"`dynamics` ODE\(\) adds no noise in .*; pass stochastic dynamics, such as"),
+        (
+            {"dynamics": ODE(), "window": StepWindow(2)},
+            ValueError,
+            r"`dynamics` ODE\(\) .* in step 1, 2, .*; pass stoch",
+        ),
+        ({"steps": 2.5}, ValueError, "`steps` is 2.5; pass a whole number, 1 or more"),
+        ({"steps_per_micro_batch": 2.5}, ValueError, "`steps_per_micro_batch` is 2.5; pass a whole number, 1 or more"),
+        (
+            {"step_weights": Given(1.0, 1.0)},
+            ValueError,
+            r"gave the shape \(2,\); return one weight for each of 5 steps",
+        ),
         ({"dynamics": "sde"}, TypeError, "`dynamics` is 'sde'; pass an instance"),
         ({"step_weights": 2.0}, TypeError, "`step_weights` is 2.0; pass an instance"),
         ({"group_size": 1}, ValueError, "`group_size` is 1"),

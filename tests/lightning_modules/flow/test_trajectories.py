@@ -160,8 +160,14 @@ def test_every_step_is_in_the_window_once_in_a_while(data):
 
 
 def test_windows_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="`every` is 0; pass a positive number"):
+    with pytest.raises(ValueError, match="`every` is 0; pass a whole number, 1 or more"):
         StepWindow(every=0)
+    with pytest.raises(ValueError, match=r"`size` is 2.5; pass a whole number, 1 or more"):
+        StepWindow(2.5)
+    with pytest.raises(ValueError, match=r"`stride` is 0.5; pass a whole number, 1 or more"):
+        StepWindow(2, stride=0.5)
+    with pytest.raises(ValueError, match=r"`steps` is 2.5; pass a whole number, 1 or more"):
+        uniform_times(2.5)
     with pytest.raises(ValueError, match="`size` is 4; pass at most the number of denoising steps, 3"):
         StepWindow().mask(3, 0)
 
