@@ -41,6 +41,11 @@ class ModelInputs(ABC):
     def prompt_lengths(self) -> Tensor:
         """Number of tokens of each prompt; shape `prompt`."""
 
+    @property
+    def pass_lengths(self) -> Tensor:
+        """Number of tokens of each completion in a forward pass, by which micro-batches are packed; shape `batch`."""
+        return self.completion_mask.sum(dim=-1)
+
     @abstractmethod
     def select(self, rows: Tensor) -> Self:
         """Return the selected completions with their prompts, trimmed to the longest of each."""

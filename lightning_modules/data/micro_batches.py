@@ -49,7 +49,7 @@ def micro_batches(
     """
     if max_count == 1 and len(rows):  # nothing to search, and the search takes a tenth of a step of a small model
         return [rows.sort().values]
-    prompt_lengths, lengths = sequences.prompt_lengths, sequences.completion_mask.sum(dim=-1)
+    prompt_lengths, lengths = sequences.prompt_lengths, sequences.pass_lengths
     prompts = sequences.prompt_of[rows]
     columns = (rows, prompts, prompt_lengths[prompts], lengths[rows])
     table = [_Row(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

@@ -68,7 +68,8 @@ class FlowDataModule(StagedDataModule):
         failed_verdicts: Rule for samples on which a verdict failed: "mask" takes them out of their group, "zero" sets
             the failed reward to 0, and "error" stops the run. A failed verdict on a step that is rewarded follows the
             same rule: "mask" takes out its trajectory, and "zero" sets the failed reward of the step to 0.
-        steps_per_micro_batch: Maximum number of denoising steps in a forward pass of the training; when None, all
+        steps_per_micro_batch: Maximum number of denoising steps in a forward pass of the training, which has the
+            stochastic ones alone; exceeded if `accumulate_grad_batches` allows too few micro-batches. When None, all
             micro-batches are used and have about the same size.
         trajectories_at_once: Maximum number of trajectories that are sampled together; all of a call when None.
         schemes: Sampling schemes, which select the groups of a rollout; the first one is innermost.

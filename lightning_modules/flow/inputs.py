@@ -60,6 +60,12 @@ class DenoisingSteps(ModelInputs):
         """Numbers of the steps that have a density in any trajectory, in order; shape `step`."""
         return (self.scales > 0).any(dim=0).nonzero().squeeze(-1)
 
+    @property
+    @override
+    def pass_lengths(self) -> Tensor:
+        """Number of steps of each trajectory in a forward pass, which has all that are stochastic in any of them."""
+        return torch.full((len(self.scales),), len(self.stochastic_steps))
+
     @override
     def select(self, rows: Tensor) -> Self:
         prompts, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
@@ -149,8 +155,8 @@ class DenoisingBatch(MicroBatch, DenoisingSteps):
 
 
 class StepCount:
-    """Size of a micro-batch of trajectories: its number of steps."""
+    """Size of a micro-batch of trajectories: its number of steps in the forward pass."""
 
     def size(self, extent: Extent) -> int:
-        """Return the number of steps."""
+        """Return the number of stochastic steps."""
         return extent.tokens

@@ -554,7 +554,7 @@ class Given(StepWeights):
         (
             {"step_weights": Given(0.0, 0.0, 0.0, 1.0, 1.0), "window": StepWindow(2)},
             ValueError,
-            r"`step_weights` .* gave 0 for step 1, 2, so nothing .* pass weights above 0, or a larger `size` of `window`",
+            r"`step_weights` .* gave 0 for step 1, 2, .* pass weights above 0, or a larger `size` of `window` StepW",
         ),
         ({"dynamics": ODE()}, ValueError, r"`dynamics` ODE\(\) adds no noise in .*; pass stochastic dynamics, such as"),
         (
