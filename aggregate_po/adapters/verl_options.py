@@ -17,7 +17,7 @@ _OF_ACTOR: Mapping[str, str] = {
     "loss_scale_factor": "pass dr_grpo with `max_completion_length`, or a ConstantLength as the normalizer",
 }
 _OF_ADDED_TERMS = ("loss_scale_factor",)  # which verl's KL loss and entropy bonus read too
-_NO_COUNTERPART = "its loss selects tokens of the micro-batch, and no objective does"
+_NO_COUNTERPART = "pass nothing in its place, because its loss selects tokens of a micro-batch as no objective does"
 _OF_LOSS: Mapping[str, str] = {
     **dict.fromkeys(("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"), _NO_COUNTERPART),
     "dro_beta": "pass dro with `coefficient`",
@@ -53,5 +53,6 @@ def require_defaults_of_actor(actor: Any) -> None:
 
 def _refuse(name: str, value: object, default: object, remedy: str) -> None:
     raise ValueError(
-        f"`{name}` is {value}, which losses of verl read that the objective replaces; leave it at {default}: {remedy}."
+        f"`{name}` is {value}, which losses of verl read that the objective replaces; {remedy}, and leave it at "
+        f"{default}."
     )

@@ -70,8 +70,8 @@ def per_token():
 
 def assert_gradient_of_token_advantages(objective, loss_of_part, advantages):
     """The gradients of the micro-batches are that of the objective with an advantage for each token."""
-    batch = replace(STEP.batch, advantages=advantages)
-    _, gradient = differentiate(lambda log_probs, batch: -objective(log_probs, batch), type(STEP)(STEP.log_probs, batch))
+    case = type(STEP)(STEP.log_probs, replace(STEP.batch, advantages=advantages))
+    _, gradient = differentiate(lambda log_probs, batch: -objective(log_probs, batch), case)
     found = torch.zeros_like(gradient)
     for rows, part in parts(3):
         _, found[rows] = differentiate(partial(loss_of_part, rows=rows), part)

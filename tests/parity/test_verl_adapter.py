@@ -226,7 +226,7 @@ def test_an_option_of_the_actor_that_the_objective_replaces_is_refused(name):
     value, remedy = ACTOR[name]
     config = configuration(ObjectiveLossConfig(objective="gmpo"), STEP.batch.totals, **{name: value})
     arguments = STEP.batch.old_log_probs, STEP.log_probs, per_token(STEP.batch.advantages, STEP.log_probs)
-    with pytest.raises(ValueError, match=rf"`actor.{name}` is {value}, .*the objective replaces; leave it.*{remedy}"):
+    with pytest.raises(ValueError, match=rf"`actor.{name}` is {value}, .*; pass .*{remedy}.*, and leave it at "):
         get_policy_loss_fn(NAME)(*arguments, STEP.batch.response_mask, config=config)
 
 
