@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import SupportsIndex
 
 
 def require_finite(**numbers: float) -> None:
@@ -36,3 +37,14 @@ def require_positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not 0 < number < math.inf:
             raise ValueError(f"`{name}` is {number}; pass a positive number, and a finite one.")
+
+
+def require_whole(minimum: int, **numbers: float | None) -> None:
+    """Check that numbers, named by their arguments, are whole and not below a minimum; None passes.
+
+    Raises:
+        ValueError: a number is below the minimum, or it has another type than that of whole numbers.
+    """
+    for name, number in numbers.items():
+        if number is not None and not (isinstance(number, SupportsIndex) and number.__index__() >= minimum):
+            raise ValueError(f"`{name}` is {number}; pass a whole number, {minimum} or more.")

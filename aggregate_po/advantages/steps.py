@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards
 from aggregate_po.advantages.statistics import ratio
-from aggregate_po.arguments import require_non_negative
+from aggregate_po.arguments import require_non_negative, require_whole
 from aggregate_po.batch import PerToken
 from aggregate_po.masked import divisor, masked_max, masked_mean, masked_sum
 from aggregate_po.scans import linear_recurrence
@@ -36,8 +36,8 @@ class StepValues(AdvantageEstimator):
         delta: Constant added to the standard deviation, against division by 0; that of the code of Flow-GRPO.
 
     Raises:
-        ValueError: `discount` is not between 0 and 1, or another number is negative; when called, if `step_rewards` are
-            missing, or one is negative.
+        ValueError: `discount` is not between 0 and 1, `absolute_steps` is not whole, or a number is negative; when
+            called, if `step_rewards` are missing, or one is negative.
 
     Example:
         >>> steps = torch.tensor([[1.0, 1.0], [3.0, 1.0]])
@@ -58,7 +58,8 @@ class StepValues(AdvantageEstimator):
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
             raise ValueError(f"`discount` is {self.discount}; pass a number from 0 to 1, 1 for none.")
-        require_non_negative(absolute=self.absolute, absolute_steps=self.absolute_steps, delta=self.delta)
+        require_non_negative(absolute=self.absolute, delta=self.delta)
+        require_whole(0, absolute_steps=self.absolute_steps)
 
     @property
     @override

@@ -11,7 +11,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from aggregate_po import AdvantageEstimator, PolicyObjective, SamplerCorrection, TokenWeighting
-from aggregate_po.arguments import require_non_negative
+from aggregate_po.arguments import require_non_negative, require_whole
 from lightning_modules.data.evaluation import EvaluationName
 from lightning_modules.data.rollout import LogProbSource
 from lightning_modules.data.schemes import SamplingScheme
@@ -34,6 +34,7 @@ def require_sampling(group_size: int, temperature: float, kl_in_reward: float, e
         raise ValueError(
             f"`group_size` is {group_size}; pass 2 or more, since an advantage compares completions of one prompt."
         )
+    require_whole(2, group_size=group_size)
     if not 0 < temperature < math.inf:
         raise ValueError(f"`temperature` is {temperature}; pass a positive number, 1.0 for the policy itself.")
     require_non_negative("pass 0 for none, or a positive weight that is finite", kl_in_reward=kl_in_reward)

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, PerCompletion, PerToken, SamplerCorrection, TokenWeighting
 from aggregate_po.advantages import GroupNormalized
+from aggregate_po.arguments import require_whole
 from lightning_modules.batch import RolloutBatch, Sequences
 from lightning_modules.configuration import described_arguments
 from lightning_modules.data.arguments import (
@@ -36,7 +37,6 @@ from lightning_modules.prompts import Prompt, PromptFormat, PromptOrder, PromptS
 from lightning_modules.prompts.sources import examples_of
 from lightning_modules.rewards import AnyReward, FailedVerdictRule, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import RolloutEngine, TransformersEngine
-from lightning_modules.validation import require_at_least
 
 
 class RolloutDataModule(StagedDataModule):
@@ -141,7 +141,7 @@ class RolloutDataModule(StagedDataModule):
     ) -> None:
         super().__init__()
         self.configuration = described_arguments(locals())
-        require_at_least(
+        require_whole(
             1,
             prompts_per_rollout=prompts_per_rollout,
             updates_per_rollout=updates_per_rollout,

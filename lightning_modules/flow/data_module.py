@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, CorrectionWeights, PerToken
 from aggregate_po.advantages import GroupNormalized
+from aggregate_po.arguments import require_whole
 from lightning_modules.configuration import described_arguments
 from lightning_modules.data.arguments import require_parts, require_sampling, required_policy
 from lightning_modules.data.definitions import require_defined
@@ -34,7 +35,6 @@ from lightning_modules.prompts import PromptSource
 from lightning_modules.prompts.sources import examples_of
 from lightning_modules.rewards import AnyReward, FailedVerdictRule, WeightedRewards
 from lightning_modules.tally import Tally
-from lightning_modules.validation import require_at_least
 
 
 class FlowDataModule(StagedDataModule):
@@ -111,7 +111,7 @@ class FlowDataModule(StagedDataModule):
     ) -> None:
         super().__init__()
         self.configuration = described_arguments(locals())
-        require_at_least(
+        require_whole(
             1,
             prompts_per_rollout=prompts_per_rollout,
             updates_per_rollout=updates_per_rollout,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aggregate_po.arguments import require_positive
+from aggregate_po.arguments import require_positive, require_whole
 
 
 def uniform_times(steps: int, shift: float = 1.0) -> Tensor:
@@ -21,7 +21,7 @@ def uniform_times(steps: int, shift: float = 1.0) -> Tensor:
         shift: $\kappa$; 1 leaves the times uniform, and Stable Diffusion 3 uses 3.
 
     Raises:
-        ValueError: `steps` or `shift` is not positive.
+        ValueError: `steps` is no whole number from 1 on, or `shift` is not positive.
 
     Example:
         >>> uniform_times(4).tolist()
@@ -29,7 +29,8 @@ def uniform_times(steps: int, shift: float = 1.0) -> Tensor:
 
     Reference: Esser et al. (2024), arXiv:2403.03206.
     """
-    require_positive(steps=steps, shift=shift)
+    require_whole(1, steps=steps)
+    require_positive(shift=shift)
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return (shift * times / (1 + (shift - 1) * times)).float()
 
@@ -59,7 +60,7 @@ class StepWindow:
         every: Number of rollouts after which the window moves.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not a whole number from 1 on.
 
     Reference: MixGRPO, arXiv:2507.21802.
     """
@@ -69,7 +70,7 @@ class StepWindow:
     every: int = 25
 
     def __post_init__(self) -> None:
-        require_positive(size=self.size, stride=self.stride, every=self.every)
+        require_whole(1, size=self.size, stride=self.stride, every=self.every)
 
     def mask(self, steps: int, rollout: int) -> Tensor:
         """Return True for the stochastic steps; shape `time`.

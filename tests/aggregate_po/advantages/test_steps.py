@@ -85,7 +85,8 @@ def test_bounds_of_advantages_per_step():
     [
         (lambda: StepValues(discount=1.5), r"^`discount` is 1.5; pass a number from 0 to 1"),
         (lambda: StepValues(absolute=-1.0), r"^`absolute` is -1.0; pass 0 or more"),
-        (lambda: StepValues(absolute_steps=-1), r"^`absolute_steps` is -1; pass 0 or more"),
+        (lambda: StepValues(absolute_steps=-1), r"^`absolute_steps` is -1; pass a whole number, 0 or more"),
+        (lambda: StepValues(absolute_steps=2.5), r"^`absolute_steps` is 2.5; pass a whole number, 0 or more"),
         (
             lambda: StepValues()(GroupedRewards(torch.ones(2), 2)),
             r"^`step_rewards` is None, but StepValues reads it; pass a reward for each step, `Gro.*`batch time`\.$",

@@ -77,11 +77,13 @@ def rollout_of(tmp_path, model_folder, objective=None, data=None, updates=1, **o
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompts_per_rollout": 0}, "`prompts_per_rollout` is 0; pass 1 or more"),
-        ({"updates_per_rollout": 0}, "`updates_per_rollout` is 0; pass 1 or more"),
-        ({"epochs_per_rollout": -1}, "`epochs_per_rollout` is -1; pass 1 or more"),
-        ({"max_completion_length": 0}, "`max_completion_length` is 0; pass 1 or more"),
-        ({"tokens_per_micro_batch": 0}, "`tokens_per_micro_batch` is 0; pass 1 or more"),
+        ({"prompts_per_rollout": 0}, "`prompts_per_rollout` is 0; pass a whole number, 1 or more"),
+        ({"prompts_per_rollout": 2.5}, "`prompts_per_rollout` is 2.5; pass a whole number, 1 or more"),
+        ({"group_size": 2.5}, "`group_size` is 2.5; pass a whole number, 2 or more"),
+        ({"updates_per_rollout": 0}, "`updates_per_rollout` is 0; pass a whole number, 1 or more"),
+        ({"epochs_per_rollout": -1}, "`epochs_per_rollout` is -1; pass a whole number, 1 or more"),
+        ({"max_completion_length": 0}, "`max_completion_length` is 0; pass a whole number, 1 or more"),
+        ({"tokens_per_micro_batch": 0}, "`tokens_per_micro_batch` is 0; pass a whole number, 1 or more"),
         ({"group_size": 1}, "`group_size` is 1; pass 2 or more, since an advantage compares"),
         ({"temperature": 0.0}, r"`temperature` is 0\.0; pass a positive number, 1\.0 for the policy itself"),
         ({"temperature": math.nan}, "`temperature` is nan; pass a positive number"),

@@ -91,7 +91,7 @@ def test_a_maximum_length_that_no_prompt_keeps_is_refused(tmp_path, model_folder
 
 
 def test_the_maximum_length_is_positive():
-    with pytest.raises(ValueError, match="`max_prompt_length` is 0; pass 1 or more"):
+    with pytest.raises(ValueError, match="`max_prompt_length` is 0; pass a whole number, 1 or more"):
         small_data(max_prompt_length=0)
 
 
