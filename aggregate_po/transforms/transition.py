@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from aggregate_po.arguments import require_non_negative
 from aggregate_po.token_ratios import TokenRatios
-from aggregate_po.transforms.base import RatioTransform
+from aggregate_po.transforms.base import EvaluatedTransform, RatioTransform
 from aggregate_po.transforms.mask import RatioMask
 
 
@@ -53,7 +53,8 @@ class GaussianKLMask(RatioMask):
     r"""Masks steps that moved in the direction of their advantage by too large a divergence (eq. 65).
 
     A step is masked where $D_t$ is not below the bound, and its ratio is above 1 at a positive advantage or below 1 at
-    a negative one. It reads `divergence` of the batch, and all other steps keep their ratio and gradient.
+    a negative one. It reads `divergence` of the batch, and all other steps keep their ratio and gradient. A divergence
+    that is NaN makes the ratio of its step NaN too, as a log-probability does.
 
     Args:
         max_divergence: Smallest divergence that is masked; nats, averaged over latent dimensions.
@@ -74,3 +75,10 @@ class GaussianKLMask(RatioMask):
     def clipped(self, ratios: TokenRatios) -> Tensor:
         far = ratios.required("divergence", self).detach() >= self.max_divergence
         return far & (torch.sign(ratios.advantages) * ratios.raw_log_ratio > 0)
+
+    @override
+    def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
+        masked, divergence = super().evaluate(ratios), ratios.required("divergence", self).detach()
+        # A comparison with NaN would mask nothing.
+        unknown = torch.where(divergence.isnan(), divergence, 0).to(masked.value.dtype)
+        return replace(masked, value=masked.value + unknown)

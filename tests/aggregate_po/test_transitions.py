@@ -19,6 +19,7 @@ from aggregate_po import (
     RatioNorm,
     TokenRatios,
 )
+from aggregate_po.recipes import flow_dppo, grpo_guard
 from tests.aggregate_po.worked_example import LOG_RATIO, close
 
 # Two latent dimensions: the mean moves by (0.1, -0.05) at standard deviation 0.5, and the noise is (0.3, -1.2).
@@ -119,6 +120,24 @@ def test_divergence_is_masked_where_the_log_ratio_overflows():
 def test_mask_drops_steps_that_moved_far_in_the_direction_of_the_advantage(log_ratio, advantage, masked):
     tokens = steps([0.99e-5, 1e-5, 0.0125], log_ratio=log_ratio, advantage=advantage)
     assert GaussianKLMask().clipped(tokens).tolist() == [masked]
+
+
+@pytest.mark.parametrize("objective", [flow_dppo(), grpo_guard(2)], ids=["mask", "norm"])
+def test_a_divergence_that_is_nan_reaches_value_and_gradient(objective):
+    """As a log-probability that is NaN does, so that the optimizer step is skipped; a mask would never act on it."""
+    given = {"divergence": torch.tensor([[0.0, math.nan]]), "scale": torch.ones(1, 2)}
+    batch = PolicyBatch(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1), **given)
+    log_probs = torch.zeros(1, 2, requires_grad=True)
+    value = objective(log_probs, batch)
+    assert value.isnan()
+    value.backward()
+    assert log_probs.grad.isnan().any()
+
+
+def test_a_divergence_that_is_nan_on_padding_changes_nothing():
+    given = {"divergence": torch.tensor([[0.0, math.nan]]), "scale": torch.ones(1, 2)}
+    batch = PolicyBatch(torch.zeros(1, 2), torch.tensor([[True, False]]), torch.ones(1), **given)
+    assert flow_dppo()(torch.zeros(1, 2), batch) == 1
 
 
 def test_mask_reads_the_ratio_before_other_transforms():
