@@ -1,6 +1,6 @@
 """Run the flow-matching experiment, or go on with it.
 
-    python -m experiments.flow.run --workers 2
+    python -m experiments.flow.run --workers 2 --output runs/flow
     python -m experiments.flow.run --objectives flow_grpo,mypackage.MyMean --seeds 0,1,2 --output runs/flow
 
 Each run adds its rows to `evaluations.csv`, `steps.csv` and `samples.csv`, and then one to `runs.csv`; runs that are
