@@ -185,7 +185,7 @@ def test_times_are_uniform_and_then_shifted():
     assert uniform_times(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
     assert uniform_times(4, shift=3.0).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
     assert uniform_times(1).tolist() == [1, 0]
-    with pytest.raises(ValueError, match="`steps` is 0; pass a positive number"):
+    with pytest.raises(ValueError, match="`steps` is 0; pass a whole number, 1 or more"):
         uniform_times(0)
     with pytest.raises(ValueError, match=r"`shift` is -1.0; pass a positive number"):
         uniform_times(4, shift=-1.0)
