@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> list[di
     Raises:
         ValueError: the file is damaged, or is no Parquet file.
     """
-    rows: list[dict[str, Any]] = _table(path, columns).to_pylist()
+    with _readable(path):
+        rows: list[dict[str, Any]] = _table(path, columns).to_pylist()
     return rows
 
 
@@ -72,7 +74,8 @@ def read_lengths(path: str | Path, column: str) -> list[int]:
     """
     from pyarrow import compute
 
-    table = _table(path, [column])
+    with _readable(path):
+        table = _table(path, [column])
     if not table.num_rows:
         return []
     if column not in table.column_names:
@@ -81,15 +84,21 @@ def read_lengths(path: str | Path, column: str) -> list[int]:
     return lengths
 
 
-def _table(path: str | Path, columns: Sequence[str] | None) -> Any:
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Add to an error of reading, or of text that is not UTF-8, which file it is of."""
     import pyarrow as arrow
-    from pyarrow import parquet
 
     try:
-        # Without memory mapping and dataset discovery: a path is a path.
-        return parquet.ParquetFile(path).read(columns)
+        yield
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again.") from None
+
+
+def _table(path: str | Path, columns: Sequence[str] | None) -> Any:
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(path).read(columns)  # without memory mapping and data set discovery: a path is a path
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
