@@ -51,7 +51,7 @@ _STATEMENT = re.compile(
     r"^(?:[^=<>^*/\d()_]|_(?:\{[^{}]*\}|[^\W_]\d*)|\([^()=<>]*\))*(?<!!)(?:=|\\approx(?![a-zA-Z]))\s*([^=<>]+)$"
 )
 _CURRENCY = re.compile(r"^(?:\\pounds(?![a-zA-Z])|\\euro(?![a-zA-Z])|[\u20ac\u00a3\u00a5])\s*")
-_SUFFIX = re.compile(r"(?<=\d)\s*(?:[mgshLJNWVAKCF](?:\^\{?[23]\}?)?|\^?\{?(?:st|nd|rd|th)\}?)$")
+_SUFFIX = re.compile(r"(?<=\d)\s*(?:[mgshLJNWVAKCF](?:\^\{?[23]\}?)?|\^?\{?(?:st|[nr]d|th)\}?)$")
 
 
 def normalized(answer: str) -> str:

@@ -93,7 +93,7 @@ RIGHT = [
     (r"\pounds 42", "42"),
     ("\N{EURO SIGN}42", "42"),
     ("42nd", "42"),
-    (r"42^{\text{nd}}", "42"),
+    (r"43^{\text{rd}}", "43"),
     (r"\bf 42", "42"),
     (r"\displaystyle\frac{1}{4}", r"\frac{1}{4}"),
     # words and choices
