@@ -33,7 +33,7 @@ def tests_of(example: Example, field: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _fault(texts: tuple[str, ...]) -> str | None:
-    """Return what is wrong with tests: code that cannot run fails every completion, data and no code passes each."""
+    """Return what is wrong with tests that would fail every completion, or pass each; None for others."""
     try:
         nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -190,7 +190,7 @@ def test_a_fork_while_another_thread_waits_for_verdicts_can_score():
         waiting.join()
 
 
-def test_a_reward_whose_module_never_ends_to_load_is_an_error(tmp_path, monkeypatch):
+def test_a_reward_whose_module_never_finishes_loading_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "endless.py").write_text(
         "import sys, time\nif 'pytest' not in sys.modules: time.sleep(1000)\ndef reward(text, example): return 1.0\n"
     )
