@@ -10,7 +10,14 @@ from typing import Any
 
 from lightning_modules.evaluation.benchmarks import Benchmark
 from lightning_modules.evaluation.records import GradedCompletion
-from lightning_modules.evaluation.statistics import Estimate, Scores, avg_at_k, maj_at_k, pass_at_k
+from lightning_modules.evaluation.statistics import (
+    Estimate,
+    Scores,
+    avg_at_k,
+    avg_at_k_over_samples,
+    maj_at_k,
+    pass_at_k,
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class BenchmarkResult:
         name: name of the benchmark.
         samples: number of sampled completions of each problem.
         metrics: estimates by name: `greedy`, the accuracy of the greedy completion; for `k` samples `avg@k`, `pass@k`
-            for `k` and the powers of two below it, and `maj@k` where the reward reads answers.
+            for `k` and the powers of two below it, and `maj@k` where the reward reads answers. Their intervals are
+            over problems. For two samples or more, `avg@k over samples` has the interval over samples alone.
         truncated: share of the completions that reached their maximum length, by "sampled" and "greedy".
         mean_length: mean number of tokens of a completion, by "sampled" and "greedy".
         failed: number of failed verdicts by their cause; their completions count as wrong.
@@ -90,6 +98,8 @@ def _metrics(by_kind: Mapping[str, list[list[GradedCompletion]]], samples: int, 
     problems = by_kind["sampled"]
     scores: Scores = [_scores(problem) for problem in problems]
     metrics[f"avg@{samples}"] = avg_at_k(scores)
+    if samples > 1:
+        metrics[f"avg@{samples} over samples"] = avg_at_k_over_samples(scores)
     powers = [2**exponent for exponent in range(1, samples.bit_length()) if 2**exponent < samples]
     metrics |= {f"pass@{k}": pass_at_k(scores, k) for k in [*powers, samples]}
     if votes:

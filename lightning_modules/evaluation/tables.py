@@ -37,10 +37,11 @@ def read_results(folder: str | Path) -> list[BenchmarkResult]:
 
 def results_table(results: Sequence[BenchmarkResult]) -> str:
     """Return a Markdown table with a row per benchmark; accuracies in percent, with 95 % intervals."""
-    titles = ["benchmark", "problems", "k", "greedy", "avg@k", "pass@k", "maj@k", "truncated", "tokens", "failed"]
+    accuracies = ["greedy", "avg@k", "avg@k over samples", "pass@k", "maj@k"]
+    titles = ["benchmark", "problems", "k", *accuracies, "truncated", "tokens", "failed"]
     rows = []
     for one in results:
-        names = ["greedy", *(f"{name}@{one.samples}" for name in ("avg", "pass", "maj"))]
+        names = [name.replace("@k", f"@{one.samples}") for name in accuracies]
         estimates = [_percent(one.metrics[name]) if name in one.metrics else "" for name in names]
         failed = ", ".join(f"{count} {cause}" for cause, count in sorted(one.failed.items())) or "0"
         lengths = f"{one.truncated['sampled']:.1%}", f"{one.mean_length['sampled']:.0f}"

@@ -5,7 +5,7 @@ import pytest
 from lightning_modules.evaluation.benchmarks import Benchmark, Problems
 from lightning_modules.evaluation.records import GradedCompletion
 from lightning_modules.evaluation.results import BenchmarkResult, result_of
-from lightning_modules.evaluation.statistics import avg_at_k
+from lightning_modules.evaluation.statistics import avg_at_k, avg_at_k_over_samples
 from lightning_modules.prompts.rows import Row
 
 
@@ -29,11 +29,13 @@ def test_the_metrics_by_hand():
     assert {name: one.value for name, one in result.metrics.items()} == {
         "greedy": 0.5,
         "avg@4": pytest.approx((0.5 + 0.25) / 2),
+        "avg@4 over samples": pytest.approx((0.5 + 0.25) / 2),
         "pass@2": pytest.approx(((1 - 1 / 6) + (1 - 3 / 6)) / 2),  # pairs without a right one: 1 and 3 of 6
         "pass@4": 1.0,
         "maj@4": 0.5,
     }
     assert result.metrics["avg@4"] == avg_at_k([[1, 0, 1, 0], [0, 1, 0, 0]])
+    assert result.metrics["avg@4 over samples"] == avg_at_k_over_samples([[1, 0, 1, 0], [0, 1, 0, 0]])
     assert result.truncated == {"sampled": 1 / 8, "greedy": 0.0}
     assert result.mean_length == {"sampled": pytest.approx(100 / 8), "greedy": 15.0}
     assert result.failed == {"time": 1}
@@ -44,7 +46,7 @@ def test_the_metrics_by_hand():
 
 def test_without_greedy_completions_and_votes_there_is_less():
     result = result_of(BENCHMARK, COMPLETIONS[:8], votes=False)
-    assert [*result.metrics] == ["avg@4", "pass@2", "pass@4"]
+    assert [*result.metrics] == ["avg@4", "avg@4 over samples", "pass@2", "pass@4"]
     assert result.scores.keys() == {"sampled"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_modules.evaluation import avg_at_k, maj_at_k, paired_difference, pass_at_k
+from lightning_modules.evaluation import avg_at_k, avg_at_k_over_samples, maj_at_k, paired_difference, pass_at_k
 
 PROBLEMS = st.integers(1, 6).flatmap(
     lambda samples: st.lists(st.lists(st.sampled_from([0, 1]), min_size=samples, max_size=samples), min_size=1)
@@ -78,6 +78,36 @@ def test_intervals_of_the_mean_cover_at_their_level(mean, problems, samples, con
     assert 0.93 <= covered / 1000 <= (0.999 if problems < 100 else 0.97)
 
 
+@pytest.mark.parametrize("mean", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize(("problems", "samples", "concentration"), [(30, 4, 1.0), (30, 16, 2.0), (100, 2, 2.0)])
+def test_intervals_over_samples_cover_the_mean_of_these_problems(mean, problems, samples, concentration):
+    generator = random.Random(0)
+    covered = 0
+    for _ in range(500):
+        these = rates(generator, mean, concentration, problems)
+        estimate = avg_at_k_over_samples(sampled(generator, samples, these))
+        covered += estimate.low <= fmean(these) <= estimate.high
+    assert 0.925 <= covered / 500 <= 0.98
+
+
+def test_the_interval_over_samples_is_that_within_problems():
+    certain = [[1, 1, 1, 1]] * 50 + [[0, 0, 0, 0]] * 50
+    over_samples, over_problems = avg_at_k_over_samples(certain), avg_at_k(certain)
+    assert over_samples.value == over_problems.value == 0.5
+    assert over_samples.high - over_samples.low < 0.1 * (over_problems.high - over_problems.low)
+    # One problem with 400 right completions of 1,000, and the variance 0.4 * 0.6 / 999 of their share.
+    one = avg_at_k_over_samples([[1] * 400 + [0] * 600])
+    reach = 1.959964 * (0.4 * 0.6 / 999) ** 0.5
+    assert (one.low, one.high) == pytest.approx((0.4 - reach, 0.4 + reach), abs=0.001)
+
+
+@given(PROBLEMS.filter(lambda scores: len(scores[0]) > 1))
+def test_the_interval_over_samples_contains_the_estimate_within_0_and_1(scores):
+    estimate = avg_at_k_over_samples(scores)
+    assert estimate.value == avg_at_k(scores).value
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
 @pytest.mark.parametrize("k", [2, 4])
 def test_intervals_of_pass_at_k_cover_at_their_level(k):
     generator, covered = random.Random(0), 0
@@ -121,6 +151,7 @@ def test_the_paired_interval_is_narrower_than_that_of_two_separate_means():
         (lambda: avg_at_k([[1.5]]), "`scores` has 1.5"),
         (lambda: avg_at_k([[float("nan")]]), "`scores` has nan"),
         (lambda: avg_at_k([[1]], level=1.0), "`level` is 1.0"),
+        (lambda: avg_at_k_over_samples([[1, 0], [1]]), "a problem with one completion"),
         (lambda: pass_at_k([[1, 0], [1]], 2), "`k` is 2, but a problem has 1"),
         (lambda: pass_at_k([[1]], 0), "`k` is 0"),
         (lambda: paired_difference([[1]], [[1], [0]]), "`second` has 2 problems"),

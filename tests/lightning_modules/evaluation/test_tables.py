@@ -8,6 +8,7 @@ from lightning_modules.evaluation.tables import read_results, write_results
 
 def result(name, scores, **others):
     metrics = {f"{kind}@2": Estimate(0.5, 0.25, 0.755) for kind in ("avg", "pass", "maj")}
+    metrics["avg@2 over samples"] = Estimate(0.5, 0.4, 0.6)
     lengths = {"truncated": {"sampled": 0.125}, "mean_length": {"sampled": 12.4}}
     return BenchmarkResult(
         name, 2, metrics, **lengths, failed={"time": 3, "exit": 1}, scores={"sampled": scores, **others}
@@ -18,7 +19,8 @@ def test_a_row_has_percentages_with_intervals():
     *_, row = results_table([result("mine", {"a": [0, 1], "b": [1, 0]})]).splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     estimate = "50.0 [25.0, 75.5]"
-    assert cells == ["mine", "2", "2", "", estimate, estimate, estimate, "12.5%", "12", "1 exit, 3 time"]
+    estimates = ["", estimate, "50.0 [40.0, 60.0]", estimate, estimate]  # no greedy one
+    assert cells == ["mine", "2", "2", *estimates, "12.5%", "12", "1 exit, 3 time"]
 
 
 def test_all_lines_of_a_table_have_the_same_width():
