@@ -41,7 +41,9 @@ def compare_command(arguments: Sequence[str]) -> None:
         require_new(output)
         comparison = compare_objectives(**options)
         write_comparison(comparison, output)
-    print(f"{summary_table(comparison.objectives, comparison.gradients)}\n\nreport: {output / 'report.html'}")
+    note = f"\n\n{comparison.gradients_note}" if comparison.gradients_note else ""
+    table = summary_table(comparison.objectives, comparison.gradients)
+    print(f"{table}{note}\n\nreport: {output / 'report.html'}")
 
 
 def _parser() -> PolicyArgumentParser:

@@ -48,6 +48,13 @@ class Comparison:
     gradients: Sequence[Row] = ()
     cosines: Sequence[Row] = ()
 
+    @property
+    def gradients_note(self) -> str:
+        """Sentence on the parameter gradients of a recording whose run trained adapters; empty for others."""
+        if not self.gradients or self.recording.manifest.trained_parameters == "all":
+            return ""
+        return "The run trained adapters, which the recorded model has merged: these are gradients of all its weights."
+
 
 def compare_objectives(
     folder: str | Path,

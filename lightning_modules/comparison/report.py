@@ -78,10 +78,10 @@ def _plot(folder: Path, name: str, title: str, caption: str) -> Plot:
 
 def _tables(comparison: Comparison) -> list[Table]:
     whole = [row for row in comparison.objectives if row["update"] == ALL]
-    step = f"Optimizer step {comparison.gradients[0]['step']}." if comparison.gradients else ""
     tables = [_table("All optimizer steps", whole, _RECORDED)]
     if comparison.gradients:
-        tables.append(_table("Gradients of the parameters", comparison.gradients, step))
+        note = f"Optimizer step {comparison.gradients[0]['step']}. {comparison.gradients_note}".strip()
+        tables.append(_table("Gradients of the parameters", comparison.gradients, note))
     return tables
 
 

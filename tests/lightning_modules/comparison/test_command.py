@@ -2,7 +2,9 @@
 
 import csv
 import math
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +12,7 @@ from lightning_modules import __main__
 from lightning_modules.comparison import compare_objectives
 from lightning_modules.comparison.command import compare_command
 from lightning_modules.comparison.report import comparison_report
+from lightning_modules.recordings.manifest import Manifest
 from tests.lightning_modules.recordings.test_recorder import recorded
 
 OBJECTIVES = "grpo(clip_low=0.01, clip_high=0.01),gmpo,tests.third_party.lehmer.LehmerMean"
@@ -55,6 +58,16 @@ def test_the_folder_has_tables_plots_and_a_page(folder, tmp_path, capsys):
     cosines = {(row["objective"], row["other"]): float(row["cosine"]) for row in rows(output / "gradient_cosines.csv")}
     assert cosines["recorded", "gmpo"] == pytest.approx(1)
     assert (output / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_gradients_of_merged_adapters_are_said_to_be_so(folder, tmp_path):
+    adapted = shutil.copytree(folder, tmp_path / "adapted")
+    replace(Manifest.read(folder), trained_parameters="adapters").write(adapted)
+    assert compare_objectives(folder, "gmpo", gradients="steps").gradients_note == ""
+    assert compare_objectives(adapted, "gmpo", gradients="none").gradients_note == ""
+    comparison = compare_objectives(adapted, "gmpo", gradients="steps")
+    assert "gradients of all its weights" in comparison.gradients_note
+    assert comparison.gradients_note in comparison_report(comparison, tmp_path).tables[1].caption
 
 
 def test_without_gradients_no_model_is_loaded(folder, tmp_path):
