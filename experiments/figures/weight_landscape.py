@@ -2,7 +2,8 @@
 
 A completion of three tokens with advantage 1, alone in its step. One token has the log ratio on the horizontal axis,
 another that on the vertical axis, and the third has the ratio 1. Weights are multiplied by the length, so that they are
-1 on policy.
+1 on policy. Weights whose sign is not that of the advantage, as a penalty or an objective of one's own may give, are in
+one color apart from the scale.
 
     python -m experiments.figures.weight_landscape --output runs/figures
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from experiments.figures.style import panels, plot_parser, save, write_table
 from experiments.options import listed
 
 TOKENS, POINTS, HALF_WIDTH, LARGEST = 3, 41, 1.0, 1.6
+OPPOSITE = "#d55e00"  # of weights against the advantage
 OBJECTIVES = ("grpo", "gmpo", "hmpo", "pmpo", "sapo", "tic_grpo")
 
 
@@ -58,18 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
+    positive = options.advantage > 0
+    limits = {"vmin": 0.0, "vmax": LARGEST} if positive else {"vmin": -LARGEST, "vmax": 0.0}
+    colors = matplotlib.colormaps["cividis"].with_extremes(**{"under" if positive else "over": OPPOSITE})
+    opposite = any(bool((weights * options.advantage < 0).any()) for weights in found.values())
     canvas, axes = panels(rows, columns, 3.4 * columns + 1, 3.1 * rows)
     for panel, name in zip(axes, names, strict=False):
         edges = (-HALF_WIDTH, HALF_WIDTH, -HALF_WIDTH, HALF_WIDTH)
-        limits = {"vmin": 0.0, "vmax": LARGEST} if options.advantage > 0 else {"vmin": -LARGEST, "vmax": 0.0}
-        image = panel.imshow(found[name], origin="lower", extent=edges, cmap="cividis", **limits)
+        image = panel.imshow(found[name], origin="lower", extent=edges, cmap=colors, **limits)
         panel.grid(visible=False)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("log ratio $x$ of this token (nats)")
         panel.set_ylabel("log ratio of another (nats)")
     for panel in axes[len(names) :]:
         panel.remove()
-    bar = canvas.colorbar(image, ax=axes[: len(names)], extend="max" if options.advantage > 0 else "min", shrink=0.8)
+    extend = "both" if opposite else "max" if positive else "min"
+    bar = canvas.colorbar(image, ax=axes[: len(names)], extend=extend, shrink=0.8)
     bar.set_label("gradient weight of this token times length $n$" if rows > 1 else "gradient weight times length $n$")
     write_table(table, options.output, "weight_landscape")
     save(canvas, options.output, "weight_landscape", options.formats.split(","))

@@ -124,6 +124,19 @@ def test_the_landscape_is_that_of_the_weights():
     torch.testing.assert_close(weights, expected)
 
 
+def test_weights_against_the_advantage_are_apart_from_the_scale(tmp_path, monkeypatch):
+    module = tmp_path / "steep_objective.py"
+    module.write_text(
+        "from aggregate_po import PolicyObjective, GeometricMean, RatioVariance\n"
+        "steep = PolicyObjective(GeometricMean(), penalties=[RatioVariance(2.0)])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, advantage, apart in [("gmpo", 1, False), ("steep_objective.steep", 1, True), ("gmpo", -1, False)]:
+        weight_landscape.main(["--objectives", name, f"--advantage={advantage}", "--output", str(tmp_path)])
+        picture = (tmp_path / "weight_landscape.svg").read_text()
+        assert (weight_landscape.OPPOSITE in picture) == apart
+
+
 def test_log_ratios_of_a_table_give_weights_and_effective_size(tmp_path):
     table = tmp_path / "log_ratios.csv"
     table.write_text("completion,log_ratio\na,0.5\na,-0.5\nb,0.1\nb,0.1\nc,3.0\n")
