@@ -1,13 +1,14 @@
-"""Types of command-line arguments: whole numbers, seeds, and lists without a value that is there twice."""
+"""Types of command-line arguments: numbers, seeds, objectives, and lists without a value that is there twice."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
-from aggregate_po import PolicyObjective
+from aggregate_po import PolicyObjective, objective_of
 
 Number = TypeVar("Number", int, float)
 Value = TypeVar("Value", bound=Hashable)
@@ -63,9 +64,27 @@ def distinct(values: Sequence[Value]) -> tuple[Value, ...]:
     return tuple(values)
 
 
-def listed(text: str) -> list[str]:
+def names(text: str) -> tuple[str, ...]:
     """Return names that are separated by commas, with or without blanks, as the type of an argument."""
-    return [name.strip() for name in text.split(",")]
+    return distinct(list(filter(None, (name.strip() for name in text.split(",")))))
+
+
+def objectives(text: str) -> dict[str, PolicyObjective]:
+    """Return objectives by their names or import paths, which are separated by commas, as the type of an argument."""
+    return {name: made(name, partial(objective_of, name)) for name in names(text)}
+
+
+def made(name: str, make: Callable[[], PolicyObjective]) -> PolicyObjective:
+    """Return an objective, as the type of an argument.
+
+    Args:
+        name: Name of the objective, for the error.
+        make: Makes it.
+    """
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be made: {error}") from None
 
 
 def made_variants(text: str, variant: Callable[[str], AnyVariant]) -> tuple[AnyVariant, ...]:
@@ -75,10 +94,7 @@ def made_variants(text: str, variant: Callable[[str], AnyVariant]) -> tuple[AnyV
         text: Names, by commas.
         variant: Returns the variant with a name.
     """
-    found = {name: variant(name) for name in distinct(list(filter(None, listed(text))))}
+    found = {name: variant(name) for name in names(text)}
     for name, each in found.items():
-        try:
-            each.objective()
-        except (TypeError, ValueError) as error:
-            raise argparse.ArgumentTypeError(f"{name!r} cannot be made: {error}") from None
+        made(name, each.objective)
     return tuple(found.values())

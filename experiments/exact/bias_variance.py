@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aggregate_po import objective_of
 from experiments.exact.sweeps import DIRECTIONS, MEASURES, distances, parser_of, report, setting_of, swept
 from experiments.figures.style import legend_below, look, panels, save, write_table
 
@@ -27,12 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, OBJECTIVES, without=("distance", "direction"))
     parser.add_argument("--distances", type=distances, default=DISTANCES, help="RMS log ratios, by commas; nats.")
     options = parser.parse_args(arguments)
-    objectives = {name: objective_of(name) for name in options.objectives}
     tables = {}
     for direction in DIRECTIONS:
         setting = replace(setting_of(options), direction=direction)
         settings = [(distance, replace(setting, distance=distance)) for distance in options.distances]
-        rows = swept(objectives, "distance", settings)
+        rows = swept(options.objectives, "distance", settings)
         print(f"The policy has moved along {DIRECTIONS[direction]}.")
         tables[direction] = report(rows, "distance", "RMS log ratio (nats)", f"bias_variance_{direction}", options)
     name = "bias_variance_plane"
@@ -45,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     canvas, axes = panels(1, len(tables), 11, 5)
     for panel, (direction, table) in zip(axes, tables.items(), strict=True):
         panel.set_title(f"moved along {DIRECTIONS[direction]}", fontsize=10)
-        for number, objective in enumerate(objectives):
+        for number, objective in enumerate(options.objectives):
             own = [row for row in table if row["objective"] == objective]
             panel.plot([row["bias"] for row in own], [row["noise"] for row in own], label=objective, **look(number))
         panel.set_xlabel(MEASURES["bias"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swept_argument
+from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swept_argument, with_argument
 
 OBJECTIVES = (
     "experiments.exact.families.arithmetic",
@@ -22,14 +22,14 @@ OBJECTIVES = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `clip_width.csv` and its plot."""
-    parser = parser_of(__doc__, OBJECTIVES)
+    parser = parser_of(__doc__, OBJECTIVES, made_later=True)
     parser.add_argument(
         "--log_clips", type=numbers, default="0.025,0.05,0.1,0.2,0.4,0.8,1.6,3.2", help="Bounds, by commas."
     )
     options = parser.parse_args(arguments)
-    names, values = options.objectives, options.log_clips
-    rows = swept_argument(names, "log_clip", values, setting_of(options))
-    report(rows, "log_clip", "bound on the log ratio (nats)", "clip_width", options, "log", values)
+    objectives = with_argument(parser, options.objectives, "log_clip", options.log_clips)
+    rows = swept_argument(objectives, "log_clip", setting_of(options))
+    report(rows, "log_clip", "bound on the log ratio (nats)", "clip_width", options, "log", options.log_clips)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aggregate_po import objective_of
 from experiments.exact.bias_variance import OBJECTIVES
 from experiments.exact.sweeps import parser_of, report, setting_of, swept, whole_numbers
 
@@ -18,9 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, OBJECTIVES, without=("length",))
     parser.add_argument("--lengths", type=whole_numbers, default="2,3,4,5,6,7,8", help="Numbers of tokens, by commas.")
     options = parser.parse_args(arguments)
-    objectives = {name: objective_of(name) for name in options.objectives}
     settings = [(length, replace(setting_of(options), length=length)) for length in options.lengths]
-    report(swept(objectives, "length", settings), "length", "completion length (tokens)", "completion_length", options)
+    report(
+        swept(options.objectives, "length", settings),
+        "length",
+        "completion length (tokens)",
+        "completion_length",
+        options,
+    )
 
 
 if __name__ == "__main__":

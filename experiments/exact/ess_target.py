@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swept_argument
+from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swept_argument, with_argument
 
 OBJECTIVES = ("experiments.exact.families.matched",)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `ess_target.csv` and its plot."""
-    parser = parser_of(__doc__, OBJECTIVES)
+    parser = parser_of(__doc__, OBJECTIVES, made_later=True)
     parser.add_argument("--targets", type=numbers, default="0.5,0.8,0.9,0.95,0.98,0.99,1", help="Targets, by commas.")
     options = parser.parse_args(arguments)
-    names, values = options.objectives, options.targets
-    rows = swept_argument(names, "target", values, setting_of(options))
+    objectives = with_argument(parser, options.objectives, "target", options.targets)
+    rows = swept_argument(objectives, "target", setting_of(options))
     report(rows, "target", "effective sample size / length", "ess_target", options)
 
 

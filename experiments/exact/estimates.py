@@ -74,7 +74,8 @@ class Moments:
     def signal_to_noise(self, gradient: Tensor) -> float:
         """Return the part of the mean along a gradient over the standard deviation of the estimate.
 
-        It is 0 if the estimate does not vary, as where a clip stops every completion.
+        Where the estimate does not vary, it is 0 for a mean of 0, as where a clip stops every completion, and otherwise
+        infinite.
         """
         along = self.cosine(gradient) * float(self.mean.norm())
         return (

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aggregate_po import objective_of
 from experiments.exact.bias_variance import OBJECTIVES
 from experiments.exact.sweeps import parser_of, report, setting_of, swept, whole_numbers
 
@@ -20,10 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--group_sizes", type=whole_numbers, default="2,4,8,16,32", help="Completions per group, by commas."
     )
     options = parser.parse_args(arguments)
-    objectives = {name: objective_of(name) for name in options.objectives}
     settings = [(size, replace(setting_of(options), group_size=size)) for size in options.group_sizes]
     name, label = "group_size", "completions per group"
-    report(swept(objectives, name, settings), name, label, name, options, "log", [size for size, _ in settings])
+    report(swept(options.objectives, name, settings), name, label, name, options, "log", [size for size, _ in settings])
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from aggregate_po import objective_of
 from aggregate_po.advantages import GroupNormalized
 from experiments.exact.bias_variance import OBJECTIVES
 from experiments.exact.learning import learning_curve
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import random_problem
-from experiments.exact.sweeps import Row, Setting, parser_of, positive, whole_numbers
+from experiments.exact.sweeps import Row, Setting, number, parser_of, positive, whole_numbers
 from experiments.figures.style import legend_below, look, panels, rounded, save, write_table
 
 
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, OBJECTIVES, Setting(problems=5), without=("distance", "direction"))
     parser.add_argument("--updates", type=whole_numbers, default="1,4,16", help="Updates per rollout, by commas.")
     parser.add_argument("--rollouts", type=positive, default=15, help="Number of rollouts.")
-    parser.add_argument("--learning_rate", type=float, default=2.0, help="Size of a step.")
+    parser.add_argument("--learning_rate", type=number, default=2.0, help="Size of a step.")
     options = parser.parse_args(arguments)
     sequences = Sequences.of(options.vocabulary, options.length, options.stop)
     rewards = [random_problem(sequences, 0.0, seed).rewards for seed in range(options.problems)]
@@ -34,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table: list[Row] = []
     canvas, axes = panels(1, len(updates), 4 * len(updates), 4)
     for panel, count in zip(axes, updates, strict=True):
-        for number, name in enumerate(options.objectives):
-            objective = objective_of(name)
+        for place, (name, objective) in enumerate(options.objectives.items()):
             curves = [
                 learning_curve(
                     sequences,
@@ -55,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 {"objective": name, "updates": count, "rollout": rollout, "expected_reward": value}
                 for rollout, value in enumerate(medians)
             ]
-            panel.plot(medians, label=name, **look(number), markevery=5)
+            panel.plot(medians, label=name, **look(place), markevery=5)
         panel.set_title(f"updates per rollout: {count}", fontsize=10)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("rollouts")

@@ -91,7 +91,8 @@ def random_problem(sequences: Sequences, distance: float, seed: int, along_gradi
             direction.
 
     Raises:
-        ValueError: the distance is negative or not finite, so that no policy has it.
+        ValueError: the distance is negative or not finite, so that no policy has it, or so large that the policy
+            gradient is 0 to rounding.
     """
     if not 0 <= distance < math.inf:
         raise ValueError(f"`distance` is {distance}; pass a finite number from 0 on.")
@@ -106,7 +107,10 @@ def random_problem(sequences: Sequences, distance: float, seed: int, along_gradi
     rewards[0], rewards[-1] = 0.0, 1.0
     if along_gradient:
         direction = sequences.policy_gradient(old, rewards).view(old.shape)
-    return _moved(Problem(sequences, rewards, old, old), direction / direction.norm(), distance)
+    problem = _moved(Problem(sequences, rewards, old, old), direction / direction.norm(), distance)
+    if not problem.policy_gradient.norm() > 0:
+        raise ValueError(f"`distance` is {distance}, where the policy gradient is 0 to rounding; pass a smaller one.")
+    return problem
 
 
 def _moved(problem: Problem, direction: Tensor, distance: float) -> Problem:

@@ -1,8 +1,9 @@
 """Bias of each kind of ratio off policy, without sampling error and without a clip, against staleness.
 
 The advantage of a completion is its reward, or that of a token its value under the trained policy: the expected reward
-after it. The bias is the length of the difference between the mean of the estimate, times the number of tokens where
-the objective divides by it, and the policy gradient, relative to the latter. Values are medians over random problems.
+after it. The mean of the estimate is scaled as on policy, where it is nearest to the policy gradient: by the number of
+tokens where the objective divides by it. The bias is the length of the difference between the scaled mean and the
+policy gradient, relative to the latter. Values are medians over random problems.
 
     python -m experiments.exact.ratio_bias --length 3 --output runs/exact
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -23,7 +25,6 @@ from aggregate_po import (
     PrefixMinimum,
     PrefixProduct,
     Product,
-    objective_of,
 )
 from experiments.exact.estimates import expected_gradient
 from experiments.exact.policies import Sequences
@@ -56,10 +57,11 @@ def error(problem: Problem, objective: PolicyObjective, of_tokens: bool) -> tupl
     """
     values = problem.sequences.token_values(problem.logits, problem.rewards) if of_tokens else problem.rewards
     mean = expected_gradient(problem, objective, values)
-    scaled = mean if isinstance(objective.aggregator, Product) else mean * problem.sequences.mask.shape[1]
+    on_policy = expected_gradient(replace(problem, old_logits=problem.logits), objective, values)
     gradient = problem.policy_gradient
+    scale = on_policy @ gradient / on_policy.square().sum()
     cosine = torch.nn.functional.cosine_similarity(mean, gradient, dim=0)
-    return float((scaled - gradient).norm() / gradient.norm()), float(cosine)
+    return float((scale * mean - gradient).norm() / gradient.norm()), float(cosine)
 
 
 def rows(
@@ -86,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--distances", type=distances, default="0,0.05,0.1,0.2,0.4,0.8", help="RMS log ratios, by commas; nats."
     )
     options = parser.parse_args(arguments)
-    objectives = kinds() | {name: objective_of(name) for name in options.objectives if name}
+    for name, objective in options.objectives.items():
+        if objective.group_objective is not None:
+            parser.error(f"argument --objectives: {name!r} compares the completions of a group; leave it out")
+    objectives = kinds() | options.objectives
     sequences = Sequences.of(options.vocabulary, options.length)
     table = []
     for row in rows(objectives, sequences, options.distances, options.problems):

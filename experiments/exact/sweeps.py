@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from experiments.exact.estimates import moments
 from experiments.exact.policies import Sequences
 from experiments.exact.problems import random_problem
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
-from experiments.options import listed
+from experiments.options import distinct, made, names
+from experiments.options import objectives as objectives_by_name
 
 Row = dict[str, Value]
 # Labels of the axes; all measures have no unit.
@@ -96,23 +98,47 @@ def swept(
             yield {"objective": name, variable: value, **row}
 
 
-def swept_argument(names: Iterable[str], argument: str, values: Sequence[float], setting: Setting) -> Iterator[Row]:
+def with_argument(
+    parser: argparse.ArgumentParser, objectives: Iterable[str], argument: str, values: Sequence[float]
+) -> dict[float, dict[str, PolicyObjective]]:
+    """Return the objectives by their name for each value of an argument, or end with an error of the parser.
+
+    Args:
+        parser: Parser of the script.
+        objectives: Recipes, or import paths of functions or classes, that take the argument.
+        argument: Name of the argument.
+        values: Values of the argument.
+    """
+    try:
+        return {
+            value: {name: made(name, partial(objective_of, name, **{argument: value})) for name in objectives}
+            for value in values
+        }
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --objectives: {error}")
+
+
+def swept_argument(
+    objectives: Mapping[float, Mapping[str, PolicyObjective]], argument: str, setting: Setting
+) -> Iterator[Row]:
     """Yield a row for each objective and each value of an argument of it.
 
     Args:
-        names: Recipes, or import paths of functions or classes, that take the argument.
+        objectives: Objectives by their name, for each value of the argument.
         argument: Name of the argument.
-        values: Values of the argument.
         setting: Problems.
     """
-    for value in values:
-        objectives = {name: objective_of(name, **{argument: value}) for name in names}
-        for name, row in measured(objectives, setting):
+    for value, of_value in objectives.items():
+        for name, row in measured(of_value, setting):
             yield {"objective": name, argument: value, **row}
 
 
 def parser_of(
-    description: str | None, objectives: Sequence[str], setting: Setting = Setting(), without: Sequence[str] = ()
+    description: str | None,
+    objectives: Sequence[str],
+    setting: Setting = Setting(),
+    without: Sequence[str] = (),
+    made_later: bool = False,
 ) -> argparse.ArgumentParser:
     """Return a parser of the options that scripts share.
 
@@ -121,6 +147,7 @@ def parser_of(
         objectives: Default of the objectives.
         setting: Defaults of the problems.
         without: Options that the script does not have, since it varies them or they make no difference.
+        made_later: Whether the objectives are names, to be made with an argument, and not objectives by their name.
     """
     parser = plot_parser(description, Path("runs/exact"))
 
@@ -128,8 +155,9 @@ def parser_of(
         if name not in without:
             parser.add_argument(f"--{name}", help=help_text, **more)
 
-    add("objectives", "Recipes or import paths, by commas.", type=listed, default=",".join(objectives))
-    add("vocabulary", "Number of symbols.", type=positive, default=setting.vocabulary)
+    kind = names if made_later else objectives_by_name
+    add("objectives", "Recipes or import paths, by commas.", type=kind, default=",".join(objectives))
+    add("vocabulary", "Number of symbols, two or more.", type=several, default=setting.vocabulary)
     add("length", "Largest number of tokens.", type=positive, default=setting.length)
     add("stop", "Let symbol 0 end a completion.", action="store_true")
     add("group_size", "Completions per group.", type=positive, default=setting.group_size)
@@ -146,6 +174,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def several(text: str) -> int:
+    """Return a whole number from 2 on, for `argparse`."""
+    if (found := positive(text)) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 2 on; pass one such as 2.")
+    return found
+
+
 def setting_of(options: argparse.Namespace) -> Setting:
     """Return the setting of parsed options, with the defaults for those that the script does not have."""
     return Setting(**{name: getattr(options, name) for name in Setting.__dataclass_fields__ if hasattr(options, name)})
@@ -156,19 +191,19 @@ def shown(objective: object) -> str:
     return str(objective).removeprefix("experiments.exact.families.")
 
 
-def numbers(text: str) -> list[float]:
+def numbers(text: str) -> tuple[float, ...]:
     """Return the numbers of a list by commas, for `argparse`."""
-    return [number(part) for part in text.split(",")]
+    return distinct([number(part) for part in text.split(",")])
 
 
-def whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> tuple[int, ...]:
     """Return the whole numbers from 1 on of a list by commas, for `argparse`."""
-    return [positive(part) for part in text.split(",")]
+    return distinct([positive(part) for part in text.split(",")])
 
 
-def distances(text: str) -> list[float]:
+def distances(text: str) -> tuple[float, ...]:
     """Return the distances of a list by commas, for `argparse`."""
-    return [distance(part) for part in text.split(",")]
+    return distinct([distance(part) for part in text.split(",")])
 
 
 def number(text: str) -> float:

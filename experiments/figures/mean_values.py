@@ -22,10 +22,9 @@ from aggregate_po import (
     Product,
     StepTotals,
     TokenAggregator,
-    objective_of,
 )
 from experiments.figures.style import COLORS, panels, plot_parser, rounded, save, write_table
-from experiments.options import listed
+from experiments.options import objectives
 
 TOKENS, POINTS, WIDEST = 4, 81, 4.0
 MEANS: dict[str, TokenAggregator] = {
@@ -63,19 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write `mean_values.csv` and its plot."""
     parser = plot_parser(__doc__)
     parser.add_argument(
-        "--objectives", type=listed, default="grpo,gmpo,hmpo,pmpo,gspo", help="Recipes or import paths."
+        "--objectives", type=objectives, default="grpo,gmpo,hmpo,pmpo,gspo", help="Recipes or import paths."
     )
     options = parser.parse_args(arguments)
-    names = options.objectives
     ratio = torch.logspace(-1, 1, POINTS, base=WIDEST, dtype=torch.float64)
     table = [{"ratio": value} for value in ratio.tolist()]
     canvas, axes = panels(1, 3, 12, 4.3)
     plotted = {name: (PolicyObjective(mean), 1, 1.0) for name, mean in MEANS.items()}
     for panel, sign in zip(axes, (None, 1.0, -1.0), strict=True):
         if sign is not None:
-            plotted = {name: (objective_of(name), 2, sign) for name in names}
+            plotted = {name: (objective, 2, sign) for name, objective in options.objectives.items()}
         for number, (name, (objective, moving, advantage)) in enumerate(plotted.items()):
-            curve = values(objective, ratio.log(), moving, advantage)
+            try:
+                curve = values(objective, ratio.log(), moving, advantage)
+            except ValueError as error:
+                parser.error(f"argument --objectives: {name!r} has no value for a completion alone: {error}")
             column = name.replace("$", "") if sign is None else f"{name} advantage {sign:g}"
             for row, value in zip(table, curve, strict=True):
                 row[column] = value

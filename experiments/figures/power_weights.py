@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log_ratios", type=Path, default=LOG_RATIOS, help="Table of log ratios.")
     parser.add_argument("--write_log_ratios", type=Path, help="Table to write from the recording.")
     options = parser.parse_args(arguments)
+    if options.write_log_ratios and options.write_log_ratios.suffix != ".csv":
+        parser.error(f"argument --write_log_ratios: {str(options.write_log_ratios)!r} is no CSV file; end it with .csv")
     given = recorded_log_ratios(options.recording) if options.recording else read_log_ratios(options.log_ratios)
     completions = [values for values in given if len(values) > 1]
     if options.write_log_ratios:

@@ -9,6 +9,7 @@ from a table of them that was written before.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import statistics
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.figures.style import COLORS, DATA, panels, plot_parser, save, write_table
-from experiments.options import listed
+from experiments.options import distinct, names
 
 CURVES = DATA / "training_curves.csv"
 METRICS = ("step", "ratio/min", "ratio/max", "entropy", "kl_old", "grad_norm", "reward")
@@ -61,19 +62,26 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [statistics.fmean(some) if some else math.nan for some in around]
 
 
+def _folders(text: str) -> dict[str, Path]:
+    """Return the folders of runs by their name, as the type of an argument."""
+    if unnamed := [one for one in names(text) if "=" not in one]:
+        raise argparse.ArgumentTypeError(f"{unnamed[0]!r} has no name; pass NAME=FOLDER for each, by commas")
+    pairs = [one.split("=", 1) for one in names(text)]
+    distinct([name for name, _ in pairs])
+    if missing := [folder for _, folder in pairs if not (Path(folder) / "metrics.csv").is_file()]:
+        raise argparse.ArgumentTypeError(f"{missing[0]!r} has no metrics.csv; pass folders of runs")
+    return {name: Path(folder) for name, folder in pairs}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `training_curves.csv` and its plot."""
     parser = plot_parser(__doc__)
-    parser.add_argument("--runs", help="Folders of runs by their name, NAME=FOLDER by commas, in place of the table.")
+    parser.add_argument(
+        "--runs", type=_folders, help="Folders of runs by their name, NAME=FOLDER by commas, in place of the table."
+    )
     parser.add_argument("--curves", type=Path, default=CURVES, help="Table of runs.")
     options = parser.parse_args(arguments)
-    if options.runs:
-        if unnamed := [one for one in listed(options.runs) if "=" not in one]:
-            parser.error(f"`--runs` has {unnamed[0]!r}; pass NAME=FOLDER for each, by commas")
-        folders = dict(one.split("=", 1) for one in listed(options.runs))
-        runs = {name: read_run(Path(folder)) for name, folder in folders.items()}
-    else:
-        runs = read_runs(options.curves)
+    runs = {name: read_run(folder) for name, folder in (options.runs or {}).items()} or read_runs(options.curves)
     table = [
         {"run": name} | {metric: run[metric][i] for metric in METRICS}
         for name, run in runs.items()

@@ -10,15 +10,16 @@ one color apart from the scale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import matplotlib
 import torch
 from torch import Tensor
 
-from aggregate_po import PolicyBatch, PolicyObjective, StepTotals, objective_of
+from aggregate_po import PolicyBatch, PolicyObjective, StepTotals
 from experiments.figures.style import panels, plot_parser, save, write_table
-from experiments.options import listed
+from experiments.options import number, objectives
 
 TOKENS, POINTS, HALF_WIDTH, LARGEST = 3, 41, 1.0, 1.6
 OPPOSITE = "#d55e00"  # of weights against the advantage
@@ -43,17 +44,26 @@ def landscape(objective: PolicyObjective, own: Tensor, other: Tensor, advantage:
     return TOKENS * total[:, 0].view(len(other), len(own))
 
 
+def _advantage(text: str) -> float:
+    return number(text, float, "a finite number other than 0", lambda value: value != 0 and math.isfinite(value))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `weight_landscape.csv` and its plot."""
     parser = plot_parser(__doc__)
     parser.add_argument(
-        "--objectives", type=listed, default=",".join(OBJECTIVES), help="Recipes or import paths, by commas."
+        "--objectives", type=objectives, default=",".join(OBJECTIVES), help="Recipes or import paths, by commas."
     )
-    parser.add_argument("--advantage", type=float, default=1.0, help="Advantage of the completion.")
+    parser.add_argument("--advantage", type=_advantage, default=1.0, help="Advantage of the completion.")
     options = parser.parse_args(arguments)
-    names = options.objectives
+    names = list(options.objectives)
     axis = torch.linspace(-HALF_WIDTH, HALF_WIDTH, POINTS, dtype=torch.float64)
-    found = {name: landscape(objective_of(name), axis, axis, options.advantage) for name in names}
+    found = {}
+    for name, objective in options.objectives.items():
+        try:
+            found[name] = landscape(objective, axis, axis, options.advantage)
+        except ValueError as error:
+            parser.error(f"argument --objectives: {name!r} has no weights on a completion alone: {error}")
     places = torch.cartesian_prod(axis, axis).tolist()
     table = [
         {"own_log_ratio": own, "other_log_ratio": other} | {name: found[name].flatten()[i].item() for name in names}

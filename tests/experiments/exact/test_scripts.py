@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from aggregate_po import PessimisticClip, PolicyObjective, PowerMean
+from aggregate_po import ArithmeticMean, LengthWeighted, PessimisticClip, PolicyObjective, PowerMean
 from aggregate_po.advantages import GroupNormalized
 from aggregate_po.recipes import gmpo, grpo
 from experiments.exact import (
@@ -34,6 +34,10 @@ class Sharp(PowerMean):
 
 def clipped_sharp(log_clip):
     return PolicyObjective(Sharp(3.0), PessimisticClip.log(log_clip, log_clip))
+
+
+def summed():
+    return PolicyObjective(ArithmeticMean(), normalizer=LengthWeighted())
 
 
 def targeted(target):
@@ -95,6 +99,15 @@ def test_printed_columns_are_aligned_and_tables_have_titles(tmp_path, capsys):
         (learning_curves, ["--distance", "0.3"], "unrecognized arguments: --distance"),  # it begins on policy
         (on_policy_bias, ["--objectives", "grpo"], "unrecognized arguments: --objectives"),
         (ratio_bias, ["--stop"], "unrecognized arguments: --stop"),
+        (ratio_bias, ["--objectives", "grpo,real"], "--objectives: 'real' compares the completions of a group"),
+        (ratio_bias, ["--objectives", "dr_grpo"], "--objectives: 'dr_grpo' cannot be made: `arguments` of 'dr_grpo'"),
+        (bias_variance, ["--objectives", "gmop"], "--objectives: 'gmop' cannot be made: `name` is 'gmop'"),
+        (bias_variance, ["--objectives", "gmpo,gmpo"], "--objectives: gmpo is there twice"),
+        (bias_variance, ["--vocabulary", "1"], "--vocabulary: '1' is not a whole number from 2 on"),
+        (clip_width, ["--objectives", "gmpo_no_clip"], "--objectives: 'gmpo_no_clip' cannot be made: `arguments`"),
+        (clip_width, ["--log_clips=-0.2"], "--objectives: 'experiments.exact.families.arithmetic' cannot be made"),
+        (exponent, ["--exponents", "1,2,1.0"], "--exponents: 1.0 is there twice"),
+        (learning_curves, ["--learning_rate", "nan"], "--learning_rate: 'nan' is not a finite number"),
     ],
 )
 def test_arguments_that_are_wrong_or_would_be_ignored_are_refused(capsys, script, arguments, message):
@@ -175,7 +188,8 @@ def test_which_advantages_and_normalizers_are_unbiased_on_policy(tmp_path, stop)
 
 
 def test_which_ratios_are_unbiased_off_policy(tmp_path):
-    options = ["--objectives", THIRD_PARTY, "--problems", "3", "--distances", "0,0.4", "--output", str(tmp_path)]
+    names = f"{THIRD_PARTY},{HERE}.summed"
+    options = ["--objectives", names, "--problems", "3", "--distances", "0,0.4", "--output", str(tmp_path)]
     ratio_bias.main(options)
     bias = {
         (row["ratio"], row["advantage"]): float(row["bias"])
@@ -186,6 +200,8 @@ def test_which_ratios_are_unbiased_off_policy(tmp_path):
     assert {key for key, value in bias.items() if value < 1e-12} == unbiased
     assert bias["product of the prefix", "reward"] < bias["token", "reward"] < bias["none", "reward"]
     assert (THIRD_PARTY, "reward") in bias
+    # The sum of the tokens is the mean without the division by the length.
+    assert bias[f"{HERE}.summed", "reward"] == pytest.approx(bias["token", "reward"])
     assert {float(row["bias"]) for row in rows_of(tmp_path / "ratio_bias.csv") if row["distance"] == "0"} == {0}
 
 
@@ -205,6 +221,11 @@ def test_values_that_would_be_measured_under_another_number_are_refused(script, 
     with pytest.raises(SystemExit):
         script.main([*arguments, "--output", str(tmp_path)])
     assert words in capsys.readouterr().err
+
+
+def test_a_policy_gradient_that_is_lost_to_rounding_is_refused():
+    with pytest.raises(ValueError, match=r"`distance` is 1000\.0, where the policy gradient is 0 to rounding"):
+        random_problem(Sequences.of(2, 2), 1000.0, seed=0)
 
 
 @pytest.mark.parametrize("distance", [-0.5, math.nan, math.inf])

@@ -173,7 +173,20 @@ def test_metrics_of_runs_are_collected_and_shown_again(tmp_path):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_a_run_without_a_name_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (training_curves, ["--runs", "gmpo=runs/gmpo, runs/grpo"], "--runs: 'runs/grpo' has no name; pass NAME=FOLDER"),
+        (training_curves, ["--runs", "a=x,a=y"], "--runs: a is there twice"),
+        (training_curves, ["--runs", "a=nowhere"], "--runs: 'nowhere' has no metrics.csv; pass folders of runs"),
+        (weight_landscape, ["--advantage", "nan"], "--advantage: 'nan' is not a finite number other than 0"),
+        (weight_landscape, ["--objectives", "real"], "--objectives: 'real' has no weights on a completion alone"),
+        (mean_values, ["--objectives", "apmpo"], "--objectives: 'apmpo' has no value for a completion alone"),
+        (mean_values, ["--objectives", "gmop"], "--objectives: 'gmop' cannot be made"),
+        (power_weights, ["--write_log_ratios", "x.txt"], "--write_log_ratios: 'x.txt' is no CSV file"),
+    ],
+)
+def test_arguments_that_would_fail_or_be_ignored_are_refused(script, arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        training_curves.main(["--runs", "gmpo=runs/gmpo, runs/grpo"])
-    assert "`--runs` has 'runs/grpo'; pass NAME=FOLDER for each, by commas" in capsys.readouterr().err
+        script.main([*arguments, "--output", str(tmp_path)])
+    assert message in capsys.readouterr().err
