@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from jsonargparse.typing import NonNegativeInt
+
 from lightning_modules.argument_parser import PolicyArgumentParser
 from lightning_modules.audit.audit import audit_rewards
 from lightning_modules.audit.tables import audit_json, audit_table
@@ -36,5 +38,6 @@ def _parser() -> PolicyArgumentParser:
     parser.add_function_arguments(audit_rewards, as_group=False, as_positional=True, skip={"reward", "other"})
     parser.add_function_arguments(audit_rewards, as_group=False, skip={"file", "workers", "limit", "completion"})
     parser.add_argument("--format", type=Literal["markdown", "json"], default="markdown", help="Format of the output.")
-    parser.add_argument("--show", type=int, default=20, help="Number of differences to list in Markdown.")
+    help_text = "Number of differences, and of bad lines, to list in Markdown."
+    parser.add_argument("--show", type=NonNegativeInt, default=20, help=help_text)
     return parser

@@ -9,6 +9,8 @@ from lightning_modules.audit.audit import Audit, Difference, Grades
 from lightning_modules.rewards import Verdict
 
 _TEXT = 160  # characters of a completion or example in a cell
+_ALL = "`--format json` has them all."
+_PAIRS = 10  # of rewards in the table
 
 
 def audit_table(audit: Audit, show: int = 20) -> str:
@@ -16,7 +18,7 @@ def audit_table(audit: Audit, show: int = 20) -> str:
 
     Args:
         audit: the audit.
-        show: number of differences to list.
+        show: number of differences to list, and of bad lines.
     """
     differ, rows = len(audit.differences), audit.rows
     lines = [
@@ -31,16 +33,21 @@ def audit_table(audit: Audit, show: int = 20) -> str:
         "|---:|---:|---:|",
         *(
             f"| {_reward(first)} | {_reward(second)} | {count:,} |"
-            for (first, second), count in audit.pairs.most_common(10)
+            for (first, second), count in audit.pairs.most_common(_PAIRS)
         ),
     ]
+    if further := audit.pairs.most_common()[_PAIRS:]:
+        completions = sum(count for _, count in further)
+        lines += ["", f"{completions:,} completions have {len(further):,} further pairs of rewards. {_ALL}"]
     if shown := audit.differences[:show]:
         lines += ["", f"| line | {audit.first.name} | {audit.second.name} | answer | end of the completion |"]
         lines += ["|---:|---|---|---|---|", *map(_difference, shown)]
         if differ > show:
-            lines += ["", f"{differ - show:,} further ones; `--format json` has them all."]
+            lines += ["", f"{differ - show:,} further ones. {_ALL}"]
     if audit.bad_rows:
         lines += ["", *(f"- line {row.line}: {_cell(row.reason)}" for row in audit.bad_rows[:show])]
+        if len(audit.bad_rows) > show:
+            lines += ["", f"{len(audit.bad_rows) - show:,} further bad lines. {_ALL}"]
     return "\n".join(lines)
 
 

@@ -37,6 +37,10 @@ class EndsWith(BatchReward):
         self.closed = True
 
 
+def length(completion, example):
+    return float(len(completion))
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "completions.jsonl.gz"
@@ -67,7 +71,16 @@ def test_what_two_graders_say_is_counted_and_compared(file):
     assert "4 completions graded, 3 bad lines left out." in table
     assert "| EndsWith | 0.6667 | 3 | exit: 1 |" in table
     assert r"| 3 | 0 | 1 | 1 | a \| b ends with 1 |" in table
-    assert "1 further ones; `--format json` has them all." in table
+    assert "1 further ones. `--format json` has them all." in table
+    assert "2 further bad lines. `--format json` has them all." in table
+    assert "pairs of rewards" not in table
+
+
+def test_pairs_beyond_the_table_are_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"completion": "x" * (1 + row // 2)}) + "\n" for row in range(24)))
+    table = audit_table(audit_rewards(str(path), length, length))
+    assert "4 completions have 2 further pairs of rewards. `--format json` has them all." in table
 
 
 @pytest.mark.filterwarnings("ignore:`reward`")

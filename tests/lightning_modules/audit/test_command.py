@@ -48,7 +48,10 @@ def test_an_error_is_one_sentence(folder):
         audit_command(["none.jsonl", *OPTIONS])
 
 
-@pytest.mark.parametrize("arguments", [["rows.jsonl", "--reward=my_length_grader.Length"], OPTIONS, ["--shown=3"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["rows.jsonl", "--reward=my_length_grader.Length"], OPTIONS, ["--shown=3"], ["rows.jsonl", *OPTIONS, "--show=-1"]],
+)
 def test_what_is_missing_or_unknown_is_a_usage_error(folder, capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         audit_command(arguments)
