@@ -189,14 +189,30 @@ def saved_position(checkpoint: Mapping[str, Any], owner: str, buffer: RolloutBuf
         checkpoint: checkpoint of Lightning.
         owner: name under which a checkpoint stores the state of the buffer.
         buffer: buffer of the resumed run, for its numbers of micro-batches.
+
+    Raises:
+        ValueError: the run has made optimizer steps, but the checkpoint has no buffer under that name.
     """
     loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")  # has the state until 0.1.0
     state = checkpoint[owner]["buffer"] if owner in checkpoint else loaders and loaders[0]
-    if not state:  # saved before the first rollout
+    if not state:
+        _require_no_steps(checkpoint, owner)
         return 0, 0
     remaining = buffer.batches_left(state)
     # A resumed run with smaller rollouts trains on the rest of the old one in several epochs.
     return state["rollouts"] - bool(remaining), max(buffer.batches_per_rollout - remaining, 0) if remaining else 0
+
+
+def _require_no_steps(checkpoint: Mapping[str, Any], owner: str) -> None:
+    """Check that a checkpoint without a position is from before the first rollout."""
+    if not checkpoint["global_step"]:
+        return
+    others = [name for name, state in checkpoint.items() if isinstance(state, Mapping) and "buffer" in state]
+    held = f"the rollouts of the data module {others[0]}" if others else "no rollouts"
+    raise ValueError(
+        f"`ckpt_path` holds {held}, and none of {owner}, the one to resume with; pass a data module of the class that "
+        "the run had, under the same name, or begin a new run in another folder."
+    )
 
 
 def _without_metrics(state: Mapping[str, Any]) -> tuple[list[list[dict[str, Any]]], Mapping[str, float]]:

@@ -10,7 +10,7 @@ from aggregate_po import PolicyBatch
 from aggregate_po.recipes import gmpo
 from lightning_modules import PolicyModule
 from lightning_modules.batch import RolloutBatch, left_padded
-from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer
+from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, saved_position
 from lightning_modules.data.loader import RolloutLoader
 from lightning_modules.prompts import PromptStream
 from tests.lightning_modules.training import RecordingEngine, copied, fitted, largest_difference, small_data
@@ -132,6 +132,25 @@ def test_a_state_of_0_1_0_is_understood():
     assert [label(batch) for batch in resumed] == [(0, 1), (0, 2)]
     assert resumed.metrics == {"reward": 0.5}
     assert "metrics" in old["left"][0][0]
+
+
+def checkpoint_of(step, **states):
+    loops = {"fit_loop": {"state_dict": {}}}
+    return {"global_step": step, "loops": loops, "callbacks": {}, **states}
+
+
+def test_a_position_saved_by_a_data_module_of_another_class_is_refused():
+    """Lightning stores and restores its state under the name of its class."""
+    buffer = RolloutBuffer(Rollouts(4), 4)
+    next(iter(buffer))
+    saved = checkpoint_of(3, RolloutDataModule={"buffer": buffer.state_dict()})
+    assert saved_position(saved, "RolloutDataModule", buffer) == (0, 1)
+    message = "`ckpt_path` holds the rollouts of the data module RolloutDataModule, and none of Mine, .* the same name"
+    with pytest.raises(ValueError, match=message):
+        saved_position(saved, "Mine", buffer)
+    with pytest.raises(ValueError, match="holds no rollouts"):
+        saved_position(checkpoint_of(3), "Mine", buffer)
+    assert saved_position(checkpoint_of(0), "Mine", buffer) == (0, 0)
 
 
 class WeightsByStep(Callback):
