@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Self, cast, get_type_hints
 
 import torch
 from lightning import Trainer
@@ -106,7 +106,7 @@ class MicroBatch(ModelInputs):
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Self:
         """Return the batch whose `state_dict` is given."""
-        return cls(**{**state, "policy": _rebuilt(PolicyBatch, state["policy"])})
+        return cls(**{**state, "policy": saved_policy(state)})
 
     @classmethod
     def concatenated(cls, states: Sequence[dict[str, Any]]) -> Self:
@@ -157,6 +157,11 @@ def _plain(name: str, value: Any) -> Any:
     raise TypeError(
         f"`{name}` is {value!r}, which a checkpoint cannot hold; make it a tensor, a number or a dataclass."
     )
+
+
+def saved_policy(state: Mapping[str, Any]) -> PolicyBatch:
+    """Return the inputs of the objective in the `state_dict` of a micro-batch."""
+    return cast(PolicyBatch, _rebuilt(PolicyBatch, state["policy"]))
 
 
 def _rebuilt(kind: type[Any], state: Mapping[str, Any]) -> Any:

@@ -210,6 +210,7 @@ class ObjectiveModule(LightningModule, ABC):
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "objective": self.objective.state_dict(),
+            "trains_every_completion": self.objective.trains_every_completion,
             "rng": gathered_on_rank_zero(random_state()),
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -13,8 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
+from aggregate_po import PolicyObjective
 from lightning_modules.configuration import Change, changes, with_contents
 from lightning_modules.optimizer import OptimizerSettings
+from lightning_modules.rest_of_rollout import reason_to_drop
 
 _KEY = "configuration"
 # What may change from one part of a run to the next, in addition to the flags of the trainer that are not listed below.
@@ -32,6 +34,7 @@ _FREE = {
 _TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 _OPTIMIZATION = ("model.learning_rate", "model.weight_decay", "model.optimizer", "model.warmup_steps", "model.lr_")
 _LENGTH_OF_ROLLOUT = ("data.updates_per_rollout", "data.epochs_per_rollout")
+_OBJECTIVE = ("model.objective",)
 _OF_THE_WEIGHTS = ("model.model", "model.lora")
 
 
@@ -65,12 +68,13 @@ class Resumption:
             return
         sharded = "optimizer_states" not in checkpoint
         self._changes = accepted_changes(checkpoint, self.configuration(trainer), self.accept, sharded)
-        _remove_invalid(self._changes, checkpoint, type(trainer.datamodule).__qualname__)  # type: ignore[attr-defined]
+        data_state = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
+        _remove_invalid(self._changes, checkpoint, data_state, cast(Any, trainer.lightning_module).objective)
 
     @property
     def changes_objective(self) -> bool:
         """Whether the objective is another one, so that the states of its penalties do not fit."""
-        return bool(_names(self._changes, ("model.objective",)))
+        return bool(_names(self._changes, _OBJECTIVE))
 
     def noted(self, optimizer: Optimizer, schedule: Any) -> OptimizerLRScheduler:
         """Return a new optimizer with its schedule, for Lightning, after noting its hyperparameters."""
@@ -167,21 +171,40 @@ def accepted_changes(
     return found
 
 
-def _remove_invalid(found: Sequence[Change], checkpoint: dict[str, Any], data_state: str) -> None:
+def _remove_invalid(
+    found: Sequence[Change], checkpoint: dict[str, Any], data_state: str, objective: PolicyObjective
+) -> None:
     if _names(found, _OPTIMIZATION):
         checkpoint["lr_schedulers"] = []
     if _is_another_optimizer(found):
         checkpoint["optimizer_states"] = []
         rank_zero_info("the new optimizer begins without state")
     buffer = checkpoint.get(data_state, {}).get("buffer", {})
-    if _names(found, _LENGTH_OF_ROLLOUT) and "left" in buffer:
+    remaining = [state for states in buffer.get("left", ()) for state in states]
+    if remaining and (reason := _reason_to_drop(found, checkpoint, remaining, objective)):
         buffer["left"] = [[] for _ in buffer["left"]]
-        rank_zero_info("the rest of the current rollout is dropped, as the number of its updates has changed")
+        rank_zero_info(f"the rest of the current rollout is dropped, as {reason}")
     # Schemes store completions with their rewards, and statistics of prompts by their numbers in the data set.
     stages = buffer.get("stages", {})
     if any(name.startswith("scheme_") for name in stages) and set(_names(found, ("data.",))) - set(_LENGTH_OF_ROLLOUT):
         buffer["stages"] = {name: state for name, state in stages.items() if not name.startswith("scheme_")}
         rank_zero_info("the sampling schemes begin without what they have stored, as options of `data` have changed")
+
+
+def _reason_to_drop(
+    found: Sequence[Change],
+    checkpoint: Mapping[str, Any],
+    remaining: Sequence[Mapping[str, Any]],
+    objective: PolicyObjective,
+) -> str | None:
+    """Return why the rest of a rollout cannot be trained on after the changes; None if it can."""
+    if _names(found, _LENGTH_OF_ROLLOUT):
+        return "the number of its updates has changed"
+    if not _names(found, _OBJECTIVE):
+        return None
+    # Checkpoints of before do not say it.
+    has_every_completion = checkpoint["policy_module"].get("trains_every_completion", False)
+    return reason_to_drop(remaining, objective, has_every_completion)
 
 
 def _names(found: Sequence[Change], prefixes: tuple[str, ...]) -> list[str]:

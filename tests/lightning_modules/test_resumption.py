@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning import Callback
 
+from aggregate_po import ArithmeticMean, GeometricMean, NestedMean, PolicyObjective
 from aggregate_po.advantages import GroupCentered
-from aggregate_po.penalties import RatioVariance
-from aggregate_po.recipes import gmpo, grpo
-from lightning_modules import AtomicCheckpointIO, PolicyModule, RatioDeviationStop, RunCheckpoint
+from aggregate_po.penalties import K3Penalty, RatioVariance
+from aggregate_po.recipes import gmpo, grpo, tpo
+from lightning_modules import AtomicCheckpointIO, PolicyModule, RatioDeviationStop, RunCheckpoint, Sentences
 from lightning_modules.data.schemes import DynamicSampling
 from lightning_modules.rollouts import TransformersEngine
 from tests.lightning_modules.data.test_schemes import Counting
@@ -194,6 +195,33 @@ def test_another_split_of_rollouts_begins_with_a_new_rollout(resumed, updates):
     resumed(accept=True, data={"updates_per_rollout": updates}, callbacks=[Sizes()])
     assert [number for number, _ in sizes] == [0, 0, 0] if updates == 1 else [0, 1, 2]
     assert max(size for _, size in sizes) <= 16 // updates
+
+
+@pytest.mark.parametrize(
+    ("before", "objective", "data", "numbers"),
+    [
+        (gmpo(), grpo(), {}, [1, 0, 1]),
+        (gmpo(), gmpo(penalties=[RatioVariance(0.1)]), {}, [0, 1, 0]),
+        (gmpo(), tpo(), {}, [0, 1, 0]),
+        (gmpo(), PolicyObjective(NestedMean(GeometricMean(), ArithmeticMean())), {"spans": Sentences()}, [0, 1, 0]),
+        (tpo(), gmpo(penalties=[RatioVariance(0.1)]), {}, [1, 0, 1]),
+        (tpo(), gmpo(penalties=[K3Penalty(0.1)]), {}, [0, 1, 0]),
+        (gmpo(penalties=[K3Penalty(0.1)]), gmpo(penalties=[K3Penalty(0.2)]), {}, [1, 0, 1]),
+        (tpo(), gmpo(), {}, [1, 0, 1]),
+    ],
+    ids=["other mean", "penalty", "groups", "spans", "from groups", "reference", "other coefficient", "no groups"],
+)
+def test_an_objective_for_which_a_rollout_lacks_something_begins_with_a_new_one(
+    resumed, before, objective, data, numbers
+):
+    seen = []
+
+    class Numbers(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch_idx)
+
+    resumed(accept=True, before={"objective": before}, objective=objective, data=data, callbacks=[Numbers()])
+    assert seen == numbers
 
 
 def test_a_checkpoint_without_a_configuration_resumes_with_a_warning(tmp_path, model_folder):
