@@ -26,7 +26,7 @@ class RolloutLogProbs:
     """Log-probabilities of the completions of a rollout under the policies that the objective compares.
 
     Args:
-        old: log-probabilities under the behavior policy; shape `batch time`; nats.
+        old: log-probabilities under the behavior policy, at least in float32; shape `batch time`; nats.
         reference: log-probabilities under the reference policy, None without one; shape `batch time`; nats.
         correction: weights that correct for the mismatch between sampler and behavior policy.
         mismatch: mismatch between sampler and behavior policy on this rank; empty if they are the same.
@@ -77,13 +77,14 @@ def rollout_log_probs(
     Raises:
         ValueError: the sampler is the behavior policy, and some of its log-probabilities are missing.
     """
-    sampled, mask, entropies = groups.completions.log_probs, groups.response_mask, None
+    mask, entropies = groups.response_mask, None
+    sampled = _at_least_float32(groups.completions.log_probs)
     if source == "sampler":
         _require_log_probs(sampled, mask)
         old, weights, mismatch = sampled, CorrectionWeights(), Tally()
     else:
         pass_of = policy.current_log_probs_and_entropy
-        old, entropies = _by_micro_batches(pass_of, sequences, policy, plan, sampled.dtype)
+        old, entropies = _by_micro_batches(pass_of, sequences, policy, plan)
         weights = CorrectionWeights() if correction is None else correction(old, sampled, mask)
         mismatch = mismatch_tally(old, sampled, mask, weights)
     reference = None
@@ -92,7 +93,7 @@ def rollout_log_probs(
         def reference_pass(part: Sequences) -> tuple[PerToken]:
             return (policy.reference_log_probs(part),)
 
-        (reference,) = _by_micro_batches(reference_pass, sequences, policy, plan, sampled.dtype)
+        (reference,) = _by_micro_batches(reference_pass, sequences, policy, plan)
     return RolloutLogProbs(old, reference, weights, mismatch, entropies)
 
 
@@ -118,15 +119,21 @@ def _by_micro_batches(
     sequences: Sequences,
     policy: Policy,
     plan: UpdatePlan,
-    dtype: torch.dtype,
 ) -> Tensor:
-    """Return the results of all completions on the CPU, computed one micro-batch at a time; `result batch time`."""
+    """Return the results of all completions on the CPU, computed one micro-batch at a time; `result batch time`.
+
+    They have the precision in which they were computed, at least float32.
+    """
     results: list[PerToken] = []
     for rows in plan.all_rows(sequences):
         # All ranks gather sharded weights together, so every rank must make the same number of calls.
         rows = rows if len(rows) else torch.tensor([0])
-        found = results_of(sequences.select(rows).to(policy.device))
-        results = results or [torch.zeros(sequences.completion_ids.shape, dtype=dtype) for _ in found]
+        found = [_at_least_float32(values.cpu()) for values in results_of(sequences.select(rows).to(policy.device))]
+        results = results or [torch.zeros(sequences.completion_ids.shape, dtype=values.dtype) for values in found]
         for result, values in zip(results, found, strict=True):
-            result[rows, : values.shape[1]] = values.cpu().to(dtype)
+            result[rows, : values.shape[1]] = values
     return torch.stack(results)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

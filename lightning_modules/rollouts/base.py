@@ -49,7 +49,7 @@ class Completions:
         token_ids: padded on the right; shape `batch time`.
         mask: True on the completion's tokens, its stop token included; shape `batch time`.
         log_probs: log-probabilities of the tokens under the distribution they were sampled from, temperature applied;
-            shape `batch time`; nats.
+            in any precision, while training computes at least in float32; shape `batch time`; nats.
         finished: False if the completion was truncated; shape `batch`.
     """
 

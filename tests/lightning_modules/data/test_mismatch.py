@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from aggregate_po import CorrectionWeights, PolicyBatch, SequenceCorrection, TokenCorrection
+from aggregate_po.penalties import K3Penalty
 from aggregate_po.recipes import gmpo, grpo
 from lightning_modules.batch import RolloutBatch
 from lightning_modules.data.metrics import mismatch_metrics, mismatch_tally
@@ -47,6 +48,37 @@ def test_old_log_probs_may_be_the_trainers_own(tmp_path, model_folder, model, te
     assert (batch.old_log_probs - engine.generated[0].log_probs).abs().max() > 0.1
     assert run.metrics["ratio/max"].item() == pytest.approx(1, abs=2e-5)
     assert batch.correction == CorrectionWeights()
+
+
+class Rounding(RecordingEngine):
+    """Gives log-probabilities in a dtype of its own."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def generate(self, prompts, sampling):
+        generated = super().generate(prompts, sampling)
+        return replace(generated, log_probs=generated.log_probs.to(self.dtype))
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "precision", "dtype"),
+    [
+        ("trainer", torch.bfloat16, "32-true", torch.float32),
+        ("trainer", torch.float32, "64-true", torch.float64),
+        ("sampler", torch.float16, "32-true", torch.float32),
+    ],
+)
+def test_the_trainer_keeps_its_precision_whatever_the_engines(tmp_path, model_folder, source, given, precision, dtype):
+    recorder = BatchRecorder()
+    module = ExactPolicy(model_folder, gmpo(penalties=[K3Penalty(0.1)]))
+    data = small_data(rollouts=Rounding(given), old_log_probs=source)
+    run = fitted(tmp_path, model_folder, module=module, data=data, callbacks=[recorder], precision=precision)
+    policy = recorder.batches[0].policy
+    assert {policy.old_log_probs.dtype, policy.ref_log_probs.dtype, policy.advantages.dtype} == {dtype}
+    if source == "trainer":
+        assert run.metrics["ratio/max"].item() == pytest.approx(1, abs=2e-5)
 
 
 def test_the_mismatch_is_logged(tmp_path, model_folder, model):
