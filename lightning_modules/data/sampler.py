@@ -21,6 +21,7 @@ from lightning_modules.model.policy import Policy
 from lightning_modules.model.rope import depends_on_length, fix_rope
 from lightning_modules.prompts import Example, Prompt, PromptFormat, PromptTokenizer
 from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters
+from lightning_modules.rollouts.returned import require_completions
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ class Sampler(CompletionSampler):
         def generate() -> _Generated:
             with context():
                 completions = self._engine.generate(request.prompts, request.parameters) if calls_engine else None
+            if completions is not None:
+                require_completions(completions, self._engine, len(request.prompts), request.parameters)
             return _Generated(completions, step, self._engine.metrics())
 
         return generate

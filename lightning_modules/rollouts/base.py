@@ -87,8 +87,8 @@ class RolloutEngine(ABC):
       moment. Every rank calls it, and weights may be sharded: an engine with a copy of its own takes them from
       `policy_weights(model)`, which every rank must go through to the end.
     - Implement `generate`. Return `samples_per_prompt` completions of each prompt, next to each other, in the order of
-      the prompts, on the CPU. The stop token belongs to its completion. The same prompts, seed and policy should give
-      the same completions. `temperature` 0 is greedy decoding.
+      the prompts, on the CPU. Each has at least one token, and is padded on the right; its stop token belongs to it.
+      The same prompts, seed and policy should give the same completions. `temperature` 0 is greedy decoding.
     - Return log-probabilities of the distribution that was sampled from, temperature applied. That rules out top-k.
       NaN where there is none; training then needs `old_log_probs: trainer`. `top_p` is below 1 in an evaluation only,
       which ignores the log-probabilities.
