@@ -34,7 +34,7 @@ from lightning_modules.option_help import prepare_import_paths
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.recorded_config import require_recordable
 from lightning_modules.resumption import accepted_changes, run_configuration, saved_configuration
-from lightning_modules.run_config import SaveFitConfig, checkpoint_folder, checkpoint_path, newest_config
+from lightning_modules.run_config import SaveFitConfig, checkpoint_folder, checkpoint_path, expand_user, newest_config
 from lightning_modules.run_folder import lock_run_folder
 
 _TRAINER_DEFAULTS = {
@@ -103,6 +103,12 @@ class PolicyCLI(LightningCLI):
             "as another learning rate, rather than refuse it.",
         )
         parser.link_arguments("resume_with_changes", "model.resume_with_changes")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments, and expand `~` in paths before anything reads them."""
+        super().parse_arguments(parser, args)
+        expand_user(self.config[self.config.subcommand])
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
@@ -50,6 +51,13 @@ class SaveFitConfig(SaveConfigCallback):
         return first == second
 
 
+def expand_user(config: Namespace) -> None:
+    """Replace `~` in the paths of run folder and checkpoint by the home folder, which shells do not do in a file."""
+    for name in ("trainer.default_root_dir", "ckpt_path"):
+        if config.get(name) is not None:
+            config[name] = os.path.expanduser(config[name])
+
+
 def checkpoint_path(config: Namespace) -> Path | None:
     """Return the local path of the checkpoint that a configuration resumes from, which need not exist; None without."""
     path = config.ckpt_path
@@ -60,7 +68,7 @@ def checkpoint_path(config: Namespace) -> Path | None:
 
 def checkpoint_folder(root: str | None) -> str:
     """Return the folder of the checkpoints of a run folder."""
-    return str(Path(root or ".") / "checkpoints")
+    return str(Path(root or ".").expanduser() / "checkpoints")
 
 
 def newest_config(folder: Path) -> Path:

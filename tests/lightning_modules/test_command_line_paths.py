@@ -132,6 +132,18 @@ def test_a_name_that_reads_as_another_value_is_a_path(folder, name):
     assert isinstance(resolved(f"--data.dataset={name}").datamodule.dataset, JSONLines)
 
 
+def test_a_home_folder_in_a_configuration_is_expanded_before_anything_reads_it(folder, monkeypatch):
+    """No shell expands it there, but Lightning does, in the run folder alone."""
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    lines = ["trainer: {default_root_dir: ~/runs/mine}", "ckpt_path: ~/runs/other/checkpoints/step-3.ckpt"]
+    (folder / "mine.yaml").write_text("\n".join(lines))
+    config = resolved("--config", "mine.yaml").config.fit
+    runs = folder / "home" / "runs"
+    assert config.trainer.default_root_dir == str(runs / "mine")
+    assert config.checkpoint.dirpath == str(runs / "mine" / "checkpoints")
+    assert config.ckpt_path == str(runs / "other" / "checkpoints" / "step-3.ckpt")
+
+
 def test_classes_are_named_as_ever(folder):
     (folder / "questions.jsonl").write_text('{"question": "1 + 1?"}\n')
     named = ["--data.dataset=lightning_modules.JSONLines", "--data.dataset.path=questions.jsonl"]
