@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, StrategyRegistry
 
+from aggregate_po.arguments import require_whole
 from lightning_modules.memory import GIB
 from lightning_modules.planning.memory_plan import Sharding
 
@@ -48,13 +49,13 @@ class TrainerSettings:
         """Read the arguments of a `Trainer`.
 
         Raises:
-            ValueError: an argument's value is not known here.
+            ValueError: an argument's value is not known here, or out of its range.
         """
         accelerator = arguments.get("accelerator", "auto")
         on_gpu = accelerator in _GPUS or (accelerator == "auto" and torch.cuda.is_available())
         if not on_gpu and accelerator not in ("auto", "cpu"):
             raise ValueError(f"`trainer.accelerator` is {accelerator!r}; a plan knows cpu and gpu.")
-        devices, num_nodes = _devices(arguments.get("devices", "auto"), on_gpu), int(arguments.get("num_nodes") or 1)
+        devices, num_nodes = _devices(arguments.get("devices", "auto"), on_gpu), _count(arguments, "num_nodes")
         strategy, sharding = _sharding(arguments.get("strategy", "auto"), devices, num_nodes)
         precision = str(arguments.get("precision"))
         precision = _ALIASES.get(precision, precision)
@@ -77,7 +78,7 @@ class TrainerSettings:
             sharding=sharding,
             strategy=strategy,
             precision=precision,
-            accumulate_grad_batches=int(arguments.get("accumulate_grad_batches") or 1),
+            accumulate_grad_batches=_count(arguments, "accumulate_grad_batches"),
         )
 
     @property
@@ -125,19 +126,37 @@ class TrainerSettings:
         return ASSUMED_GPU, "assumed, because there is no GPU here; pass --device_memory"
 
 
+def _count(arguments: Mapping[str, Any], name: str) -> int:
+    """Return a number of the trainer, which is 1 by default."""
+    number = arguments.get(name)
+    require_whole(1, **{f"trainer.{name}": number})
+    return 1 if number is None else int(number)
+
+
 def _devices(devices: Any, on_gpu: bool) -> int:
     """Return the number of devices on each node."""
     text = str(devices)
-    if isinstance(devices, list):
-        return len(devices)
     if text in ("auto", "-1"):
         return max(torch.cuda.device_count(), 1) if on_gpu else 1
+    number = _number_of(devices, text)
+    if number < 1:
+        raise ValueError(
+            f"`trainer.devices` is {devices!r}; pass a number from 1, a list of indices, or 'auto', which takes all "
+            "devices, as -1 does."
+        )
+    return number
+
+
+def _number_of(devices: Any, text: str) -> int:
+    """Return the number of devices that are listed or counted; 0 if the text says neither."""
+    if isinstance(devices, list):
+        return len(devices)
     if "," in text:
         return len([part for part in text.split(",") if part.strip()])
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"`trainer.devices` is {devices!r}; pass a number, a list of indices, or 'auto'.") from None
+        return 0
 
 
 def _sharding(strategy: Any, devices: int, num_nodes: int) -> tuple[str, Sharding]:

@@ -347,6 +347,12 @@ def test_precisions(precision, weights, autocast):
         ({"precision": "transformer-engine"}, "`trainer.precision` is 'transformer-engine'"),
         ({"accelerator": "tpu"}, "`trainer.accelerator` is 'tpu'"),
         ({"devices": "many"}, "`trainer.devices` is 'many'"),
+        ({"devices": 0}, "`trainer.devices` is 0; pass a number from 1"),
+        ({"devices": "-2"}, "`trainer.devices` is '-2'"),
+        ({"devices": []}, r"`trainer.devices` is \[\]"),
+        ({"num_nodes": 0}, "`trainer.num_nodes` is 0; pass a whole number, 1 or more"),
+        ({"accumulate_grad_batches": 0}, "`trainer.accumulate_grad_batches` is 0"),
+        ({"accumulate_grad_batches": -3}, "`trainer.accumulate_grad_batches` is -3"),
     ],
 )
 def test_what_a_plan_does_not_know_is_said(arguments, named):
