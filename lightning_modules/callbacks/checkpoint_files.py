@@ -13,6 +13,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 LAST = "last.ckpt"
@@ -65,10 +66,12 @@ def publish(path: Path, keep: int) -> None:
         part.unlink(missing_ok=True)
 
 
-def make_newest(path: Path) -> None:
-    """Let the checkpoint that a run resumes from outlast others, which may be damaged."""
-    if _NAME.fullmatch(path.resolve().name):
-        os.utime(path)
+def make_newest(path: Path, folder: Path) -> None:
+    """Let the checkpoint that a run resumes from outlast others of its folder, which may be damaged."""
+    path = path.resolve()
+    if path.parent == folder.resolve() and _NAME.fullmatch(path.name):
+        with suppress(OSError):  # a file of another user, which can be read alone
+            os.utime(path)
 
 
 def require_last(folder: Path) -> None:

@@ -151,7 +151,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self._interrupted is not None:  # something has caught the exception
             raise Interruption(self._interrupted)
         if trainer.is_global_zero and trainer.ckpt_path is not None and "://" not in str(trainer.ckpt_path):
-            make_newest(Path(trainer.ckpt_path))
+            make_newest(Path(trainer.ckpt_path), Path(self.dirpath or trainer.default_root_dir))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,6 +12,7 @@ from aggregate_po.advantages import GroupCentered
 from aggregate_po.penalties import K3Penalty, RatioVariance
 from aggregate_po.recipes import gmpo, grpo, tpo
 from lightning_modules import AtomicCheckpointIO, PolicyModule, RatioDeviationStop, RunCheckpoint, Sentences
+from lightning_modules.callbacks import checkpoint_files
 from lightning_modules.data.schemes import DynamicSampling
 from lightning_modules.rollouts import TransformersEngine
 from tests.lightning_modules.data.test_schemes import Counting
@@ -111,6 +112,18 @@ FREE = {
 @pytest.mark.parametrize("options", FREE.values(), ids=FREE.keys())
 def test_what_does_not_change_the_training_is_free(resumed, options):
     assert resumed(**options).trainer.global_step >= 5
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_checkpoint_need_not_be_writable(tmp_path, model_folder, monkeypatch, own):
+    def refused(path, *arguments, **options):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    run(tmp_path / "first", model_folder)
+    monkeypatch.setattr(checkpoint_files.os, "utime", refused)
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    folder = tmp_path / ("first" if own else "second")
+    assert run(folder, model_folder, ckpt_path=path, max_steps=4).trainer.global_step == 4
 
 
 def test_an_engine_may_get_other_arguments_but_not_become_another(resumed, tmp_path, model_folder):

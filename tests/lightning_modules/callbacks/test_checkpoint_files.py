@@ -91,9 +91,16 @@ def test_a_checkpoint_that_was_resumed_from_outlasts_a_damaged_one(tmp_path):
     first = saved(tmp_path, 1)
     saved(tmp_path, 2).write_bytes(b"")
     time.sleep(0.01)
-    make_newest(first)
+    make_newest(first, tmp_path)
     saved(tmp_path, 2)
     assert names(tmp_path) == ["last.ckpt", "step-1.ckpt", "step-2.2.ckpt"]
+
+
+def test_a_checkpoint_of_another_folder_is_left_as_it_is(tmp_path):
+    path = saved(tmp_path / "other", 1)
+    before = path.stat().st_mtime_ns
+    make_newest(path, tmp_path)
+    assert path.stat().st_mtime_ns == before
 
 
 def flipped(file, position):
