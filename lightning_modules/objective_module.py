@@ -28,7 +28,7 @@ from lightning_modules.model.sharding import full_tensor
 from lightning_modules.model.trained import TrainedPolicy
 from lightning_modules.optimizer import new_optimizer
 from lightning_modules.ratio_check import RatioCheck
-from lightning_modules.resumption import Resumption
+from lightning_modules.resumption import MODULE_STATE, Resumption, require_of_a_run
 from lightning_modules.schedules import Decay, scheduled
 from lightning_modules.seeding import random_state, restore_random_state
 from lightning_modules.tally import Tally
@@ -205,7 +205,7 @@ class ObjectiveModule(LightningModule, ABC):
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trained}
         checkpoint["configuration"] = self._resumption.configuration(self.trainer)
-        checkpoint["policy_module"] = {
+        checkpoint[MODULE_STATE] = {
             "lora": self.policy.form,
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -219,9 +219,11 @@ class ObjectiveModule(LightningModule, ABC):
         """Restore the state of the module; the random state follows in `on_train_start`, because set-up uses it.
 
         Raises:
-            ValueError: the checkpoint was saved with another form of weights, or with another configuration.
+            ValueError: the checkpoint was saved by another program, with another form of weights, or with another
+                configuration.
         """
-        state = checkpoint["policy_module"]
+        require_of_a_run(checkpoint, self.trainer.ckpt_path)
+        state = checkpoint[MODULE_STATE]
         self.policy.require_form(state["lora"])
         self._resumption.prepare(checkpoint, self.trainer)
         self._skipped_steps = state["skipped_steps"]

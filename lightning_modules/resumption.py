@@ -19,6 +19,7 @@ from lightning_modules.optimizer import OptimizerSettings
 from lightning_modules.rest_of_rollout import reason_to_drop
 
 _KEY = "configuration"
+MODULE_STATE = "policy_module"  # key of the state of an `ObjectiveModule`
 # What may change from one part of a run to the next, in addition to the flags of the trainer that are not listed below.
 _FREE = {
     "model.max_skipped_steps",
@@ -97,13 +98,31 @@ def run_configuration(trainer: Trainer, module: Any, data: Any) -> dict[str, Any
 
 
 def saved_configuration(path: Path) -> dict[str, Any] | None:
-    """Return what a file or a folder of shards says about its run, without its weights; None if it says nothing."""
+    """Return what a file or a folder of shards says about its run, without its weights; None if it says nothing.
+
+    Raises:
+        ValueError: it is the checkpoint of another program.
+    """
     file = path / "meta.pt" if path.is_dir() else path
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, UnpicklingError):  # one of another kind
         return None
+    require_of_a_run(checkpoint, path)
     return {_KEY: checkpoint[_KEY]} if _KEY in checkpoint else None
+
+
+def require_of_a_run(checkpoint: Any, path: object) -> None:
+    """Check that a checkpoint is that of a run, not of another program.
+
+    Raises:
+        ValueError: it has no state of a policy module.
+    """
+    if not isinstance(checkpoint, Mapping) or MODULE_STATE not in checkpoint:
+        raise ValueError(
+            f"`ckpt_path` is {str(path)!r}, which is no checkpoint of a run of this library; to begin a run with "
+            "weights from elsewhere, pass their folder or hub id as `model.model_name`."
+        )
 
 
 def configuration_of(model: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +222,7 @@ def _reason_to_drop(
     if not _names(found, _OBJECTIVE):
         return None
     # Checkpoints of before do not say it.
-    has_every_completion = checkpoint["policy_module"].get("trains_every_completion", False)
+    has_every_completion = checkpoint[MODULE_STATE].get("trains_every_completion", False)
     return reason_to_drop(remaining, objective, has_every_completion)
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule
 
 from aggregate_po import ArithmeticMean, GeometricMean, NestedMean, PolicyObjective
 from aggregate_po.advantages import GroupCentered
@@ -14,15 +14,28 @@ from aggregate_po.recipes import gmpo, grpo, tpo
 from lightning_modules import AtomicCheckpointIO, PolicyModule, RatioDeviationStop, RunCheckpoint, Sentences
 from lightning_modules.callbacks import checkpoint_files
 from lightning_modules.data.schemes import DynamicSampling
+from lightning_modules.resumption import saved_configuration
 from lightning_modules.rollouts import TransformersEngine
 from tests.lightning_modules.data.test_schemes import Counting
-from tests.lightning_modules.training import fitted, small_data, text_reward
+from tests.lightning_modules.training import fitted, quiet_trainer, small_data, text_reward
 
 SGD = functools.partial(torch.optim.SGD, lr=0.25)
 
 
 def other_reward(completion, example):
     return float(len(completion))
+
+
+class Foreign(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def run(folder, model_folder, module=(), data=(), callbacks=(), objective=None, **trainer):
@@ -124,6 +137,18 @@ def test_a_checkpoint_need_not_be_writable(tmp_path, model_folder, monkeypatch, 
     path = tmp_path / "first" / "checkpoints" / "last.ckpt"
     folder = tmp_path / ("first" if own else "second")
     assert run(folder, model_folder, ckpt_path=path, max_steps=4).trainer.global_step == 4
+
+
+def test_a_checkpoint_of_another_program_is_refused_by_name(tmp_path, model_folder):
+    path = tmp_path / "foreign.ckpt"
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(Foreign(), torch.utils.data.DataLoader(torch.ones(4, 1)))
+    trainer.save_checkpoint(path)
+    message = r"foreign.ckpt', which is no checkpoint of a run of this library.*`model.model_name`"
+    with pytest.raises(ValueError, match=message):  # before anything is loaded
+        saved_configuration(path)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "mine", model_folder, ckpt_path=path)
 
 
 def test_an_engine_may_get_other_arguments_but_not_become_another(resumed, tmp_path, model_folder):
