@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
@@ -15,6 +16,7 @@ from typing_extensions import override
 from lightning_modules.callbacks.checkpoint_files import LAST
 
 _RESUME_OPTIONS = ("ckpt_path", "resume_with_changes", "weights_only")
+_ADDED = re.compile(r"config-(?:(\d+)-)?from-.*\.yaml")  # older runs gave no numbers
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -30,16 +32,20 @@ class SaveFitConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration to the run folder, where `evaluate` looks for it, and send it to the loggers.
 
-        A resumed run keeps the first file, and writes another next to it if its configuration differs.
+        A resumed run keeps all files, and writes another next to them if its configuration differs from the newest.
         """
         for logger in trainer.loggers:
             logger.log_hyperparams(json.loads(self.parser.dump(self.config, skip_none=False, format="json")))
         file, resumed = Path(trainer.default_root_dir) / self.config_filename, checkpoint_path(self.config)
         file.parent.mkdir(parents=True, exist_ok=True)
         if resumed is not None and resumed.exists() and file.exists():
-            if self._is_unchanged(file):
+            newest = newest_config(file.parent)
+            if self._is_unchanged(newest):
                 return
-            file = file.with_name(f"config-from-{resumed.resolve().stem}.yaml")
+            file = file.with_name(f"config-{_order(newest)[0] + 1}-from-{resumed.resolve().stem}.yaml")
+        else:
+            for other in _added_configs(file.parent):
+                other.unlink()
         self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
 
     def _is_unchanged(self, file: Path) -> bool:
@@ -73,5 +79,15 @@ def checkpoint_folder(root: str | None) -> str:
 
 def newest_config(folder: Path) -> Path:
     """Return the configuration that the last part of a run had; a resume with another one adds a file."""
-    files = [folder / "config.yaml", *folder.glob("config-from-*.yaml")]
-    return max(files, key=lambda file: file.stat().st_mtime_ns)
+    return max(_added_configs(folder), key=_order, default=folder / "config.yaml")
+
+
+def _added_configs(folder: Path) -> list[Path]:
+    """Return the configurations that resumes have added, `config-2-from-step-50.yaml` and so on."""
+    return [file for file in folder.glob("config-*.yaml") if _ADDED.fullmatch(file.name)]
+
+
+def _order(file: Path) -> tuple[int, list[int]]:
+    """Return a key that rises with each resume: number and step; 1 is the number of files that have none."""
+    match = _ADDED.fullmatch(file.name)
+    return int(match[1] or 1) if match else 1, [int(digits) for digits in re.findall(r"\d+", file.name)]

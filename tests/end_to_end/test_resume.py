@@ -156,4 +156,4 @@ def test_a_changed_configuration_is_refused_or_applied(run, small_fit, tmp_path)
     rates = [float(row["learning_rate"]) for row in metrics(folder)[1:]]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-5])
     assert (folder / "config.yaml").read_text() == first
-    assert "learning_rate: 1.0e-05" in (folder / "config-from-step-3.yaml").read_text()
+    assert "learning_rate: 1.0e-05" in (folder / "config-2-from-step-3.yaml").read_text()
