@@ -23,10 +23,14 @@ class TokenParts(Protocol):
     suffix_weight: SuffixWeight | None
 
 
-def parts_of_tokens(parts: TokenParts) -> list[TokenAggregator | PrefixAggregate | SuffixWeight | RatioTransform]:
-    """Return those of these parts that an objective has."""
+def parts_without_weights(
+    parts: TokenParts,
+) -> list[TokenAggregator | PrefixAggregate | SuffixWeight | RatioTransform]:
+    """Return those of these parts that have no definition for tokens that count by weights."""
     chosen = (parts.suffix_weight, parts.prefix, parts.token_transform, parts.aggregator, parts.sequence_transform)
-    return [part for part in chosen if part is not None]
+    before = parts.token_transform
+    by_place = [before] if before is not None and before.reads_positions else []
+    return [*by_place, *(part for part in chosen if part is not None and not part.takes_mean_weights)]
 
 
 def require_weights_taken(parts: TokenParts, batch: PolicyBatch) -> None:
@@ -35,8 +39,8 @@ def require_weights_taken(parts: TokenParts, batch: PolicyBatch) -> None:
     Raises:
         ValueError: the batch has weights, and a part counts every token once.
     """
-    for part in parts_of_tokens(parts):
-        if batch.mean_weights is not None and not part.takes_mean_weights:
+    for part in parts_without_weights(parts):
+        if batch.mean_weights is not None:
             raise ValueError(
                 f"`mean_weights` has shape {tuple(batch.mean_weights.shape)}, but {part!r} counts every token once; "
                 "pass boolean weights, which are a mask, or a part that reads `tokens.mean_weights` and returns True "

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from aggregate_po.aggregators.base import EvaluatedAggregator, TokenAggregator
 from aggregate_po.batch import PerToken, PolicyBatch
-from aggregate_po.checks import parts_of_tokens, require_parts_of_tokens_only
+from aggregate_po.checks import parts_without_weights, require_parts_of_tokens_only
 from aggregate_po.gradient_weights import Evaluated, GradientWeights
 from aggregate_po.group_objectives import CompletionValues, GroupObjective, GroupTerms, group_terms
 from aggregate_po.normalizers import Normalizer, SequenceMean
@@ -112,7 +112,7 @@ class PolicyObjective:
     @property
     def takes_mean_weights(self) -> bool:
         """Whether tokens can count by `batch.mean_weights`; boolean weights, which are a mask, are always taken."""
-        return all(part.takes_mean_weights for part in parts_of_tokens(self))
+        return not parts_without_weights(self)
 
     def __call__(self, log_probs: PerToken, batch: PolicyBatch) -> Tensor:
         """Return the value of the objective, a scalar attached to the graph of `log_probs`.

@@ -45,7 +45,8 @@ class RatioTransform(ABC):
     - May override `derivative` with a closed form, which must equal the derivative of `__call__`. Without it, the
       derivative comes from autograd.
     - May override `saturated`, which is where the derivative is zero.
-    - Override `takes_mean_weights` to return False if the transform has no definition for tokens that count by weights.
+    - Override `takes_mean_weights` to return False if the transform has no definition for tokens that count by weights,
+      and `reads_positions` to return True if it reads `ratios.positions`.
     - May override `evaluate`; derive from `JointTransform` if value and derivative come from one computation.
 
     `aggregate_po.testing.check_transform` checks these requirements.
@@ -55,6 +56,14 @@ class RatioTransform(ABC):
     def takes_mean_weights(self) -> bool:
         """Whether the transform is defined for tokens with `mean_weights`, as each is that maps elements alone."""
         return True
+
+    @property
+    def reads_positions(self) -> bool:
+        """Whether the transform reads `ratios.positions`; before the mean, two copies of a token would differ in them.
+
+        An objective then refuses `mean_weights` for it as `token_transform`.
+        """
+        return False
 
     @abstractmethod
     def __call__(self, ratios: TokenRatios) -> Tensor:

@@ -126,7 +126,8 @@ class ScaledClip(Clip):
     r"""Another clip whose log bounds grow or shrink with the number of tokens in the ratio.
 
     Both bounds are multiplied by $n^q$. After the mean, $n$ is the length of the completion. Before it, $n$ is the
-    position of the token among the response tokens, which is the number of log ratios in a prefix aggregate.
+    position of the token among the response tokens, which is the number of log ratios in a prefix aggregate. Tokens
+    that count by weights have no position, so an objective refuses such weights for the clip before the mean.
 
     Args:
         clip: Clip that gives the bounds at $n = 1$.
@@ -155,6 +156,11 @@ class ScaledClip(Clip):
             raise TypeError(f"`clip` is {self.clip!r}; pass a subclass of Clip, such as PessimisticClip.log(0.4, 0.4).")
         if not abs(self.exponent) <= _LARGEST_POWER:
             raise ValueError(f"`exponent` is {self.exponent}; pass a number within +-{_LARGEST_POWER:g}.")
+
+    @property
+    @override
+    def reads_positions(self) -> bool:
+        return True
 
     @override
     def log_bounds(self, ratios: TokenRatios) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,11 @@ class Chain(JointTransform):
     def takes_mean_weights(self) -> bool:
         return all(transform.takes_mean_weights for transform in self.transforms)
 
+    @property
+    @override
+    def reads_positions(self) -> bool:
+        return any(transform.reads_positions for transform in self.transforms)
+
     @override
     def evaluate(self, ratios: TokenRatios) -> EvaluatedTransform:
         """Return the last value, the product of the derivatives, and True where any transform is saturated.
@@ -80,6 +85,11 @@ class StraightThrough(RatioTransform):
     @override
     def takes_mean_weights(self) -> bool:
         return self.transform.takes_mean_weights
+
+    @property
+    @override
+    def reads_positions(self) -> bool:
+        return self.transform.reads_positions
 
     @override
     def __call__(self, ratios: TokenRatios) -> Tensor:

@@ -212,6 +212,9 @@ class MeanRule(ExponentRule):
         return tokens.log_ratio.detach().mean(dim=-1)
 
 
+SCALED_CLIP = ScaledClip(PessimisticClip.log(0.1, 0.1), exponent=0.5)
+
+
 @pytest.mark.parametrize(
     ("objective", "name"),
     [
@@ -220,6 +223,8 @@ class MeanRule(ExponentRule):
         (PolicyObjective(ArithmeticMean(), StraightThrough(CompletionRatio(SelfDualMean()))), r"StraightThrough\(.*"),
         (PolicyObjective(ArithmeticMean(), prefix=PrefixProduct()), r"PrefixProduct\(\)"),
         (PolicyObjective(PowerMean(MeanRule())), r"PowerMean\(exponent=MeanRule\(\)\)"),
+        (PolicyObjective(GeometricMean(), SCALED_CLIP), r"ScaledClip\(.*\)"),
+        (PolicyObjective(GeometricMean(), Chain([StraightThrough(SCALED_CLIP)])), r"Chain\(.*ScaledClip.*\)"),
     ],
 )
 def test_parts_that_count_every_token_once_refuse_weights(objective, name):
@@ -232,6 +237,12 @@ def test_parts_that_count_every_token_once_refuse_weights(objective, name):
         method(log_probs, replace(batch, mean_weights=None))
         method(log_probs, replace(batch, mean_weights=WEIGHTS > 1))
     assert not objective.takes_mean_weights
+
+
+def test_a_clip_that_follows_the_length_takes_weights_after_the_mean():
+    objective = PolicyObjective(GeometricMean(), sequence_transform=SCALED_CLIP)
+    assert objective.takes_mean_weights
+    objective(*weighted_batch())
 
 
 def test_totals_of_weights():
