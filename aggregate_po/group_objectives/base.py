@@ -38,13 +38,19 @@ class CompletionValues:
 
     @property
     def table(self) -> Tensor:
-        """The values as the columns of one tensor, to be gathered over ranks; shape `batch column`; float64."""
-        return torch.stack([getattr(self, field.name).double() for field in fields(self)], dim=-1)
+        """The values as the columns of one tensor, to be gathered over ranks; shape `batch column`; float64.
+
+        The last column has the bits of the numbers of the groups, not the numbers, which float64 would round.
+        """
+        *values, groups = (getattr(self, field.name) for field in fields(self))
+        bits = groups.double() if groups.is_floating_point() else groups.long().view(torch.double)
+        return torch.stack([*(column.double() for column in values), bits], dim=-1)
 
     @classmethod
     def of(cls, tables: Sequence[Tensor]) -> CompletionValues:
         """Return the values of several `table`, such as those of all micro-batches and ranks, one after the other."""
-        return cls(*torch.cat(list(tables)).unbind(dim=-1))
+        *values, bits = torch.cat(list(tables)).unbind(dim=-1)
+        return cls(*(*values, bits.view(torch.long)))
 
 
 @dataclass(frozen=True)

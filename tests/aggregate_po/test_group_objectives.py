@@ -155,6 +155,17 @@ def test_a_step_may_be_split_within_groups(step, objective):
     assert abs(own_groups - expected) > 1e-3  # parts of groups are other groups
 
 
+@pytest.mark.parametrize(
+    "groups", [torch.tensor([2**53, 2**53 + 1, -1, 2**63 - 1, 2**63 - 2]), torch.tensor([0.0, 1.0, -2.0, 0.25, 0.5])]
+)
+def test_values_of_a_step_keep_any_numbers_of_groups_apart(groups):
+    """Integers above 2**53, such as hashes, are no numbers of float64, in which the values are gathered."""
+    values = CompletionValues(*torch.zeros(4, 5).double(), groups=groups)
+    found = CompletionValues.of([values.table, values.table]).groups
+    assert len(found.unique()) == 5
+    assert torch.equal(found[:5], found[5:])
+
+
 def test_factors_of_the_weights(step):
     """The advantage of a completion is the derivative of its group's value over its share of the group's weight."""
     log_probs, batch = step
