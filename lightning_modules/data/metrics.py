@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from typing import get_args
 
@@ -16,6 +17,7 @@ from aggregate_po.advantages.rounding import equal_up_to_rounding
 from aggregate_po.advantages.scored import filled, with_company
 from aggregate_po.corrections import log_mismatch
 from lightning_modules.data.groups import Groups
+from lightning_modules.distributed import gathered_values
 from lightning_modules.rewards import Cause, WeightedRewards
 from lightning_modules.tally import Tally
 
@@ -36,6 +38,7 @@ def rollout_metrics(
     """
     return {
         **completion_metrics(completion_tally(groups, rewards, functions).over_ranks(trainer)),
+        "reward_std": _deviation(torch.cat(gathered_values(rewards[groups.scored].double(), trainer))),
         **mismatch_metrics(mismatch.over_ranks(trainer)),
         **groups.metrics,
         "rollout/staleness": trainer.global_step - groups.policy_step,
@@ -61,7 +64,6 @@ def completion_tally(groups: Groups, rewards: PerCompletion, functions: Weighted
         scored=scored.sum(),
         failed=torch.tensor(sum(any(causes) for causes in groups.causes)),
         reward=counted.sum(),
-        squared_reward=counted.square().sum(),
         groups=torch.tensor(len(by_group)),
         compared_groups=present.sum(),
         group_std=_deviations(by_group, compared)[present].sum(),
@@ -76,7 +78,18 @@ def completion_tally(groups: Groups, rewards: PerCompletion, functions: Weighted
 def _deviations(by_group: Tensor, counted: Tensor) -> Tensor:
     """Return the unbiased standard deviation of the counted values of each group; shape `prompt`."""
     deviations = torch.where(counted, by_group - by_group.mean(dim=-1, keepdim=True), 0)
-    return (deviations.square().sum(dim=-1) / (counted.sum(dim=-1) - 1).clamp(min=1)).sqrt()
+    largest = deviations.abs().amax(dim=-1)  # its square could overflow
+    shares = deviations / torch.where(largest > 0, largest, 1).unsqueeze(-1)
+    return largest * (shares.square().sum(dim=-1) / (counted.sum(dim=-1) - 1).clamp(min=1)).sqrt()
+
+
+def _deviation(rewards: PerCompletion) -> float:
+    """Return the standard deviation of the rewards, correctly rounded: the same on any number of ranks, in any order.
+
+    From sums of squares it would have no digits left where rewards differ little, and none where these overflow.
+    """
+    values = rewards.tolist()
+    return statistics.pstdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _keys(name: str) -> tuple[str, str]:
@@ -106,7 +119,7 @@ def _failures(groups: Groups, functions: WeightedRewards) -> dict[str, float]:
 
 
 def completion_metrics(tally: Tally) -> dict[str, float]:
-    """Return metrics by name; `reward_std` is over all completions, `reward_group_std` the mean over groups.
+    """Return metrics by name; `reward_group_std` is the mean over groups.
 
     Rewards are those of the completions that have one.
 
@@ -122,12 +135,10 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
             f"({', '.join(f'{name}: {count:.0f}' for name, count in failures.items() if count)}), so there is nothing "
             "to learn from; see the warnings above, and correct the reward before you resume."
         )
-    mean = sums["reward"] / scored
     verdicts = {name.removeprefix(_VERDICTS): count for name, count in sums.items() if name.startswith(_VERDICTS)}
     return {
-        "reward": mean,
+        "reward": sums["reward"] / scored,
         "reward_group_std": sums["group_std"] / max(sums["compared_groups"], 1),
-        "reward_std": math.sqrt(max(sums["squared_reward"] / scored - mean * mean, 0.0)),
         "frac_reward_zero_std": sums["equal_groups"] / sums["groups"],
         "completions/mean_length": sums["tokens"] / completions,
         "completions/clipped_ratio": sums["truncated"] / completions,

@@ -524,6 +524,18 @@ def test_metrics_of_the_rollout(tmp_path, model_folder):
     assert totals.reward_std == pytest.approx(float(expected["reward_std"]))
 
 
+@pytest.mark.parametrize(("offset", "scale"), [(1e8, 1.0), (-1e12, 0.5), (0.0, 1e200)])
+def test_the_deviation_of_rewards_depends_on_neither_their_offset_nor_their_unit(tmp_path, model_folder, offset, scale):
+    """Mean squares minus a squared mean would have no digits left, or overflow."""
+    values = torch.tensor([1.0, 0.0, 0.0, 0.5, 2.0, 2.0, 2.0, 2.0]).double()
+    reward = listed_rewards((offset + scale * values).tolist())
+    data = small_data(reward=reward, rollouts=ScriptedEngine(LENGTHS), prompts_per_rollout=2)
+    run = rollout_of(tmp_path, model_folder, data=data)
+    assert run.batches[0].policy.totals.reward_std == pytest.approx(scale * float(values.std(correction=0)))
+    if scale < 1e38:  # metrics are logged in float32
+        assert run.metrics["reward_group_std"].item() == pytest.approx(scale * float(values[:4].std()) / 2)
+
+
 def test_rewards_reach_the_estimator_in_float64(tmp_path, model_folder):
     """Differences of 1e-9, which float32 does not have; advantages have the precision of the log-probabilities."""
     rewards = [1 + 1e-9, 1.0, 1.0, 1.0] * 2
