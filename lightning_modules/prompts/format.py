@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import TemplateError
 from jsonargparse.typing import register_type
 from transformers import PreTrainedTokenizerBase
+
+from lightning_modules.prompts.template_names import names_read
 
 _PLACE = "{prompt}"
 
@@ -83,7 +84,7 @@ class PromptFormat:
         """Check that the tokenizer has a chat template if one is used, and that it heeds the options.
 
         Raises:
-            ValueError: there is no chat template, or it ignores the system text or an argument.
+            ValueError: there is no chat template, it cannot be parsed, or it ignores the system text or an argument.
         """
         if not self.chat_template:
             return
@@ -92,18 +93,27 @@ class PromptFormat:
                 f"`chat_template` is True, but the tokenizer {tokenizer.name_or_path!r} has no chat template; "
                 "pass a model that has one, or chat_template=False."
             )
-        template = tokenizer.get_chat_template()
-        for name in self.chat_template_kwargs:
-            if not re.search(rf"\b{re.escape(name)}\b", template):
-                raise ValueError(
-                    f"`chat_template_kwargs` has {name!r}, which the chat template of {tokenizer.name_or_path!r} does "
-                    "not read; pass a name that it reads."
-                )
-        if self.system_prompt and self.system_prompt.strip() not in self._in_chat(tokenizer, "?"):
+        if self.chat_template_kwargs:
+            self._require_names_read(tokenizer)
+        if self.system_prompt and self._ignores_system(tokenizer):
             raise ValueError(
                 f"`system_prompt` is {self.system_prompt!r}, which the chat template of {tokenizer.name_or_path!r} "
                 "ignores; put it into the prompts."
             )
+
+    def _require_names_read(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        read = names_read(tokenizer.get_chat_template())
+        for name in self.chat_template_kwargs:
+            if name not in read:
+                raise ValueError(
+                    f"`chat_template_kwargs` has {name!r}, which the chat template of {tokenizer.name_or_path!r} does "
+                    f"not read; pass a name that it reads: {', '.join(sorted(read.difference(_FIXED))) or 'none'}."
+                )
+
+    def _ignores_system(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether another system text gives the same chat; a text alone might be a default, or occur elsewhere."""
+        other = replace(self, system_prompt=f"{self.system_prompt}?")
+        return self._in_chat(tokenizer, "?") == other._in_chat(tokenizer, "?")
 
     def formatted(self, tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mapping[str, str]]) -> str:
         """Return the text of a prompt in the template, with the marks of the chat template if one is used.

@@ -159,6 +159,47 @@ def test_what_the_chat_template_does_not_heed_is_refused_before_any_prompt(templ
         PromptTokenizer(tokenizer(template=template), form)
 
 
+READS = (
+    "{% macro turn(kind, text) %}{{ kind }}{{ text }}{% endmacro %}"
+    "{% for m in messages %}{% if m.role == 'stop' %}{% break %}{% endif %}"
+    "{% generation %}{{ turn(m.role, m.content) }}{{ mark }}{% endgeneration %}{% endfor %}"
+    "{% if level is not defined %}{% set level = 'low' %}{% endif %}{{ level }}"
+    "{% set style = style | default('plain') %}{{ style }}<think>{# shout #}"
+)
+
+
+@pytest.mark.parametrize("name", ["mark", "level", "style"])
+def test_an_argument_that_the_chat_template_reads_is_accepted(name):
+    encode = PromptTokenizer(tokenizer(template=READS), PromptFormat(True, None, {name: "!"}))
+    assert "!" in text(encode, "hi")
+
+
+@pytest.mark.parametrize("name", ["m", "turn", "kind", "content", "role", "think", "shout", "set", "plain"])
+def test_a_word_of_the_chat_template_that_is_no_argument_of_it_is_refused(name):
+    with pytest.raises(ValueError, match=f"has '{name}', which the chat template of .* does not read; pass .*mark"):
+        PromptTokenizer(tokenizer(template=READS), PromptFormat(True, None, {name: "!"}))
+
+
+def test_an_argument_for_a_chat_template_that_cannot_be_parsed_is_refused():
+    with pytest.raises(ValueError, match=r"the chat template cannot be parsed \(.*\); correct it"):
+        PromptTokenizer(tokenizer(template="{% for m in messages %}"), PromptFormat(True, None, {"mark": "!"}))
+
+
+@pytest.mark.parametrize("system", ["?", "user", ":"])
+def test_a_system_text_that_occurs_elsewhere_in_the_chat_is_refused_where_the_template_ignores_it(system):
+    template = "{% for m in messages if m.role == 'user' %}user {{ m.content }}{% endfor %}:"
+    with pytest.raises(ValueError, match=r"`system_prompt` is '.*', which the chat template of .* ignores"):
+        PromptTokenizer(tokenizer(template=template), PromptFormat(True, system))
+
+
+def test_a_system_text_that_the_template_has_by_default_is_accepted():
+    template = (
+        "{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% else %}Be brief.{% endif %}"
+        "{{ messages[-1].content }}"
+    )
+    assert text(PromptTokenizer(tokenizer(template=template), PromptFormat(True, "Be brief.\n")), "1") == "Be brief.1"
+
+
 def test_messages_need_a_chat_template():
     messages = [{"role": "user", "content": "hi"}]
     with pytest.raises(ValueError, match=r"^line 1: the prompt is a list of messages, but `chat_template` is False"):
