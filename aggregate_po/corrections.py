@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.arguments import require_numbers
 from aggregate_po.bounds import MAX_LOG_RATIO, bounded, log_ratio_of
 from aggregate_po.masked import masked_sum
 from aggregate_po.shapes import PerCompletion, PerToken
@@ -145,6 +146,7 @@ class _WithinBounds(SamplerCorrection):
     def __post_init__(self) -> None:
         if self.outside not in ("truncate", "mask"):
             raise ValueError(f'`outside` is {self.outside!r}; pass "truncate" or "mask".')
+        require_numbers(min_weight=self.min_weight, max_weight=self.max_weight)
         if not (0 <= self.min_weight <= self.max_weight and self.min_weight < math.inf and self.max_weight > 0):
             raise ValueError(
                 f"`min_weight` is {self.min_weight} and `max_weight` {self.max_weight}; pass two weights in this "

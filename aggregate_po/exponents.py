@@ -87,7 +87,7 @@ class LinearExponent(ExponentRule):
     duration: float = 1.0
 
     def __post_init__(self) -> None:
-        require_finite(start=self.start, end=self.end)
+        require_finite(start=self.start, end=self.end, duration=self.duration)
         if not 0 < self.duration <= 1:
             raise ValueError(f"`duration` is {self.duration}; pass a fraction of training, above 0 and at most 1.")
 

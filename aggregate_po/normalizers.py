@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
+from aggregate_po.arguments import require_numbers
 from aggregate_po.masked import divisor
 from aggregate_po.shapes import PerCompletion
 from aggregate_po.totals import StepTotals
@@ -85,6 +86,7 @@ class ConstantLength(Normalizer):
     length: float
 
     def __post_init__(self) -> None:
+        require_numbers(length=self.length)
         if not 0 < self.length < math.inf:
             raise ValueError(f"`length` is {self.length}; pass the maximum completion length in tokens, more than 0.")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from typing_extensions import override
 
-from aggregate_po.arguments import require_non_negative, require_positive
+from aggregate_po.arguments import require_non_negative, require_numbers, require_positive
 from aggregate_po.batch import PerToken
 from aggregate_po.scans import linear_recurrence
 from aggregate_po.shapes import require_shape
@@ -95,6 +95,7 @@ class DiscountedFuture(SuffixWeight):
     def __post_init__(self) -> None:
         require_positive(half_life=self.half_life, max_weight=self.max_weight)
         require_non_negative(min_weight=self.min_weight)
+        require_numbers(max_ratio=self.max_ratio, cap_from=self.cap_from)
         for name in ("max_ratio", "cap_from"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; pass a positive ratio, or `inf`.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from aggregate_po.arguments import require_finite
+from aggregate_po.arguments import require_finite, require_numbers
 from aggregate_po.masked import masked_length, masked_softmax
 from aggregate_po.shapes import PerToken
 
@@ -68,6 +68,7 @@ class TopEntropy(TokenWeighting):
     share: float = 0.2
 
     def __post_init__(self) -> None:
+        require_numbers(share=self.share)
         if not 0 < self.share <= 1:
             raise ValueError(f"`share` is {self.share}; pass the fraction of tokens to train on, above 0, at most 1.")
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards
 from aggregate_po.advantages.rounding import Grouped, without_rounding
 from aggregate_po.advantages.statistics import centered, power_of_two, ratio, spread
-from aggregate_po.arguments import require_non_negative
+from aggregate_po.arguments import require_non_negative, require_numbers
 from aggregate_po.batch import PerCompletion, PerToken
 
 
@@ -106,6 +106,7 @@ class WhitenedReturns(AdvantageEstimator):
     variance_delta: float = 1e-8
 
     def __post_init__(self) -> None:
+        require_numbers(discount=self.discount)
         if not 0 <= self.discount <= 1:
             raise ValueError(f"`discount` is {self.discount}; pass a number from 0 to 1, 1 for none.")
         require_non_negative(variance_delta=self.variance_delta)

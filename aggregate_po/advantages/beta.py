@@ -11,6 +11,7 @@ from typing_extensions import override
 from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards
 from aggregate_po.advantages.rounding import Grouped
 from aggregate_po.advantages.statistics import centered
+from aggregate_po.arguments import require_numbers
 from aggregate_po.batch import PerCompletion
 
 _MAX_WEIGHT = 1e6
@@ -54,6 +55,8 @@ class BetaNormalized(AdvantageEstimator):
     reward_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        for end in self.reward_range or ():
+            require_numbers(reward_range=end)
         if self.reward_range is not None and not -math.inf < self.reward_range[0] < self.reward_range[1] < math.inf:
             raise ValueError(
                 f"`reward_range` is {self.reward_range}; pass the smallest and the largest reward, in this order and "

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from aggregate_po.advantages.base import AdvantageEstimator, GroupedRewards
 from aggregate_po.advantages.statistics import ratio
-from aggregate_po.arguments import require_non_negative, require_whole
+from aggregate_po.arguments import require_non_negative, require_numbers, require_whole
 from aggregate_po.batch import PerToken
 from aggregate_po.masked import divisor, masked_max, masked_mean, masked_sum
 from aggregate_po.scans import linear_recurrence
@@ -56,6 +56,7 @@ class StepValues(AdvantageEstimator):
     delta: float = 1e-4
 
     def __post_init__(self) -> None:
+        require_numbers(discount=self.discount)
         if not 0 <= self.discount <= 1:
             raise ValueError(f"`discount` is {self.discount}; pass a number from 0 to 1, 1 for none.")
         require_non_negative(absolute=self.absolute, delta=self.delta)

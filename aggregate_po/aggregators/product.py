@@ -6,6 +6,7 @@ import torch
 from typing_extensions import override
 
 from aggregate_po.aggregators.base import TokenAggregator
+from aggregate_po.arguments import require_numbers
 from aggregate_po.batch import PerCompletion, PerToken
 from aggregate_po.masked import divisor, masked_sum
 from aggregate_po.token_ratios import TokenRatios
@@ -60,6 +61,7 @@ class LengthScaledProduct(TokenAggregator):
     length_exponent: float
 
     def __post_init__(self) -> None:
+        require_numbers(length_exponent=self.length_exponent)
         if not 0 <= self.length_exponent <= 1:
             raise ValueError(
                 f"`length_exponent` is {self.length_exponent}; pass a number from 0, the product, to 1, the geometric "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.arguments import require_numbers
 from aggregate_po.batch import PerToken
 from aggregate_po.prefixes.base import PrefixAggregate
 from aggregate_po.scans import linear_recurrence
@@ -43,6 +44,7 @@ class PrefixKalmanFilter(PrefixAggregate):
     prior_variance: float = 0.0
 
     def __post_init__(self) -> None:
+        require_numbers(**vars(self))
         for name, variance in vars(self).items():
             if not variance >= 0:
                 raise ValueError(f"`{name}` is {variance}; pass 0 or more, or `inf`.")

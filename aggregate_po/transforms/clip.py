@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from aggregate_po.arguments import require_non_negative
+from aggregate_po.arguments import require_non_negative, require_numbers
 from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.base import EvaluatedTransform, JointTransform
 
@@ -154,6 +154,7 @@ class ScaledClip(Clip):
     def __post_init__(self) -> None:
         if not isinstance(self.clip, Clip):
             raise TypeError(f"`clip` is {self.clip!r}; pass a subclass of Clip, such as PessimisticClip.log(0.4, 0.4).")
+        require_numbers(exponent=self.exponent)
         if not abs(self.exponent) <= _LARGEST_POWER:
             raise ValueError(f"`exponent` is {self.exponent}; pass a number within +-{_LARGEST_POWER:g}.")
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from aggregate_po.arguments import require_numbers
 from aggregate_po.token_ratios import TokenRatios
 from aggregate_po.transforms.clip import Clip
 
@@ -29,6 +30,7 @@ class TwoSidedClip(Clip):
     max_ratio: float = math.inf
 
     def __post_init__(self) -> None:
+        require_numbers(min_ratio=self.min_ratio, max_ratio=self.max_ratio)
         if not (0 <= self.min_ratio <= self.max_ratio and self.min_ratio < math.inf and self.max_ratio > 0):
             raise ValueError(
                 f"`min_ratio` is {self.min_ratio} and `max_ratio` {self.max_ratio}; pass two ratios in this order, "
@@ -58,6 +60,7 @@ class NegativeCap(Clip):
     max_ratio: float = 3.0
 
     def __post_init__(self) -> None:
+        require_numbers(max_ratio=self.max_ratio)
         if not 1 < self.max_ratio < math.inf:
             raise ValueError(f"`max_ratio` is {self.max_ratio}; pass a ratio above 1, and a finite one.")
 

@@ -1,4 +1,4 @@
-"""A number that is infinite or NaN is refused by the name of its argument."""
+"""A number that is infinite or NaN, and what is no number, is refused by the name of its argument."""
 
 import inspect
 import math
@@ -52,3 +52,13 @@ def test_a_number_that_is_not_finite_is_refused_by_name(argument, number):
         argument.given(value)
     if inspect.isclass(argument.owner):
         assert f"`{argument.name}` is" in str(refused.value) or f"`{argument.name}` {number}" in str(refused.value)
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_what_is_no_number_is_refused_by_name(argument):
+    """The name is that of the part which a recipe hands its argument to."""
+    value = (0.0, "a") if argument.name == "reward_range" else "a"
+    with pytest.raises((TypeError, ValueError), match=r"^`\w+` is 'a'; pass ") as refused:
+        argument.given(value)
+    if inspect.isclass(argument.owner):
+        assert f"`{argument.name}` is" in str(refused.value)
