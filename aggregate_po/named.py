@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from importlib import import_module
+import sysconfig
+import traceback
 from typing import Any
 
 from aggregate_po import recipes
 from aggregate_po.aggregators import TokenAggregator
 from aggregate_po.objective import PolicyObjective
+
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def objective_of(name: str, **arguments: Any) -> PolicyObjective:
@@ -52,10 +56,26 @@ def _recipe(name: str) -> Any:
 def _imported(path: str) -> Any:
     module, _, attribute = path.rpartition(".")
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a file that is imported may raise any
         remedy = "pass the path of a class, function or object that Python can import"
-        raise ValueError(f"`name` is {path!r}, which cannot be imported: {error}; {remedy}.") from error
+        raise ValueError(f"`name` is {path!r}, which cannot be imported: {_said(error)}; {remedy}.") from error
+
+
+def _said(error: Exception) -> str:
+    """Return the message of an import's error, with the file and the line that it comes from."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_a_file(frame.filename)]
+    if not frames:
+        return str(error)
+    last = ([frame for frame in frames if not frame.filename.startswith(_INSTALLED)] or frames)[-1]
+    return f"{type(error).__name__}: {error} (raised in {last.filename}, line {last.lineno})"
+
+
+def _is_of_a_file(filename: str) -> bool:
+    """Whether code is of a file that was imported, rather than of the import itself."""
+    return not filename.startswith("<") and filename not in (__file__, importlib.__file__)
 
 
 def _called(function: Any, name: str, arguments: dict[str, Any]) -> Any:

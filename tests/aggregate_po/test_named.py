@@ -78,6 +78,28 @@ def test_what_is_no_objective_is_refused(name, message):
         objective_of(name)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:\n    pass\n", r"SyntaxError: .*{file}, line 1"),
+        ("\nscale = 1 / 0\n", r"ZeroDivisionError: division by zero \(raised in .*{file}, line 2\)"),
+        (
+            "import nowhere_at_all\n",
+            r"ModuleNotFoundError: No module named 'nowhere_at_all' \(raised in .*{file}, line 1\)",
+        ),
+        ("import json\n\njson.loads('{{')\n", r"JSONDecodeError: .* \(raised in .*{file}, line 3\)"),
+        ("def __getattr__(name):\n    raise KeyError(name)\n", r"KeyError: 'f' \(raised in .*{file}, line 2\)"),
+    ],
+)
+def test_an_error_of_a_file_that_is_imported_names_the_file_and_the_line(tmp_path, monkeypatch, request, text, message):
+    module = f"broken_{abs(hash(request.node.name))}"
+    (tmp_path / f"{module}.py").write_text(text.replace("{{", "{"))
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = message.replace("{file}", rf"{module}\.py")
+    with pytest.raises(ValueError, match=rf"^`name` is '{module}\.f', which cannot be imported: {expected}.*; pass "):
+        objective_of(f"{module}.f")
+
+
 def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"`arguments` of 'gmpo' are \{'clip': 0.2\}: got an unexpected .*'clip'"):
         objective_of("gmpo", clip=0.2)
