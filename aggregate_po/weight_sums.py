@@ -104,10 +104,10 @@ class GradientWeightSums:
         counts = torch.zeros(len(_BINS), dtype=torch.double, device=mask.device)
         counts = counts.index_add(0, bins, mask.flatten().double())
         minima = (
-            torch.where(mask, ratio, torch.inf).min(),
-            torch.where(known, chosen, torch.inf).min(),
-            -torch.where(mask, ratio, 0).max(),
-            torch.where(known, -chosen, torch.inf).min(),
+            _smallest(torch.where(mask, ratio, torch.inf)),
+            _smallest(torch.where(known, chosen, torch.inf)),
+            _smallest(torch.where(mask, -ratio, 0), of_none=0.0),
+            _smallest(torch.where(known, -chosen, torch.inf)),
         )
         return cls(
             torch.cat([torch.stack([values[name].double() for name in _SUMS]), counts]),
@@ -167,3 +167,8 @@ class GradientWeightSums:
                 "exponent/max": torch.where(none, torch.nan, exponent_max),
             }
         return metrics
+
+
+def _smallest(values: Tensor, of_none: float = torch.inf) -> Tensor:
+    """Return the smallest value, or that of none, which is never smaller; a batch may have neither rows nor tokens."""
+    return torch.cat([values.flatten(), values.new_full((1,), of_none)]).min()

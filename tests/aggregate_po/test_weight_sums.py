@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aggregate_po import GradientWeightSums, PolicyBatch
+from aggregate_po import GradientWeightSums, PolicyBatch, StepTotals
 from aggregate_po.recipes import gmpo, grpo, pmpo
 
 
@@ -52,6 +52,17 @@ def test_values_of_the_step():
     clipped = grpo().gradient_weights(log_probs, batch).clipped.sum() / batch.response_mask.sum()
     assert float(metrics["clip_ratio/region_mean"]) == pytest.approx(float(clipped))
     assert clipped > 0.1
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("objective", [grpo(), pmpo()], ids=["grpo", "pmpo"])
+def test_an_empty_batch_adds_nothing(objective, shape):
+    log_probs = torch.zeros(shape).double()
+    batch = PolicyBatch(log_probs, torch.ones(shape), torch.ones(shape[0]).double(), StepTotals(1, 1))
+    evaluated = objective.evaluate(log_probs, batch)
+    empty = GradientWeightSums.of(evaluated.weights, log_probs, batch, evaluated.exponents)
+    assert math.isnan(empty.metrics()["ratio/max"])
+    torch.testing.assert_close((sums_of(objective) + empty).metrics(), sums_of(objective).metrics())
 
 
 def test_nothing_counted_is_not_a_number():
