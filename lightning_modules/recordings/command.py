@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ActionYesNo, Namespace
+from jsonargparse.typing import register_type
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
@@ -34,13 +35,29 @@ _DESCRIPTION = (
     "recording alone. Neither checkpoints nor metrics are written, and nothing in the run folder changes."
 )
 _OPTIONS = {
-    "run": "Folder of a run to record from its last checkpoint, in place of --config and --ckpt_path.",
+    "run": "Folder of a run to record from its last checkpoint, in place of --config and --ckpt_path; not in a file.",
     "rollouts": "Number of rollouts to record.",
     "output": "Folder to write, which must not exist.",
     "reference": "Whether to record log-probabilities under the start model, for objectives with a KL penalty.",
     "every_completion": "Whether to record completions of advantage 0 in the optimizer steps too, for objectives with "
     "a penalty or a group objective. They cost a forward and a backward pass, and do not change the training.",
 }
+
+
+class RunFolder(str):
+    """Folder of a run on the command line, where `with_run` replaces it before the arguments are parsed."""
+
+
+def _refused(value: object) -> str:
+    """Refuse a run that is not on the command line.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"`run` is {value!r} in a configuration file; pass --run on the command line instead.")
+
+
+register_type(RunFolder, deserializer=_refused)
 
 
 class RecordCLI(PolicyCLI):
@@ -50,7 +67,7 @@ class RecordCLI(PolicyCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments of the recording."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--run", type=str | None, default=None, help=_OPTIONS["run"])
+        parser.add_argument("--run", type=RunFolder | None, default=None, help=_OPTIONS["run"])
         parser.add_argument("--rollouts", type=int, default=1, help=_OPTIONS["rollouts"])
         parser.add_argument("--output", type=str, required=True, help=_OPTIONS["output"])
         for name in ("reference", "every_completion"):
@@ -156,8 +173,11 @@ def with_run(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: the run has neither.
+        ValueError: there are several runs.
     """
     words = [word for argument in arguments for word in _split(argument)]
+    if (count := words.count("--run")) > 1:
+        raise ValueError(f"`run` is given {count} times; pass --run once, and record each run into its own folder.")
     if "--run" not in words[:-1]:
         return list(arguments)
     place = words.index("--run")

@@ -145,6 +145,20 @@ def test_other_arguments_follow_those_of_the_run(finished):
     assert with_run(["--rollouts", "2"]) == ["--rollouts", "2"]
 
 
+@pytest.mark.parametrize("words", [["--run", "b"], ["--run=b"], ["--run=a"]])
+def test_a_second_run_is_refused(words):
+    with pytest.raises(SystemExit, match=r"^error: `run` is given 2 times; pass --run once, and record each run"):
+        record_command(["--run=a", *words, "--output=recording"])
+
+
+def test_a_run_in_a_configuration_file_is_refused(tmp_path, capsys):
+    file = tmp_path / "record.yaml"
+    file.write_text("run: some_run\noutput: recording\n")
+    with pytest.raises(SystemExit):
+        record_command([f"--config={file}"])
+    assert "`run` is 'some_run' in a configuration file; pass --run on the command" in capsys.readouterr().err
+
+
 def test_the_command_is_one_of_the_library(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aggregate-po", "record", "--help"])
     with pytest.raises(SystemExit):
