@@ -95,6 +95,11 @@ class ServerClient:
         if not _is_address(url):
             raise ValueError(f"`urls` has {url.rpartition('@')[2]!r}; pass addresses such as http://127.0.0.1:8000.")
         self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.path:  # requests have routes of their own
+            raise ValueError(
+                f"`urls` has {url!r}, which has a path; pass '{parts.scheme}://{parts.netloc}', without it."
+            )
         self._token_variable, self._timeout = token_variable, timeout
 
     def state(self, timeout: float = math.inf) -> ServerState:
