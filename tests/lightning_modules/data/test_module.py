@@ -17,6 +17,7 @@ from lightning_modules import tally as tally_file
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.callbacks.report import RunReport, print_table
 from lightning_modules.data import advantages as advantages_file
+from lightning_modules.data import metrics as metrics_file
 from lightning_modules.data.evaluation import EvaluationLoader
 from lightning_modules.rollouts import Completions
 from tests.lightning_modules.training import (
@@ -234,6 +235,7 @@ def test_ranks_share_the_prompts_and_draw_with_seeds_of_their_own(tmp_path, mode
                 # As if the other rank had generated the same.
                 for file in (advantages_file, tally_file):
                     patched.setattr(file, "gathered_over_ranks", lambda rows, trainer: rows.repeat(2, 1))
+                patched.setattr(metrics_file, "gathered_values", lambda rewards, trainer: [rewards, rewards])
             fitted(tmp_path, model_folder, data=small_data(rollouts=engines[-1]))
     alone, first, second = engines
     assert first.prompts[0] == alone.prompts[0][0::2]
