@@ -66,28 +66,34 @@ def rates(generator, mean, concentration, problems):
     return [generator.betavariate(mean * concentration, (1 - mean) * concentration) for _ in range(problems)]
 
 
+def coverage(estimates):
+    """Share of pairs of an estimate and the true value whose interval contains it."""
+    return fmean(estimate.low <= true <= estimate.high for estimate, true in estimates)
+
+
 @pytest.mark.parametrize("mean", [0.05, 0.3, 0.7])
 @pytest.mark.parametrize(("problems", "samples", "concentration"), [(30, 1, 1.0), (30, 16, 0.3), (300, 4, 2.0)])
 def test_intervals_of_the_mean_cover_at_their_level(mean, problems, samples, concentration):
     generator = random.Random(0)
-    covered = 0
-    for _ in range(1000):
-        estimate = avg_at_k(sampled(generator, samples, rates(generator, mean, concentration, problems)))
-        covered += estimate.low <= mean <= estimate.high
+
+    def one():
+        return avg_at_k(sampled(generator, samples, rates(generator, mean, concentration, problems))), mean
+
     # With few problems the interval is wider than it need be; with many it covers at its level.
-    assert 0.93 <= covered / 1000 <= (0.999 if problems < 100 else 0.97)
+    assert 0.93 <= coverage(one() for _ in range(1000)) <= (0.999 if problems < 100 else 0.97)
 
 
-@pytest.mark.parametrize("mean", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("mean", [0.02, 0.1, 0.3, 0.7])
 @pytest.mark.parametrize(("problems", "samples", "concentration"), [(30, 4, 1.0), (30, 16, 2.0), (100, 2, 2.0)])
 def test_intervals_over_samples_cover_the_mean_of_these_problems(mean, problems, samples, concentration):
     generator = random.Random(0)
-    covered = 0
-    for _ in range(500):
+
+    def one():
         these = rates(generator, mean, concentration, problems)
-        estimate = avg_at_k_over_samples(sampled(generator, samples, these))
-        covered += estimate.low <= fmean(these) <= estimate.high
-    assert 0.925 <= covered / 500 <= 0.98
+        return avg_at_k_over_samples(sampled(generator, samples, these)), fmean(these)
+
+    # The docstring says that it covers less often where hardly any completion is right.
+    assert (0.84 if mean < 0.1 else 0.92) <= coverage(one() for _ in range(500)) <= 0.98
 
 
 def test_the_interval_over_samples_is_that_within_problems():
