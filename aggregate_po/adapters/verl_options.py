@@ -53,6 +53,6 @@ def require_defaults_of_actor(actor: Any) -> None:
 
 def _refuse(name: str, value: object, default: object, remedy: str) -> None:
     raise ValueError(
-        f"`{name}` is {value}, which losses of verl read that the objective replaces; {remedy}, and leave it at "
+        f"`{name}` is {value!r}, which losses of verl read that the objective replaces; {remedy}, and leave it at "
         f"{default}."
     )
