@@ -21,9 +21,10 @@ _NO_COUNTERPART = "pass nothing in its place, because its loss selects tokens of
 _OF_LOSS: Mapping[str, str] = {
     **dict.fromkeys(("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"), _NO_COUNTERPART),
     "dro_beta": "pass dro with `coefficient`",
+    "rollout_correction": "set `algorithm.rollout_correction`, whose weights reach the objective without `bypass_mode`",
 }
-# Fields of the policy loss that are read here, or by verl outside its losses.
-_READ = ("loss_mode", "rollout_correction")
+# Fields of the policy loss that are read here.
+_READ = ("loss_mode",)
 
 
 def require_defaults_of_loss(settings: PolicyLossConfig) -> None:

@@ -18,7 +18,7 @@ from tests.peers import require_peers
 
 require_peers("verl")
 
-from verl.trainer.config import AlgoConfig
+from verl.trainer.config import AlgoConfig, RolloutCorrectionConfig
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn, get_policy_loss_fn
 from verl.workers.config import ActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
@@ -201,9 +201,14 @@ def test_a_micro_batch_without_a_token_has_no_gradient_and_no_diagnostics(object
         ({"objective": ArithmeticMean()}, TypeError, "pass a PolicyObjective"),
         ({"correction": "both"}, ValueError, "`correction` is 'both'"),
         ({"clip_cov_ratio": 0.5}, ValueError, "`clip_cov_ratio` is 0.5, which losses of verl read"),
+        (
+            {"rollout_correction": RolloutCorrectionConfig(rollout_is="token")},
+            ValueError,
+            "`rollout_correction` is RolloutCorrectionConfig.*; set `algorithm.rollout_correction`.* leave it at",
+        ),
         ({"loss_mode": "gspo"}, ValueError, "`loss_mode` is 'gspo', but the objective is the loss"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_verl_cannot_give_is_refused_at_once(settings, error, message):
     with pytest.raises(error, match=message):
