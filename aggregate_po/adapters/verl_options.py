@@ -54,6 +54,6 @@ def require_defaults_of_actor(actor: Any) -> None:
 
 def _refuse(name: str, value: object, default: object, remedy: str) -> None:
     raise ValueError(
-        f"`{name}` is {value!r}, which losses of verl read that the objective replaces; {remedy}, and leave it at "
-        f"{default}."
+        f"`{name}` is {value!r}; {remedy}, and leave it at {default}: the objective replaces the losses of verl that "
+        "read it."
     )

@@ -200,7 +200,11 @@ def test_a_micro_batch_without_a_token_has_no_gradient_and_no_diagnostics(object
         ({"objective": gmpo(), "arguments": {"log_clip": 1}}, ValueError, "`objective` is no name"),
         ({"objective": ArithmeticMean()}, TypeError, "pass a PolicyObjective"),
         ({"correction": "both"}, ValueError, "`correction` is 'both'"),
-        ({"clip_cov_ratio": 0.5}, ValueError, "`clip_cov_ratio` is 0.5, which losses of verl read"),
+        (
+            {"clip_cov_ratio": 0.5},
+            ValueError,
+            "`clip_cov_ratio` is 0.5; pass nothing in its place.*: the objective replaces",
+        ),
         (
             {"rollout_correction": RolloutCorrectionConfig(rollout_is="token")},
             ValueError,
@@ -231,7 +235,9 @@ def test_an_option_of_the_actor_that_the_objective_replaces_is_refused(name):
     value, remedy = ACTOR[name]
     config = configuration(ObjectiveLossConfig(objective="gmpo"), STEP.batch.totals, **{name: value})
     arguments = STEP.batch.old_log_probs, STEP.log_probs, per_token(STEP.batch.advantages, STEP.log_probs)
-    with pytest.raises(ValueError, match=rf"`actor.{name}` is {value}, .*; pass .*{remedy}.*, and leave it at "):
+    with pytest.raises(
+        ValueError, match=rf"`actor.{name}` is {value}; pass .*{remedy}.*, and leave it at .*: the objective"
+    ):
         get_policy_loss_fn(NAME)(*arguments, STEP.batch.response_mask, config=config)
 
 
