@@ -93,6 +93,7 @@ class Expected:
     prompts: int = 128
     updates: int = 8
     prompt_length: int = 1024
+    draft: int = 0  # tokens that a second prompt has more
     length: int = 3000
     temperature: float = 1.0
     truncated: str = "zero_reward"
@@ -120,7 +121,7 @@ EXPECTED = {
     "igrpo": replace(
         COMMON,
         group_size=4,
-        prompt_length=1024 + 4096 + 384,  # the prompt of the second stage has a draft, and says what it is
+        draft=4096 + 384,  # and the words around it
         length=4096,
         temperature=0.7,
         schemes=("DraftRefinement",),

@@ -159,7 +159,7 @@ def test_a_row_has_the_objective_and_the_sizes_of_its_paper(row, folder):
     )
     assert (data.max_prompt_length, data.max_completion_length) == (expected.prompt_length, expected.length)
     assert data.temperature == expected.temperature
-    assert data.rollouts.max_model_length >= expected.prompt_length + expected.length
+    assert data.rollouts.max_model_length >= expected.prompt_length + expected.draft + expected.length
     assert data.truncated == expected.truncated
     assert (data.old_log_probs, data.kl_in_reward) == ("trainer", 0.0)
     assert [(type(p).__name__, p.coefficient) for p in policy.objective.penalties] == list(expected.penalties)
@@ -257,6 +257,14 @@ def test_answers_are_graded(folder):
     finally:
         rewards.close()
     assert scores.components.tolist() == [[0.0], [1.0]]
+
+
+def test_the_options_for_an_evaluation_of_igrpo_leave_room_for_a_prompt(folder):
+    data = run(arguments("igrpo-r1-7b"), ResolvingCLI).datamodule
+    options = dict(re.findall(r"`--(max_completion_length|rollouts.max_model_length) (\d+)`", PAGE))
+    assert int(options["max_completion_length"]) == data.max_completion_length
+    room = int(options["rollouts.max_model_length"]) - data.max_completion_length
+    assert room >= data.max_prompt_length
 
 
 def test_igrpo_rewards_the_answer_and_the_tags(folder):
