@@ -182,11 +182,12 @@ class AdaptiveClip(OneSidedClip):
     r"""The clip of PPO with an upper bound that widens as rewards become high and steady.
 
     The ratio is at least `1 - clip_low`. The distance of the upper bound from 1 is interpolated between `clip_high_min`
-    and `clip_high_max` by $\tanh(\mu_R / \sigma_R)$, from mean and standard deviation of the rewards of the rollout.
+    and `clip_high_max` by $\max(0, \tanh(\mu_R / \sigma_R))$, from mean and standard deviation of the rewards of the
+    rollout.
 
     Args:
         clip_low: Ratios are clipped at `1 - clip_low` where the advantage is negative.
-        clip_high_min: Distance of the upper bound from 1 at mean reward 0.
+        clip_high_min: Distance of the upper bound from 1 at mean reward 0 or less.
         clip_high_max: Distance of the upper bound from 1 as $\mu_R / \sigma_R$ becomes large.
 
     Raises:

@@ -163,8 +163,8 @@ class CPS(Dynamics):
 
     so the coefficients of sample and noise are those of the path at $t'$. The marginals are exact in any number of
     steps if the target is a single point. For a target with spread they have too little variance, also in the limit of
-    many steps, because $\hat x_0$ is a mean: for a standard normal target the samples have the variance 0.65 at the
-    default. The last step, to $t' = 0$, is deterministic.
+    many steps, because $\hat x_0$ is a mean: for a standard normal target and the default, the samples have the
+    variance 0.52 with ten uniform steps, and 0.65 with very many. The last step, to $t' = 0$, is deterministic.
 
     The transition has the density of this Gaussian; the authors' code replaces its log by the negative squared distance
     to the mean, without the factor $1 / (2 s^2)$.

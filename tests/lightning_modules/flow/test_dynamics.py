@@ -133,6 +133,7 @@ def test_replaced_noise_narrows_a_target_with_spread():
     """Also in the limit of many steps; with less noise it is narrowed less."""
     variances = [moments_of_samples(dynamics, 4000, 0.0, 1.0)[1] for dynamics in (CPS(0.8), CPS(0.2), ODE())]
     assert variances == pytest.approx([0.653, 0.975, 0.999], abs=1e-3)
+    assert moments_of_samples(CPS(), 10, 0.0, 1.0)[1] == pytest.approx(0.524, abs=1e-3)
 
 
 @pytest.mark.parametrize("dynamics", [ODE(), FlowSDE(), DanceSDE()], ids=lambda dynamics: type(dynamics).__name__)
