@@ -108,8 +108,7 @@ class RewardExponent(ExponentRule):
     r"""Exponent that falls as the mean reward of the rollout rises, $p = e^{-\gamma \mu_R}$.
 
     For rewards in [0, 1] the exponent moves from the arithmetic mean at reward 0 toward the geometric mean, without
-    reaching it: with the default $\gamma$, $p = 0.449$ at reward 1. Negative rewards raise it, to $e^{10}$ at most,
-    where the mean equals the largest ratio.
+    reaching it: with the default $\gamma$, $p = 0.449$ at reward 1. Negative rewards raise it, to $e^{10}$ at most.
 
     Args:
         gamma: Rate $\gamma$ of the decay.

@@ -55,7 +55,7 @@ SCRIPTS = (
     Script("experiments.figures.training_curves", (), ("training_curves",)),
     Script("experiments.figures.weight_landscape", (), ("weight_landscape",)),
     Script("experiments.flow.plots", (), ("flow_samples", "flow_curves", "flow_steps")),
-    Script("experiments.study.plots", (), ("study_curves", "study_edges", "study_fidelity")),
+    Script("experiments.study.plots", (), ("study_curves", "study_edges", "study_fidelity", "study_runs")),
 )
 
 

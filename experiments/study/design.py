@@ -14,6 +14,7 @@ MAX_COMPLETION_LENGTH = 40  # tokens
 ROLLOUTS = 30
 SEEDS = (0, 1, 2, 3, 4)
 UPDATES_PER_ROLLOUT = (1, 4, 16)
+FIDELITY_TASK = "addition"
 LEARNING_RATES = (5e-5, 8.4e-5, 1.4e-4, 2.4e-4, 4e-4, 6.7e-4, 1.1e-3)
 
 

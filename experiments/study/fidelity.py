@@ -30,7 +30,7 @@ from aggregate_po.recipes import gmpo, gmpo_no_clip, grpo
 from experiments.options import count
 from experiments.study import design
 from experiments.study.run import FOLDER, require_own_folder, variants
-from experiments.study.tasks import Task, addition
+from experiments.study.tasks import TASKS, Task
 from experiments.study.training import GROUP_SIZE, PROMPTS_PER_ROLLOUT
 from experiments.tables import append_rows, read_rows
 from lightning_modules.batch import Sequences, left_padded
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "fidelity.csv"
     done = {tuple(row.get(name, "") for name in _KEYS) for row in read_rows(file)}
-    task = addition()
+    task = TASKS[design.FIDELITY_TASK]()
     start, learner = {"start": task.start}, Learner(task)
     for key, own, frozen in paths(options, learner):
         made = 0

@@ -1,4 +1,4 @@
-"""Plots of the study, from its results: edges of stability, learning curves, and fidelity of gradients.
+"""Plots of the study, from its results: all runs, edges of stability, learning curves, and fidelity of gradients.
 
 python -m experiments.study.plots
 python -m experiments.study.plots --results runs/mine --output runs/mine
@@ -6,20 +6,23 @@ python -m experiments.study.plots --results runs/mine --output runs/mine
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
 from experiments.study.design import CORE
-from experiments.study.report import OBJECTIVES, fidelities, nothing, objectives_of, updates_of
+from experiments.study.report import OBJECTIVES, fidelities, nothing, objectives_of, rates_of, updates_of
 from experiments.study.run import FOLDER
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
 from experiments.study.tasks import TASKS
 from experiments.tables import Row, read_rows
 
 _Table = list[dict[str, Value]]
+_OTHERS = "#b0b0b0"
 CURVES = ("grpo", "grpo_no_clip", "gmpo", "gmpo_no_clip")
 CURVE_LABELS = {
     "log_ratio_min": "smallest log ratio (nats)",
@@ -31,8 +34,76 @@ CURVE_LABELS = {
 }
 
 
+def plot_runs(runs: Mapping[str, Sequence[Run]], folder: Path, formats: Sequence[str]) -> None:
+    """Plot the held-out reward of every run against its learning rate, by task and updates per rollout.
+
+    Runs that collapsed are hollow; those that gradients ended that were not finite have none, and are at 0.
+    """
+    settings = [(task, updates) for task, own in runs.items() for updates in updates_of(own)]
+    columns = min(3, len(settings))
+    canvas, axes = panels(
+        -(-len(settings) // columns), columns, 3.5 * columns, 0.7 + 2.6 * -(-len(settings) // columns)
+    )
+    rows: _Table = []
+    for panel, (task, updates) in zip(axes, settings, strict=False):
+        own = [run for run in runs[task] if run.updates == updates]
+        rows += _plotted_runs(panel, own)
+        panel.set_title(f"{task}, {updates} {'update' if updates == 1 else 'updates'}")
+        panel.set_xlabel("learning rate")
+        panel.set_ylabel("held-out reward")
+    for panel in axes[len(settings) :]:
+        panel.set_axis_off()
+    _legend_of_runs(axes[0])
+    legend_below(canvas, axes[0], columns=6)
+    save(canvas, folder, "study_runs", formats)
+    write_table(rows, folder, "study_runs")
+
+
+def _plotted_runs(panel: Axes, runs: Sequence[Run]) -> _Table:
+    names = objectives_of(runs)
+    middle = (len(names) - 1) / 2  # objectives stand side by side, from the left in the order of the tables
+    for color, collapsed in itertools.product(_colors_of_runs().values(), (True, False)):
+        own = [run for run in runs if (_color_of_run(run.objective), run.collapsed) == (color, collapsed)]
+        across = [run.learning_rate * 1.015 ** (names.index(run.objective) - middle) for run in own]
+        up = [run.measures.get("sampled", 0.0) for run in own]
+        fill = "none" if collapsed else color
+        # As an image, since markers of thousands of runs make a large file.
+        panel.scatter(across, up, s=8, linewidths=0.7, edgecolors=color, facecolors=fill, rasterized=True)
+    panel.set_xscale("log")
+    rates = sorted({run.learning_rate for run in runs})
+    panel.set_xticks(rates, [f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-") for rate in rates], fontsize=7)
+    panel.minorticks_off()
+    return [
+        {
+            "task": run.task,
+            "objective": run.objective,
+            "updates": run.updates,
+            "learning_rate": run.learning_rate,
+            "seed": run.seed,
+            "collapsed": int(run.collapsed),
+            "held_out_reward": run.measures.get("sampled", float("nan")),
+        }
+        for run in runs
+    ]
+
+
+def _colors_of_runs() -> dict[str, str]:
+    """Return the colors by objective; those of gray are plotted first."""
+    return {"others": _OTHERS, **{name: look(number)["color"] for number, name in enumerate(CURVES)}}
+
+
+def _color_of_run(objective: str) -> str:
+    return _colors_of_runs().get(objective, _OTHERS)
+
+
+def _legend_of_runs(panel: Axes) -> None:
+    for name, color in _colors_of_runs().items():
+        panel.scatter([], [], s=16, color=color, label=name)
+    panel.scatter([], [], s=16, facecolors="none", edgecolors="black", label="collapsed")
+
+
 def plot_edges(runs: Mapping[str, Sequence[Run]], folder: Path, formats: Sequence[str]) -> None:
-    """Plot the median edge of each objective against the updates per rollout, by task.
+    """Plot the edge of each objective against the updates per rollout, by task: median and range over seeds.
 
     Like the fidelity, of the core objectives and the reader's own; the data have all, with the range over seeds.
     """
@@ -47,7 +118,6 @@ def plot_edges(runs: Mapping[str, Sequence[Run]], folder: Path, formats: Sequenc
 
 
 def _plotted_edges(panel: Axes, runs: Sequence[Run]) -> _Table:
-    lowest = min(run.learning_rate for run in runs)
     shown = [name for name in objectives_of(runs) if _is_shown(name)]
     middle = (len(shown) - 1) / 2  # markers of equal edges stand side by side
     rows: _Table = []
@@ -55,8 +125,8 @@ def _plotted_edges(panel: Axes, runs: Sequence[Run]) -> _Table:
         found = {updates: own for (objective, updates), own in sorted(edges(runs).items()) if objective == name}
         if found and name in shown:
             number = shown.index(name)
-            medians = [own[(len(own) - 1) // 2] or lowest / 2 for own in found.values()]
-            _line(panel, [updates * 1.02 ** (number - middle) for updates in found], medians, name, number)
+            across = [updates * 1.02 ** (number - middle) for updates in found]
+            _edge_line(panel, across, [_low_median_high(runs, name, *own) for own in found.items()], name, number)
         rows += [
             {"objective": name, "updates": updates, "low": own[0], "median": own[(len(own) - 1) // 2], "high": own[-1]}
             for updates, own in found.items()
@@ -68,8 +138,22 @@ def _plotted_edges(panel: Axes, runs: Sequence[Run]) -> _Table:
     if len(counts) == 1:  # lines are points, and limits from their small distances would leave the tick at an edge
         panel.set_xlim(counts[0] / 2, counts[0] * 2)
     panel.set_xlabel("updates per rollout")
-    panel.set_ylabel("largest stable learning rate (median over seeds)")
+    panel.set_ylabel("largest stable learning rate")
     return rows
+
+
+def _low_median_high(runs: Sequence[Run], name: str, updates: int, values: Sequence[float]) -> tuple[float, ...]:
+    """Return the range of sorted edges and their median; one below the ladder is at half of its lowest rate."""
+    below = rates_of(runs, name, updates)[0] / 2
+    return tuple(values[place] or below for place in (0, (len(values) - 1) // 2, -1))
+
+
+def _edge_line(
+    panel: Axes, across: Sequence[float], found: Sequence[tuple[float, ...]], name: str, number: int
+) -> None:
+    low, medians, high = zip(*found, strict=True)
+    ranges = np.subtract([medians, high], [low, medians])
+    panel.errorbar(across, medians, yerr=ranges, label=name, elinewidth=0.7, **look(number))
 
 
 def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
@@ -102,14 +186,15 @@ def plot_fidelity(fidelity: Sequence[Row], folder: Path, formats: Sequence[str])
 def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, formats: Sequence[str]) -> None:
     """Plot ratio range, entropy, divergence and reward over the rollouts, as means and ranges over seeds.
 
-    Each objective has the most updates per rollout that were run, and the learning rate that is tuned for them.
+    Each objective has the most updates per rollout of which there is a whole ladder, and the learning rate that is
+    tuned for them; one without such a rate is not shown.
     """
     canvas, axes = panels(2, 3, 11, 6.5)
     rows: _Table = []
-    most = updates_of(runs)[-1]
+    most = max(updates for _, updates in edges(runs))
     shown = [name for name in objectives_of(runs) if name in CURVES or name not in OBJECTIVES]
-    for number, name in enumerate(shown):
-        rate = tuned_learning_rate(runs, name, most)
+    tuned = {name: tuned_learning_rate(runs, name, most) for name in shown}
+    for number, (name, rate) in enumerate((name, rate) for name, rate in tuned.items() if rate is not None):
         setting = name, str(most), rate
         own = [row for row in rollouts if (row["objective"], row["updates"], float(row["learning_rate"])) == setting]
         for panel, measure in zip(axes, CURVE_LABELS, strict=True):
@@ -117,13 +202,14 @@ def plot_curves(runs: Sequence[Run], rollouts: Sequence[Row], folder: Path, form
             means = [sum(values) / len(values) for _, values in points]
             steps = [count for count, _ in points]
             color = look(number)["color"]
-            panel.plot(steps, means, label=f"{name}, {rate or 0:g}", color=color)
-            if max((len(values) for _, values in points), default=0) > 1:
-                low, high = [min(values) for _, values in points], [max(values) for _, values in points]
+            panel.plot(steps, means, label=f"{name}, {rate:g}", color=color)
+            low, high = [min(values) for _, values in points], [max(values) for _, values in points]
+            if low != high:
                 panel.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            about = {"objective": name, "learning_rate": rate, "measure": measure}
             rows += [
-                {"objective": name, "learning_rate": rate or 0.0, "measure": measure, "rollout": count, "mean": mean}
-                for count, mean in zip(steps, means, strict=True)
+                {**about, "rollout": count, "mean": mean, "low": lowest, "high": highest}
+                for count, mean, lowest, highest in zip(steps, means, low, high, strict=True)
             ]
     for panel, label in zip(axes, CURVE_LABELS.values(), strict=True):
         panel.set_xlabel("rollout")
@@ -153,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the plots of which there are results."""
     parser = plot_parser(__doc__)
     parser.add_argument("--results", type=Path, default=FOLDER, help="Folder of the results.")
-    parser.add_argument("--task", default="addition", help="Task of the learning curves; edges are those of all tasks.")
+    task_help = "Task of the learning curves; runs and edges are those of all tasks."
+    parser.add_argument("--task", choices=sorted(TASKS), default="addition", help=task_help)
     options = parser.parse_args(arguments)
     target = options.output, options.formats.split(",")
     by_task = {task: load(options.results / "runs.csv", task) for task in TASKS}
@@ -163,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (edges(runs) or fidelity):
         parser.error(nothing(options.results, options.task))
     if edges(runs):
+        plot_runs({task: own for task, own in by_task.items() if own}, *target)
         plot_edges({task: own for task, own in by_task.items() if edges(own)}, *target)
         plot_curves(runs, rollouts, *target)
     if fidelity:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.estimate import estimate_cell
-from experiments.study.design import CORE, FURTHER
+from experiments.study.design import CORE, FIDELITY_TASK, FURTHER
 from experiments.study.run import FOLDER
 from experiments.study.statistics import Run, edges, load, over_seeds, paired_difference, tuned_learning_rate
 from experiments.study.tasks import TASKS
@@ -53,36 +53,48 @@ MEASURES = {
 
 def edge_table(runs: Sequence[Run]) -> Table:
     """Yield the edge of stability of each objective by updates per rollout: median over seeds, and range."""
-    yield ["objective", *map(_of_updates, updates_of(runs))]
-    found, rates = edges(runs), [run.learning_rate for run in runs]
+    yield ["objective", *map(of_updates, updates_of(runs))]
+    found = edges(runs)
+    most = max(map(len, found.values()), default=0)
     for name in objectives_of(runs):
-        own = [found.get((name, updates), []) for updates in updates_of(runs)]
-        yield [f"`{name}`", *(_range(values, min(rates), max(rates)) for values in own)]
+        cells = []
+        for updates in updates_of(runs):
+            values = found.get((name, updates), [])
+            cells.append(_range(values, *rates_of(runs, name, updates)) + _fewer(len(values), most))
+        yield [f"`{name}`", *cells]
 
 
 def tuned_table(runs: Sequence[Run]) -> Table:
     """Yield the held-out reward of each objective at the learning rate that is tuned for each number of updates."""
-    titles = itertools.product(map(_of_updates, updates_of(runs)), ("rate", "reward"))
+    titles = itertools.product(map(of_updates, updates_of(runs)), ("rate", "reward"))
     yield ["objective", *map(": ".join, titles)]
+    rates = {key: tuned_learning_rate(runs, *key) for key in itertools.product(objectives_of(runs), updates_of(runs))}
+    found = {key: over_seeds(runs, *key, rate, "sampled") for key, rate in rates.items() if rate is not None}
+    most = max((reward.seeds for reward in found.values() if reward), default=0)
     for name in objectives_of(runs):
         cells = []
         for updates in updates_of(runs):
-            rate = tuned_learning_rate(runs, name, updates)
-            found = None if rate is None else over_seeds(runs, name, updates, rate, "sampled")
-            cells += ["" if rate is None else f"{rate:g}", estimate_cell(found)]
+            rate, reward = rates[name, updates], found.get((name, updates))
+            few = _fewer(reward.seeds if reward else 0, most)
+            cells += ["" if rate is None else f"{rate:g}", estimate_cell(reward) + few]
         yield [f"`{name}`", *cells]
 
 
 def difference_table(runs: Sequence[Run], updates: int) -> Table:
     """Yield the paired differences of the measures between two objectives, and of the reader's own to all others."""
     yield ["first minus second", *MEASURES.values()]
-    for first, second in _pairs(objectives_of(runs)):
-        found = [paired_difference(runs, first, second, updates, measure) for measure in MEASURES]
-        if any(found):
-            yield [f"`{first}` - `{second}`", *map(estimate_cell, found)]
+    rows = {
+        pair: [paired_difference(runs, *pair, updates, measure) for measure in MEASURES]
+        for pair in pairs_of(objectives_of(runs))
+    }
+    seeds = {pair: max((each.seeds for each in found if each), default=0) for pair, found in rows.items()}
+    for (first, second), number in seeds.items():
+        if number:
+            few = _fewer(number, max(seeds.values()))
+            yield [f"`{first}` - `{second}`{few}", *map(estimate_cell, rows[first, second])]
 
 
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return the pairs to compare: those of the study, and the reader's own objectives with all others."""
     own = itertools.product([name for name in names if name not in OBJECTIVES], names)
     return [*PAIRS, *((new, other) for new, other in own if new != other)]
@@ -92,7 +104,7 @@ def fidelity_table(rows: Sequence[Row]) -> Table:
     """Yield the fidelity of each objective: means over checkpoints, drift objectives and paths, and ranges."""
     updates = sorted({int(row["updates"]) for row in rows})
     measures = {"cosine": "cosine", "noise_to_signal": "noise to signal"}
-    yield ["objective", *(f"{title}, {_of_updates(number)}" for title in measures.values() for number in updates)]
+    yield ["objective", *(f"{title}, {of_updates(number)}" for title in measures.values() for number in updates)]
     for name in objectives_of(rows):
         cells = []
         for measure in measures:
@@ -107,9 +119,9 @@ def fidelity_difference_table(rows: Sequence[Row]) -> Table:
     """Yield the mean difference of the fidelities of two objectives after most updates, and its sign on the paths."""
     updates = max((int(row["updates"]) for row in rows), default=0)
     measures = {"cosine": "higher", "noise_to_signal": "lower"}
-    titles = [f"{measure.replace('_', ' ')}, {_of_updates(updates)}" for measure in measures]
+    titles = [f"{measure.replace('_', ' ')}, {of_updates(updates)}" for measure in measures]
     yield ["first minus second", *itertools.chain.from_iterable(zip(titles, measures.values(), strict=True))]
-    for first, second in _pairs(objectives_of(rows)):
+    for first, second in pairs_of(objectives_of(rows)):
         cells = []
         for measure, better in measures.items():
             one, other = (fidelities(rows, name, updates, measure) for name in (first, second))
@@ -139,8 +151,21 @@ def updates_of(runs: Sequence[Run]) -> list[int]:
     return sorted({run.updates for run in runs})
 
 
-def _of_updates(updates: int) -> str:
+def of_updates(updates: int) -> str:
+    """Return a number of updates per rollout in words."""
     return "1 update" if updates == 1 else f"{updates} updates"
+
+
+def rates_of(runs: Sequence[Run], objective: str, updates: int) -> tuple[float, float]:
+    """Return the lowest learning rate that an objective was run at, and the highest of its ladders."""
+    own = [run for run in runs if (run.objective, run.updates) == (objective, updates)]
+    lowest = min((run.learning_rate for run in own), default=0.0)
+    return lowest, max((run.highest_rate for run in own), default=0.0)
+
+
+def _fewer(seeds: int, most: int) -> str:
+    """Return the number of seeds of a cell that has fewer than others of its table, and else nothing."""
+    return f", {seeds} {'seed' if seeds == 1 else 'seeds'}" if 0 < seeds < most else ""
 
 
 def _range(values: Sequence[float], lowest: float, highest: float) -> str:
@@ -157,11 +182,12 @@ def _range(values: Sequence[float], lowest: float, highest: float) -> str:
 
 def tables(results: Path, task: str = "addition") -> dict[str, str]:
     """Return the tables of the study in Markdown, by name; those without results are left out."""
-    runs, fidelity = load(results / "runs.csv", task), read_rows(results / "fidelity.csv")
+    runs = load(results / "runs.csv", task)
+    fidelity = read_rows(results / "fidelity.csv") if task == FIDELITY_TASK else []
     made = {
         "edges": edge_table(runs),
         "tuned": tuned_table(runs),
-        **{f"differences at {_of_updates(updates)}": difference_table(runs, updates) for updates in updates_of(runs)},
+        **{f"differences at {of_updates(updates)}": difference_table(runs, updates) for updates in updates_of(runs)},
         "fidelity": fidelity_table(fidelity),
         "differences of fidelity": fidelity_difference_table(fidelity),
     }
@@ -171,15 +197,25 @@ def tables(results: Path, task: str = "addition") -> dict[str, str]:
 
 def nothing(results: Path, task: str) -> str:
     """Return what is wrong with a folder that has nothing to show."""
-    remedy = f"pass the `--output` of `experiments.study.run`, and a task of {', '.join(sorted(TASKS))}"
+    remedy = "pass the `--output` of `experiments.study.run`, and a `--task` that has a whole ladder there"
     return f"`--results` is {str(results)!r}, which has no results of the task {task!r}; {remedy}."
+
+
+def results_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the folder of the results and of a task.
+
+    Args:
+        description: Docstring of the script.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=FOLDER, help=f"Folder of the results; {FOLDER} without it.")
+    parser.add_argument("--task", choices=sorted(TASKS), default="addition", help="Task of the runs.")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=FOLDER, help="Folder of the results.")
-    parser.add_argument("--task", default="addition", help="Task of the runs.")
+    parser = results_parser(__doc__)
     options = parser.parse_args(arguments)
     found = tables(options.results, options.task)
     if not found:

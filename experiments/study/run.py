@@ -108,18 +108,19 @@ def _climb(task: tuple[Ladder, str, Path, int]) -> None:
     done = {_key(row): row for row in read_rows(output / "runs.csv")}
     collapses = 0
     for job in ladder.jobs:
-        row = done.get(_key_of(job, start)) or _made(job, start, rollouts, output)
+        row = done.get(_key_of(job, start)) or _made(job, start, rollouts, output, ladder.jobs[-1].learning_rate)
         collapses = collapses + 1 if float(row["collapsed"]) else 0
         if collapses == 2:
             return
 
 
-def _made(job: Job, start: str, rollouts: int, output: Path) -> Row:
+def _made(job: Job, start: str, rollouts: int, output: Path, highest_rate: float) -> Row:
     started = time.perf_counter()
     found, rows = train(job, rollouts)
     about = dict(zip(_KEYS, _key_of(job, start), strict=True))
     append_rows(output / "rollouts.csv", [{**about, **_cells(row, digits=3)} for row in rows])
-    made = {**about, **_cells({**found, "seconds": time.perf_counter() - started}, digits=6)}
+    seconds = time.perf_counter() - started
+    made = {**about, **_cells({"highest_rate": highest_rate, **found, "seconds": seconds}, digits=6)}
     append_rows(output / "runs.csv", [made])
     print(" ".join(about.values()), f"reward {made['reward_last']}", flush=True)
     return made

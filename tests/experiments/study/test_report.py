@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.study import plots, report
+from experiments.study import pairs, plots, report
 from experiments.study.design import LEARNING_RATES
 from experiments.study.run import FOLDER
 from experiments.study.statistics import load
@@ -34,7 +34,8 @@ def results(tmp_path):
                 rewards = [0.1, 0.2, 0.3 + number / 10] if number < stable else [0.1, 0.0, 0.0]
                 rows = [{**rollout, "reward": reward, "entropy": entropy} for reward in rewards]
                 about = {"task": "addition", "objective": objective, "updates": 16, "learning_rate": rate, "seed": seed}
-                runs.append({**about, "sampled": 0.25 + seed / 4, **measures(rows)})
+                highest = {"highest_rate": LEARNING_RATES[-1]}
+                runs.append({**about, **highest, "sampled": 0.25 + seed / 4, **measures(rows)})
                 rollouts += [{**about, "rollout": count, **row} for count, row in enumerate(rows)]
     write(tmp_path / "runs.csv", runs)
     write(tmp_path / "rollouts.csv", rollouts)
@@ -70,9 +71,50 @@ def test_tables_have_the_numbers_worked_by_hand(results):
     ]
 
 
+def test_tables_say_which_cells_have_fewer_seeds(results):
+    change(results / "runs.csv", lambda rows: [row for row in rows if row["objective"] == "grpo" or row["seed"] == "1"])
+    found = report.tables(results)
+    assert found["edges"].splitlines()[2:] == ["| `grpo` | 8.4e-05 |", "| `gmpo` | 0.00014, 1 seed |"]
+    assert found["tuned"].splitlines()[3] == "| `gmpo` | 0.00014 | 0.5, 1 seed |"
+    change(results / "runs.csv", lambda rows: [*rows, *({**row, "objective": "hmpo"} for row in rows)])
+    first, second = report.tables(results)["differences at 16 updates"].splitlines()[2:]
+    assert first.startswith("| `gmpo` - `grpo` |")
+    assert second.startswith("| `hmpo` - `gmpo` |")
+
+
+def test_an_edge_outside_of_a_ladder_is_relative_to_that_ladder(results):
+    rates = [2e-4, 4e-4]
+
+    def with_own(rows):
+        last = [row for row in rows if row["objective"] == "grpo"][-2:]  # both collapsed
+        pairs = zip(last, rates, strict=True)
+        return [*rows, *({**row, "objective": "mine.M", "learning_rate": rate} for row, rate in pairs)]
+
+    change(results / "runs.csv", with_own)
+    assert report.tables(results)["edges"].splitlines()[-1] == "| `mine.M` | < 0.0002, 1 seed |"
+
+
+def test_pairs_and_survivors_are_counted_at_each_learning_rate(results, capsys):
+    pairs.main(["--results", str(results)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "| objective | 5e-05 | 8.4e-05 | 0.00014 | 0.00024 | 0.0004 |" in lines
+    assert "| `grpo` | 3 of 3 | 3 of 3 | 0 of 3 | 0 of 3 |  |" in lines
+    (entropy,) = {line.split(" | ")[4] for line in lines if line.startswith("| `gmpo` - `grpo` | all |")}
+    assert entropy == "0.25, 6 of 6"
+    (at_one,) = {line.split(" | ")[4] for line in lines if line.startswith("| `gmpo` - `grpo` | 5e-05 |")}
+    assert at_one == "0.25, 3 of 3"
+
+
+def change(path, changed):
+    with path.open(newline="") as file:
+        rows = changed(list(csv.DictReader(file)))
+    write(path, rows)
+
+
 def test_plots_show_every_objective(results, tmp_path):
     plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
-    for name, objectives in (("study_edges", 2), ("study_curves", 2), ("study_fidelity", 3)):
+    names = (("study_edges", 2), ("study_curves", 2), ("study_runs", 2), ("study_fidelity", 3))
+    for name, objectives in names:
         picture = (tmp_path / "made" / f"{name}.svg").read_text()
         assert "gmpo" in picture
         with (tmp_path / "made" / f"{name}.csv").open() as file:
@@ -114,14 +156,42 @@ def test_edges_of_all_tasks_stand_next_to_each_other(results, tmp_path):
 
 @pytest.mark.parametrize("script", [plots, report])
 def test_results_that_are_missing_are_refused(results, tmp_path, script, capsys):
-    for folder, task in ((tmp_path / "none", "addition"), (results, "none")):
-        (results / "fidelity.csv").unlink(missing_ok=True)
+    for folder, task in ((tmp_path / "none", "addition"), (results, "spell_backward")):
+        if script is plots:  # of all tasks
+            (results / "fidelity.csv").unlink(missing_ok=True)
         with pytest.raises(SystemExit):
             script.main(["--results", str(folder), "--task", task])
         message = capsys.readouterr().err
         assert (
             f"`--results` is {str(folder)!r}, which has no results of the task {task!r}; pass the `--output`" in message
         )
+
+
+@pytest.mark.parametrize("script", [plots, report, pairs])
+def test_a_task_that_is_unknown_is_refused(results, script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--results", str(results), "--task", "additon"])
+    assert "argument --task: invalid choice: 'additon'" in capsys.readouterr().err
+
+
+def test_curves_have_the_range_over_seeds(results, tmp_path):
+    def spread(rows):
+        return [{**row, "reward": float(row["reward"]) + int(row["seed"])} for row in rows]
+
+    change(results / "rollouts.csv", spread)
+    plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
+    with (tmp_path / "made" / "study_curves.csv").open() as file:
+        (first, *_) = [row for row in csv.DictReader(file) if row["measure"] == "reward"]
+    assert (first["low"], first["mean"], first["high"]) == ("0.1", "1.1", "2.1")
+
+
+def test_every_run_is_in_the_plot_and_its_data(results, tmp_path):
+    plots.main(["--results", str(results), "--output", str(tmp_path / "made")])
+    with (tmp_path / "made" / "study_runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (results / "runs.csv").open() as file:
+        assert len(rows) == len(list(csv.DictReader(file)))
+    assert sum(row["collapsed"] == "1" for row in rows) == 2 * 2 * 3
 
 
 def test_report_prints_its_tables(results, capsys):
