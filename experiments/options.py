@@ -66,7 +66,10 @@ def distinct(values: Sequence[Value]) -> tuple[Value, ...]:
 
 def names(text: str) -> tuple[str, ...]:
     """Return names that are separated by commas, with or without blanks, as the type of an argument."""
-    return distinct(list(filter(None, (name.strip() for name in text.split(",")))))
+    found = list(filter(None, (name.strip() for name in text.split(","))))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} has no name; pass one, or several by commas")
+    return distinct(found)
 
 
 def objectives(text: str) -> dict[str, PolicyObjective]:

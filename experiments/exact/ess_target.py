@@ -9,6 +9,7 @@ the geometric mean.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swept_argument, with_argument
@@ -16,10 +17,16 @@ from experiments.exact.sweeps import numbers, parser_of, report, setting_of, swe
 OBJECTIVES = ("experiments.exact.families.matched",)
 
 
+def _targets(text: str) -> tuple[float, ...]:
+    if outside := [target for target in numbers(text) if not 0 < target <= 1]:
+        raise argparse.ArgumentTypeError(f"{outside[0]:g} is no share of the length; pass numbers above 0 and up to 1")
+    return numbers(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write `ess_target.csv` and its plot."""
     parser = parser_of(__doc__, OBJECTIVES, made_later=True)
-    parser.add_argument("--targets", type=numbers, default="0.5,0.8,0.9,0.95,0.98,0.99,1", help="Targets, by commas.")
+    parser.add_argument("--targets", type=_targets, default="0.5,0.8,0.9,0.95,0.98,0.99,1", help="Targets, by commas.")
     options = parser.parse_args(arguments)
     objectives = with_argument(parser, options.objectives, "target", options.targets)
     rows = swept_argument(objectives, "target", setting_of(options))

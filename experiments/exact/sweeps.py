@@ -156,7 +156,7 @@ def parser_of(
             parser.add_argument(f"--{name}", help=help_text, **more)
 
     kind = names if made_later else objectives_by_name
-    add("objectives", "Recipes or import paths, by commas.", type=kind, default=",".join(objectives))
+    add("objectives", "Recipes or import paths, by commas.", type=kind, default=",".join(objectives) or {})
     add("vocabulary", "Number of symbols, two or more.", type=several, default=setting.vocabulary)
     add("length", "Largest number of tokens.", type=positive, default=setting.length)
     add("stop", "Let symbol 0 end a completion.", action="store_true")

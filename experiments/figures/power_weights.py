@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"argument --write_log_ratios: {str(options.write_log_ratios)!r} is no CSV file; end it with .csv")
     given = recorded_log_ratios(options.recording) if options.recording else read_log_ratios(options.log_ratios)
     completions = [values for values in given if len(values) > 1]
+    if not completions:
+        source = ("--recording", options.recording) if options.recording else ("--log_ratios", options.log_ratios)
+        parser.error("argument {}: {} has no completion of two tokens or more; pass another".format(*source))
     if options.write_log_ratios:
         rows = [
             {"completion": number, "log_ratio": value}

@@ -33,10 +33,24 @@ Run = dict[str, list[float]]
 
 
 def read_run(folder: Path) -> Run:
-    """Return the metrics of the training steps of a run."""
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["reward"]]
-    return {name: [_number(row[name]) for row in rows] for name in METRICS}
+    """Return the metrics of the training steps of a run.
+
+    Raises:
+        ValueError: the run has no such metric, or no training step yet.
+    """
+    path = folder / "metrics.csv"
+    steps = [row for row in _rows(path, METRICS) if row["reward"]]
+    if not steps:
+        raise ValueError(f"{path} has no training step; pass a run that has made some.")
+    return {name: [_number(row[name]) for row in steps] for name in METRICS}
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
+            raise ValueError(f"{path} has no column {', '.join(missing)}; pass a table of training steps that has it.")
+        return list(reader)
 
 
 def _number(text: str) -> float:
@@ -45,13 +59,18 @@ def _number(text: str) -> float:
 
 
 def read_runs(path: Path) -> dict[str, Run]:
-    """Return the runs of a table with a column `run` and the metrics."""
+    """Return the runs of a table with a column `run` and the metrics.
+
+    Raises:
+        ValueError: the table lacks a column, or has no run.
+    """
     runs: dict[str, Run] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            run = runs.setdefault(row["run"], {name: [] for name in METRICS})
-            for name in METRICS:
-                run[name].append(_number(row[name]))
+    for row in _rows(path, ("run", *METRICS)):
+        run = runs.setdefault(row["run"], {name: [] for name in METRICS})
+        for name in METRICS:
+            run[name].append(_number(row[name]))
+    if not runs:
+        raise ValueError(f"{path} has no run; pass a table of training steps.")
     return runs
 
 
@@ -81,7 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--curves", type=Path, default=CURVES, help="Table of runs.")
     options = parser.parse_args(arguments)
-    runs = {name: read_run(folder) for name, folder in (options.runs or {}).items()} or read_runs(options.curves)
+    try:
+        folders = options.runs or {}
+        runs = {name: read_run(folder) for name, folder in folders.items()} or read_runs(options.curves)
+    except ValueError as error:
+        parser.error(f"argument {'--runs' if options.runs else '--curves'}: {error}")
     table = [
         {"run": name} | {metric: run[metric][i] for metric in METRICS}
         for name, run in runs.items()

@@ -2,8 +2,8 @@
 
 A completion of three tokens with advantage 1, alone in its step. One token has the log ratio on the horizontal axis,
 another that on the vertical axis, and the third has the ratio 1. Weights are multiplied by the length, so that they are
-1 on policy. Weights whose sign is not that of the advantage, as a penalty or an objective of one's own may give, are in
-one color apart from the scale.
+1 on policy, or the advantage where it is another. Weights whose sign is not that of the advantage, as a penalty or an
+objective of one's own may give, are in one color apart from the scale.
 
     python -m experiments.figures.weight_landscape --output runs/figures
 """
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     positive = options.advantage > 0
-    limits = {"vmin": 0.0, "vmax": LARGEST} if positive else {"vmin": -LARGEST, "vmax": 0.0}
+    largest = LARGEST * abs(options.advantage)
+    limits = {"vmin": 0.0, "vmax": largest} if positive else {"vmin": -largest, "vmax": 0.0}
     colors = matplotlib.colormaps["cividis"].with_extremes(**{"under" if positive else "over": OPPOSITE})
     opposite = any(bool((weights * options.advantage < 0).any()) for weights in found.values())
     canvas, axes = panels(rows, columns, 3.4 * columns + 1, 3.1 * rows)

@@ -217,7 +217,7 @@ def _checkpoint(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the paths that are missing in `fidelity.csv`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objectives", type=variants, default=(), help="Names in the design or paths; all if empty.")
+    parser.add_argument("--objectives", type=variants, default=(), help="Names in the design or paths; all without it.")
     parser.add_argument(
         "--checkpoints", type=_checkpoint, nargs="+", default=CHECKPOINTS, help="Rollouts before a checkpoint."
     )

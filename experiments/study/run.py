@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=sorted(TASKS), default="addition", help="Task; addition without it.")
-    names = "Variants of the study or import paths, by commas; all if empty."
+    names = "Variants of the study or import paths, by commas; all without it."
     parser.add_argument("--objectives", type=variants, default=(), help=names)
     parser.add_argument("--seeds", type=seeds, default=design.SEEDS, help="Seeds, by commas.")
     updates = design.UPDATES_PER_ROLLOUT

@@ -107,6 +107,8 @@ def test_printed_columns_are_aligned_and_tables_have_titles(tmp_path, capsys):
         (clip_width, ["--objectives", "gmpo_no_clip"], "--objectives: 'gmpo_no_clip' cannot be made: `arguments`"),
         (clip_width, ["--log_clips=-0.2"], "--objectives: 'experiments.exact.families.arithmetic' cannot be made"),
         (exponent, ["--exponents", "1,2,1.0"], "--exponents: 1.0 is there twice"),
+        (ess_target, ["--targets", "0.5,5"], "--targets: 5 is no share of the length; pass numbers above 0"),
+        (bias_variance, ["--objectives", ","], "--objectives: ',' has no name; pass one, or several by commas"),
         (learning_curves, ["--learning_rate", "nan"], "--learning_rate: 'nan' is not a finite number"),
     ],
 )

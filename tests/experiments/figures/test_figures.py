@@ -137,6 +137,14 @@ def test_weights_against_the_advantage_are_apart_from_the_scale(tmp_path, monkey
         assert (weight_landscape.OPPOSITE in picture) == apart
 
 
+@pytest.mark.parametrize(("advantage", "limits"), [("1", (0, 1.6)), ("5", (0, 8)), ("-0.5", (-0.8, 0))])
+def test_the_colors_of_a_landscape_reach_as_far_as_its_advantage(advantage, limits, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(weight_landscape, "save", lambda canvas, *_: found.append(canvas.axes[0].images[0].get_clim()))
+    weight_landscape.main(["--objectives", "gmpo", f"--advantage={advantage}", "--output", str(tmp_path)])
+    assert found == [limits]
+
+
 def test_log_ratios_of_a_table_give_weights_and_effective_size(tmp_path):
     table = tmp_path / "log_ratios.csv"
     table.write_text("completion,log_ratio\na,0.5\na,-0.5\nb,0.1\nb,0.1\nc,3.0\n")
@@ -184,9 +192,21 @@ def test_metrics_of_runs_are_collected_and_shown_again(tmp_path):
         (mean_values, ["--objectives", "apmpo"], "--objectives: 'apmpo' has no value for a completion alone"),
         (mean_values, ["--objectives", "gmop"], "--objectives: 'gmop' cannot be made"),
         (power_weights, ["--write_log_ratios", "x.txt"], "--write_log_ratios: 'x.txt' is no CSV file"),
+        (power_weights, ["--log_ratios", "one.csv"], "--log_ratios: one.csv has no completion of two tokens or more"),
+        (training_curves, ["--runs", ","], "--runs: ',' has no name; pass one"),
+        (training_curves, ["--runs", "a=other"], "--runs: other/metrics.csv has no column entropy, grad_norm, kl_old"),
+        (training_curves, ["--runs", "a=begun"], "--runs: begun/metrics.csv has no training step"),
+        (training_curves, ["--curves", "begun/metrics.csv"], "--curves: begun/metrics.csv has no column run;"),
+        (mean_values, ["--objectives", ","], "--objectives: ',' has no name; pass one"),
+        (weight_landscape, ["--objectives", ""], "--objectives: '' has no name; pass one"),
     ],
 )
-def test_arguments_that_would_fail_or_be_ignored_are_refused(script, arguments, message, tmp_path, capsys):
+def test_arguments_that_would_fail_or_be_ignored_are_refused(script, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("one.csv").write_text("completion,log_ratio\n0,0.1\n1,0.2\n")
+    for folder, text in (("other", "step,reward\n1,0.5\n"), ("begun", ",".join(training_curves.METRICS) + "\n")):
+        Path(folder).mkdir()
+        (Path(folder) / "metrics.csv").write_text(text)
     with pytest.raises(SystemExit):
         script.main([*arguments, "--output", str(tmp_path)])
     assert message in capsys.readouterr().err
