@@ -201,6 +201,7 @@ class GroupSampler:
         self._temperature, self._seeds, self._trainer = temperature, seeds, trainer
         self.rank = data_parallel_rank(trainer)
         self._calls, self._skipped_before = 0, prompts.skipped
+        self._memories: dict[int, dict[str, Any]] = {}
         # Calls of the engine have the numbers from 1 in this place, or none.
         self.generator = torch.Generator().manual_seed(derived_seed(*seeds, 0))
 
@@ -255,6 +256,10 @@ class GroupSampler:
     def prompt_of(self, example: Example) -> Prompt:
         """Tokenize the prompt of an example that a scheme has created."""
         return self._sampler.prompt_of(example)
+
+    def memory_of(self, scheme: object) -> dict[str, Any]:
+        """Return what a scheme keeps between its calls within this rollout; empty at its first call."""
+        return self._memories.setdefault(id(scheme), {})
 
     @property
     def skipped(self) -> int:

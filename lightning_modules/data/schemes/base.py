@@ -49,7 +49,7 @@ class SamplingScheme(ABC):
       objective has no definition for weights, so a run with one ends before anything is sampled.
     - Override `reads_texts` if the scheme reads the texts of completions, which samples of flow-matching models lack.
     - Override `state_dict` and `load_state_dict` if the scheme remembers anything between rollouts. Within a rollout
-      nothing is saved, because a resumed run repeats the rollout.
+      nothing is saved, because a resumed run repeats the rollout; `rollout.memory_of` keeps what its calls share.
 
     `DynamicSampling` is an example of 40 lines.
     """

@@ -56,7 +56,8 @@ class Replay(SamplingScheme):
         fresh = below(count)
         signal = fresh.have_signal
         missing = (~signal).nonzero().squeeze(-1)
-        taken = self._taken(rollout.gathered(torch.tensor([[len(missing)]])).flatten().tolist(), fresh)
+        earlier = rollout.memory_of(self).setdefault("earlier", list(self._buffer))
+        taken = self._taken(rollout.gathered(torch.tensor([[len(missing)]])).flatten().tolist(), fresh, earlier)
         mine = taken[rollout.rank]
         order = torch.arange(len(fresh))
         order[missing[: len(mine)]] = torch.arange(len(fresh), len(fresh) + len(mine))
@@ -68,14 +69,15 @@ class Replay(SamplingScheme):
         oldest = min([fresh.policy_step, *(state["policy_step"] for state in everyones)])
         return replace(filled, policy_step=oldest, metrics=metrics)
 
-    def _taken(self, missing: list[int], fresh: Groups) -> list[list[Stored]]:
-        """Take groups from the buffer for each rank, the newest first; drop those that are too old."""
+    def _taken(self, missing: list[int], fresh: Groups, earlier: list[Stored]) -> list[list[Stored]]:
+        """Take groups of earlier rollouts from the buffer for each rank, the newest first; drop those that are too old.
+
+        Those of this rollout, which an earlier call has remembered, are in it already.
+        """
         self._buffer = [state for state in self._buffer if fresh.policy_step - state["policy_step"] <= self.max_age]
-        # Those of this rollout, from an earlier call, are in it already.
+        known = {id(state) for state in earlier}
         usable = [
-            state
-            for state in reversed(self._buffer)
-            if state["policy_step"] < fresh.policy_step and len(state["texts"]) == fresh.group_size
+            state for state in reversed(self._buffer) if id(state) in known and len(state["texts"]) == fresh.group_size
         ]
         # In turn, so that no rank gets them all.
         places = sorted((number, rank) for rank, count in enumerate(missing) for number in range(count))

@@ -37,6 +37,9 @@ class Rollout:
     rank: int = 0
     first: int = 0
 
+    def __post_init__(self):
+        self._memory = {}
+
     def __call__(self, count):
         rows = [group(self.first + number, signal == "s", self.step) for number, signal in enumerate(self.signals)]
         return replace(Groups.joined(rows), metrics={"engine": 1.0})
@@ -49,6 +52,9 @@ class Rollout:
 
     def over_ranks(self, tally):
         return tally
+
+    def memory_of(self, scheme):
+        return self._memory
 
 
 def numbers(groups):
@@ -98,6 +104,15 @@ def test_no_group_is_twice_in_a_rollout():
     rollout = Rollout("s-", step=3)
     assert numbers(run(scheme, rollout)) == [0, 1]
     assert numbers(run(scheme, rollout)) == [0, 1]
+
+
+def test_no_group_is_twice_in_a_rollout_whose_later_call_has_a_newer_policy():
+    """With `data.overlap` only the first call was sampled ahead."""
+    scheme, rollout = Replay(), Rollout("s-", step=0)
+    run(scheme, rollout)
+    rollout.step, rollout.first = 4, 10
+    assert numbers(run(scheme, rollout)) == [10, 11]
+    assert sorted(numbers(run(scheme, Rollout("--", step=4, first=20)))) == [0, 10]
 
 
 def test_ranks_take_from_the_buffer_in_turn():
