@@ -262,6 +262,11 @@ class GroupSampler:
         return self._memories.setdefault(id(scheme), {})
 
     @property
+    def trained_step(self) -> int:
+        """Optimizer step of the policy that the rollout begins to train, which may be newer than what samples it."""
+        return self._trainer.global_step
+
+    @property
     def skipped(self) -> int:
         """Number of prompts of the order that schemes have skipped in this rollout so far, over all ranks."""
         return self._prompts.skipped - self._skipped_before

@@ -38,7 +38,8 @@ class Replay(SamplingScheme):
 
     Args:
         capacity: Maximum number of groups in the buffer.
-        max_age: Maximum number of optimizer steps between the policy that sampled a group and the one that it trains.
+        max_age: Maximum number of optimizer steps between the policy that sampled a group and the one that its rollout
+            begins to train. With `data.overlap` fresh groups are a rollout old themselves, so allow more.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -56,8 +57,7 @@ class Replay(SamplingScheme):
         fresh = below(count)
         signal = fresh.have_signal
         missing = (~signal).nonzero().squeeze(-1)
-        earlier = rollout.memory_of(self).setdefault("earlier", list(self._buffer))
-        taken = self._taken(rollout.gathered(torch.tensor([[len(missing)]])).flatten().tolist(), fresh, earlier)
+        taken = self._taken(len(missing), fresh.group_size, rollout)
         mine = taken[rollout.rank]
         order = torch.arange(len(fresh))
         order[missing[: len(mine)]] = torch.arange(len(fresh), len(fresh) + len(mine))
@@ -69,19 +69,19 @@ class Replay(SamplingScheme):
         oldest = min([fresh.policy_step, *(state["policy_step"] for state in everyones)])
         return replace(filled, policy_step=oldest, metrics=metrics)
 
-    def _taken(self, missing: list[int], fresh: Groups, earlier: list[Stored]) -> list[list[Stored]]:
+    def _taken(self, missing: int, size: int, rollout: GroupSampler) -> list[list[Stored]]:
         """Take groups of earlier rollouts from the buffer for each rank, the newest first; drop those that are too old.
 
         Those of this rollout, which an earlier call has remembered, are in it already.
         """
-        self._buffer = [state for state in self._buffer if fresh.policy_step - state["policy_step"] <= self.max_age]
-        known = {id(state) for state in earlier}
-        usable = [
-            state for state in reversed(self._buffer) if id(state) in known and len(state["texts"]) == fresh.group_size
-        ]
+        earlier = {id(state) for state in rollout.memory_of(self).setdefault("earlier", list(self._buffer))}
+        oldest = rollout.trained_step - self.max_age
+        self._buffer = [state for state in self._buffer if state["policy_step"] >= oldest]
+        usable = [state for state in reversed(self._buffer) if id(state) in earlier and len(state["texts"]) == size]
+        everyones = rollout.gathered(torch.tensor([[missing]])).flatten().tolist()
         # In turn, so that no rank gets them all.
-        places = sorted((number, rank) for rank, count in enumerate(missing) for number in range(count))
-        taken: list[list[Stored]] = [[] for _ in missing]
+        places = sorted((number, rank) for rank, count in enumerate(everyones) for number in range(count))
+        taken: list[list[Stored]] = [[] for _ in everyones]
         for (_, rank), state in zip(places, usable, strict=False):
             taken[rank].append(state)
         used = {id(state) for states in taken for state in states}
@@ -102,7 +102,7 @@ class Replay(SamplingScheme):
                 reward=torch.where(fresh.scored, fresh.rewards.double(), 0).sum(),
             )
         ).sums
-        ages = [fresh.policy_step - state["policy_step"] for state in replayed]
+        ages = [rollout.trained_step - state["policy_step"] for state in replayed]
         return {
             "replay/groups": len(replayed),
             "replay/age": sum(ages) / max(len(ages), 1),

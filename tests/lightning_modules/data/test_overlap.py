@@ -11,6 +11,7 @@ from lightning import Callback
 from aggregate_po import TokenCorrection
 from aggregate_po.recipes import grpo
 from lightning_modules import PolicyModule
+from lightning_modules.data.schemes import Replay
 from tests.lightning_modules.training import (
     BatchRecorder,
     RecordingEngine,
@@ -79,6 +80,21 @@ def test_each_rollout_after_the_first_is_generated_by_the_policy_of_the_rollout_
     for rollout, step in enumerate([0, 0, 2]):
         assert largest_difference(engine.loaded[rollout], staleness.parameters[step]) == 0
     assert largest_difference(staleness.parameters[0], staleness.parameters[2]) > 1e-3
+
+
+def test_replayed_groups_are_no_older_than_allowed(tmp_path, model_folder):
+    """Groups are sampled two steps ahead, so those of the rollout before are four steps old."""
+    some_signal.calls = 0
+    options = {"schemes": [Replay(max_age=2)], "reward": some_signal}
+    _, _, staleness, recorder = overlapped(tmp_path, model_folder, steps=8, **options)
+    assert staleness.logged == [0, 0, 2, 2, 2, 2, 2, 2]
+    assert [metrics["replay/age"] for metrics in recorder.metrics[::2]] == [0, 2, 0, 0]
+
+
+def some_signal(completion, example):
+    """One in four is right, in three groups of four."""
+    some_signal.calls += 1
+    return float(some_signal.calls % 4 == 0 and (some_signal.calls // 4) % 4 != 0)
 
 
 def test_the_prompts_are_those_of_a_run_without_overlap(tmp_path, model_folder):

@@ -36,9 +36,14 @@ class Rollout:
     missing: tuple[int, ...] = ()  # groups without signal, by rank; those of this rank alone if there are none
     rank: int = 0
     first: int = 0
+    trained: int | None = None  # step of the policy that the rollout trains; that which sampled when None
 
     def __post_init__(self):
         self._memory = {}
+
+    @property
+    def trained_step(self):
+        return self.step if self.trained is None else self.trained
 
     def __call__(self, count):
         rows = [group(self.first + number, signal == "s", self.step) for number, signal in enumerate(self.signals)]
@@ -96,6 +101,15 @@ def test_old_groups_and_those_beyond_the_capacity_are_forgotten():
     assert numbers(run(scheme, Rollout("----", step=4, first=20))) == [11, 10, 1, 23]
     run(scheme, Rollout("ss", step=5, first=30))
     assert numbers(run(scheme, Rollout("--", step=11, first=40))) == [40, 41]
+
+
+def test_ages_are_those_at_the_policy_that_is_trained():
+    """With `data.overlap` the fresh groups are as old as a rollout themselves."""
+    scheme = Replay(max_age=4)
+    run(scheme, Rollout("s", step=0))
+    kept = run(scheme, Rollout("-s", step=2, trained=4, first=10))
+    assert (numbers(kept), kept.metrics["replay/age"]) == ([0, 11], 4)
+    assert numbers(run(scheme, Rollout("-", step=6, trained=8, first=20))) == [20]
 
 
 def test_no_group_is_twice_in_a_rollout():
