@@ -98,18 +98,26 @@ def rollout_log_probs(
 
 
 def penalized_rewards(groups: Groups, log_probs: RolloutLogProbs, coefficient: float) -> PerCompletion:
-    """Subtract the scaled log ratio to the reference, summed over trained tokens, from the rewards; shape `batch`."""
-    if log_probs.reference is None:
+    """Subtract the log ratio to the reference, summed over tokens and scaled, from each reward; shape `batch`.
+
+    Completions that only count in the baseline of their group, such as truncated ones, are penalized as the others are.
+
+    Raises:
+        ValueError: the sampler is the behavior policy, and some of its log-probabilities are missing.
+    """
+    if log_probs.reference is None or not coefficient:
         return groups.rewards
-    log_ratio = masked_sum(log_probs.old.double() - log_probs.reference.double(), groups.response_mask)
+    counted = groups.completions.trainable & groups.scored.unsqueeze(-1)
+    _require_log_probs(log_probs.old, counted)
+    log_ratio = masked_sum(log_probs.old.double() - log_probs.reference.double(), counted)
     return groups.rewards - coefficient * log_ratio
 
 
-def _require_log_probs(log_probs: PerToken, response_mask: PerToken) -> None:
-    missing = int((response_mask & ~torch.isfinite(log_probs)).sum())
+def _require_log_probs(log_probs: PerToken, mask: PerToken) -> None:
+    missing = int((mask & ~torch.isfinite(log_probs)).sum())
     if missing:
         raise ValueError(
-            f"the sampler gave no log-probability for {missing} of {int(response_mask.sum())} tokens; let the trainer "
+            f"the sampler gave no log-probability for {missing} of {int(mask.sum())} tokens; let the trainer "
             "compute them, `old_log_probs: trainer`."
         )
 
