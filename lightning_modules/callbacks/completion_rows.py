@@ -52,7 +52,7 @@ def rows_of_rollout(
             "length": lengths[number],
             "truncated": not finished[number],
             "prompt_length": len(prompt.token_ids),
-            "policy_step": groups.policy_step,
+            "policy_step": groups.policy_steps[number // size],
         }
         rows.append(row)
     return rows

@@ -51,7 +51,7 @@ class Groups:
         components: single rewards of each completion, after the truncation rule; shape `batch component`; float64.
         rewards: weighted sums of the single rewards; shape `batch`; float64.
         response_mask: True on trained tokens; shape `batch time`.
-        policy_step: optimizer step of the policy that sampled the oldest completion.
+        policy_steps: optimizer step of the policy that sampled each group.
         metrics: metrics of the engine and of sampling schemes, the same on all ranks.
         scored: False for completions without a reward, which are out of their group; their rewards and single rewards
             mean nothing, and none of their tokens is trained; shape `batch`; True for all when None.
@@ -66,7 +66,7 @@ class Groups:
     components: Tensor
     rewards: PerCompletion
     response_mask: PerToken
-    policy_step: int
+    policy_steps: Sequence[int]
     metrics: Mapping[str, float] = field(default_factory=dict)
     scored: PerCompletion = None  # type: ignore[assignment]  # filled in below, so never None to a reader
     causes: Sequence[Sequence[Cause | None]] = None  # type: ignore[assignment]  # as above
@@ -85,6 +85,11 @@ class Groups:
     def group_size(self) -> int:
         """Number of completions per prompt."""
         return len(self.texts) // len(self.prompts)
+
+    @property
+    def policy_step(self) -> int:
+        """Optimizer step of the policy that sampled the oldest group of this rank."""
+        return min(self.policy_steps)
 
     @property
     def weights(self) -> Tensor:
@@ -116,7 +121,7 @@ class Groups:
             components=self.components[rows],
             rewards=self.rewards[rows],
             response_mask=self.response_mask[rows],
-            policy_step=self.policy_step,
+            policy_steps=[self.policy_steps[group] for group in groups.tolist()],
             metrics=self.metrics if metrics is None else metrics,
             scored=self.scored[rows],
             causes=[self.causes[row] for row in rows.tolist()],
@@ -138,7 +143,7 @@ class Groups:
             components=torch.cat([part.components for part in parts]),
             rewards=torch.cat([part.rewards for part in parts]),
             response_mask=torch.cat(masks),
-            policy_step=min(part.policy_step for part in parts),
+            policy_steps=[step for part in parts for step in part.policy_steps],
             metrics={name: value for part in parts for name, value in part.metrics.items()},
             scored=torch.cat([part.scored for part in parts]),
             causes=[causes for part in parts for causes in part.causes],
@@ -247,7 +252,7 @@ class GroupSampler:
             components=components,
             rewards=self._rewards.total(components),
             response_mask=trained & scored.unsqueeze(-1),
-            policy_step=sampled.policy_step,
+            policy_steps=[sampled.policy_step] * len(prompts),
             metrics=sampled.metrics,
             scored=scored,
             causes=scores.causes,

@@ -36,12 +36,14 @@ def rollout_metrics(
         mismatch: mismatch between sampler and trainer, counted on this rank.
         trainer: trainer, for collectives over ranks and the current step.
     """
+    oldest = Tally(minima={"policy_step": groups.policy_step})
+    tally = (completion_tally(groups, rewards, functions) + oldest).over_ranks(trainer)
     return {
-        **completion_metrics(completion_tally(groups, rewards, functions).over_ranks(trainer)),
+        **completion_metrics(tally),
         "reward_std": _deviation(torch.cat(gathered_values(rewards[groups.scored].double(), trainer))),
         **mismatch_metrics(mismatch.over_ranks(trainer)),
         **groups.metrics,
-        "rollout/staleness": trainer.global_step - groups.policy_step,
+        "rollout/staleness": trainer.global_step - tally.minima["policy_step"],
     }
 
 

@@ -65,9 +65,7 @@ class Replay(SamplingScheme):
         kind = type(fresh.completions)
         filled = Groups.joined([fresh, *(restored(state, kind) for state in mine)]).select(order)
         self._remember(fresh, signal, rollout)
-        metrics = {**fresh.metrics, **self._metrics(fresh, everyones, rollout)}
-        oldest = min([fresh.policy_step, *(state["policy_step"] for state in everyones)])
-        return replace(filled, policy_step=oldest, metrics=metrics)
+        return replace(filled, metrics={**fresh.metrics, **self._metrics(fresh, everyones, rollout)})
 
     def _taken(self, missing: int, size: int, rollout: GroupSampler) -> list[list[Stored]]:
         """Take groups of earlier rollouts from the buffer for each rank, the newest first; drop those that are too old.

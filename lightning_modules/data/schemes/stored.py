@@ -46,9 +46,10 @@ def restored(state: Mapping[str, Any], kind: type[Completions] = Completions) ->
     """Return the group of which `stored` has made plain values; its completions are of the given kind."""
     example = json.loads(state["example"])
     completions = kind(**{part.name: state[part.name] for part in fields(kind)})
-    names = ("texts", "components", "rewards", "response_mask", "policy_step", "scored", "causes")
+    names = ("texts", "components", "rewards", "response_mask", "scored", "causes")
     return Groups(
         prompts=[Prompt(example, tuple(state["prompt_ids"]), state["index"], state["weight"])],
         completions=completions,
+        policy_steps=[state["policy_step"]],
         **{name: state[name] for name in names},
     )

@@ -11,6 +11,7 @@ from aggregate_po.advantages import GroupNormalized
 from aggregate_po.recipes import grpo
 from lightning_modules import CompletionsFile, RolloutObserver, read_completions
 from lightning_modules.callbacks.completion_rows import completion_files
+from lightning_modules.data.schemes import Replay
 from lightning_modules.rewards import Verdict
 from tests.lightning_modules.command_line import fit, rows
 from tests.lightning_modules.training import NotedAdvantages, fitted, small_data, text_reward
@@ -60,6 +61,19 @@ def test_a_file_has_every_completion_of_its_rollout(tmp_path, model_folder):
             len(first.token_ids),
             first.example["answer"],
         )
+
+
+def some_signal(completion, example):
+    """Signal in the first rollout alone, in its first two groups."""
+    some_signal.calls += 1
+    return float(some_signal.calls in (1, 5))
+
+
+def test_a_replayed_completion_has_the_step_of_its_own_policy(tmp_path, model_folder):
+    some_signal.calls = 0
+    data = small_data(reward=some_signal, schemes=[Replay()])
+    fitted(tmp_path, model_folder, grpo(), data=data, callbacks=[CompletionsFile()], max_steps=2)
+    assert [row["policy_step"] for row in read_completions(tmp_path, step=2)] == [0] * 8 + [1] * 8
 
 
 class TokenAdvantages(NotedAdvantages):

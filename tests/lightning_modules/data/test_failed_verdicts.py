@@ -163,7 +163,7 @@ def group(*rewards):
         components=values.unsqueeze(-1),
         rewards=values,
         response_mask=mask & known.unsqueeze(-1),
-        policy_step=0,
+        policy_steps=[0],
         scored=known,
         causes=[["time" if reward is None else None] for reward in rewards],
     )

@@ -53,7 +53,9 @@ def group(number, signal):
     rewards = torch.tensor([number + 1.0, 0.0 if signal else number + 1.0])
     completions = Completions(mask.long() * number, mask, -mask.float(), torch.ones(GROUP, dtype=torch.bool))
     texts = [f"{number}{row}" for row in range(GROUP)]
-    return Groups([Prompt({"prompt": number}, (number,))], completions, texts, rewards.unsqueeze(-1), rewards, mask, 0)
+    return Groups(
+        [Prompt({"prompt": number}, (number,))], completions, texts, rewards.unsqueeze(-1), rewards, mask, [0]
+    )
 
 
 def test_rewards_that_are_equal_on_paper_are_no_signal():

@@ -24,7 +24,7 @@ def group(number, signal, step):
     completions = Completions(mask.long() * number, mask, -mask.float(), torch.ones(GROUP, dtype=torch.bool))
     prompt = Prompt({"prompt": str(number), "answer": [1, None]}, (number, 7), index=number, weight=1.5)
     texts = [f"{number}{row}" for row in range(GROUP)]
-    return Groups([prompt], completions, texts, rewards.unsqueeze(-1), rewards, mask, step)
+    return Groups([prompt], completions, texts, rewards.unsqueeze(-1), rewards, mask, [step])
 
 
 @dataclass
@@ -79,7 +79,7 @@ def test_groups_without_signal_are_replaced_by_the_newest_with():
     assert numbers(second) == [2, 11, 0]
     assert [bool(signal) for signal in second.have_signal] == [True] * 3
     assert second.completions.mask.sum(dim=-1).tolist() == [3, 3, 12, 12, 1, 1]
-    assert second.policy_step == 0
+    assert second.policy_steps == [0, 2, 0]
     assert second.metrics == {
         "engine": 1.0,
         "replay/groups": 2,
@@ -91,7 +91,7 @@ def test_groups_without_signal_are_replaced_by_the_newest_with():
     # Each is replayed once: only 11 is left.
     third = run(scheme, Rollout("--", step=4, first=20))
     assert numbers(third) == [11, 21]
-    assert third.policy_step == 2
+    assert third.policy_steps == [2, 4]
 
 
 def test_old_groups_and_those_beyond_the_capacity_are_forgotten():
@@ -142,12 +142,12 @@ def test_ranks_take_from_the_buffer_in_turn():
     assert found == [[2, 0, 12], [1, 11]]
 
 
-def test_the_oldest_group_may_be_on_another_rank():
+def test_a_group_that_another_rank_replays_counts_in_the_mean_age():
     scheme = Replay()
     run(scheme, Rollout("s", step=0))
     groups = run(scheme, Rollout("ss", step=3, missing=(1, 0), rank=1, first=10))
     assert numbers(groups) == [10, 11]
-    assert (groups.policy_step, groups.metrics["replay/age"]) == (0, 3)
+    assert (groups.policy_step, groups.metrics["replay/age"]) == (3, 3)
 
 
 def test_a_group_is_stored_as_plain_values():
@@ -157,7 +157,7 @@ def test_a_group_is_stored_as_plain_values():
     buffer.seek(0)
     again = restored(torch.load(buffer, weights_only=True))
     for field in fields(Groups):
-        if field.name not in ("completions", "policy_step", "metrics"):
+        if field.name not in ("completions", "metrics"):
             ours, theirs = getattr(again, field.name), getattr(original, field.name)
             assert torch.equal(ours, theirs) if isinstance(theirs, torch.Tensor) else ours == theirs
     for name, value in vars(original.completions).items():
