@@ -46,12 +46,12 @@ class PromptHistory:
         Args:
             groups: groups of this rank; those without any reward are left out, and those whose prompt is none of the
                 data set.
-            values: a number for each group; shape `prompt`.
+            values: a number for each group, NaN where there is none; shape `prompt`.
             rollout: group sampler of the rollout, which gathers the numbers of all ranks.
         """
         indices = torch.tensor([_OTHER if prompt.index is None else prompt.index for prompt in groups.prompts])
         scored = reduce(groups.scored.long(), "(prompt group) -> prompt", "max", group=groups.group_size)
-        indices = torch.where(scored.bool(), indices, _OTHER)
+        indices = torch.where(scored.bool() & ~values.isnan(), indices, _OTHER)
         table = rollout.gathered(torch.stack([indices.double(), values.double()], dim=-1))
         for index, value in table.tolist():
             if index != _OTHER:

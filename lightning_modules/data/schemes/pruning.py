@@ -93,7 +93,7 @@ class DynamicPruning(SamplingScheme):
     @override
     def groups(self, count: int, below: Stage, rollout: GroupSampler) -> Groups:
         groups = below(count)
-        self._deviations.add(groups, groups.by_prompt.double().std(dim=-1, correction=0), rollout)
+        self._deviations.add(groups, deviations(groups), rollout)
         return replace(groups, metrics={**groups.metrics, "prompts/skipped": rollout.skipped})
 
     # Completions
@@ -102,7 +102,9 @@ class DynamicPruning(SamplingScheme):
     def weighted(self, advantages: Advantages, groups: Groups, seed: int) -> Advantages:
         magnitudes = advantages.abs() if advantages.ndim == 1 else advantages.abs().amax(dim=-1)
         magnitudes = rearrange(magnitudes, "(prompt group) -> prompt group", group=groups.group_size)
-        limits = self.completion_threshold * magnitudes.mean(dim=-1, keepdim=True) * _ROUNDING
+        counts = _verdicts(groups).sum(dim=-1, keepdim=True).clamp(min=1)
+        # Completions without a verdict have an advantage of 0.
+        limits = self.completion_threshold * magnitudes.sum(dim=-1, keepdim=True) / counts * _ROUNDING
         prunable = (magnitudes < limits) & (magnitudes > 0)
         if self.method == "random":
             generator = torch.Generator().manual_seed(seed)
@@ -127,6 +129,18 @@ class DynamicPruning(SamplingScheme):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._deviations.load_state_dict(state)
+
+
+def deviations(groups: Groups) -> Tensor:
+    """Return the standard deviation of the rewards of each group, NaN for fewer than two verdicts; shape `prompt`."""
+    counts = _verdicts(groups).sum(dim=-1)
+    # Missing rewards are at the mean of the others, so they add nothing to the sum of squares.
+    found = groups.by_prompt.double().std(dim=-1, correction=0) * (groups.group_size / counts.double()).sqrt()
+    return torch.where(counts > 1, found, math.nan)
+
+
+def _verdicts(groups: Groups) -> Tensor:
+    return rearrange(groups.scored, "(prompt group) -> prompt group", group=groups.group_size)
 
 
 def random_factors(prunable: Tensor, chances: Tensor, rate: float) -> Tensor:

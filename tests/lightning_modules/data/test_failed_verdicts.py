@@ -157,7 +157,7 @@ def group(*rewards):
     values = torch.tensor([reward or 0.0 for reward in rewards], dtype=torch.float64)
     mask = torch.ones(len(rewards), 2, dtype=torch.bool)
     return Groups(
-        prompts=[Prompt({"prompt": "?"}, (1,))],
+        prompts=[Prompt({"prompt": "?"}, (1,), index=0)],
         completions=Completions(mask.long(), mask, -mask.float(), mask[:, 0]),
         texts=["a"] * len(rewards),
         components=values.unsqueeze(-1),

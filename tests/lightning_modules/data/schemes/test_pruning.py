@@ -14,7 +14,8 @@ from lightning_modules.batch import RolloutBatch
 from lightning_modules.data.schemes import DynamicPruning
 from lightning_modules.data.schemes.pruning import fraction_factors, random_factors
 from lightning_modules.data.updates import _counted, _scales
-from tests.lightning_modules.data.schemes.candidates import Endless, context, known
+from tests.lightning_modules.data.schemes.candidates import ALONE, Endless, context, known
+from tests.lightning_modules.data.test_failed_verdicts import group
 from tests.lightning_modules.training import BatchRecorder, NotedAdvantages, RecordingEngine, fitted, small_data
 
 PROMPTS, GROUP, TIME = 4, 4, 5
@@ -135,12 +136,34 @@ def test_prompts_that_are_unknown_or_alike_are_all_kept():
 def test_advantages_per_token_are_pruned_by_completion():
     scheme = DynamicPruning(completion_rate=0.5)
     per_token = torch.tensor([[3.0, 0, 0], [0.5, -1, 0], [0.5, -1, 0], [0, 0, 0]], dtype=torch.double)
-    groups = SimpleNamespace(group_size=4)
+    groups = SimpleNamespace(group_size=4, scored=torch.ones(4, dtype=torch.bool))
     results = {tuple(scheme.weighted(per_token, groups, seed).flatten().tolist()) for seed in range(40)}
     rows = {(first, second) for first in (0.0, 2.0) for second in (0.0, 2.0)}
     expected = {tuple((per_token * torch.tensor([1, *row, 1]).unsqueeze(-1)).flatten().tolist()) for row in rows}
     assert results == expected
     assert torch.equal(scheme.weighted(per_token, groups, 7), scheme.weighted(per_token, groups, 7))
+
+
+def deviation(*rewards):
+    """Running deviation of a prompt after one group; None is a verdict that failed."""
+    scheme = DynamicPruning()
+    scheme.groups(1, lambda count: group(*rewards), ALONE)
+    return scheme._deviations.average(0)
+
+
+def test_the_deviation_of_a_prompt_is_that_of_its_verdicts():
+    assert deviation(1.0, None, 0.0, None) == pytest.approx(0.5)
+    assert deviation(1.0, 0.0, 0.25, None) == pytest.approx(deviation(1.0, 0.0, 0.25))
+    assert deviation(1.0, None, None) is None  # one verdict has nothing to be compared with
+
+
+def test_completions_without_a_verdict_make_no_other_prunable():
+    scheme = DynamicPruning(completion_rate=0.99)
+    advantages = torch.tensor([1.0, 0.0, -0.4, 0.0], dtype=torch.double)
+    alone = scheme.weighted(advantages[[0, 2]], group(1.0, 0.0), seed=3)
+    assert alone.tolist() == [1.0, 0.0]  # the mean magnitude is 0.7
+    assert scheme.weighted(advantages, group(1.0, None, 0.0, None), seed=3).tolist()[::2] == alone.tolist()
+    assert scheme.weighted(0 * advantages, group(None, None, None, None), seed=3).tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(
