@@ -24,7 +24,7 @@ from lightning_modules.distributed import (
     gathered_values,
     is_tensor_parallel_leader,
 )
-from lightning_modules.prompts import Example, Prompt, PromptStream
+from lightning_modules.prompts import Example, Prompt, PromptDataset, PromptStream
 from lightning_modules.rewards import (
     Cause,
     FailedVerdictRule,
@@ -178,6 +178,7 @@ class GroupSampler:
         updates: number of updates that the rollout is split into.
         seeds: numbers from which sampling seeds are derived; different for each rollout and rank.
         trainer: trainer, for collectives over ranks.
+        dataset: examples of the data set.
 
     Attributes:
         group_size: number of completions per prompt.
@@ -199,12 +200,14 @@ class GroupSampler:
         updates: int,
         seeds: tuple[int, ...],
         trainer: Trainer,
+        dataset: PromptDataset | Sequence[Example],
     ) -> None:
         self._sampler, self._prompts, self._rewards = sampler, prompts, rewards
         self._truncated, self._failed_verdicts = truncated, failed_verdicts
         self.group_size, self.updates = group_size, updates
         self._temperature, self._seeds, self._trainer = temperature, seeds, trainer
         self.rank = data_parallel_rank(trainer)
+        self._dataset = dataset
         self._calls, self._skipped_before = 0, prompts.skipped
         self._memories: dict[int, dict[str, Any]] = {}
         # Calls of the engine have the numbers from 1 in this place, or none.
@@ -261,6 +264,10 @@ class GroupSampler:
     def prompt_of(self, example: Example) -> Prompt:
         """Tokenize the prompt of an example that a scheme has created."""
         return self._sampler.prompt_of(example)
+
+    def example_of(self, index: int) -> Example:
+        """Return the example of the data set with the index that a prompt has."""
+        return self._dataset[index]
 
     def memory_of(self, scheme: object) -> dict[str, Any]:
         """Return what a scheme keeps between its calls within this rollout; empty at its first call."""

@@ -221,7 +221,7 @@ class StagedDataModule(BufferedDataModule, ABC):
     def _group_sampler(self, number: int) -> GroupSampler:
         parts = self.sampler, self._prompts, self.rewards, self.truncated, self.failed_verdicts
         sizes = self.group_size, self.temperature, self.updates_per_rollout
-        return GroupSampler(*parts, *sizes, self.seeds_of(number), self._trainer)
+        return GroupSampler(*parts, *sizes, self.seeds_of(number), self._trainer, self.dataset)
 
     @property
     def _prompts_per_rank(self) -> int:

@@ -63,7 +63,7 @@ class Replay(SamplingScheme):
         order[missing[: len(mine)]] = torch.arange(len(fresh), len(fresh) + len(mine))
         everyones = [state for states in taken for state in states]
         kind = type(fresh.completions)
-        filled = Groups.joined([fresh, *(restored(state, kind) for state in mine)]).select(order)
+        filled = Groups.joined([fresh, *(restored(state, rollout.example_of, kind) for state in mine)]).select(order)
         self._remember(fresh, signal, rollout)
         return replace(filled, metrics={**fresh.metrics, **self._metrics(fresh, everyones, rollout)})
 

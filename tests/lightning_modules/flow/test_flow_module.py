@@ -305,6 +305,28 @@ def test_replayed_trajectories_keep_their_transitions_and_resume(tmp_path, dynam
         assert torch.equal(one.batch.policy.old_log_probs, other.batch.policy.old_log_probs)
 
 
+class Conditioned(Points):
+    """Reads a tensor of the example, which JSON does not have."""
+
+    def encode(self, examples):
+        return {"target": torch.stack([example["embedding"] for example in examples]).mean(dim=-1)}
+
+
+class ConditionedSource(PointsSource):
+    def load(self):
+        return Conditioned()
+
+
+def test_replayed_trajectories_have_the_examples_of_the_data_set(tmp_path):
+    recorder = Recorder()
+    dataset = [{**example, "embedding": torch.full((2,), example["target"])} for example in EXAMPLES]
+    data = points_data(dataset=dataset, reward=side, group_size=2, schemes=[Replay()])
+    module = FlowModule(ConditionedSource(), FLOW_GRPO, learning_rate=1e-9)
+    fitted_points(tmp_path, module=module, data=data, callbacks=[recorder], max_steps=4)
+    for seen in recorder.seen:
+        assert torch.where(seen.inputs.response_mask, seen.log_probs - seen.inputs.old_log_probs, 0).abs().max() < 1e-4
+
+
 def test_step_rewards_are_refused_where_there_are_none():
     with pytest.raises(ValueError, match="which needs a reward of each step; only FlowDataModule has them"):
         small_data(advantages=Clamped(StepValues()))

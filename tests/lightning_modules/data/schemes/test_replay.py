@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass, fields, replace
+from datetime import date
 
 import pytest
 import torch
@@ -57,6 +58,9 @@ class Rollout:
 
     def over_ranks(self, tally):
         return tally
+
+    def example_of(self, index):
+        return {"prompt": str(index), "answer": [1, None]}
 
     def memory_of(self, scheme):
         return self._memory
@@ -155,13 +159,35 @@ def test_a_group_is_stored_as_plain_values():
     buffer = io.BytesIO()
     torch.save(stored(Groups.joined([group(9, True, 0), original]), 1), buffer)
     buffer.seek(0)
-    again = restored(torch.load(buffer, weights_only=True))
+    again = restored(torch.load(buffer, weights_only=True), [].__getitem__)  # the data set is not read
     for field in fields(Groups):
         if field.name not in ("completions", "metrics"):
             ours, theirs = getattr(again, field.name), getattr(original, field.name)
             assert torch.equal(ours, theirs) if isinstance(theirs, torch.Tensor) else ours == theirs
     for name, value in vars(original.completions).items():
         assert torch.equal(getattr(again.completions, name), value)
+
+
+def test_what_json_would_change_in_an_example_is_that_of_the_data_set():
+    fields_of_data_set = {"embedding": torch.ones(2), "size": (1, 2), "nested": [{"day": date(2026, 1, 1)}, {3: "x"}]}
+    example = {"prompt": "a question", "answer": [1.5, None, {"unit": "m"}], **fields_of_data_set}
+    derived = {**example, "prompt": "a question with a draft"}  # as schemes make them
+    original = replace(group(0, True, 5), prompts=[Prompt(derived, (1,), index=2)])
+    again = restored(stored(original, 0), [{}, {}, example].__getitem__).prompts[0].example
+    assert (again["prompt"], again["answer"]) == (derived["prompt"], derived["answer"])
+    assert all(again[name] is value for name, value in fields_of_data_set.items())
+
+
+def test_an_example_that_the_data_set_has_no_more_is_an_error():
+    original = replace(group(0, True, 5), prompts=[Prompt({"prompt": "a", "size": (1, 2)}, (1,), index=2)])
+    for dataset in ([], [{}, {}, {"prompt": "b"}]):
+        with pytest.raises(ValueError, match=r"no example 2 with the fields \['size'\], .* resume with the data set"):
+            restored(stored(original, 0), dataset.__getitem__)
+
+
+def test_an_example_of_no_data_set_is_json():
+    original = replace(group(0, True, 5), prompts=[Prompt({"prompt": "a", "size": (1, 2)}, (1,))])
+    assert restored(stored(original, 0), [].__getitem__).prompts[0].example == {"prompt": "a", "size": [1, 2]}
 
 
 @pytest.mark.parametrize("arguments", [{"capacity": 0}, {"max_age": 0}])
