@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -17,24 +17,11 @@ from aggregate_po.advantages.rounding import equal_up_to_rounding
 from aggregate_po.advantages.scored import filled
 from lightning_modules.batch import Sequences, left_padded
 from lightning_modules.data.sampler import CompletionSampler
-from lightning_modules.distributed import (
-    broadcast_in_tensor_parallel_group,
-    data_parallel_rank,
-    gathered_over_ranks,
-    gathered_values,
-    is_tensor_parallel_leader,
-)
+from lightning_modules.data.scoring import CompletionScorer
+from lightning_modules.data.verdicts import verdict_metrics
+from lightning_modules.distributed import data_parallel_rank, gathered_over_ranks, gathered_values
 from lightning_modules.prompts import Example, Prompt, PromptDataset, PromptStream
-from lightning_modules.rewards import (
-    Cause,
-    FailedVerdictRule,
-    Scores,
-    TruncationRule,
-    WeightedRewards,
-    scored_completions,
-    trained_tokens,
-    truncated_rewards,
-)
+from lightning_modules.rewards import Cause, FailedVerdictRule, TruncationRule, WeightedRewards
 from lightning_modules.rollouts import Completions
 from lightning_modules.seeding import derived_seed
 from lightning_modules.tally import Tally
@@ -52,7 +39,7 @@ class Groups:
         rewards: weighted sums of the single rewards; shape `batch`; float64.
         response_mask: True on trained tokens; shape `batch time`.
         policy_steps: optimizer step of the policy that sampled each group.
-        metrics: metrics of the engine and of sampling schemes, the same on all ranks.
+        metrics: metrics of the engine, of sampling schemes and of verdicts, the same on all ranks.
         scored: False for completions without a reward, which are out of their group; their rewards and single rewards
             mean nothing, and none of their tokens is trained; shape `batch`; True for all when None.
         causes: cause of each failed verdict, None where there is a reward; `causes[completion][component]`; no verdict
@@ -202,8 +189,8 @@ class GroupSampler:
         trainer: Trainer,
         dataset: PromptDataset | Sequence[Example],
     ) -> None:
-        self._sampler, self._prompts, self._rewards = sampler, prompts, rewards
-        self._truncated, self._failed_verdicts = truncated, failed_verdicts
+        self._sampler, self._prompts = sampler, prompts
+        self._scorer = CompletionScorer(rewards, truncated, failed_verdicts, trainer)
         self.group_size, self.updates = group_size, updates
         self._temperature, self._seeds, self._trainer = temperature, seeds, trainer
         self.rank = data_parallel_rank(trainer)
@@ -240,26 +227,19 @@ class GroupSampler:
         size = group_size or self.group_size
         sampled = self._sampler.sample(prompts, self._temperature, self._seed(), size)
         self._calls += 1
-        completions = sampled.completions
         examples = [prompt.example for prompt in prompts for _ in range(size)]
-        scores = self._rewards.scores(sampled.rewarded, examples) if is_tensor_parallel_leader(self._trainer) else None
-        scores = cast(Scores, broadcast_in_tensor_parallel_group(scores, self._trainer))
-        components = truncated_rewards(self._truncated, scores.components, completions.finished)
-        decided = ~completions.finished & (self._truncated == "zero_reward")
-        scored = scored_completions(self._failed_verdicts, scores, decided)
-        trained = trained_tokens(self._truncated, completions.trainable, completions.finished)
         return Groups(
             prompts=prompts,
-            completions=completions,
+            completions=sampled.completions,
             texts=sampled.texts,
-            components=components,
-            rewards=self._rewards.total(components),
-            response_mask=trained & scored.unsqueeze(-1),
             policy_steps=[sampled.policy_step] * len(prompts),
             metrics=sampled.metrics,
-            scored=scored,
-            causes=scores.causes,
+            **vars(self._scorer(sampled, examples)),
         )
+
+    def verdict_metrics(self) -> dict[str, float]:
+        """Return the metrics of all verdicts of the rollout so far, over all ranks; every rank must call it."""
+        return verdict_metrics(self.over_ranks(self._scorer.verdicts))
 
     def prompt_of(self, example: Example) -> Prompt:
         """Tokenize the prompt of an example that a scheme has created."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
-from typing import get_args
 
 import torch
 from einops import rearrange
@@ -17,11 +15,12 @@ from aggregate_po.advantages.rounding import equal_up_to_rounding
 from aggregate_po.advantages.scored import filled, with_company
 from aggregate_po.corrections import log_mismatch
 from lightning_modules.data.groups import Groups
+from lightning_modules.data.verdicts import failed_by_cause
 from lightning_modules.distributed import gathered_values
-from lightning_modules.rewards import Cause, WeightedRewards
+from lightning_modules.rewards import WeightedRewards
 from lightning_modules.tally import Tally
 
-_FAILED, _VERDICTS = "/failed/", "verdicts of "
+_VERDICTS = "verdicts of "
 
 
 def rollout_metrics(
@@ -35,9 +34,13 @@ def rollout_metrics(
         functions: the single rewards.
         mismatch: mismatch between sampler and trainer, counted on this rank.
         trainer: trainer, for collectives over ranks and the current step.
+
+    Raises:
+        RuntimeError: no completion has a reward.
     """
     oldest = Tally(minima={"policy_step": groups.policy_step})
     tally = (completion_tally(groups, rewards, functions) + oldest).over_ranks(trainer)
+    _require_verdicts(tally, groups)
     return {
         **completion_metrics(tally),
         "reward_std": _deviation(torch.cat(gathered_values(rewards[groups.scored].double(), trainer))),
@@ -45,6 +48,15 @@ def rollout_metrics(
         **groups.metrics,
         "rollout/staleness": trainer.global_step - tally.minima["policy_step"],
     }
+
+
+def _require_verdicts(tally: Tally, groups: Groups) -> None:
+    if not tally.sums["scored"]:
+        raise RuntimeError(
+            f"the verdicts on all {tally.sums['completions']:.0f} completions of the rollout failed "
+            f"({failed_by_cause(groups.metrics)}), so there is nothing to learn from; see the warnings above, and "
+            "correct the reward before you resume."
+        )
 
 
 def completion_tally(groups: Groups, rewards: PerCompletion, functions: WeightedRewards) -> Tally:
@@ -61,10 +73,9 @@ def completion_tally(groups: Groups, rewards: PerCompletion, functions: Weighted
     compared = rearrange(with_company(scored, size), "(prompt group) -> prompt group", group=size)
     present = compared.any(dim=-1)
     single = zip(functions.names, *_single_sums(groups, functions), strict=True)
-    tally = Tally.of(
+    return Tally.of(
         completions=torch.tensor(rewards.numel()),
         scored=scored.sum(),
-        failed=torch.tensor(sum(any(causes) for causes in groups.causes)),
         reward=counted.sum(),
         groups=torch.tensor(len(by_group)),
         compared_groups=present.sum(),
@@ -74,7 +85,6 @@ def completion_tally(groups: Groups, rewards: PerCompletion, functions: Weighted
         truncated=(~groups.completions.finished).sum(),
         **{key: value for name, *sums in single for key, value in zip(_keys(name), sums, strict=True)},
     )
-    return tally + Tally(_failures(groups, functions))
 
 
 def _deviations(by_group: Tensor, counted: Tensor) -> Tensor:
@@ -109,34 +119,13 @@ def _single_sums(groups: Groups, functions: WeightedRewards) -> tuple[Tensor, Te
     return torch.where(counted, groups.components.double(), 0).sum(dim=0), counted.sum(dim=0)
 
 
-def _failures(groups: Groups, functions: WeightedRewards) -> dict[str, float]:
-    """Return the number of failed verdicts by reward and cause, for each reward whose verdicts may fail."""
-    counts = Counter((number, cause) for row in groups.causes for number, cause in enumerate(row))
-    return {
-        f"rewards/{name}{_FAILED}{cause}": counts[number, cause]
-        for number, name in enumerate(functions.names)
-        if functions.may_fail[number]
-        for cause in get_args(Cause)
-    }
-
-
 def completion_metrics(tally: Tally) -> dict[str, float]:
-    """Return metrics by name; `reward_group_std` is the mean over groups.
+    """Return metrics by name, of one completion with a reward or more; `reward_group_std` is the mean over groups.
 
     Rewards are those of the completions that have one.
-
-    Raises:
-        RuntimeError: no completion has a reward.
     """
     sums = tally.sums
     completions, scored = sums["completions"], sums["scored"]
-    failures = {name: count for name, count in sums.items() if _FAILED in name}
-    if not scored:
-        raise RuntimeError(
-            f"the verdicts on all {completions:.0f} completions of the rollout failed "
-            f"({', '.join(f'{name}: {count:.0f}' for name, count in failures.items() if count)}), so there is nothing "
-            "to learn from; see the warnings above, and correct the reward before you resume."
-        )
     verdicts = {name.removeprefix(_VERDICTS): count for name, count in sums.items() if name.startswith(_VERDICTS)}
     return {
         "reward": sums["reward"] / scored,
@@ -144,10 +133,8 @@ def completion_metrics(tally: Tally) -> dict[str, float]:
         "frac_reward_zero_std": sums["equal_groups"] / sums["groups"],
         "completions/mean_length": sums["tokens"] / completions,
         "completions/clipped_ratio": sums["truncated"] / completions,
-        "completions/failed_ratio": sums["failed"] / completions,
         "num_tokens": sums["tokens"],
         **{f"rewards/{name}/mean": sums[f"rewards/{name}"] / count for name, count in verdicts.items() if count},
-        **failures,
     }
 
 

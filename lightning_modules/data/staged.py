@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from lightning import Trainer
@@ -211,7 +212,9 @@ class StagedDataModule(BufferedDataModule, ABC):
     def _groups(self, number: int) -> Groups:
         """Sample and score the groups of a rollout on this rank, with the sampling schemes applied."""
         self._prompts.begin_at(number * self.prompts_per_rollout)
-        return self._stack.groups(self._group_sampler(number), self._prompts_per_rank)
+        sampler = self._group_sampler(number)
+        groups = self._stack.groups(sampler, self._prompts_per_rank)
+        return replace(groups, metrics={**groups.metrics, **sampler.verdict_metrics()})
 
     def _begin(self, number: int, step: int) -> None:
         """Start sampling the next rollout in the background if `overlap` is set and training continues after `step`."""

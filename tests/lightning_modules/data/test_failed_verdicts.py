@@ -11,12 +11,19 @@ from aggregate_po.advantages import GroupCentered, GroupedRewards, GroupNormaliz
 from aggregate_po.recipes import dapo
 from lightning_modules.callbacks.report import RunReport
 from lightning_modules.data.groups import Groups
-from lightning_modules.data.schemes import DynamicSampling
+from lightning_modules.data.schemes import DraftRefinement, DynamicSampling, Replay
 from lightning_modules.prompts import Prompt
 from lightning_modules.rewards import BatchReward, Verdict
 from lightning_modules.rollouts import Completions
 from tests.lightning_modules.data.test_module import LENGTHS, ScriptedEngine, rollout_of
-from tests.lightning_modules.training import NotedAdvantages, fitted, small_data, text_reward
+from tests.lightning_modules.training import (
+    BatchRecorder,
+    NotedAdvantages,
+    RecordingEngine,
+    fitted,
+    small_data,
+    text_reward,
+)
 
 REWARDS = [1.0, None, 0.0, 0.25, None, 1.0, None, None]
 FAILED = [reward is None for reward in REWARDS]
@@ -192,6 +199,49 @@ def test_dynamic_sampling_counts_verdicts_only(tmp_path, model_folder):
     assert run.metrics["frac_reward_zero_std"] == 0
     assert 0 < run.metrics["groups/reward"] < 1
     assert all(math.isfinite(value) for value in run.metrics.values())
+
+
+class ByCall(BatchReward):
+    """Gives the values of another list at each call; None is a verdict that failed."""
+
+    def __init__(self, *calls):
+        self.calls = list(calls)
+
+    def __call__(self, completions, examples):
+        return [Verdict(None, "time", "1 s") if value is None else value for value in self.calls.pop(0)]
+
+
+SIGNAL = [1.0, 0.0, 0.0, 0.0]
+
+
+def by_call(tmp_path, model_folder, *calls, schemes, max_steps=1):
+    """Metrics of each optimizer step of a run with two groups of four."""
+    recorder, shape = BatchRecorder(), {"prompts_per_rollout": 2, "rollouts": RecordingEngine()}
+    data = small_data(reward=ByCall(*calls), schemes=schemes, **shape)
+    fitted(tmp_path, model_folder, data=data, max_steps=max_steps, callbacks=[recorder])
+    return recorder.metrics
+
+
+def test_failed_verdicts_of_dropped_groups_are_counted(tmp_path, model_folder):
+    with pytest.warns(UserWarning, match=r"Verdicts failed on 33% of the completions of a rollout; .*/failed/time: 4"):
+        (metrics,) = by_call(tmp_path, model_folder, [None] * 4 + SIGNAL, SIGNAL, schemes=[DynamicSampling()])
+    assert metrics["groups/without_signal"] == 1
+    assert metrics["completions/failed_ratio"] == 4 / 12
+    assert metrics["rewards/ByCall/failed/time"] == 4
+
+
+def test_failed_verdicts_of_drafts_are_counted(tmp_path, model_folder):
+    drafts = [None] * 5 + [1.0, 0.0, 0.0]
+    (metrics,) = by_call(tmp_path, model_folder, drafts, SIGNAL * 2, schemes=[DraftRefinement()])
+    assert metrics["completions/failed_ratio"] == 5 / 16
+
+
+def test_failed_verdicts_of_replayed_groups_are_not_counted_again(tmp_path, model_folder):
+    calls = [None, 1.0, 0.0, 0.0, *SIGNAL], [1.0] * 8
+    metrics = by_call(tmp_path, model_folder, *calls, schemes=[Replay()], max_steps=2)
+    assert [one["replay/groups"] for one in metrics] == [0, 2]
+    assert [one["completions/failed_ratio"] for one in metrics] == [1 / 8, 0]
+    assert [one["rewards/ByCall/failed/time"] for one in metrics] == [1, 0]
 
 
 # Held-out prompts
