@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.schemes.base import SamplingScheme, Stage
+from lightning_modules.data.schemes.totals import total
 from lightning_modules.prompts import Prompt
 from lightning_modules.tally import Tally
 from lightning_modules.validation import require_at_least, require_one_of
@@ -89,7 +90,7 @@ class DraftRefinement(SamplingScheme):
         prompts = [self._with_draft(*pair, rollout) for pair in zip(drafts.prompts, texts, strict=True)]
         left_out = sum(new is old for new, old in zip(prompts, drafts.prompts, strict=True))
         groups = rollout.complete(prompts)
-        metrics = _metrics(rollout.over_ranks(_counted(drafts, chosen, left_out)))
+        metrics = _metrics(total(self, _counted(drafts, chosen, left_out), rollout))
         return replace(groups, metrics={**drafts.metrics, **groups.metrics, **metrics})
 
     def _with_draft(self, prompt: Prompt, draft: str, rollout: GroupSampler) -> Prompt:
@@ -146,4 +147,4 @@ def _counted(drafts: Groups, chosen: Tensor, left_out: int) -> Tally:
 def _metrics(counted: Tally) -> dict[str, float]:
     sums = dict(counted.sums)
     prompts = sums.pop("prompts")
-    return {f"drafts/{name}": total / prompts for name, total in sums.items()}
+    return {f"drafts/{name}": value / prompts for name, value in sums.items()}

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.schemes.base import SamplingScheme, Stage
+from lightning_modules.data.schemes.totals import total
 from lightning_modules.tally import Tally
 
 BoundRule = Literal["error", "smaller"]
@@ -22,7 +23,8 @@ class DynamicSampling(SamplingScheme):
     In each round every rank samples the number of prompts that the rank with the most missing groups needs, so that
     in-process engines stay synchronized. Surplus groups are dropped. The scheme logs `groups/sampled`, `groups/kept`,
     `groups/without_signal`, `groups/surplus` (dropped groups with signal), `groups/rounds`, and `groups/reward`, the
-    mean reward of all sampled completions; `reward` is the mean over the groups that are kept.
+    mean reward of the completions in all rounds; `reward` is the mean over the groups that are kept. Around `Replay`
+    its rounds have replayed groups, too.
 
     Args:
         max_rounds: Maximum number of sampling rounds of a rollout, the first one included.
@@ -66,7 +68,9 @@ class DynamicSampling(SamplingScheme):
         sampled = Groups.joined(rounds)
         # Groups with signal come first; the order of prompts is kept otherwise.
         chosen = (~sampled.have_signal).long().argsort(stable=True)[:size]
-        metrics = _metrics(rollout.over_ranks(_counted(sampled, len(chosen))), len(rounds))
+        memory = rollout.memory_of(self)
+        memory["rounds"] = memory.get("rounds", 0) + len(rounds)
+        metrics = _metrics(total(self, _counted(sampled, len(chosen)), rollout), memory["rounds"])
         return sampled.select(chosen, {**sampled.metrics, **metrics})
 
     def _size_at_bound(self, count: int, kept: int, rollout: GroupSampler) -> int:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.schemes.base import SamplingScheme, Stage
 from lightning_modules.data.schemes.stored import restored, stored
+from lightning_modules.data.schemes.totals import total
 from lightning_modules.tally import Tally
 from lightning_modules.validation import require_at_least
 
@@ -92,17 +93,17 @@ class Replay(SamplingScheme):
         self._buffer = self._buffer[-self.capacity :]
 
     def _metrics(self, fresh: Groups, replayed: list[Stored], rollout: GroupSampler) -> dict[str, float]:
-        sums = rollout.over_ranks(
-            Tally.of(
-                groups=torch.tensor(len(fresh)),
-                without=(~fresh.have_signal).sum(),
-                scored=fresh.scored.sum(),
-                reward=torch.where(fresh.scored, fresh.rewards.double(), 0).sum(),
-            )
-        ).sums
-        ages = [rollout.trained_step - state["policy_step"] for state in replayed]
+        counted = Tally.of(
+            groups=torch.tensor(len(fresh)),
+            without=(~fresh.have_signal).sum(),
+            scored=fresh.scored.sum(),
+            reward=torch.where(fresh.scored, fresh.rewards.double(), 0).sum(),
+        )
+        ages: list[int] = rollout.memory_of(self).setdefault("ages", [])
+        ages += [rollout.trained_step - state["policy_step"] for state in replayed]
+        sums = total(self, counted, rollout).sums
         return {
-            "replay/groups": len(replayed),
+            "replay/groups": len(ages),
             "replay/age": sum(ages) / max(len(ages), 1),
             "replay/buffer": len(self._buffer),
             "replay/reward": sums["reward"] / max(sums["scored"], 1),

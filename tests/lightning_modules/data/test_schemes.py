@@ -37,6 +37,7 @@ class ScriptedStage:
     updates: int = 1
     taken: int = 0
     counts: list[int] = field(default_factory=list)
+    memory: dict = field(default_factory=dict)
 
     def __call__(self, count):
         first, self.taken = self.taken, self.taken + count
@@ -45,6 +46,9 @@ class ScriptedStage:
 
     def over_ranks(self, tally):
         return tally
+
+    def memory_of(self, scheme):
+        return self.memory
 
 
 def group(number, signal):
@@ -102,6 +106,21 @@ def test_the_first_groups_with_signal_are_kept_and_the_others_counted(signals, o
         missing -= sum(stage.signals[position : position + count])
         position += count
     assert missing <= 0
+
+
+def test_metrics_are_those_of_all_calls_of_a_rollout():
+    stage, scheme = ScriptedStage((False, True, True)), DynamicSampling()
+    assert numbers(scheme.groups(1, stage, stage)) == [1]
+    metrics = scheme.groups(1, stage, stage).metrics
+    found = {name.removeprefix("groups/"): value for name, value in metrics.items()}
+    assert found == {
+        "sampled": 3,
+        "kept": 2,
+        "without_signal": 1,
+        "surplus": 0,
+        "rounds": 3,
+        "reward": (1 + 1 + 2 + 0 + 3 + 0) / 6,
+    }
 
 
 @pytest.mark.parametrize("signals", itertools.product([False, True], repeat=4), ids=pattern)

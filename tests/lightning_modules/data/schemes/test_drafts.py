@@ -8,6 +8,7 @@ import torch
 
 from lightning_modules.data.schemes import DraftRefinement, DynamicSampling
 from lightning_modules.data.schemes.drafts import _chosen, _filled
+from tests.lightning_modules.data.test_failed_verdicts import SIGNAL, by_call
 from tests.lightning_modules.training import BatchRecorder, RecordingEngine, fitted, small_data, text_reward
 
 TEMPLATE = "{draft} {question}"
@@ -132,6 +133,13 @@ def test_drafts_can_be_sampled_ahead(tmp_path, model_folder):
     engine = ElsewhereEngine()
     fitted(tmp_path, model_folder, data=iterative_data(engine, overlap=True), max_steps=3)
     assert [sampling.samples_per_prompt for sampling in engine.sampling] == [3, 4] * 3
+
+
+def test_metrics_are_those_of_the_drafts_of_all_rounds(tmp_path, model_folder):
+    rounds = [1.0, 0.0], [*[1.0] * 4, *SIGNAL], [0.25], SIGNAL
+    schemes = [DraftRefinement(drafts=1, template=TEMPLATE), DynamicSampling()]
+    (metrics,) = by_call(tmp_path, model_folder, *rounds, schemes=schemes)
+    assert (metrics["groups/rounds"], metrics["drafts/reward"]) == (2, 1.25 / 3)
 
 
 def test_groups_without_signal_are_replaced_around_and_within(tmp_path, model_folder):

@@ -190,6 +190,23 @@ def test_an_example_of_no_data_set_is_json():
     assert restored(stored(original, 0), [].__getitem__).prompts[0].example == {"prompt": "a", "size": [1, 2]}
 
 
+def test_metrics_are_those_of_all_calls_of_a_rollout():
+    scheme = Replay()
+    run(scheme, Rollout("s", step=0))
+    rollout = Rollout("---", step=2, first=10)
+    first = run(scheme, rollout)
+    assert (first.metrics["replay/groups"], first.metrics["replay/age"]) == (1, 2)
+    rollout.signals, rollout.first = "ss", 20
+    metrics = run(scheme, rollout).metrics
+    assert {name.removeprefix("replay/"): value for name, value in metrics.items() if "replay" in name} == {
+        "groups": 1,
+        "age": 2,
+        "buffer": 2,
+        "reward": (3 * 1 + 2 * 0.5) / 5,
+        "without_signal": 3 / 5,
+    }
+
+
 @pytest.mark.parametrize("arguments", [{"capacity": 0}, {"max_age": 0}])
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match=r"` is 0; pass 1 or more"):
