@@ -186,7 +186,7 @@ class RolloutDataModule(StagedDataModule):
     @property
     @override
     def samples_from_old_policy(self) -> bool:
-        return self.overlap and self.old_log_probs == "sampler"
+        return self.old_log_probs == "sampler" and (self.overlap or super().samples_from_old_policy)
 
     # Stages
 

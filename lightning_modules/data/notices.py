@@ -38,7 +38,8 @@ class Notices:
 
         Args:
             plan: split of a rollout into updates.
-            old_policy_samples: whether the behavior policy is some optimizer steps older than the trained one.
+            old_policy_samples: whether the behavior policy of a completion may be some optimizer steps older than the
+                trained one.
         """
         if plan.updates * plan.epochs == 1 and not old_policy_samples:
             rank_zero_warn(

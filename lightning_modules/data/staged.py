@@ -130,8 +130,8 @@ class StagedDataModule(BufferedDataModule, ABC):
 
     @property
     def samples_from_old_policy(self) -> bool:
-        """Whether the behavior policy is some optimizer steps older than the trained one."""
-        return False
+        """Whether the behavior policy of a completion may be some optimizer steps older than the trained one."""
+        return any(scheme.gives_old_groups for scheme in self.schemes)
 
     def update_plan(self, layout: MicroBatchSize, micro_batches: int) -> UpdatePlan:
         """Return the split of a rollout into updates, and of each update into micro-batches per rank."""

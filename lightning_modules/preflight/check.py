@@ -40,9 +40,7 @@ def preflight(
     trainer.validate(module, data, verbose=False)
     assert data.trial is not None
     plan = data.update_plan(data.policy.layout, trainer.accumulate_grad_batches)
-    Notices(data.max_completion_length, data.truncated).before_training(
-        plan, data.overlap and data.old_log_probs == "sampler"
-    )
+    Notices(data.max_completion_length, data.truncated).before_training(plan, data.samples_from_old_policy)
     other = None if other_reward is None else _disagreement(data.trial, data.rewards, other_reward)
     return Findings.of(data.trial, other)
 

@@ -47,6 +47,7 @@ class SamplingScheme(ABC):
       become 0 are left out of the forward pass, unless the objective has penalties, and still count in its totals.
     - Override `gives_weights` if the scheme gives weights in some of its settings only, or to candidates: a group
       objective has no definition for weights, so a run with one ends before anything is sampled.
+    - Override `gives_old_groups` if the scheme returns groups of earlier rollouts.
     - Override `reads_texts` if the scheme reads the texts of completions, which samples of flow-matching models lack.
     - Override `state_dict` and `load_state_dict` if the scheme remembers anything between rollouts. Within a rollout
       nothing is saved, because a resumed run repeats the rollout; `rollout.memory_of` keeps what its calls share.
@@ -103,6 +104,11 @@ class SamplingScheme(ABC):
     def gives_weights(self) -> bool:
         """Whether `candidates` or `weighted` may give weights; unless overridden, whether `weighted` is."""
         return type(self).weighted is not SamplingScheme.weighted
+
+    @property
+    def gives_old_groups(self) -> bool:
+        """Whether some groups may be those of earlier rollouts; False unless a subclass says so."""
+        return False
 
     @property
     def reads_texts(self) -> bool:

@@ -53,6 +53,11 @@ class Replay(SamplingScheme):
         require_at_least(1, capacity=self.capacity, max_age=self.max_age)
         self._buffer: list[Stored] = []  # the oldest first, the same on every rank
 
+    @property
+    @override
+    def gives_old_groups(self) -> bool:
+        return True
+
     @override
     def groups(self, count: int, below: Stage, rollout: GroupSampler) -> Groups:
         fresh = below(count)

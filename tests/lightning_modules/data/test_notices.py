@@ -9,8 +9,10 @@ import torch
 from lightning_modules import SharedPrompts
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.notices import Notices
+from lightning_modules.data.schemes import DynamicSampling, Replay
+from lightning_modules.flow import FlowDataModule
 from lightning_modules.rollouts import TransformersEngine
-from tests.lightning_modules.training import fitted, small_data
+from tests.lightning_modules.training import fitted, small_data, text_reward
 
 VERDICTS = {"completions/failed_ratio": 0.0}
 SIGNAL = {"frac_reward_zero_std": 0.5, "reward": 0.5, **VERDICTS}
@@ -73,6 +75,19 @@ def test_one_update_of_the_policys_own_data_is_told_at_the_start():
     (notice,) = said(start=(1, 1, False))
     assert "Every mean of ratios then has the same gradient" in notice
     assert said(start=(1, 1, True)) == []
+
+
+@pytest.mark.parametrize(("source", "is_old"), [("sampler", True), ("trainer", False)])
+def test_replayed_groups_are_of_an_old_policy_if_they_keep_their_log_probs(source, is_old):
+    """The trainer computes their log-probabilities anew, from the policy before the update."""
+    assert small_data(schemes=[DynamicSampling(), Replay()], old_log_probs=source).samples_from_old_policy is is_old
+    assert not small_data(schemes=[DynamicSampling()], old_log_probs=source).samples_from_old_policy
+
+
+def test_replayed_trajectories_are_of_an_old_policy():
+    data = FlowDataModule([{"prompt": "a"}], text_reward, schemes=[Replay()])
+    assert data.samples_from_old_policy
+    assert not FlowDataModule([{"prompt": "a"}], text_reward).samples_from_old_policy
 
 
 class NeverFinished(TransformersEngine):

@@ -15,7 +15,7 @@ from aggregate_po.recipes import gmpo, kpo, real, tpo
 from lightning_modules import DynamicSampling, PolicyModule
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.cli import run
-from lightning_modules.data.schemes import DynamicPruning
+from lightning_modules.data.schemes import DynamicPruning, Replay
 from lightning_modules.model.lora import LoRA
 from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.preflight import TrialData, preflight
@@ -121,6 +121,11 @@ def test_schemes_do_not_select_what_is_measured(model_folder, tmp_path):
 def test_a_run_of_one_update_per_rollout_is_told_that_every_mean_is_the_same(model_folder, tmp_path):
     with pytest.warns(UserWarning, match="all ratios are 1"):
         found(tmp_path, model_folder, trial_data())
+
+
+def test_a_run_that_replays_old_groups_is_not_told_so(model_folder, tmp_path, recwarn):
+    found(tmp_path, model_folder, trial_data(schemes=[Replay()]))
+    assert not [warning for warning in recwarn if "all ratios are 1" in str(warning.message)]
 
 
 @pytest.mark.parametrize(
