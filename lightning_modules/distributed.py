@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,8 @@ from einops import rearrange
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def rank() -> int:
@@ -43,9 +45,9 @@ def maxima_over_ranks(values: Sequence[float], device: torch.device) -> list[flo
     return list(largest.tolist())
 
 
-def broadcast_text(text: str, device: torch.device) -> str:
-    """Return the text of rank 0 on every rank."""
-    values = [text]
+def broadcast_value(value: Value, device: torch.device) -> Value:
+    """Return the value of rank 0 on every rank; it is pickled."""
+    values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values, src=0, device=device)
     return values[0]

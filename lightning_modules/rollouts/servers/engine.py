@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_modules.distributed import broadcast_text, rank, wait_for_ranks
+from lightning_modules.distributed import broadcast_value, gathered_on_rank_zero, rank, wait_for_ranks
 from lightning_modules.memory import EngineMemory, SamplingLoad
 from lightning_modules.model.weights import policy_weights
 from lightning_modules.rollouts.base import Completions, RolloutEngine, SamplingParameters
@@ -98,7 +100,7 @@ class VLLMServers(RolloutEngine):
 
     @property
     def losses(self) -> int:
-        """Number of times that a server has been lost so far."""
+        """Number of times that a server has been lost so far; other ranks' losses count from the next transfer on."""
         return self._fleet.losses
 
     @override
@@ -122,26 +124,26 @@ class VLLMServers(RolloutEngine):
             RuntimeError: a server refuses, has other weights after the transfer, or all servers are lost.
         """
         wait_for_ranks(model.device)  # no other rank still samples from the previous policy
+        lost = gathered_on_rank_zero(self._fleet.newly_lost)
         # Every rank takes part in gathering sharded weights and in the forward pass of the probe.
         gathered = policy_weights(model)
         weights = {name: tensor.detach().cpu() for name, tensor in gathered if rank() == 0}
         probe = Probe.of_policy(model) if self.check_weights else None
         error: Exception | None = None
-        outcome = ""
+        transfer: _Transfer | None = None
         if rank() == 0:
             try:
-                version = self.weights.publish(weights)
-                self._deliver(version, probe, model_sizes(model.config))
-                outcome = "\n".join([version, *self._fleet.lost])
+                self._fleet.newly_lost.update(*lost)
+                transfer = self._transfer(weights, probe, model_sizes(model.config))
             except Exception as raised:  # the other ranks must be notified first
                 error = raised
-        version, *lost = broadcast_text(outcome, model.device).split("\n")
+        transfer = broadcast_value(transfer, model.device)
         if error is not None:
             raise error
-        if not version:
+        if transfer is None:
             raise RuntimeError("rank 0 could not load the policy into the servers; see its error message.")
-        self._version, self._vocabulary = version, model.config.get_text_config().vocab_size
-        self._fleet.agree(lost)
+        self._version, self._vocabulary = transfer.version, model.config.get_text_config().vocab_size
+        self._fleet.agree(transfer.lost, transfer.losses)
 
     @override
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters) -> Completions:
@@ -179,10 +181,12 @@ class VLLMServers(RolloutEngine):
                 "`max_completion_length`."
             )
 
-    def _deliver(self, version: str, probe: Probe | None, sizes: dict[str, Any]) -> None:
+    def _transfer(self, weights: Mapping[str, Tensor], probe: Probe | None, sizes: dict[str, Any]) -> _Transfer:
         """Transfer the weights to every server that responds, lost ones included."""
+        version = self.weights.publish(weights)
         states = self._fleet.on_all(lambda server: self._update(server, version, probe, sizes))
         self._room = min(state.max_model_len for state in states)
+        return _Transfer(version, list(self._fleet.lost), self._fleet.losses)
 
     def _update(self, server: ServerClient, version: str, probe: Probe | None, sizes: dict[str, Any]) -> ServerState:
         """Transfer the weights to one server unless it has them, and check that it uses them."""
@@ -197,3 +201,18 @@ class VLLMServers(RolloutEngine):
             log_probs = parsed_scores(server.url, choices, token_ids)
             self._verification.compare(server, version, log_probs, probe, state)
         return state
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """Outcome of a transfer of weights by rank 0, for all ranks.
+
+    Args:
+        version: version of the weights.
+        lost: addresses of the lost servers.
+        losses: number of losses so far, over all ranks.
+    """
+
+    version: str
+    lost: Sequence[str]
+    losses: int

@@ -31,7 +31,8 @@ class Fleet:
     def __init__(self, servers: Sequence[ServerClient], retries: int, startup_timeout: float) -> None:
         self.servers = list(servers)
         self.lost: dict[str, str] = {}  # reason by address
-        self.losses = 0
+        self.newly_lost: set[str] = set()  # addresses, since the ranks have last agreed
+        self._agreed_losses = 0
         self._retries, self._startup_timeout = retries, startup_timeout
         self._started = False
 
@@ -39,6 +40,11 @@ class Fleet:
     def active(self) -> list[ServerClient]:
         """Servers that are not lost."""
         return [server for server in self.servers if server.url not in self.lost]
+
+    @property
+    def losses(self) -> int:
+        """Number of losses: those of all ranks until they last agreed, and those of this rank since."""
+        return self._agreed_losses + len(self.newly_lost)
 
     def attempt(self, request: Callable[[], Result]) -> Result:
         """Return the result of a request to one server, with retries.
@@ -105,13 +111,14 @@ class Fleet:
     def lose(self, server: ServerClient, failure: ServerFailure) -> None:
         """Mark a server as lost until it responds again."""
         if server.url not in self.lost:
-            self.losses += 1
+            self.newly_lost.add(server.url)
             logger.warning("%s; it is left out until it responds again.", failure)
         self.lost[server.url] = str(failure)
 
-    def agree(self, lost: Iterable[str]) -> None:
-        """Adopt the lost servers of rank 0, and end the startup phase."""
+    def agree(self, lost: Iterable[str], losses: int) -> None:
+        """Adopt the lost servers of rank 0 and the number of losses, and end the startup phase."""
         self.lost = {url: self.lost.get(url, "lost to rank 0") for url in lost}
+        self.newly_lost, self._agreed_losses = set(), losses
         self._started = True
 
     def none_left(self) -> RuntimeError:

@@ -451,24 +451,52 @@ def run_rank(rank, store, urls, folder, model, results):
     dist.destroy_process_group()
 
 
-def test_rank_0_sends_the_weights_and_every_rank_samples(started, tmp_path, model):
-    dead, good = started(None, None)
-    dead.stop()
+def outcomes_of_ranks(function, servers, tmp_path, model):
+    """What the function puts into its queue in two processes, by rank."""
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    arguments = (str(tmp_path / "store"), [dead.url, good.url], str(tmp_path / "weights"), model, results)
-    processes = [context.Process(target=run_rank, args=(rank, *arguments)) for rank in range(2)]
+    results, urls = context.Queue(), [server.url for server in servers]
+    arguments = (str(tmp_path / "store"), urls, str(tmp_path / "weights"), model, results)
+    processes = [context.Process(target=function, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     outcomes = sorted(results.get(timeout=120) for _ in processes)
     for process in processes:
         process.join(timeout=60)
+    return outcomes
+
+
+def test_rank_0_sends_the_weights_and_every_rank_samples(started, tmp_path, model):
+    dead, good = started(None, None)
+    dead.stop()
+    outcomes = outcomes_of_ranks(run_rank, [dead, good], tmp_path, model)
     assert [outcome[:-1] for outcome in outcomes] == [(rank, 18, 1, [dead.url]) for rank in range(2)]
     assert len(good.loads) == 1
     assert prompts_asked(good) == sorted(PROMPTS)
     # A failure of rank 0 is heard of by the other, which would wait otherwise.
     assert "refused the token" in outcomes[0][-1]
     assert "rank 0 could not load the policy into the servers" in outcomes[1][-1]
+
+
+def run_losing_rank(rank, store, urls, folder, model, results):
+    """One rank: samples prompts on which a server fails, at first on rank 1 alone, and loads the policy again."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    options = {"timeout": 5.0, "retries": 0, "prompts_per_server": 1, "check_weights": False}
+    engine, losses = VLLMServers(urls, SharedFolder(folder), **options), []
+    engine.load_policy(model)
+    for number in (rank, 1):
+        engine.generate([PROMPTS[number]] * 4, SAMPLING)
+        engine.load_policy(model)
+        losses.append(engine.metrics()["rollout/server_losses"])
+    results.put((rank, losses, list(engine.lost_servers)))
+    dist.destroy_process_group()
+
+
+def test_losses_are_those_of_all_ranks_and_one_that_two_ranks_find_is_one(started, tmp_path, model):
+    failing, good = started(
+        lambda body, number: 500 if body["prompt"] == PROMPTS[1] else None, lambda body, number: time.sleep(0.1)
+    )
+    outcomes = outcomes_of_ranks(run_losing_rank, [failing, good], tmp_path, model)
+    assert outcomes == [(rank, [1, 2], []) for rank in range(2)]
 
 
 # Arguments

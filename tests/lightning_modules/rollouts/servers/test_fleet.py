@@ -63,6 +63,17 @@ def test_servers_are_lost_and_come_back(caplog):
     ]
 
 
+def test_losses_count_on_from_the_number_that_the_ranks_agreed_on():
+    first, second = Server("a"), Server("b")
+    fleet = Fleet([first, second], 0, 0.0)
+    fleet.lose(first, ServerFailure("gone"))
+    fleet.lose(first, ServerFailure("gone"))
+    assert (fleet.losses, fleet.newly_lost) == (1, {"a"})
+    fleet.agree(["a"], 3)
+    fleet.lose(second, ServerFailure("gone"))
+    assert (fleet.losses, fleet.newly_lost) == (4, {"b"})
+
+
 def test_a_refusal_reaches_the_caller():
     with pytest.raises(ServerRefusal, match="no"):
         Fleet([Server("a", ServerRefusal("no")), Server("b", 1)], 0, 0.0).on_all(lambda server: server.state())
@@ -72,7 +83,7 @@ def test_when_none_is_left_the_error_says_why():
     fleet = Fleet([Server("a", *failures(2)), Server("b", *failures(2))], 0, 0.0)
     with pytest.raises(RuntimeError, match=r"none of the 2 servers is left:\n  failure 1\n  failure 1\n.*serve`\.$"):
         fleet.on_all(lambda server: server.state())
-    fleet.agree([])
+    fleet.agree([], 0)
     with pytest.raises(RuntimeError, match=r"again; the run resumes from its last checkpoint\.$"):
         fleet.on_all(lambda server: server.state())
 
@@ -82,9 +93,9 @@ def test_the_start_of_a_server_is_waited_for_and_its_return_is_not(pauses):
     fleet = Fleet([server], 1, 60.0)
     assert fleet.state(server) == "started"
     assert pauses == [1.0, 1.0]
-    fleet.agree([])
+    fleet.agree([], 0)
     assert fleet.state(server) == "there"
-    fleet.agree(["a"])
+    fleet.agree(["a"], 1)
     assert fleet.state(server) == "back"
     assert server.timeouts[-1] == 5.0
     assert fleet.lost == {"a": "lost to rank 0"}
