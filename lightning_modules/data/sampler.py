@@ -20,6 +20,7 @@ from lightning_modules.model.limits import limits_of
 from lightning_modules.model.policy import Policy
 from lightning_modules.model.rope import depends_on_length, fix_rope
 from lightning_modules.prompts import Example, Prompt, PromptFormat, PromptTokenizer
+from lightning_modules.prompts.limits import SequenceLimits
 from lightning_modules.rollouts import Completions, RolloutEngine, SamplingParameters
 from lightning_modules.rollouts.returned import require_completions
 
@@ -115,13 +116,21 @@ class Sampler(CompletionSampler):
         self._skip_special_tokens, self._max_prompt_length = skip_special_tokens, max_prompt_length
         self._prefetch = _Prefetch()
 
-    @cached_property
+    @property
     def tokenizer(self) -> PromptTokenizer:
-        """Tokenizer of prompts, which refuses those that the model or the engine cannot hold."""
-        engine_limit = self._engine.max_model_length
-        limits = limits_of(self._policy.model).shortened(engine_limit, "`max_model_length` of the rollout engine is")
+        """Tokenizer of prompts, which refuses those that the model or the engine cannot hold at present."""
+        limit = self._engine.max_model_length  # servers tell theirs when they are given the policy
+        self._tokenizer.limits = self._model_limits.shortened(limit, "`max_model_length` of the rollout engine is")
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> PromptTokenizer:
         lengths = self._max_completion_length, self._policy.stop_token_ids, self._max_prompt_length
-        return PromptTokenizer(self._policy.tokenizer, self._prompt_format, limits, *lengths)
+        return PromptTokenizer(self._policy.tokenizer, self._prompt_format, self._model_limits, *lengths)
+
+    @cached_property
+    def _model_limits(self) -> SequenceLimits:
+        return limits_of(self._policy.model)
 
     @override
     def prompt_of(self, example: Example, place: str = "a prompt") -> Prompt:

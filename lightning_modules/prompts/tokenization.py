@@ -68,6 +68,9 @@ class PromptTokenizer:
         end_token_ids: ids of tokens that end a text, besides the end-of-sequence token of the tokenizer.
         max_prompt_length: maximum number of tokens of a prompt; a data set is used without longer ones.
 
+    Attributes:
+        limits: limits of the model and the engine; those of an engine may become known later.
+
     Raises:
         ValueError: the format needs a chat template, which the tokenizer lacks or which ignores an option, or the model
             has no such end token.
@@ -91,7 +94,7 @@ class PromptTokenizer:
                     "correct `eos_token_id` in the model's generation_config.json and config.json, or `eos_token` of "
                     "the tokenizer."
                 )
-        self._tokenizer, self._form, self._limits = tokenizer, form, limits
+        self._tokenizer, self._form, self.limits = tokenizer, form, limits
         self._max_completion_length, self._max_prompt_length = max_completion_length, max_prompt_length
         self._reported: set[str] = set()  # data sets of which it was said how many prompts are left out
         self._warned_of_length = False
@@ -226,7 +229,7 @@ class PromptTokenizer:
         return Prompt(example, ids)
 
     def _require_rows(self, largest: int, location: str) -> None:
-        rows = self._limits.vocabulary_size
+        rows = self.limits.vocabulary_size
         if rows is not None and largest >= rows:
             raise ValueError(
                 f"{location}: the prompt has the token {self._names([largest])} with id {largest}, but the model has "
@@ -237,12 +240,12 @@ class PromptTokenizer:
     def _require_length(self, length: int, location: str) -> None:
         total = length + self._max_completion_length
         lengths = f"the prompt has {length:,} tokens, with `max_completion_length` {total:,}"
-        limit, trained = self._limits.max_length, self._limits.trained_length
+        limit, trained = self.limits.max_length, self.limits.trained_length
         if limit is not None and total > limit:
             room = limit - length
             remedy = f", or lower `max_completion_length` to {room}" if room > 0 else ""
             raise ValueError(
-                f"{location}: {lengths}, but {self._limits.limited_by} {limit:,}; shorten or leave out the prompt"
+                f"{location}: {lengths}, but {self.limits.limited_by} {limit:,}; shorten or leave out the prompt"
                 f"{remedy}."
             )
         if trained is not None and total > trained and not self._warned_of_length:

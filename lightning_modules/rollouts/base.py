@@ -101,7 +101,8 @@ class RolloutEngine(ABC):
 
     Attributes:
         concurrent: whether `generate` may run in a thread while the policy is trained.
-        max_model_length: tokens of a prompt and its completion, where the engine limits them.
+        max_model_length: tokens of a prompt and its completion, where the engine limits them; it may become known by
+            `load_policy`.
     """
 
     concurrent: bool = False

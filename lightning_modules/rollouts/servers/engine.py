@@ -40,7 +40,8 @@ class VLLMServers(RolloutEngine):
     times out, or returns what no model returns is left out, and its prompts go to the others. `load_policy` tries lost
     servers again.
 
-    With several ranks, every rank sends requests to all servers, and rank 0 transfers the weights.
+    With several ranks, every rank sends requests to all servers, and rank 0 transfers the weights. `max_model_length`
+    is that of the servers, known from the first transfer on.
 
     Args:
         urls: Addresses of the servers, such as http://127.0.0.1:8000.
@@ -84,7 +85,6 @@ class VLLMServers(RolloutEngine):
         self.check_weights = check_weights
         self._fleet = Fleet([ServerClient(url, token_variable, timeout) for url in urls], retries, startup_timeout)
         self._verification = Verification()
-        self._room = math.inf  # maximum number of tokens of a prompt with its completion
         self._version: str | None = None
         self._vocabulary = 0  # number of tokens of the policy
 
@@ -143,6 +143,7 @@ class VLLMServers(RolloutEngine):
         if transfer is None:
             raise RuntimeError("rank 0 could not load the policy into the servers; see its error message.")
         self._version, self._vocabulary = transfer.version, model.config.get_text_config().vocab_size
+        self.max_model_length = transfer.max_model_length
         self._fleet.agree(transfer.lost, transfer.losses)
 
     @override
@@ -174,10 +175,10 @@ class VLLMServers(RolloutEngine):
         return collected([completion for answer in answers for completion in answer])
 
     def _require_room(self, prompt_length: int, completion_length: int) -> None:
-        if prompt_length + completion_length > self._room:
+        if self.max_model_length is not None and prompt_length + completion_length > self.max_model_length:
             raise ServerRefusal(
                 f"a prompt of {prompt_length} tokens and a completion of {completion_length} are more than the "
-                f"{self._room} that a server has room for; start it with a higher --max-model-len, or lower "
+                f"{self.max_model_length} that a server has room for; start it with a higher --max-model-len, or lower "
                 "`max_completion_length`."
             )
 
@@ -185,8 +186,8 @@ class VLLMServers(RolloutEngine):
         """Transfer the weights to every server that responds, lost ones included."""
         version = self.weights.publish(weights)
         states = self._fleet.on_all(lambda server: self._update(server, version, probe, sizes))
-        self._room = min(state.max_model_len for state in states)
-        return _Transfer(version, list(self._fleet.lost), self._fleet.losses)
+        room = min(state.max_model_len for state in states)
+        return _Transfer(version, room, list(self._fleet.lost), self._fleet.losses)
 
     def _update(self, server: ServerClient, version: str, probe: Probe | None, sizes: dict[str, Any]) -> ServerState:
         """Transfer the weights to one server unless it has them, and check that it uses them."""
@@ -209,10 +210,12 @@ class _Transfer:
 
     Args:
         version: version of the weights.
+        max_model_length: tokens of a prompt and its completion that every server has room for.
         lost: addresses of the lost servers.
         losses: number of losses so far, over all ranks.
     """
 
     version: str
+    max_model_length: int
     lost: Sequence[str]
     losses: int

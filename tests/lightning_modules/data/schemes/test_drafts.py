@@ -124,6 +124,22 @@ def test_a_prompt_that_would_be_too_long_goes_without_its_draft(tmp_path, model_
     assert recorder.metrics[0]["drafts/left_out"] == 1
 
 
+class LimitedWhenLoaded(RecordingEngine):
+    """Learns its limit from its servers, as an engine of vLLM servers does."""
+
+    def load_policy(self, model):
+        super().load_policy(model)
+        self.max_model_length = 100
+
+
+def test_a_prompt_that_would_be_too_long_for_servers_goes_without_its_draft(tmp_path, model_folder):
+    engine, recorder = LimitedWhenLoaded(), BatchRecorder()
+    scheme = DraftRefinement(drafts=2, template="so long " * 100 + TEMPLATE)
+    fitted(tmp_path, model_folder, data=iterative_data(engine, scheme), callbacks=[recorder])
+    assert engine.prompts[0] == engine.prompts[1]
+    assert recorder.metrics[0]["drafts/left_out"] == 1
+
+
 class ElsewhereEngine(RecordingEngine):
     concurrent = True
 

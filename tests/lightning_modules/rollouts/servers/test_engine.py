@@ -392,7 +392,10 @@ def test_a_server_of_less_precision_is_warned_of_once(started, engine_of, model,
 def test_a_completion_without_room_is_refused_before_it_is_asked_for(started, engine_of, model):
     small, large = started(None, None)
     small.state["max_model_len"] = 7
-    engine = engine_of([small, large])
+    engine = engine_of([small, large], loaded=False)
+    assert engine.max_model_length is None
+    engine.load_policy(model)
+    assert engine.max_model_length == 7
     with pytest.raises(
         ServerRefusal, match=r"prompt of 3 tokens and a completion of 5 .* more than the 7 .*max-model-len"
     ):
@@ -487,7 +490,7 @@ def run_losing_rank(rank, store, urls, folder, model, results):
         engine.generate([PROMPTS[number]] * 4, SAMPLING)
         engine.load_policy(model)
         losses.append(engine.metrics()["rollout/server_losses"])
-    results.put((rank, losses, list(engine.lost_servers)))
+    results.put((rank, losses, list(engine.lost_servers), engine.max_model_length))
     dist.destroy_process_group()
 
 
@@ -495,8 +498,9 @@ def test_losses_are_those_of_all_ranks_and_one_that_two_ranks_find_is_one(starte
     failing, good = started(
         lambda body, number: 500 if body["prompt"] == PROMPTS[1] else None, lambda body, number: time.sleep(0.1)
     )
+    good.state["max_model_len"] = 64
     outcomes = outcomes_of_ranks(run_losing_rank, [failing, good], tmp_path, model)
-    assert outcomes == [(rank, [1, 2], []) for rank in range(2)]
+    assert outcomes == [(rank, [1, 2], [], 64) for rank in range(2)]
 
 
 # Arguments
