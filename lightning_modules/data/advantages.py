@@ -11,6 +11,7 @@ from aggregate_po import AdvantageEstimator, GroupedRewards, PerCompletion, PerT
 from aggregate_po.shapes import require_shape
 from lightning_modules.data.groups import Groups
 from lightning_modules.distributed import data_parallel_rank, data_parallel_size, gathered_over_ranks
+from lightning_modules.tally import Tally
 
 
 def advantages(
@@ -64,6 +65,11 @@ def advantages(
         return local
     # A negative width truncates: the longest completion may be on another rank.
     return torch.nn.functional.pad(local, (0, mask.shape[1] - local.shape[1]))
+
+
+def has_advantage(estimated: PerCompletion | PerToken, trainer: Trainer) -> bool:
+    """Whether an advantage of any rank differs from 0; every rank must call it."""
+    return Tally(maxima={"nonzero": float((estimated != 0).any())}).over_ranks(trainer).maxima["nonzero"] > 0
 
 
 def _numbered(name: str, table: Tensor) -> dict[str, Tensor]:

@@ -85,8 +85,9 @@ class Groups:
 
     @property
     def have_signal(self) -> Tensor:
-        """True for groups whose rewards are not all equal, so that advantages may be nonzero; shape `prompt`.
+        """True for groups whose rewards are not all equal; shape `prompt`.
 
+        The others have no advantage, unless the estimator has another baseline than the rewards of the group.
         Rewards that differ by rounding only are equal, as they are to advantage estimators. Completions without a
         reward do not count.
         """

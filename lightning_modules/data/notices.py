@@ -48,8 +48,14 @@ class Notices:
                 "then has the same gradient, and nothing is clipped. To compare objectives pass 2 or more of either."
             )
 
-    def after_rollout(self, metrics: Mapping[str, float]) -> None:
-        """Notify if the first rollouts have no signal, all completions of the first are truncated, or verdicts fail."""
+    def after_rollout(self, metrics: Mapping[str, float], has_advantage: bool) -> None:
+        """Notify if the first rollouts have no signal, all completions of the first are truncated, or verdicts fail.
+
+        Args:
+            metrics: metrics of the rollout.
+            has_advantage: whether an advantage of the rollout differs from 0; under an estimator with another baseline
+                than the mean of the group, groups of equal rewards have advantages.
+        """
         self._rollouts += 1
         if not self._many_failed and metrics["completions/failed_ratio"] > _MANY_FAILED:
             self._many_failed = True
@@ -68,7 +74,7 @@ class Notices:
                 f"{self._truncated!r}). Pass a larger `max_completion_length`, ask for short answers in the prompt, or "
                 "see whether the chat template and the stop tokens are those of the model."
             )
-        self._without_signal &= metrics["frac_reward_zero_std"] == 1
+        self._without_signal &= metrics["frac_reward_zero_std"] == 1 and not has_advantage
         if self._rollouts == _ROLLOUTS_WITHOUT_SIGNAL and self._without_signal:
             rank_zero_warn(
                 f"No group of the first {self._rollouts} rollouts had signal: within each, all completions have the "

@@ -12,7 +12,7 @@ from lightning import Trainer
 from typing_extensions import override
 
 from aggregate_po import AdvantageEstimator, PerCompletion, PerToken, PolicyObjective
-from lightning_modules.data.advantages import advantages
+from lightning_modules.data.advantages import advantages, has_advantage
 from lightning_modules.data.arguments import require_unweighted
 from lightning_modules.data.buffer import PreparedRollout, RolloutBuffer, Stateful
 from lightning_modules.data.buffered import BufferedDataModule
@@ -196,7 +196,7 @@ class StagedDataModule(BufferedDataModule, ABC):
         seed = derived_seed(self.seed, number)
         estimated = advantages(self.advantages, groups, rewards, self.rewards.weights, seed, self._trainer)
         metrics = rollout_metrics(groups, rewards, self.rewards, log_probs.mismatch, self._trainer)
-        self._notices.after_rollout(metrics)
+        self._notices.after_rollout(metrics, has_advantage(estimated, self._trainer))
         weighted = self._stack.weighted(estimated, groups, number, data_parallel_rank(self._trainer))
         objective = cast(PolicyObjective, self._trainer.lightning_module.objective)
         require_unweighted(objective, estimated, weighted, self.schemes)

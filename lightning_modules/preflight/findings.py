@@ -49,6 +49,8 @@ class Findings:
         pass_rate: pass rate with its 95 % interval over prompts; None where a reward is neither 0 nor 1.
         pass_rates: distribution of the pass rate over prompts; None where `pass_rate` is.
         signal: share of the sampled groups whose rewards differ.
+        trained: share of the sampled groups in which an advantage is not 0; that of groups with signal, unless the
+            estimator has another baseline than the rewards of the group.
         truncated: share of completions that reached the maximum length.
         mean_length: mean number of tokens of a completion.
         trial: the trial rollout.
@@ -62,6 +64,7 @@ class Findings:
     pass_rate: Estimate | None
     pass_rates: PassRates | None
     signal: float
+    trained: float
     truncated: float
     mean_length: float
     trial: TrialRollout = field(repr=False)
@@ -83,6 +86,7 @@ class Findings:
             pass_rate=avg_at_k(groups) if is_verdict else None,
             pass_rates=PassRates.of(groups) if is_verdict else None,
             signal=_mean(trial.have_signal),
+            trained=_mean(trial.have_advantage),
             truncated=_mean(~trial.finished),
             mean_length=_mean(trial.lengths),
             trial=trial,
@@ -127,24 +131,35 @@ class Findings:
         return sentences
 
     def _of_signal(self) -> str:
-        if self.signal == 0 and self.reward == 0:
+        if self.trained == 0:
+            return f"This run would not learn: {self._without_advantages()}"
+        shares = f"{self.trained:.1%} of the groups have an advantage, {self.signal:.1%} have signal"
+        if self.trained == self.signal:
+            shares = f"{self.signal:.1%} of the groups have signal"
+        if self.trained < _FEW:
             return (
-                f"This run would not learn: none of {self.trial.rewards.numel():,} completions has a reward. Look at "
-                "completions above: the reward may not find the answer in the form that the model writes. Otherwise "
-                "use easier prompts, or a reward with partial credit."
-            )
-        if self.signal == 0:
-            return (
-                "This run would not learn: the completions of each prompt all have the same reward, so no advantage "
-                "differs from 0. Use prompts that the model sometimes solves, or a larger `data.group_size`."
-            )
-        if self.signal < _FEW:
-            return (
-                f"This run can hardly learn: {self.signal:.1%} of the groups have signal, the others are sampled for "
-                "nothing. Use prompts of another difficulty, a larger `data.group_size`, or dynamic sampling."
+                f"This run can hardly learn: {shares}, the others are sampled for nothing. Use prompts of another "
+                "difficulty, a larger `data.group_size`, or dynamic sampling."
             )
         few = f" These are only {self.prompts} groups; raise --completions." if self.prompts < _RELIABLE else ""
-        return f"This run can learn: {self.signal:.1%} of the groups have signal.{few}"
+        return f"This run can learn: {shares}.{few}"
+
+    def _without_advantages(self) -> str:
+        if self.signal > 0:
+            return (
+                f"{self.signal:.1%} of the groups have signal, but no advantage differs from 0. Use another estimator, "
+                "`data.advantages`, or prompts of another difficulty."
+            )
+        if self.reward == 0:
+            return (
+                f"none of {self.trial.rewards.numel():,} completions has a reward. Look at completions above: the "
+                "reward may not find the answer in the form that the model writes. Otherwise use easier prompts, or a "
+                "reward with partial credit."
+            )
+        return (
+            "the completions of each prompt all have the same reward, so no advantage differs from 0. Use prompts that "
+            "the model sometimes solves, or a larger `data.group_size`."
+        )
 
     def _expected(self) -> list[str]:
         if self.pass_rates is None:

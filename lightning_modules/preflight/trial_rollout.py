@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from lightning import Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.batch import Evaluation
+from lightning_modules.data.advantages import advantages
 from lightning_modules.data.definitions import require_defined
 from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.module import RolloutDataModule
@@ -20,6 +21,7 @@ from lightning_modules.distributed import data_parallel_size, gathered_over_rank
 from lightning_modules.model.policy import Policy
 from lightning_modules.progress import progress_bar
 from lightning_modules.prompts import Example
+from lightning_modules.seeding import derived_seed
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class TrialRollout:
         rewards: total rewards; shape `prompt group`; float64.
         scored: False for completions whose verdict failed; their rewards mean nothing; shape `prompt group`.
         have_signal: True for groups whose rewards are not all equal; shape `prompt`.
+        have_advantage: True for groups in which an advantage of the run's estimator is not 0; shape `prompt`.
         lengths: number of tokens of each completion; shape `prompt group`.
         finished: False for truncated completions; shape `prompt group`.
         texts: completions of the groups of this rank; those of a group are adjacent.
@@ -41,6 +44,7 @@ class TrialRollout:
     rewards: Tensor
     scored: Tensor
     have_signal: Tensor
+    have_advantage: Tensor
     lengths: Tensor
     finished: Tensor
     texts: Sequence[str]
@@ -98,8 +102,16 @@ class _TrialLoader:
                 parts.append(self._groups(min(at_once, count - start)))
                 progress.update(len(parts[-1]) * ranks)
         groups, seconds = Groups.joined(parts), time.perf_counter() - started
-        self._data.trial = _trial(groups, seconds, self._pass_seconds(groups), self._trainer)
+        estimated = self._estimated(groups)
+        self._data.trial = _trial(groups, estimated, seconds, self._pass_seconds(groups), self._trainer)
         yield from ()  # a generator, since Lightning asks for an iterator more often than for a batch
+
+    def _estimated(self, groups: Groups) -> Tensor:
+        """Return the advantages by the estimator of the run; shape `batch` or `batch time`."""
+        data = self._data
+        return advantages(
+            data.advantages, groups, groups.rewards, data.rewards.weights, derived_seed(data.seed, 0), self._trainer
+        )
 
     def _pass_seconds(self, groups: Groups) -> float:
         """Return the seconds of the second of two passes, since the first one also allocates memory."""
@@ -123,10 +135,13 @@ def _wait_for(policy: Policy) -> None:
         torch.cuda.synchronize(policy.device)
 
 
-def _trial(groups: Groups, sampling_seconds: float, pass_seconds: float, trainer: Trainer) -> TrialRollout:
+def _trial(
+    groups: Groups, estimated: Tensor, sampling_seconds: float, pass_seconds: float, trainer: Trainer
+) -> TrialRollout:
     lengths, finished = groups.completions.mask.sum(dim=-1), groups.completions.finished
     signal = groups.have_signal.repeat_interleave(groups.group_size)
-    columns = groups.rewards, groups.scored, signal, lengths, finished
+    nonzero = reduce(estimated != 0, "batch ... -> batch", "max")
+    columns = groups.rewards, groups.scored, signal, nonzero, lengths, finished
     table = torch.stack([column.double() for column in columns], dim=-1)
     by_group = rearrange(
         gathered_over_ranks(table, trainer), "(prompt group) column -> column prompt group", group=groups.group_size
@@ -135,8 +150,9 @@ def _trial(groups: Groups, sampling_seconds: float, pass_seconds: float, trainer
         rewards=by_group[0],
         scored=by_group[1].bool(),
         have_signal=by_group[2, :, 0].bool(),
-        lengths=by_group[3],
-        finished=by_group[4].bool(),
+        have_advantage=by_group[3].bool().any(dim=-1),
+        lengths=by_group[4],
+        finished=by_group[5].bool(),
         texts=groups.texts,
         examples=[prompt.example for prompt in groups.prompts for _ in range(groups.group_size)],
         sampling_seconds=sampling_seconds,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from aggregate_po.advantages import KalmanInnovation, WhitenedReturns
 from lightning_modules import SharedPrompts
 from lightning_modules.data.micro_batches import UpdatePlan
 from lightning_modules.data.notices import Notices
@@ -20,7 +21,7 @@ NONE = {"frac_reward_zero_std": 1.0, "reward": 0.0, **VERDICTS}
 FINISHED, TRUNCATED = {"completions/clipped_ratio": 0.5}, {"completions/clipped_ratio": 1.0}
 
 
-def said(*rollouts, truncated="zero_reward", start=None):
+def said(*rollouts, truncated="zero_reward", start=None, has_advantage=False):
     """The beginnings of the notices about these rollouts."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -30,7 +31,7 @@ def said(*rollouts, truncated="zero_reward", start=None):
             plan = UpdatePlan(updates, epochs, 1, SharedPrompts(), None)
             notices.before_training(plan, old_policy_samples)
         for metrics in rollouts:
-            notices.after_rollout(metrics)
+            notices.after_rollout(metrics, has_advantage)
     return [str(warning.message) for warning in caught]
 
 
@@ -45,6 +46,24 @@ def test_rollouts_without_signal_are_told_once():
     assert "the mean is 0)" in notice
     assert "aggregate-po validate" in notice
     assert said(NONE | FINISHED) == []
+
+
+def test_rollouts_without_signal_are_not_told_where_they_have_advantages():
+    """An estimator with another baseline than the mean of the group gives them to groups of equal rewards."""
+    assert said(*[NONE | FINISHED] * 5, has_advantage=True) == []
+
+
+@pytest.mark.parametrize("estimator", [WhitenedReturns(), KalmanInnovation()])
+def test_a_run_that_learns_from_groups_of_equal_rewards_is_not_told_that_it_cannot(tmp_path, model_folder, estimator):
+    def by_prompt(completion, example):
+        return float(len(example["prompt"]) % 2 + 1)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = small_data(reward=by_prompt, dataset=[{"prompt": "1"}, {"prompt": "12"}], advantages=estimator)
+        run = fitted(tmp_path, model_folder, data=data, max_steps=3)
+    assert run.metrics["frac_reward_zero_std"] == 1
+    assert not [warning for warning in caught if str(warning.message).startswith("No group of the first")]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from aggregate_po import (
     PositionWeights,
     SequenceCorrection,
 )
+from aggregate_po.advantages import KalmanInnovation
 from aggregate_po.recipes import gmpo, kpo, real, tpo
 from lightning_modules import DynamicSampling, PolicyModule
 from lightning_modules.addition import AdditionProblems
@@ -85,6 +86,14 @@ def test_the_figures_are_those_of_the_completions(model_folder, tmp_path):
     assert (trial.lengths <= 6).all()
     assert (trial.lengths[~trial.finished] == 6).all()
     assert trial.pass_seconds > 0
+
+
+def test_advantages_are_those_of_the_estimator_of_the_run(model_folder, tmp_path):
+    equal = {"reward": lambda completion, example: 1.0, "group_size": 2}
+    plain, _ = found(tmp_path, model_folder, trial_data(**equal), completions=8)
+    innovative, _ = found(tmp_path, model_folder, trial_data(advantages=KalmanInnovation(), **equal), completions=8)
+    assert plain.verdict()[0].startswith("This run would not learn")
+    assert innovative.verdict()[0].startswith("This run can learn: 100.0% of the groups have an advantage")
 
 
 def test_the_first_completions_are_those_of_the_first_rollout(model_folder, tmp_path):

@@ -7,18 +7,20 @@ from lightning_modules.preflight import TrialRollout
 from lightning_modules.preflight.findings import Disagreement, Findings
 
 
-def findings(rewards, finished=1.0, disagreement=None, failed=()):
+def findings(rewards, finished=1.0, disagreement=None, failed=(), advantages=None):
     rewards = torch.tensor(rewards, dtype=torch.double)
     scored = torch.ones_like(rewards, dtype=torch.bool)
     for prompt, completion in failed:
         scored[prompt, completion] = False
     known = [row[kept].tolist() for row, kept in zip(rewards, scored, strict=True)]
     count = rewards.numel()
+    signal = torch.tensor([len(set(row)) > 1 for row in known])
     return Findings.of(
         TrialRollout(
             rewards=rewards,
             scored=scored,
-            have_signal=torch.tensor([len(set(row)) > 1 for row in known]),
+            have_signal=signal,
+            have_advantage=signal if advantages is None else torch.tensor(advantages),
             lengths=torch.full_like(rewards, 10.0),
             finished=torch.full_like(rewards, finished).bool(),
             texts=["A" * 500] * count,
@@ -44,6 +46,31 @@ def test_figures():
     assert (
         verdict == "This run can learn: 50.0% of the groups have signal. These are only 4 groups; raise --completions."
     )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "advantages", "verdict"),
+    [
+        (
+            [[1, 1]] * 5 + [[0, 0]] * 5,
+            [True] * 10,
+            "This run can learn: 100.0% of the groups have an advantage, 0.0% have signal.",
+        ),
+        (
+            [[1, 1]] * 5 + [[1, 0]] * 5,
+            [True] * 10,
+            "This run can learn: 100.0% of the groups have an advantage, 50.0% have signal.",
+        ),
+        (
+            [[1, 1]] * 5 + [[1, 0]] * 5,
+            [False] * 10,
+            "This run would not learn: 50.0% of the groups have signal, but no",
+        ),
+    ],
+)
+def test_the_verdict_is_by_the_advantages_that_the_estimator_gives(rewards, advantages, verdict):
+    """Under an estimator with another baseline than the group's mean, equal rewards have advantages."""
+    assert findings(rewards, advantages=advantages).verdict()[0].startswith(verdict)
 
 
 def test_failed_verdicts_are_counted_and_out_of_the_metrics():
