@@ -23,12 +23,17 @@ class PromptDataset(Sequence[Example], ABC):
       In typed code annotate `(self, index: Any) -> Any`: the type of a sequence has slices, too.
     - Do not shuffle. `RolloutDataModule` permutes the examples in each pass, by its seed.
     - May override `location`, so that errors name the line of a file.
+    - May override `first_index` if examples are repeated, so that schemes know a repeated prompt as one.
     - Constructor arguments become options of the command line, so annotate and document them.
     """
 
     def location(self, index: int) -> str:
         """Return the place of an example, for error messages."""
         return numbered(index, len(self))
+
+    def first_index(self, index: int) -> int:
+        """Return the index at which the data set has the same example for the first time."""
+        return index
 
 
 class StoredPrompts(PromptDataset):
@@ -60,6 +65,12 @@ def location_of(dataset: Sequence[Example], index: int) -> str:
     """Return the place of an example in a data set or a list, for error messages."""
     location = getattr(dataset, "location", None)  # a list has none
     return str(location(index)) if location else numbered(index, len(dataset))
+
+
+def first_index_of(dataset: Sequence[Example], index: int) -> int:
+    """Return the index at which a data set or a list has the same example for the first time."""
+    first_index = getattr(dataset, "first_index", None)  # a list has none
+    return int(first_index(index)) if first_index else index
 
 
 def require_prompt(example: object, location: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_modules.prompts.base import PromptDataset, location_of
+from lightning_modules.prompts.base import PromptDataset, first_index_of, location_of
 from lightning_modules.prompts.sources import PromptSource, examples_of
 
 _LONGEST_PASS = 10_000_000  # prompts; an order over more of them takes gigabytes
@@ -71,6 +73,17 @@ class Mixture(PromptDataset):
     def location(self, index: int) -> str:
         number, row = self._place(index)
         return f"source {number}, {location_of(self.sources[number], row)}"
+
+    @override
+    def first_index(self, index: int) -> int:
+        number, row = self._place(index)
+        # The copies of a source follow each other, so those of its first pass come first.
+        return int(self._places[self._starts[number] + first_index_of(self.sources[number], row)])
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Index in the mixture of each example of the sources, one source after another."""
+        return self._order.argsort()
 
     def _place(self, index: int) -> tuple[int, int]:
         """Return the number of a source, and the index in it, of an example."""

@@ -15,7 +15,7 @@ class Candidate:
     """A prompt that may be sampled, before it is tokenized.
 
     Args:
-        index: index of the example in the data set.
+        index: index of the example in the data set, the first one if it is repeated there.
         position: position in the order, which no other candidate of the run has.
         weight: importance weight of the prompt's group, by which its advantages are multiplied.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning_modules.prompts.base import Example, PromptDataset, location_in
+from lightning_modules.prompts.base import Example, PromptDataset, first_index_of, location_in
 from lightning_modules.prompts.order import Candidate, CandidateStage, PromptOrder
 
 
@@ -17,7 +17,8 @@ class Prompt:
     Args:
         example: mapping with "prompt" and the fields that the reward reads.
         token_ids: token ids of the prompt, with the chat template if there is one.
-        index: index of the example in the data set; None if it is none of the data set.
+        index: index of the example in the data set, the first one if it is repeated there; None if it is none of the
+            data set.
         weight: importance weight of the prompt's group, by which its advantages are multiplied.
     """
 
@@ -93,7 +94,7 @@ class PromptStream:
         """Return the next candidates of this rank, the position after them, and how many were skipped."""
         self.begin_at(0)
         assert self.position is not None
-        walk = _Walk(self.order, self.position)
+        walk = _Walk(self.order, self.position, lambda index: first_index_of(self._dataset, index))
         chosen = walk(count * self._ranks) if self._choose is None else self._choose(count * self._ranks, walk)
         if count and (not chosen or len(chosen) % self._ranks):
             raise ValueError(
@@ -120,12 +121,12 @@ class PromptStream:
 
 
 class _Walk:
-    """The stage of candidates below all others: the order itself, from a position."""
+    """The stage of candidates below all others: the order itself, from a position; repeated examples are one."""
 
-    def __init__(self, order: PromptOrder, position: int) -> None:
-        self._order, self.position = order, position
+    def __init__(self, order: PromptOrder, position: int, first: Callable[[int], int]) -> None:
+        self._order, self.position, self._first = order, position, first
 
     def __call__(self, count: int) -> list[Candidate]:
         start, self.position = self.position, self.position + count
         indices = self._order.slice(start, self.position)
-        return [Candidate(index, position) for position, index in enumerate(indices, start)]
+        return [Candidate(self._first(index), position) for position, index in enumerate(indices, start)]

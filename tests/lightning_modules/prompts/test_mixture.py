@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_modules import JSONLines, Mixture
+from lightning_modules.addition import AdditionProblems
 from lightning_modules.configuration import changes, described
 from lightning_modules.prompts import PromptOrder
+from lightning_modules.prompts.base import first_index_of
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 
@@ -48,6 +50,22 @@ def test_any_beginning_of_a_pass_has_the_shares_too(sizes, data):
         seen[example["prompt"][0]] += 1
         for name in whole:
             assert abs(seen[name] - count * whole[name] / len(mixed)) < len(sizes)
+
+
+@given(SIZES, st.data())
+def test_the_copies_of_an_example_have_the_index_of_the_first(sizes, data):
+    weights = data.draw(st.lists(st.sampled_from([1, 2, 3]), min_size=len(sizes), max_size=len(sizes)))
+    mixed = mixture(sizes, weights)
+    nested = Mixture([mixed, source("e", 1)], weights=[1, 3])  # copies of copies
+    for dataset in (mixed, nested):
+        prompts = [example["prompt"] for example in dataset]
+        firsts = [dataset.first_index(index) for index in range(len(dataset))]
+        assert firsts == [prompts.index(prompt) for prompt in prompts]
+
+
+def test_an_example_of_another_data_set_is_its_own_first():
+    assert [first_index_of(source("a", 3), index) for index in range(3)] == [0, 1, 2]
+    assert [first_index_of(AdditionProblems(3), index) for index in range(3)] == [0, 1, 2]
 
 
 @given(SIZES)

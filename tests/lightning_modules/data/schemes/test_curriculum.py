@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_modules.data.schemes import Curriculum
+from lightning_modules import Mixture
+from lightning_modules.data.schemes import Curriculum, DynamicPruning
 from lightning_modules.data.schemes.history import PromptHistory
 from tests.lightning_modules.data.schemes.candidates import ALONE, Endless, context, known, prompts_alone
 from tests.lightning_modules.training import BatchRecorder, RecordingEngine, fitted, small_data
@@ -106,3 +107,13 @@ def test_hard_prompts_are_sampled_once_and_then_skipped(tmp_path, model_folder, 
     assert (last["curriculum/known"], last["curriculum/in_band"], last["curriculum/pass_rate"]) == (8, 0.5, 0.25)
     saved = run.data.state_dict()["buffer"]["stages"]["scheme_0"]
     assert torch.equal(saved["indices"].sort().values, torch.arange(8))
+
+
+@pytest.mark.parametrize("scheme", [Curriculum(), DynamicPruning()])
+def test_a_prompt_that_a_mixture_repeats_has_one_number(tmp_path, model_folder, scheme):
+    dataset = Mixture([[{"prompt": "0 + 0"}], [{"prompt": f"1 + {number}"} for number in range(4)]], weights=[1, 1])
+    assert len(dataset) == 8
+    data = small_data(dataset=dataset, schemes=[scheme], prompts_per_rollout=8)
+    fitted(tmp_path, model_folder, data=data)
+    indices = scheme.state_dict()["indices"].tolist()
+    assert sorted(dataset[index]["prompt"] for index in indices) == ["0 + 0", *(f"1 + {n}" for n in range(4))]
