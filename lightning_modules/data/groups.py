@@ -164,7 +164,8 @@ class GroupSampler:
         group_size: number of completions per prompt.
         temperature: sampling temperature.
         updates: number of updates that the rollout is split into.
-        seeds: numbers from which sampling seeds are derived; different for each rollout and rank.
+        seeds: numbers from which sampling seeds are derived; different for each rollout, and for each rank unless the
+            sampler numbers its completions over the ranks.
         trainer: trainer, for collectives over ranks.
         dataset: examples of the data set.
 
@@ -198,8 +199,8 @@ class GroupSampler:
         self._dataset = dataset
         self._calls, self._skipped_before = 0, prompts.skipped
         self._memories: dict[int, dict[str, Any]] = {}
-        # Calls of the engine have the numbers from 1 in this place, or none.
-        self.generator = torch.Generator().manual_seed(derived_seed(*seeds, 0))
+        # Calls of the engine have the numbers from 1 in this place, or none. The seeds may be the same on all ranks.
+        self.generator = torch.Generator().manual_seed(derived_seed(*seeds, 0, self.rank))
 
     def __call__(self, count: int) -> Groups:
         """Take the next prompts of this rank, and return their scored groups."""

@@ -117,7 +117,10 @@ class StagedDataModule(BufferedDataModule, ABC):
         return groups.rewards
 
     def seeds_of(self, number: int) -> tuple[int, ...]:
-        """Return the numbers from which the seeds of a rollout are derived; different for each rollout and rank."""
+        """Return the numbers from which the sampling seeds of a rollout are derived; different for each rollout.
+
+        They are different for each rank, too, unless the sampler numbers its completions over the ranks.
+        """
         return self.seed, number, data_parallel_rank(self._trainer)
 
     def weights_of(self, groups: Groups, log_probs: RolloutLogProbs) -> tuple[PerToken | None, Mapping[str, float]]:

@@ -42,7 +42,7 @@ class FlowDataModule(StagedDataModule):
 
     A trajectory is a completion whose tokens are denoising steps. Rollouts, advantages, totals and resumes are those
     of `RolloutDataModule`, with one Lightning epoch for each rollout. The number of ranks does not change what is
-    sampled.
+    sampled without `schemes`; a scheme may choose by rank, as `DynamicSampling` does, which fills the shard of each.
 
     Args:
         dataset: Training examples: mappings with "prompt" and what the model and the rewards read, or the path of a

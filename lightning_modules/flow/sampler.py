@@ -84,7 +84,7 @@ class TrajectorySampler(CompletionSampler):
     """Samples trajectories from the current policy.
 
     The noise of a trajectory depends on the seed and on its number over all ranks, so the number of ranks changes
-    nothing. A trajectory has neither a temperature nor a nucleus.
+    nothing if all ranks together sample the same prompts. A trajectory has neither a temperature nor a nucleus.
 
     Args:
         policy: policy to sample from.

@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lightning import Callback
 from aggregate_po.recipes import grpo
 from lightning_modules import PolicyModule
 from lightning_modules.callbacks.checkpoints import RunCheckpoint
-from lightning_modules.data.groups import Groups
+from lightning_modules.data.groups import Groups, GroupSampler
 from lightning_modules.data.schemes import DynamicSampling, SamplingScheme
 from lightning_modules.data.schemes.stack import SchemeStack
 from lightning_modules.prompts import Prompt
@@ -441,3 +442,15 @@ def test_a_prompt_is_tokenized_once(tmp_path, model_folder, overlap):
     data = dynamic_data(ElsewhereEngine(), overlap=overlap, validation=[{"prompt": "1001 + 1"}])
     fitted(tmp_path, model_folder, data=data, callbacks=[noted], max_steps=6)
     assert len(noted.texts) == len(set(noted.texts)) > 10
+
+
+def test_schemes_of_different_ranks_and_rollouts_choose_by_other_random_numbers():
+    """The sampling seeds of trajectories are the same on all ranks."""
+
+    def numbers(rank, rollout):
+        trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": 2})
+        parts = None, SimpleNamespace(skipped=0), None, "score", "mask", 2, 1.0, 1
+        return tuple(torch.rand(3, generator=GroupSampler(*parts, (0, rollout), trainer).generator).tolist())
+
+    assert numbers(0, 0) == numbers(0, 0)
+    assert len({numbers(rank, rollout) for rank in (0, 1) for rollout in (0, 1)}) == 4
