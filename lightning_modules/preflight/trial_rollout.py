@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ class TrialData(RolloutDataModule):
         self.check_prompts()
         self.sampler.fix_lengths(dataset=self.dataset)
         self.policy.choose_layout()
-        return [_TrialLoader(self, self._group_sampler(0), self._trainer)]
+        return [_TrialLoader(self, self._group_sampler, self._trainer)]
 
     def completions_of_pass(self) -> int:
         """Return the number of completions of a full micro-batch on each rank."""
@@ -86,8 +86,8 @@ class TrialData(RolloutDataModule):
 class _TrialLoader:
     """Data loader that samples the groups, measures the time of a pass over a micro-batch, and yields no batch."""
 
-    def __init__(self, data: TrialData, groups: GroupSampler, trainer: Trainer) -> None:
-        self._data, self._groups, self._trainer = data, groups, trainer
+    def __init__(self, data: TrialData, of_rollout: Callable[[int], GroupSampler], trainer: Trainer) -> None:
+        self._data, self._of_rollout, self._trainer = data, of_rollout, trainer
 
     def __len__(self) -> int:
         return 1  # with none, Lightning would not ask for a batch
@@ -98,8 +98,8 @@ class _TrialLoader:
         parts: list[Groups] = []
         started = time.perf_counter()
         with progress_bar(total=count * ranks, desc="sampling", unit="prompt", leave=False) as progress:
-            for start in range(0, count, at_once):
-                parts.append(self._groups(min(at_once, count - start)))
+            for number, start in enumerate(range(0, count, at_once)):  # with the prompts and the seeds of that rollout
+                parts.append(self._of_rollout(number)(min(at_once, count - start)))
                 progress.update(len(parts[-1]) * ranks)
         groups, seconds = Groups.joined(parts), time.perf_counter() - started
         estimated = self._estimated(groups)

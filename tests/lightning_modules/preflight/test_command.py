@@ -22,7 +22,7 @@ from lightning_modules.planning.settings import TrainerSettings
 from lightning_modules.preflight import TrialData, preflight
 from lightning_modules.preflight.command import PreflightCLI, preflight_command
 from tests.lightning_modules.command_line import arguments
-from tests.lightning_modules.training import fitted, quiet_trainer, small_data
+from tests.lightning_modules.training import RecordingEngine, fitted, quiet_trainer, small_data
 
 
 def coin(completion, example):
@@ -109,6 +109,16 @@ def test_the_first_completions_are_those_of_the_first_rollout(model_folder, tmp_
     module, data = PolicyModule(model_folder, gmpo()), trial_data(reward=noted)
     quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
     assert trial == seen
+
+
+def test_later_completions_have_the_prompts_and_seeds_of_later_rollouts(model_folder, tmp_path):
+    of_trial, of_run = RecordingEngine(), RecordingEngine()
+    found(tmp_path, model_folder, trial_data(rollouts=of_trial), completions=32)
+    module, data = PolicyModule(model_folder, gmpo()), trial_data(rollouts=of_run)
+    quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(module, data)
+    assert of_trial.prompts == of_run.prompts
+    assert [sampling.seed for sampling in of_trial.sampling] == [sampling.seed for sampling in of_run.sampling]
+    assert len(of_run.sampling) == 2
 
 
 def test_the_model_is_left_as_it_was_and_without_gradients(model_folder, tmp_path):
