@@ -9,11 +9,12 @@ from functools import cached_property
 from itertools import accumulate
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_modules.prompts.base import PromptDataset, first_index_of, location_of
-from lightning_modules.prompts.sources import PromptSource, examples_of
+from lightning_modules.prompts.base import Example, PromptDataset, first_index_of, location_of
+from lightning_modules.prompts.sources import PromptSource, different_prompts, examples_of, is_in_memory
 
 _LONGEST_PASS = 10_000_000  # prompts; an order over more of them takes gigabytes
 
@@ -38,6 +39,7 @@ class Mixture(PromptDataset):
         if isinstance(sources, str) or not sources:
             raise ValueError(f"`sources` is {sources!r}; pass a list with at least one source of prompts.")
         self.sources = [examples_of(f"sources[{number}]", source) for number, source in enumerate(sources)]
+        _report_shared(self.sources)
         self.weights = None if weights is None else list(weights)
         counts = self._counts()
         self._starts = list(accumulate(counts[:-1], initial=0))
@@ -90,3 +92,21 @@ class Mixture(PromptDataset):
         flat = int(self._order[index])
         number = bisect_right(self._starts, flat) - 1
         return number, (flat - self._starts[number]) % len(self.sources[number])
+
+
+def _report_shared(sources: Sequence[Sequence[Example]]) -> None:
+    """Log how many prompts are in several sources; repetitions within one are reported with that source."""
+    found = [_different_prompts(source) for source in sources]
+    total = sum(map(len, found))
+    shared = total - len(set().union(*found))
+    if shared:
+        rank_zero_info(
+            f"`sources`: {shared:,} of {total:,} different prompts of the sources are in an earlier source, too."
+        )
+
+
+def _different_prompts(source: Sequence[Example]) -> set[str]:
+    """Return the different prompts of a source that is in memory, or of such sources of a mixture."""
+    if isinstance(source, Mixture):
+        return set().union(*map(_different_prompts, source.sources))
+    return different_prompts(source) if is_in_memory(source) else set()

@@ -71,14 +71,24 @@ def examples_of(name: str, dataset: Sequence[Example] | str) -> Sequence[Example
     if isinstance(examples, (list, tuple)):  # the files have been checked, and a data set may be slow or endless
         for index, example in enumerate(examples):
             require_prompt(example, location_in(name, examples, index))
-    if isinstance(examples, (list, tuple, StoredPrompts)):
+    if is_in_memory(examples):
         _report(name, examples)
     return examples
 
 
+def is_in_memory(examples: Sequence[Example]) -> bool:
+    """Whether all examples can be read at no cost; another data set may be slow or endless."""
+    return isinstance(examples, (list, tuple, StoredPrompts))
+
+
+def different_prompts(examples: Sequence[Example]) -> set[str]:
+    """Return each prompt once, in a form that tells texts from messages."""
+    return {repr(example["prompt"]) for example in examples}
+
+
 def _report(name: str, examples: Sequence[Example]) -> None:
     """Log how many prompts occur more than once, and warn of examples without the answer that others have."""
-    repeated = len(examples) - len({repr(example["prompt"]) for example in examples})
+    repeated = len(examples) - len(different_prompts(examples))
     if repeated:
         rank_zero_info(f"`{name}`: {repeated:,} of {len(examples):,} prompts are duplicates of others.")
     missing = sum(example.get("answer") is None for example in examples)

@@ -1,6 +1,7 @@
 """Mixtures of prompt sources: shares, passes, and places."""
 
 import json
+import logging
 from collections import Counter
 from fractions import Fraction
 from math import ceil, floor
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_modules import JSONLines, Mixture
 from lightning_modules.addition import AdditionProblems
 from lightning_modules.configuration import changes, described
-from lightning_modules.prompts import PromptOrder
+from lightning_modules.prompts import PromptDataset, PromptOrder
 from lightning_modules.prompts.base import first_index_of
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=4)
@@ -155,3 +156,24 @@ def test_sources_are_named_by_a_configuration(tmp_path, monkeypatch):
     saved = yaml.safe_load((tmp_path / "saved.yaml").read_text())["fit"]["data"]["dataset"]["init_args"]
     assert saved["sources"][0] == "a.jsonl"
     assert saved["sources"][1]["class_path"] == "lightning_modules.HubDataset"
+
+
+class Slow(PromptDataset):
+    """A data set of a user, which is not read as a whole."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise AssertionError("an example was read")
+
+
+def test_prompts_that_several_sources_have_are_counted(caplog):
+    with caplog.at_level(logging.INFO):
+        nested = Mixture([source("a", 2), source("b", 3)])
+        assert not caplog.messages
+        Mixture([source("a", 3), nested, source("b", 1) * 2, Slow()])
+    assert caplog.messages == [
+        "`sources[2]`: 1 of 2 prompts are duplicates of others.",
+        "`sources`: 3 of 9 different prompts of the sources are in an earlier source, too.",
+    ]
