@@ -1,4 +1,4 @@
-"""What a scheme counts over all its calls within a rollout, of which a scheme around it may make several."""
+"""Sums over all calls of a scheme within a rollout, of which a scheme around it may make several."""
 
 from __future__ import annotations
 
