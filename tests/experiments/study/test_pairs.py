@@ -28,6 +28,10 @@ PAIRS = [
     ("with the narrow one in 12", "addition", 16, "gmpo_narrow_clip", "grpo", NORM, "all", 3, 15),
     ("without clips in nine of ten", "addition", 16, "gmpo_no_clip", "grpo_no_clip", NORM, "all", 1, 10),
     ("higher reward in 10 of 15 pairs with GRPO", "addition", 16, "gmpo", "grpo", REWARD, "all", 10, 15),
+    ("is higher than GMPO's", "addition", 16, "gmpo_without_length_norm", "gmpo", REWARD, "all", 6, 8),
+    ("wider than PMPO's in all eight pairs", "addition", 16, "holder_po", "pmpo", WIDTH, "all", 8, 8),
+    ("CTPO's range is wider in 11 of 12 pairs", "addition", 16, "ctpo", "grpo", WIDTH, "all", 11, 12),
+    ("is lower than GRPO's in 11 of 12 pairs", "addition", 16, "ctpo", "grpo", NORM, "all", 1, 12),
     ("but in 12 of 25 pairs only", "spell_backward", 4, "gmpo", "grpo", WIDTH, "all", 12, 25),
 ]
 CLIPPED = ("grpo", "grpo_wide_clip", "gmpo", "gmpo_narrow_clip", "hmpo", "quadratic", "pmpo", "gspo")
@@ -39,6 +43,12 @@ SURVIVORS = [
     ("GSPO and PMPO in four", "addition", 16, ("gspo",), 1.4e-4, 4, 5),
     ("GSPO and PMPO in four", "addition", 16, ("pmpo",), 1.4e-4, 4, 5),
     ("the exponent 2 in one", "addition", 16, ("quadratic",), 1.4e-4, 1, 5),
+    ("CTPO and GMPO with a clip of the completion survive", "addition", 16, ("ctpo",), 1.4e-4, 4, 4),
+    ("CTPO and GMPO with a clip of the completion survive", "addition", 16, ("gmpo_sequence_clip",), 1.4e-4, 4, 4),
+    ("HölderPO, DAPO and GMPO without the root in two", "addition", 16, ("holder_po",), 1.4e-4, 2, 4),
+    ("HölderPO, DAPO and GMPO without the root in two", "addition", 16, ("dapo",), 1.4e-4, 2, 4),
+    ("HölderPO, DAPO and GMPO without the root in two", "addition", 16, ("gmpo_without_length_norm",), 1.4e-4, 2, 4),
+    ("Dr. GRPO and KPO in none", "addition", 16, ("dr_grpo", "kpo"), 1.4e-4, 0, 8),
     ("and neither mean without a clip in any", "addition", 16, NO_CLIP, 1.4e-4, 0, 10),
 ]
 BELOW = {"all": 1.0, "below": 1e-4}
