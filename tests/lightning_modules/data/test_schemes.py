@@ -449,8 +449,9 @@ def test_schemes_of_different_ranks_and_rollouts_choose_by_other_random_numbers(
 
     def numbers(rank, rollout):
         trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": 2})
-        parts = None, SimpleNamespace(skipped=0), None, "score", "mask", 2, 1.0, 1
-        return tuple(torch.rand(3, generator=GroupSampler(*parts, (0, rollout), trainer).generator).tolist())
+        no_rewards = SimpleNamespace(names=[], may_fail=[])
+        parts = None, SimpleNamespace(skipped=0), no_rewards, "score", "mask", 2, 1.0, 1
+        return tuple(torch.rand(3, generator=GroupSampler(*parts, (0, rollout), trainer, []).generator).tolist())
 
     assert numbers(0, 0) == numbers(0, 0)
     assert len({numbers(rank, rollout) for rank in (0, 1) for rollout in (0, 1)}) == 4
