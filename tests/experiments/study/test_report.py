@@ -170,8 +170,8 @@ def test_results_that_are_missing_are_refused(results, tmp_path, script, capsys)
 @pytest.mark.parametrize("script", [plots, report, pairs])
 def test_a_task_that_is_unknown_is_refused(results, script, capsys):
     with pytest.raises(SystemExit):
-        script.main(["--results", str(results), "--task", "additon"])
-    assert "argument --task: invalid choice: 'additon'" in capsys.readouterr().err
+        script.main(["--results", str(results), "--task", "subtraction"])
+    assert "argument --task: invalid choice: 'subtraction'" in capsys.readouterr().err
 
 
 def test_curves_have_the_range_over_seeds(results, tmp_path):
