@@ -59,7 +59,6 @@ def test_the_commands_run_one_after_another(folder, tiny_model, monkeypatch, cap
     model = replace(task.model, steps=2)
     short = replace(task, model=model, held_out=[task.held_out[0]], reward=length_reward)
     monkeypatch.setitem(TASKS, "addition", lambda: short)
-    monkeypatch.setattr(fidelity, "addition", lambda: short)
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: InProcess)
     monkeypatch.setattr(training, "PROMPTS_PER_ROLLOUT", 2)
     for name, value in (("FROZEN", 2), ("FRESH", 2), ("UPDATES", (1,)), ("PROMPTS_PER_ROLLOUT", 2)):

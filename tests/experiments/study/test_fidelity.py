@@ -11,7 +11,7 @@ from aggregate_po.recipes import gmpo, grpo
 from experiments.study import fidelity
 from experiments.study.fidelity import Learner, MeanGradient, compared
 from experiments.study.report import fidelities
-from experiments.study.tasks import addition
+from experiments.study.tasks import TASKS, addition
 from experiments.tables import read_rows
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_arguments_that_mean_nothing_are_refused(arguments, words, tmp_path, cap
 
 
 def test_checkpoints_are_measured_where_their_key_says(monkeypatch, tmp_path, task):
-    monkeypatch.setattr(fidelity, "addition", lambda: task)
+    monkeypatch.setitem(TASKS, "addition", lambda: task)
     monkeypatch.setattr(fidelity, "Learner", lambda task: None)
     asked = []
     monkeypatch.setattr(fidelity, "paths", lambda options, learner: asked.extend(options.checkpoints) or [])
@@ -130,7 +130,7 @@ def test_restored_learner_goes_the_same_way_again(task):
 
 
 def test_shortened_measurement_goes_on_where_it_was_from_the_same_model(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(fidelity, "addition", lambda: task)
+    monkeypatch.setitem(TASKS, "addition", lambda: task)
     for name, value in (
         ("FROZEN", 2),
         ("FRESH", 2),
@@ -149,7 +149,7 @@ def test_shortened_measurement_goes_on_where_it_was_from_the_same_model(task, tm
     expected = [("1", "gmpo"), ("2", "gmpo"), *(("1", name) for name in further), *(("2", name) for name in further)]
     assert [(row["updates"], row["objective"]) for row in rows] == expected
     other = replace(task, model=replace(task.model, steps=3))  # as another processor makes it
-    monkeypatch.setattr(fidelity, "addition", lambda: other)
+    monkeypatch.setitem(TASKS, "addition", lambda: other)
     fidelity.main(["--objectives", "gmpo", *options])
     rows = read_rows(tmp_path / "fidelity.csv")
     assert [row["start"] for row in rows] == [task.start] * 8 + [other.start] * 2
