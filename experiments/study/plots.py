@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from experiments.figures.style import Value, legend_below, look, panels, plot_parser, save, write_table
 from experiments.study.design import CORE
-from experiments.study.report import OBJECTIVES, fidelities, nothing, objectives_of, rates_of, updates_of
+from experiments.study.report import OBJECTIVES, fidelities, nothing, objectives_of, of_updates, rates_of, updates_of
 from experiments.study.run import FOLDER
 from experiments.study.statistics import Run, edges, load, tuned_learning_rate
 from experiments.study.tasks import TASKS
@@ -48,7 +48,7 @@ def plot_runs(runs: Mapping[str, Sequence[Run]], folder: Path, formats: Sequence
     for panel, (task, updates) in zip(axes, settings, strict=False):
         own = [run for run in runs[task] if run.updates == updates]
         rows += _plotted_runs(panel, own)
-        panel.set_title(f"{task}, {updates} {'update' if updates == 1 else 'updates'}")
+        panel.set_title(f"{task}, {of_updates(updates)}")
         panel.set_xlabel("learning rate")
         panel.set_ylabel("held-out reward")
     for panel in axes[len(settings) :]:

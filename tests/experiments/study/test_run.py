@@ -184,12 +184,13 @@ def test_shortened_study_runs_and_goes_on_where_it_was(task, tmp_path, monkeypat
     monkeypatch.setitem(TASKS, task.__name__, lambda: short)
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: InProcess)
     options = ["--task", task.__name__, "--seeds", "0", "--rollouts", "2", "--output", str(tmp_path)]
-    options += ["--updates", "2", "--learning_rates", "1e-4"]
+    options += ["--updates", "2", "--learning_rates", "2e-4"]
     run.main(["--objectives", "gmpo", *options])
     run.main(["--objectives", "gmpo,tests.experiments.study.test_run.OwnMean", *options])
     with (tmp_path / "runs.csv").open() as file:
-        names = [row["objective"] for row in csv.DictReader(file)]
-    assert names == ["gmpo", "tests.experiments.study.test_run.OwnMean"]
+        made = list(csv.DictReader(file))
+    assert [row["objective"] for row in made] == ["gmpo", "tests.experiments.study.test_run.OwnMean"]
+    assert {row["highest_rate"] for row in made} == {"0.0002"}
     with (tmp_path / "rollouts.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["rollout"] for row in rows] == ["0", "1", "0", "1"]
